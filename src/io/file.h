@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+/// File: the bytes of one regular file or block device, through a Reactor.
+///
+/// This is the one place where short transfers, EINTR, O_DIRECT alignment and a failed fsync end:
+///  * read() and write() transfer all or fail.  Reads beyond the end give zeros.
+///  * Buffered files take any offset and length.  With O_DIRECT a request that is not aligned to
+///    block_size (or whose memory is not) goes through an aligned buffer; a write that is not
+///    aligned to the block is a read-modify-write, serialised with every other write to that block
+///    (docs/engine.md, L6).
+///  * A failed sync latches: every later write and sync fails with EIO until the file is opened
+///    again; reads go on (docs/engine.md, M4).
+///  * EFBIG and ENOSPC come back as such; the file is not changed beyond the failed range.
+/// Cost: one frame and one Op for an aligned request.
+/// Not here: caching, formats, which files may be opened (gate.h).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "base/bytes.h"
+#include "coro/range_lock.h"
+#include "io/reactor.h"
+
+namespace byre {
+
+struct FileOptions {
+  bool writable = false;
+  bool direct = false;      ///< O_DIRECT: past the page cache.
+  bool create = false;      ///< Make it; fails if it is there, unless `replace`.
+  bool replace = false;     ///< With create: truncate what is there.
+  bool lock = true;         ///< Take QEMU's byte-range locks (file_lock.h).
+  bool share_lock = false;  ///< qemu-img's -U: do not insist on being the only writer.
+};
+
+class File {
+ public:
+  /// What is known of an open file.
+  struct Properties {
+    std::string name;  ///< As the user or the gate named it; for messages.
+    int fd = -1;
+    uint64_t size = 0;  ///< Bytes, as of opening.
+    uint32_t block_size =
+        1;  ///< What O_DIRECT demands of offset, length and memory; 1 when buffered.
+    bool writable = false;
+    bool block_device = false;       ///< Fixed size; holes are not known to read as zeros.
+    bool can_punch = true;           ///< fallocate(PUNCH_HOLE) is worth trying.
+    bool can_zero = true;            ///< fallocate(ZERO_RANGE) is worth trying.
+    uint64_t device = 0, inode = 0;  ///< Identity, for loops in backing chains.
+  };
+
+  /// Opens a real file: O_CLOEXEC, O_NONBLOCK while it is not known to be a regular file or a block
+  /// device; anything else is refused (docs/compatibility.md).  Takes the locks.
+  static Result<std::unique_ptr<File>> open(Reactor& reactor, const std::string& path,
+                                            FileOptions options);
+  /// Over a descriptor that this File then owns (the simulator's, or one that was passed in).
+  File(Reactor& reactor, Properties properties);
+  ~File();
+  File(const File&) = delete;
+
+  /// Fills `data` from `offset`; what lies beyond the end reads as zeros.
+  Task<void> read(uint64_t offset, MutableBytes data);
+  /// `durable`: on stable storage when it completes (RWF_DSYNC, or write and sync).
+  Task<void> write(uint64_t offset, Bytes data, bool durable = false);
+  /// fdatasync that begins after this call.
+  Task<void> sync();
+  /// Makes the range a hole that reads as zeros; Errc::unsupported where that cannot be promised.
+  Task<void> punch(uint64_t offset, uint64_t length);
+  /// Makes the range read as zeros and keeps blocks for it; writes zeros where it must.
+  Task<void> zero(uint64_t offset, uint64_t length);
+  /// Makes sure that blocks exist for the range, extending the file if it ends inside.  Contents do
+  /// not change.  Where fallocate is not supported: writes zeros beyond the end of the file, does
+  /// nothing below it.
+  Task<void> allocate(uint64_t offset, uint64_t length);
+  Task<void> truncate(uint64_t size);
+  /// The next extent: whether [offset, ...) is data or a hole, and for how long
+  /// (SEEK_DATA/SEEK_HOLE through the worker pool; all data where that is not known).
+  struct Extent {
+    uint64_t length;
+    bool data;
+  };
+  Task<Extent> extent(uint64_t offset, uint64_t length);
+
+  uint64_t size() const { return properties_.size; }
+  const Properties& properties() const { return properties_; }
+  Reactor& reactor() { return reactor_; }
+  /// True once a sync has failed.
+  bool latched() const { return latched_; }
+
+ private:
+  Task<int64_t> transfer(Op::Kind kind, uint64_t offset, void* buffer, uint64_t length, bool dsync);
+  Task<void> read_unaligned(uint64_t offset, MutableBytes data);
+  Task<void> write_unaligned(uint64_t offset, Bytes data, bool durable);
+  Error latched_error() const;
+
+  Reactor& reactor_;
+  Properties properties_;
+  RangeLock blocks_;  ///< In units of block_size: unaligned writes hold theirs exclusively.
+  bool latched_ = false;
+};
+
+}  // namespace byre
