@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Checking an image at rest: counts every reference by itself, compares with the refcounts, and
+/// repairs on request.
+///
+/// What is counted: header, refcount table and blocks, L1 and L2 tables (active and each
+/// snapshot's), data, one reference per host cluster that a compressed stream touches, snapshot
+/// table, bitmap directory, tables and data, the LUKS header.
+/// Memory follows what is allocated, not the file's length: counts are kept by region, and only for
+/// regions that have references or a refcount block.
+/// Repair never frees before all owners are known, and writes new structures into fresh space before
+/// it switches the header to them (docs/engine.md, O1 to O6).  Leaks are not repaired while
+/// corruptions remain.
+/// Not here: a check while the image is served.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "qcow2/head.h"
+
+namespace byre {
+
+enum class Repair : uint8_t { none, leaks, all };
+
+struct CheckOptions {
+  Repair repair = Repair::none;
+  /// Called now and then with a fraction from 0 to 1.
+  std::function<void(double)> progress;
+  uint64_t findings_max = 10000;  ///< Kept with words; all are counted.
+};
+
+struct CheckReport {
+  struct Finding {
+    enum class Kind : uint8_t { corruption, leak, note } kind;
+    std::string text;  ///< One sentence: structure, where, what is wrong.
+    bool repaired = false;
+  };
+  std::vector<Finding> findings;
+  uint64_t corruptions = 0;        ///< Left after repair.
+  uint64_t leaks = 0;              ///< Leaked clusters left after repair.
+  uint64_t corruptions_fixed = 0;
+  uint64_t leaks_fixed = 0;
+  uint64_t check_errors = 0;       ///< Places that could not be read.
+  uint64_t total_clusters = 0;     ///< Guest clusters of the disk.
+  uint64_t allocated_clusters = 0; ///< Guest clusters with data (compressed ones too).
+  uint64_t compressed_clusters = 0;
+  uint64_t fragmented_clusters = 0; ///< Data clusters that do not follow their predecessor.
+  uint64_t image_end_offset = 0;   ///< Behind the last host cluster in use.
+};
+
+/// Checks, and with options.repair repairs, the image in `file`.  Errors are failures of the disk or
+/// an image that cannot be walked at all; everything found is in the report.
+Task<CheckReport> check_image(Device& file, CheckOptions options);
+
+/// Makes the refcounts and COPIED flags of a dirty image true, then clears the dirty bit: what a
+/// writable open does with an image that was not closed.
+Task<CheckReport> rebuild_refcounts(Device& file);
+
+}  // namespace byre

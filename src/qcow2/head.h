@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Head: the first cluster of an image, read and parsed: what open, check and info begin with.
+///
+/// Cost: two reads.  Not here: tables (open.cc), what may be opened by name (io/gate.h).
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "block/device.h"
+#include "format/extension.h"
+#include "format/header.h"
+#include "format/snapshot.h"
+
+namespace byre {
+
+struct Head {
+  Header header;
+  Extensions extensions;
+  std::optional<std::string> backing_file;
+  Geometry geometry;
+  /// The first 512 bytes as they are in the file; fields are changed here and written back.
+  std::vector<std::byte> sector;
+};
+
+/// Reads and parses; refuses incompatible features that are not known.
+Task<Head> load_head(Device& file, OpenFor purpose = OpenFor::use);
+/// The snapshot table; empty without snapshots.
+Task<std::vector<Snapshot>> load_snapshots(Device& file, const Head& head);
+/// `entries` big-endian words at `at` (an L1 or refcount table), in host order.  Bytes beyond the
+/// end of the file are an error: a table must be there whole.
+Task<std::vector<uint64_t>> load_table(Device& file, HostOffset at, uint64_t entries, Mark mark);
+/// Is this the start of a qcow2 file?
+bool looks_like_qcow2(Bytes start);
+
+}  // namespace byre

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Image: a qcow2 disk, open.  The whole engine on one screen.
+///
+/// A guest request goes through here like this (docs/engine.md has the rules by name):
+///   read     pins the epoch, looks its clusters up, reads them, unpins.  Takes no lock.
+///   write    in place under a shared range lock; else exclusive: reserve, fill, stage.
+///   zero     whole units are staged as zeros under an exclusive lock; the edges are written.
+///   discard  whole clusters are staged as zeros; their hosts wait in limbo.
+///   flush    commits what is staged, and syncs.
+///
+/// map_        guest cluster -> what it is: committed tables, and over them what is staged
+/// allocator_  host clusters: free, reserved, referenced, in limbo
+/// stages_     what requests have changed since the last commit, by generation
+/// epochs_     which I/O may still be using a host cluster
+/// locks_      who may change which guest clusters now
+///
+/// Invariant: a host cluster is reused only when the removal of its pointer is durable and all I/O
+/// that resolved to it has ended; nothing is pointed to before its contents and refcount are durable.
+/// Threads: belongs to one reactor.
+/// Memory: options.table_cache_size, the L1 and refcount tables (32 and 8 MiB at most), one byte for
+/// each host cluster of the 2 GiB regions (at 64 KiB clusters) that were written to, staged entries up
+/// to options.staged_max.
+/// Not here: format (format/), files and locks on them (io/), what may be opened (io/gate.h).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "block/device.h"
+#include "coro/event.h"
+#include "coro/range_lock.h"
+#include "coro/scope.h"
+#include "coro/semaphore.h"
+#include "io/gate.h"
+#include "qcow2/allocator.h"
+#include "qcow2/epochs.h"
+#include "qcow2/head.h"
+#include "qcow2/map.h"
+#include "qcow2/stages.h"
+
+namespace byre {
+
+enum class DiscardPolicy : uint8_t {
+  ignore,  ///< Discards change nothing; freed host clusters keep their blocks.
+  unmap,   ///< Discarded clusters are freed, and freed clusters become holes.
+};
+
+struct ImageOptions {
+  bool writable = false;
+  bool direct = false;      ///< O_DIRECT for this file and those below it.
+  bool lock = true;         ///< QEMU's file locks.
+  bool share_lock = false;  ///< Read although another process writes (-U).
+  DiscardPolicy discard = DiscardPolicy::unmap;
+  std::string snapshot;     ///< Open this internal snapshot, by id or name; read-only.
+  std::string data_file;    ///< Instead of the data file that the image names.
+  bool without_backing = false;  ///< Only this layer: what is not allocated reads as zeros.
+  uint32_t chain_depth_max = 64;
+  uint64_t table_cache_size = 32 * MiB;  ///< L2 slices; 8 KiB at least.
+  uint64_t staged_max = 64 * 1024;       ///< Entries staged before writers wait for a commit.
+  int64_t commit_delay = kSecond;        ///< Staged work is committed after this many ns at the latest (M6).
+  uint64_t host_size_max = UINT64_MAX;   ///< The file may not grow beyond this: ENOSPC.
+  uint64_t growth_step = 16 * MiB;       ///< The file's length is raised ahead by this much.
+  /// Told what the user should know: "image was not closed cleanly; refcounts were rebuilt".
+  std::function<void(const std::string&)> message;
+};
+
+/// Counters since the image was opened.
+struct ImageStats {
+  uint64_t commits = 0;
+  uint64_t commit_failures = 0;
+  uint64_t writes_in_place = 0;    ///< Runs of clusters, not requests.
+  uint64_t writes_allocating = 0;
+  uint64_t clusters_allocated = 0;
+  uint64_t clusters_freed = 0;
+  uint64_t table_loads = 0;
+};
+
+class Image final : public Device {
+ public:
+  /// Opens the image that `gate` has under `name`, with its backing chain and data file.
+  static Task<std::unique_ptr<Image>> open(Reactor& reactor, Gate& gate, std::string name, ImageOptions options);
+  /// Opens the image inside `file` (a fault filter over a file, say).  `gate` opens what it names.
+  static Task<std::unique_ptr<Image>> open_over(std::unique_ptr<Device> file, Gate& gate, ImageOptions options);
+  /// Asserts that close() ended or abandon() was called.
+  ~Image() override;
+
+  uint64_t size() const override { return size_; }
+  bool writable() const override { return options_.writable; }
+  uint32_t preferred_size() const override { return static_cast<uint32_t>(head_.geometry.cluster_size()); }
+  const std::string& name() const override { return file_->name(); }
+  Reactor& reactor() override { return reactor_; }
+  Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override;
+  Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
+  Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
+  Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;
+  Task<void> flush(Mark mark = Mark::flush) override;
+  Task<Extent> status(uint64_t offset, uint64_t length) override;
+  /// Grows the disk; smaller is refused (for now with Errc::unsupported).
+  Task<void> resize(uint64_t size) override;
+  /// Drains, commits twice (the second writes the decrements), gives back what the file was grown
+  /// ahead: no leak after it.
+  Task<void> close() override;
+  /// The simulated process died: forget everything without I/O.
+  void abandon();
+
+  const Head& head() const { return head_; }
+  const Geometry& geometry() const { return head_.geometry; }
+  const std::vector<Snapshot>& snapshots() const { return snapshots_; }
+  /// Null when there is none.
+  Device* backing() { return backing_.get(); }
+  Device& file() { return *file_; }
+  /// Where guest data are: the file itself, or the external data file.
+  Device& data_file() { return data_ ? *data_ : *file_; }
+  ImageStats stats() const;
+
+ private:
+  Image(std::unique_ptr<Device> file, Head head, ImageOptions options);
+
+  // open.cc
+  Task<void> load(Gate& gate);
+  Task<void> open_snapshot();
+  Task<void> open_below(Gate& gate);
+  Task<void> begin_writing();
+  Error refuse_writing() const;
+
+  // read.cc
+  Task<void> read_piece(const Mapping& mapping, GuestCluster cluster, uint64_t within, MutableBytes data);
+  Task<void> read_host(HostOffset at, MutableBytes data, Mark mark);
+  Task<void> read_compressed(const Mapping& mapping, GuestCluster cluster, uint64_t within, MutableBytes data);
+  Task<void> read_below(uint64_t offset, MutableBytes data);
+
+  // write.cc
+  struct Part;   // The part of a request inside one cluster.
+  Task<bool> write_clusters(uint64_t offset, Bytes data, bool fua);
+  Task<uint64_t> write_in_place(uint64_t offset, Bytes data, bool fua, bool& durable);
+  Task<void> write_allocating(uint64_t offset, Bytes data);
+  Task<void> fill_fresh(uint64_t offset, Bytes data, std::vector<Mapping>& old, size_t first, size_t count,
+                        const Reservation& fresh);
+  Task<void> write_host(HostOffset at, Bytes data, bool fua, Mark mark);
+  bool reads_zero_below(uint64_t offset, uint64_t length) const;
+
+  // zero.cc, discard.cc
+  Task<void> zero_clusters(GuestCluster first, uint64_t count, bool may_unmap);
+  Task<void> zero_edge(uint64_t offset, uint64_t length, ZeroOptions options);
+  void publish(GuestCluster cluster, const Mapping& mapping, const Mapping& old);
+
+  // commit.cc
+  friend class Commit;
+  Task<void> commit_once(Mark mark);
+  Task<void> room_to_stage();
+  void arm_timer();
+  Task<void> linger();
+
+  Reactor& reactor_;
+  std::unique_ptr<Device> file_;
+  std::unique_ptr<Device> data_;
+  std::unique_ptr<Device> backing_;
+  Head head_;
+  ImageOptions options_;
+  std::vector<Snapshot> snapshots_;
+  uint64_t size_ = 0;
+};
+
+}  // namespace byre
