@@ -53,13 +53,16 @@ Result<Mapping> decode_l2_any(L2Entry entry, const Geometry& geometry);
 
 inline Result<Mapping> decode_l2(L2Entry entry, const Geometry& geometry) {
   const uint64_t offset = entry.descriptor & ~kCopied;
-  // Plain data: COPIED and an aligned offset, nothing else.
+  const uint32_t allocated = geometry.extended_l2 ? static_cast<uint32_t>(entry.bitmap) : 1;
+  const uint32_t zero = geometry.extended_l2 ? static_cast<uint32_t>(entry.bitmap >> 32) : 0;
+  // Plain data: COPIED, an aligned offset, units that do not contradict each other; nothing else.
   if (offset != 0 && (offset & ~kOffsetMask) == 0 && geometry.aligned(HostOffset{offset}) &&
-      !geometry.extended_l2) [[likely]] {
+      (allocated & zero) == 0) [[likely]] {
     Mapping mapping;
     mapping.copied = geometry.data_file || (entry.descriptor & kCopied) != 0;
-    mapping.allocated = 1;
-    mapping.host = HostCluster{offset >> geometry.cluster_bits};
+    mapping.allocated = allocated;
+    mapping.zero = zero;
+    mapping.host = geometry.cluster_of(HostOffset{offset});
     return mapping;
   }
   return decode_l2_any(entry, geometry);

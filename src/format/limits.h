@@ -34,6 +34,9 @@ inline constexpr uint32_t kRefcountOrderV2 = 4;
 /// Bits of a host offset in L1, L2 and bitmap tables (spec: L1 table entry): 64 PiB.
 inline constexpr uint32_t kHostOffsetBits = 56;
 
+/// No file is longer: offsets are signed in every system call.
+inline constexpr uint64_t kFileSizeMax = INT64_MAX;
+
 /// QEMU's, named in the spec (Header, size): an L1 table of 4 Mi entries.
 inline constexpr uint64_t kL1SizeMax = 32 * MiB;
 inline constexpr uint64_t kL1EntriesMax = kL1SizeMax / 8;
