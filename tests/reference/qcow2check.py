@@ -129,7 +129,7 @@ class Checker:
             if entry & RESERVED_L1:
                 self.error("reserved-bits", f"{name}[{index}] is {entry:#x}")
             if not host:
-                if active and entry & COPIED:
+                if entry & COPIED:
                     self.error("copied-unallocated", f"{name}[{index}] is {entry:#x}")
                 continue
             if not self.pointer(host, self.cluster_size, what):
@@ -157,7 +157,7 @@ class Checker:
             if not entry and not bitmap:
                 continue
             if entry & COMPRESSED:
-                self.compressed(guest, entry, bitmap, weight, active)
+                self.compressed(guest, entry, bitmap, weight)
                 continue
             host = entry & OFFSET
             if entry & reserved:
@@ -168,7 +168,7 @@ class Checker:
             if bitmap & bitmap >> 32 & 0xFFFFFFFF or bitmap & 0xFFFFFFFF and not allocated:
                 self.error("subclusters", f"bitmap {bitmap:#018x} of guest cluster {guest}", guest=guest)
             if not allocated:
-                if entry & COPIED and active:
+                if entry & COPIED:
                     self.error("copied-unallocated", f"L2 entry of guest cluster {guest}", guest=guest)
                 continue
             if image.has_data_file:
@@ -191,10 +191,10 @@ class Checker:
             if active:
                 self.copied.append(cluster * 2 + (entry >> 63))
 
-    def compressed(self, guest, entry, bitmap, weight, active):
+    def compressed(self, guest, entry, bitmap, weight):
         image, what = self.image, f"compressed guest cluster {guest}"
         offset, length = image.stream_range(entry)
-        if entry & COPIED and active:
+        if entry & COPIED:  # also in a snapshot's table: no writer has a reason to set it
             self.error("copied-compressed", what, guest=guest)
         if bitmap:
             self.error("subclusters", f"{what} has the bitmap {bitmap:#x}", guest=guest)

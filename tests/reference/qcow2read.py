@@ -453,6 +453,8 @@ class Image:
             padded = end + -end % 8
             if kind != 1 or flags >> 3 or bits > 63 or not name or name in seen or any(raw[end:padded]):
                 self.note("bitmaps", f"directory entry of {name!r} is invalid")
+            elif not 9 <= bits <= 31:
+                self.note("bitmaps", f"granularity of {name!r} is not generally supported", "warnings")
             seen.add(name)
             self.bitmaps.append({"name": name, "table_offset": table, "table_size": n, "granularity_bits": bits,
                                  "in_use": bool(flags & 1), "auto": bool(flags & 2), "extra_data_size": extra_len})

@@ -607,6 +607,8 @@ class Damage(Case):
         editor.flip(editor.l1(snapshot=0), COPIED)
         editor.flip(editor.l2(2, 0), COPIED)
         self.assertEqual(verdict(check(bytes(editor.raw)), strict=True), 0)
+        editor.put(editor.l1(snapshot=0), COPIED)  # but there is no sense in it without an offset
+        self.expect(editor, "errors", "copied-unallocated", 2)
 
     def test_snapshots(self):
         path = self.path("cluster_size4096")
