@@ -207,7 +207,8 @@ class Matrix(Case):
                         if kind == "qcow2":
                             qemu_img("convert", "-f", "raw", "-O", "qcow2", base, self.path("sub/base.qcow2"))
                         # Names are relative to the directory of the overlay, not to the current one.
-                        path = self.create("a.qcow2", 3 * MIB, backing=f"sub/base.{kind}", backing_format=kind, **options)
+                        path = self.create("a.qcow2", 3 * MIB, backing=f"sub/base.{kind}",
+                                           backing_format=kind, **options)
                         self.agree(path)
                         self.scribble(path, 3 * MIB, options.get("cluster_size", 65536), 20)
                         self.agree(path)
@@ -430,8 +431,9 @@ class Editor:
         self.put(at, self.get(at) ^ bits)
 
     def l1(self, index=0, snapshot=None):
-        table = self.image.snapshots[snapshot]["l1_table_offset"] if snapshot is not None else self.image.l1_table_offset
-        return table + 8 * index
+        if snapshot is None:
+            return self.image.l1_table_offset + 8 * index
+        return self.image.snapshots[snapshot]["l1_table_offset"] + 8 * index
 
     def l2(self, guest, snapshot=None):
         """Where the L2 entry of a guest cluster is."""
@@ -731,7 +733,8 @@ class Damage(Case):
         directory = editor.image.bitmaps_extension[3]
         used = next(at for at in range(table, table + 4096, 8) if editor.get(at))
         for damage, kind in ((lambda e: e.flip(used, 2), "reserved-bits"), (lambda e: e.flip(used, 1), "reserved-bits"),
-                             (lambda e: e.flip(used, 512), "misaligned"), (lambda e: e.put(used, 1 << 40), "beyond-eof"),
+                             (lambda e: e.flip(used, 512), "misaligned"),
+                             (lambda e: e.put(used, 1 << 40), "beyond-eof"),
                              (lambda e: e.flip(directory, 512), "misaligned"),
                              (lambda e: e.flip(directory + 8, 1 << 32), "bitmap-size"),
                              (lambda e: e.flip(directory + 8, 1 << 20), "bitmaps"),
