@@ -69,6 +69,8 @@ class HeaderParser {
       if (Result<void> sound = (this->*check)(); !sound) return std::move(sound).error();
     }
     if (purpose == OpenFor::use) {
+      if ((header_.autoclear & kRawDataFile) != 0 && !header_.has(kDataFile))
+        return corrupt("raw external data without an external data file");
       if (Result<void> sound = check_refcount_table(header_); !sound)
         return std::move(sound).error();
     }

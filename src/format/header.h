@@ -72,8 +72,9 @@ struct Header {
   friend bool operator==(const Header&, const Header&) = default;
 };
 
-/// What the image is opened for.  `repair` lets an unusable refcount table pass, since that is
-/// rebuilt; ask check_refcount_table().
+/// What the image is opened for.  `repair` lets pass what a repair can put right without losing
+/// anything: an unusable refcount table (ask check_refcount_table()), and raw external data without
+/// an external data file.
 enum class OpenFor : uint8_t { use, repair };
 
 /// How much of the file to read before the rest can be parsed: needs the first 24 bytes, checks
