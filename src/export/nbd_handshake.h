@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The server's half of the NBD handshake, without sockets: an option comes in, a reply goes out.
+///
+///   1. append_greeting(out, kHandshakeFlags); the client answers with its flags: client_flags().
+///   2. Each option that the client sends goes through option(), which appends the whole reply and
+///      says what comes next: another option, the transmission phase, or the end of the connection.
+///   3. Once in transmission, chosen(), terms() and contexts() say what was agreed.
+///
+/// TLS and extended headers are refused as options that this server does not know, as the
+/// specification wants; what is not known here is refused the same way.  An export that was named
+/// in SET_META_CONTEXT must be the one that GO chooses, or its contexts are dropped.
+/// Not here: how long a client may take (nbd_session.h), where exports come from (nbd_server.h).
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "block/device.h"
+#include "export/nbd_wire.h"
+
+namespace byre::nbd {
+
+/// One disk that clients can attach to.
+struct Export {
+  std::string name;         ///< What a client asks for; "" is the default export's usual name.
+  std::string description;  ///< For people, in listings.
+  Device* device = nullptr;
+  bool writable = false;  ///< Of use only if the device is writable too.
+};
+
+/// What a client may do with `target`, before it chose metadata contexts.
+Terms terms_of(const Export& target, bool structured);
+BlockSizeInfo block_sizes_of(const Export& target);
+
+/// The exports of one server, by name.
+class Exports {
+ public:
+  /// Names are unique and no longer than kStringMax; errors say so.  `is_default`: the one that a
+  /// client gets that names none.
+  Result<void> add(Export target, bool is_default = false);
+  /// "" finds the default export.  What is found stays where it is.
+  const Export* find(std::string_view name) const;
+  const std::vector<std::unique_ptr<Export>>& all() const { return all_; }
+
+ private:
+  std::vector<std::unique_ptr<Export>> all_;
+  const Export* default_ = nullptr;
+};
+
+/// The metadata contexts that a client can select, and their numbers.
+struct Contexts {
+  bool allocation = false;  ///< base:allocation
+  bool depth = false;       ///< qemu:allocation-depth
+  bool any() const { return allocation || depth; }
+};
+inline constexpr std::string_view kAllocationContext = "base:allocation";
+inline constexpr uint32_t kAllocationContextId = 1;
+inline constexpr std::string_view kDepthContext = "qemu:allocation-depth";
+inline constexpr uint32_t kDepthContextId = 2;
+
+class Handshake {
+ public:
+  static constexpr uint16_t kHandshakeFlags = kHandshakeFixedNewstyle | kHandshakeNoZeroes;
+  /// No option that makes sense is longer; a client that says otherwise is not worth listening to.
+  static constexpr uint32_t kOptionLengthMax = 64 * KiB;
+
+  struct Policy {
+    bool allow_list = true;  ///< NBD_OPT_LIST names the exports.
+  };
+  Handshake(const Exports& exports, Policy policy) : exports_(exports), policy_(policy) {}
+
+  /// From now on every option but ABORT is answered with this error; `why` is for people.
+  void refuse(OptionReply error, std::string_view why) {
+    refusal_ = error;
+    refusal_message_ = why;
+  }
+
+  void client_flags(uint32_t flags) { zeroes_ = (flags & kClientNoZeroes) == 0; }
+
+  enum class Next : uint8_t { option, transmission, end };
+  Next option(Option option, Bytes payload, Text& out);
+
+  /// Valid once option() said `transmission`.
+  const Export& chosen() const { return *chosen_; }
+  Terms terms() const;
+  Contexts contexts() const { return contexts_; }
+
+ private:
+  Next choose_export(Bytes name, Text& out);
+  Next info(Option option, Bytes payload, Text& out);
+  void list(Bytes payload, Text& out);
+  void structured_reply(Bytes payload, Text& out);
+  void meta_context(Option option, Bytes payload, Text& out);
+  void enter(const Export& target);
+
+  const Exports& exports_;
+  Policy policy_;
+  OptionReply refusal_ = OptionReply::ack;
+  std::string refusal_message_;
+  bool zeroes_ = true;
+  bool structured_ = false;
+  Contexts contexts_;
+  const Export* contexts_of_ = nullptr;  ///< The export that they were selected for.
+  const Export* chosen_ = nullptr;
+};
+
+}  // namespace byre::nbd
