@@ -6,7 +6,7 @@
 ///  * Buffered files take any offset and length.  With O_DIRECT a request that is not aligned to
 ///    block_size (or whose memory is not) goes through an aligned buffer; a write that is not
 ///    aligned to the block is a read-modify-write, serialised with every other write to that block
-///    (docs/engine.md, L6).
+///    (docs/engine.md, L6).  The file may then end at the end of the block, with zeros.
 ///  * A failed sync latches: every later write and sync fails with EIO until the file is opened
 ///    again; reads go on (docs/engine.md, M4).
 ///  * EFBIG and ENOSPC come back as such; the file is not changed beyond the failed range.
@@ -39,13 +39,14 @@ class File {
   struct Properties {
     std::string name;  ///< As the user or the gate named it; for messages.
     int fd = -1;
-    uint64_t size = 0;  ///< Bytes, as of opening.
-    uint32_t block_size =
-        1;  ///< What O_DIRECT demands of offset, length and memory; 1 when buffered.
+    uint64_t size = 0;  ///< Bytes; follows what this File writes and truncates.
+    /// What O_DIRECT demands of offset, length and memory; 1 when buffered.
+    uint32_t block_size = 1;
     bool writable = false;
     bool block_device = false;       ///< Fixed size; holes are not known to read as zeros.
     bool can_punch = true;           ///< fallocate(PUNCH_HOLE) is worth trying.
     bool can_zero = true;            ///< fallocate(ZERO_RANGE) is worth trying.
+    bool can_allocate = true;        ///< fallocate() is worth trying.
     uint64_t device = 0, inode = 0;  ///< Identity, for loops in backing chains.
   };
 
@@ -53,7 +54,10 @@ class File {
   /// device; anything else is refused (docs/compatibility.md).  Takes the locks.
   static Result<std::unique_ptr<File>> open(Reactor& reactor, const std::string& path,
                                             FileOptions options);
-  /// Over a descriptor that this File then owns (the simulator's, or one that was passed in).
+  /// The same with a descriptor that somebody opened; it is closed if it is refused.
+  static Result<std::unique_ptr<File>> adopt(Reactor& reactor, int fd, std::string name,
+                                             FileOptions options);
+  /// Over a descriptor that this File then owns, as it is (the simulator's).
   File(Reactor& reactor, Properties properties);
   ~File();
   File(const File&) = delete;
@@ -66,11 +70,12 @@ class File {
   Task<void> sync();
   /// Makes the range a hole that reads as zeros; Errc::unsupported where that cannot be promised.
   Task<void> punch(uint64_t offset, uint64_t length);
-  /// Makes the range read as zeros and keeps blocks for it; writes zeros where it must.
-  Task<void> zero(uint64_t offset, uint64_t length);
+  /// Makes the range read as zeros and keeps blocks for it; writes zeros where it must, or fails
+  /// with Errc::unsupported if it may not.
+  Task<void> zero(uint64_t offset, uint64_t length, bool may_write = true);
   /// Makes sure that blocks exist for the range, extending the file if it ends inside.  Contents do
   /// not change.  Where fallocate is not supported: writes zeros beyond the end of the file, does
-  /// nothing below it.
+  /// nothing below it; so nobody else may write to the range meanwhile.
   Task<void> allocate(uint64_t offset, uint64_t length);
   Task<void> truncate(uint64_t size);
   /// The next extent: whether [offset, ...) is data or a hole, and for how long
@@ -88,14 +93,29 @@ class File {
   bool latched() const { return latched_; }
 
  private:
-  Task<int64_t> transfer(Op::Kind kind, uint64_t offset, void* buffer, uint64_t length, bool dsync);
-  Task<void> read_unaligned(uint64_t offset, MutableBytes data);
-  Task<void> write_unaligned(uint64_t offset, Bytes data, bool durable);
-  Error latched_error() const;
+  Error refused() const;
+  Error range_error(std::string_view what, uint64_t offset, uint64_t length) const;
+  Error failed(std::string_view what, uint64_t offset, uint64_t length, int64_t result) const;
+  Error latch(int64_t result);
+  bool refuses_writes() const { return latched_ || !properties_.writable; }
+  bool aligned(uint64_t offset, Bytes data) const;
+  void grow(uint64_t end);
+
+  Task<uint64_t> go_on(Op& op);
+  Task<void> read_through_buffer(uint64_t offset, MutableBytes data);
+  BYRE_CORO_WRAPPER Task<void> put(uint64_t offset, Bytes data, bool dsync);
+  Task<void> write_plain(uint64_t offset, Bytes data, bool dsync);
+  Task<void> write_blocks(uint64_t offset, Bytes data, bool dsync);
+  Task<void> write_durable(uint64_t offset, Bytes data);
+  Task<void> write_zeros(uint64_t offset, uint64_t length);
+  Task<int64_t> change_blocks(Op::Kind kind, bool keep_size, uint64_t offset, uint64_t length);
 
   Reactor& reactor_;
   Properties properties_;
-  RangeLock blocks_;  ///< In units of block_size: unaligned writes hold theirs exclusively.
+  RangeLock blocks_;   ///< In units of block_size: unaligned writes hold theirs exclusively.
+  RangeLock syncing_;  ///< One unit: syncs hold it exclusively, durable writes shared.
+  uint64_t syncs_begun_ = 0;
+  bool can_dsync_ = true;
   bool latched_ = false;
 };
 

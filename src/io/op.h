@@ -19,7 +19,7 @@ namespace byre {
 struct Instant {
   int64_t ns = 0;
   friend auto operator<=>(const Instant&, const Instant&) = default;
-  friend Instant operator+(Instant t, int64_t ns) { return {t.ns + ns}; }
+  friend Instant operator+(Instant t, int64_t later) { return {t.ns + later}; }
   friend int64_t operator-(Instant a, Instant b) { return a.ns - b.ns; }
 };
 inline constexpr int64_t kMicrosecond = 1000;

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string_view>
 
 #include "coro/ready_queue.h"
 #include "coro/task.h"
@@ -26,6 +27,8 @@ class Reactor {
   Reactor(const Reactor&) = delete;
   virtual ~Reactor() = default;
 
+  /// What it is, for people: "io_uring", "threads".
+  virtual std::string_view name() const { return "reactor"; }
   virtual Instant now() const = 0;
   virtual uint64_t random() = 0;
   /// The reactor has `op` from here until its waiter is in the ready queue.
@@ -106,7 +109,8 @@ enum class ReactorKind : uint8_t {
   uring,
   posix,
 };
-/// Makes the reactor of this thread.  Fails only if `kind` names one that cannot run here.
+/// Makes the reactor of this thread, which must be the one that turns it.  Fails only if `kind`
+/// names one that cannot run here.
 Result<std::unique_ptr<Reactor>> make_reactor(ReactorKind kind = ReactorKind::automatic);
 
 }  // namespace byre

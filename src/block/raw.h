@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+/// RawDevice: the bytes of a file as a disk, one to one.
+///
+/// Writes may pass the end when the file can grow (`growable`: a target of a copy, or the file that
+/// an image lies in); guests of a plain raw disk get an error there.
+/// Cost: one frame on top of File's.
+/// Not here: short transfers, alignment, failed syncs (io/file.h).
+#pragma once
+
+#include <memory>
+
+#include "block/device.h"
+#include "io/file.h"
+
+namespace byre {
+
+struct RawOptions {
+  bool growable = false;
+};
+
+class RawDevice final : public Device {
+ public:
+  explicit RawDevice(std::unique_ptr<File> file, RawOptions options = {})
+      : file_(std::move(file)), growable_(options.growable && !file_->properties().block_device) {}
+
+  uint64_t size() const override { return file_->size(); }
+  bool writable() const override { return file_->properties().writable; }
+  uint32_t preferred_size() const override;
+  const std::string& name() const override { return file_->properties().name; }
+  Reactor& reactor() override { return file_->reactor(); }
+
+  Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override;
+  Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
+  Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
+  Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;
+  BYRE_CORO_WRAPPER Task<void> flush(Mark mark) override;
+  Task<Extent> status(uint64_t offset, uint64_t length) override;
+  BYRE_CORO_WRAPPER Task<void> allocate(uint64_t offset, uint64_t length) override;
+  BYRE_CORO_WRAPPER Task<void> resize(uint64_t size) override;
+  bool new_space_is_zero() const override { return !file_->properties().block_device; }
+  bool can_grow() const override { return growable_; }
+  Task<void> close() override;
+
+  File& file() { return *file_; }
+
+ private:
+  Result<void> check(std::string_view what, uint64_t offset, uint64_t length) const;
+
+  std::unique_ptr<File> file_;
+  const bool growable_;
+};
+
+}  // namespace byre

@@ -1,0 +1,533 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "io/file.h"
+
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <limits>
+
+#include "base/checked.h"
+#include "base/units.h"
+#include "io/buffer.h"
+#include "io/descriptor.h"
+
+namespace byre {
+
+namespace {
+
+constexpr uint64_t kOffsetMax = std::numeric_limits<int64_t>::max();
+/// The largest piece that goes through an aligned buffer at once.
+constexpr uint64_t kBounceMax = 1 * MiB;
+/// How often in a row a call may be interrupted or told to try again, a millisecond apart.
+constexpr unsigned kRetriesMax = 1000;
+/// Block devices punch and zero in whole blocks of theirs, which are no larger than this.
+constexpr uint64_t kDeviceBlockMax = 4096;
+
+alignas(kBufferAlignment) std::byte zeros[256 * KiB];  // Never written.
+
+bool is_transient(int64_t result) { return result == -EINTR || result == -EAGAIN; }
+
+/// The file system or the kernel does not have that operation.
+bool is_unsupported(int64_t result) {
+  return result == -EOPNOTSUPP || result == -ENOSYS || result == -ENODEV;
+}
+
+/// What O_DIRECT demands of `fd`, or 0 when that cannot be found out.
+uint32_t direct_block_size(int fd, const struct stat& status) {
+  struct statx extended;
+  if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &extended) == 0 &&
+      (extended.stx_mask & STATX_DIOALIGN) && extended.stx_dio_offset_align != 0) {
+    return std::max({extended.stx_dio_offset_align, extended.stx_dio_mem_align, 512u});
+  }
+  int sector = 0;
+  if (S_ISBLK(status.st_mode)) {
+    return ioctl(fd, BLKSSZGET, &sector) == 0 ? static_cast<uint32_t>(sector) : 0;
+  }
+  // Linux before 6.1: try.  A read past the end succeeds at any alignment and proves nothing.
+  const Buffer buffer(4096);
+  if (status.st_size >= 4096) {
+    for (const uint32_t size : {512u, 4096u}) {
+      if (pread(fd, buffer.data(), size, 0) >= 0) return size;
+      if (errno != EINVAL) return 0;
+    }
+  }
+  return 4096;
+}
+
+}  // namespace
+
+File::File(Reactor& reactor, Properties properties)
+    : reactor_(reactor),
+      properties_(std::move(properties)),
+      blocks_(reactor.ready()),
+      syncing_(reactor.ready()) {
+  BYRE_ASSERT(std::has_single_bit(properties_.block_size) && properties_.block_size <= kBounceMax);
+}
+
+File::~File() {
+  BYRE_ASSERT(blocks_.empty() && syncing_.empty());
+  if (properties_.fd >= 0) ::close(properties_.fd);
+}
+
+Result<std::unique_ptr<File>> File::open(Reactor& reactor, const std::string& path,
+                                         FileOptions options) {
+  const auto problem = [&](int number) { return errno_error(number, cat("open ", quoted(path))); };
+  // Before it is opened: opening alone starts a watchdog, rewinds a tape, waits for a FIFO.
+  struct stat status;
+  const bool there = stat(path.c_str(), &status) == 0;
+  if (there && !S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode)) {
+    return invalid("open ", quoted(path), ": neither a regular file nor a block device");
+  }
+  int flags = (options.writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+  if (options.create) flags |= O_CREAT;
+  if (options.create && !options.replace) flags |= O_EXCL;
+  // A block device that is mounted or part of a volume is not ours to write.
+  if (there && S_ISBLK(status.st_mode) && options.writable && options.lock && !options.share_lock) {
+    flags |= O_EXCL;
+  }
+  const int fd = ::open(path.c_str(), flags, 0600);
+  if (fd < 0 && errno == EBUSY) {
+    return Error(Errc::busy, cat("open ", quoted(path), ": it is mounted or in use by the system"),
+                 EBUSY);
+  }
+  if (fd < 0) return problem(errno);
+  return adopt(reactor, fd, path, options);
+}
+
+Result<std::unique_ptr<File>> File::adopt(Reactor& reactor, int fd, std::string name,
+                                          FileOptions options) {
+  Descriptor owned(fd);
+  const auto problem = [&](std::string_view what) {
+    return errno_error(errno, cat("open ", quoted(name), ": ", what));
+  };
+  struct stat status;
+  if (fstat(fd, &status) != 0) return problem("fstat");
+  const bool block_device = S_ISBLK(status.st_mode);
+  if (!block_device && !S_ISREG(status.st_mode)) {
+    return invalid("open ", quoted(name), ": neither a regular file nor a block device");
+  }
+  int flags = fcntl(fd, F_GETFL);
+  if (flags < 0) return problem("fcntl");
+  if (options.writable && (flags & O_ACCMODE) != O_RDWR) {
+    return Error(Errc::read_only, cat("open ", quoted(name), ": is open for reading only"));
+  }
+  // O_NONBLOCK was for what turned out not to be a file; to io_uring it would mean "never wait".
+  flags = (flags & ~O_NONBLOCK) | (options.direct ? O_DIRECT : 0);
+  if (fcntl(fd, F_SETFL, flags) != 0) {
+    if (errno != EINVAL || !options.direct) return problem("fcntl");
+    return unsupported("open ", quoted(name), ": its file system has no O_DIRECT");
+  }
+
+  Properties properties{.name = std::move(name),
+                        .fd = fd,
+                        .size = static_cast<uint64_t>(status.st_size),
+                        .writable = options.writable,
+                        .block_device = block_device,
+                        .device = block_device ? status.st_rdev : status.st_dev,
+                        .inode = block_device ? 0 : status.st_ino};
+  if (block_device && ioctl(fd, BLKGETSIZE64, &properties.size) != 0) {
+    return errno_error(errno, cat("open ", quoted(properties.name), ": ask for its size"));
+  }
+  if (flags & O_DIRECT) {
+    properties.block_size = direct_block_size(fd, status);
+    if (!std::has_single_bit(properties.block_size) || properties.block_size > 64 * KiB) {
+      return unsupported("open ", quoted(properties.name), ": cannot find out how O_DIRECT wants ",
+                         "its blocks aligned");
+    }
+  }
+  // Only now: until the locks were taken the old contents were somebody else's.
+  if (options.create && options.replace && !block_device && properties.size > 0) {
+    if (ftruncate(fd, 0) != 0) {
+      return errno_error(errno, cat("open ", quoted(properties.name), ": truncate"));
+    }
+    properties.size = 0;
+  }
+  owned.release();
+  return std::make_unique<File>(reactor, std::move(properties));
+}
+
+// --- Errors ------------------------------------------------------------------------------------
+
+Error File::refused() const {
+  const std::string name = quoted(properties_.name);
+  if (!properties_.writable) {
+    return Error(Errc::read_only, cat(name, " is open for reading only"), EBADF);
+  }
+  return Error(Errc::io,
+               cat(name, ": an earlier sync failed, so what was written may be lost; ",
+                   "nothing more is written until it is opened again"),
+               EIO);
+}
+
+Error File::range_error(std::string_view what, uint64_t offset, uint64_t length) const {
+  return failed(what, offset, length, -EFBIG);
+}
+
+Error File::failed(std::string_view what, uint64_t offset, uint64_t length, int64_t result) const {
+  return errno_error(static_cast<int>(-result), cat(what, " ", length, " bytes at ", hex(offset),
+                                                    " of ", quoted(properties_.name)));
+}
+
+/// After a failed sync nobody knows which of the pages written before are lost, and the kernel
+/// tells only once: asking again would answer "fine".
+Error File::latch(int64_t result) {
+  latched_ = true;
+  return errno_error(static_cast<int>(-result), cat("sync ", quoted(properties_.name)));
+}
+
+// --- Reads -------------------------------------------------------------------------------------
+
+bool File::aligned(uint64_t offset, Bytes data) const {
+  return ((offset | data.size() | std::bit_cast<uintptr_t>(data.data())) &
+          (properties_.block_size - 1)) == 0;
+}
+
+Task<void> File::read(uint64_t offset, MutableBytes data) {
+  if (data.empty()) co_return;
+  if (!within(offset, data.size(), kOffsetMax)) {
+    co_await fail(range_error("read", offset, data.size()));
+  }
+  if (!aligned(offset, data)) {
+    co_await read_through_buffer(offset, data);
+    co_return;
+  }
+  Op op{.kind = Op::Kind::read,
+        .fd = properties_.fd,
+        .offset = offset,
+        .length = data.size(),
+        .buffer = data.data()};
+  if (static_cast<uint64_t>(co_await reactor_.perform(op)) == data.size()) co_return;
+  const uint64_t got = co_await go_on(op);
+  fill_zero(data.subspan(got));
+}
+
+/// Ends what one call began: `op` has its first result.  Gives the bytes that were moved, fewer
+/// than asked for only where a read met the end of the file.
+Task<uint64_t> File::go_on(Op& op) {
+  const uint64_t offset = op.offset;
+  const uint64_t length = op.length;
+  auto* const buffer = static_cast<std::byte*>(op.buffer);
+  const bool reads = op.kind == Op::Kind::read;
+  uint64_t done = 0;
+  unsigned retries = 0;
+  for (;;) {
+    const int64_t result = op.result;
+    if (result == 0) {
+      if (reads) co_return done;
+      co_return failed("write", offset + done, length - done, -EIO);
+    }
+    if (result < 0 && !is_transient(result)) {
+      co_return failed(reads ? "read" : "write", offset + done, length - done, result);
+    }
+    const uint64_t before = done;
+    if (result > 0) done += static_cast<uint64_t>(result);
+    if (done >= length) co_return length;
+    if (const uint64_t rest = done % properties_.block_size; rest != 0) {
+      if (reads) co_return done;  // O_DIRECT stops inside a block only where the file ends.
+      done -= rest;
+    }
+    if (done > before) {
+      retries = 0;
+    } else if (++retries > kRetriesMax) {
+      co_return failed(reads ? "read" : "write", offset + done, length - done,
+                       result < 0 ? result : -EIO);
+    } else if (result != -EINTR) {
+      co_await reactor_.sleep(kMillisecond);
+    }
+    op.offset = offset + done;
+    op.length = length - done;
+    op.buffer = buffer + done;
+    co_await reactor_.perform(op);
+  }
+}
+
+Task<void> File::read_through_buffer(uint64_t offset, MutableBytes data) {
+  const uint64_t block = properties_.block_size;
+  const uint64_t end = offset + data.size();
+  while (offset < end) {
+    const uint64_t first = round_down(offset, block);
+    const uint64_t stop = std::min(end, first + kBounceMax);
+    const Buffer buffer(round_up(stop, block) - first);
+    co_await read(first, buffer.bytes());
+    copy(data, buffer.bytes().subspan(offset - first, stop - offset));
+    data = data.subspan(stop - offset);
+    offset = stop;
+  }
+}
+
+// --- Writes ------------------------------------------------------------------------------------
+
+void File::grow(uint64_t end) {
+  if (end > properties_.size && !properties_.block_device) properties_.size = end;
+}
+
+Task<void> File::write(uint64_t offset, Bytes data, bool durable) {
+  if (refuses_writes()) co_await fail(refused());
+  if (data.empty()) co_return;
+  if (!within(offset, data.size(), kOffsetMax)) {
+    co_await fail(range_error("write", offset, data.size()));
+  }
+  if (durable || properties_.block_size > 1) {
+    co_await (durable ? write_durable(offset, data) : write_blocks(offset, data, false));
+    grow(offset + data.size());
+    co_return;
+  }
+  // As write_plain(), which would be a second frame.
+  Op op{.kind = Op::Kind::write,
+        .fd = properties_.fd,
+        .offset = offset,
+        .length = data.size(),
+        .buffer = const_cast<std::byte*>(data.data())};
+  if (static_cast<uint64_t>(co_await reactor_.perform(op)) != data.size()) co_await go_on(op);
+  grow(offset + data.size());
+}
+
+Task<void> File::write_plain(uint64_t offset, Bytes data, bool dsync) {
+  Op op{.kind = Op::Kind::write,
+        .dsync = dsync,
+        .fd = properties_.fd,
+        .offset = offset,
+        .length = data.size(),
+        .buffer = const_cast<std::byte*>(data.data())};
+  if (static_cast<uint64_t>(co_await reactor_.perform(op)) != data.size()) co_await go_on(op);
+}
+
+/// With O_DIRECT.  Whole blocks may be written side by side; who writes a part of one reads it
+/// first, and is alone with it until the whole is back.
+Task<void> File::write_blocks(uint64_t offset, Bytes data, bool dsync) {
+  const uint64_t block = properties_.block_size;
+  const uint64_t end = offset + data.size();
+  const bool whole = offset % block == 0 && end % block == 0;
+  RangeLock::Request lock(blocks_, offset / block, div_ceil(end, block),
+                          whole ? RangeLock::Mode::shared : RangeLock::Mode::exclusive);
+  co_await lock;
+  if (aligned(offset, data)) {
+    co_await write_plain(offset, data, dsync);
+    co_return;
+  }
+  while (offset < end) {
+    const uint64_t first = round_down(offset, block);
+    const uint64_t stop = std::min(end, first + kBounceMax);
+    const uint64_t last = round_up(stop, block);
+    const Buffer buffer(last - first);
+    const MutableBytes all = buffer.bytes();
+    if (first != offset) co_await read(first, all.first(block));
+    if (last != stop && (first == offset || last - first > block)) {
+      co_await read(last - block, all.last(block));
+    }
+    copy(all.subspan(offset - first), data.first(stop - offset));
+    co_await write_plain(first, all, dsync);
+    data = data.subspan(stop - offset);
+    offset = stop;
+  }
+}
+
+Task<void> File::put(uint64_t offset, Bytes data, bool dsync) {
+  return properties_.block_size > 1 ? write_blocks(offset, data, dsync)
+                                    : write_plain(offset, data, dsync);
+}
+
+Task<void> File::write_durable(uint64_t offset, Bytes data) {
+  {
+    // The kernel reports what went wrong in the background once to each descriptor, so a sync
+    // beside this write could take the report away from it, or lose it to it.
+    RangeLock::Request lock(syncing_, 0, 1, RangeLock::Mode::shared);
+    co_await lock;
+    if (refuses_writes()) co_await fail(refused());
+    if (can_dsync_) {
+      Result<void> written = co_await put(offset, data, true).result();
+      if (written) {
+        if (refuses_writes()) co_await fail(refused());
+        co_return;
+      }
+      if (written.error().sys_errno() == EOPNOTSUPP) {
+        can_dsync_ = false;
+      } else {
+        // The write or the sync in it?  If the write alone works, it was the sync.
+        co_await put(offset, data, false);
+        co_await fail(latch(-written.error().sys_errno()));
+      }
+    }
+    co_await put(offset, data, false);
+  }
+  co_await sync();
+}
+
+Task<void> File::write_zeros(uint64_t offset, uint64_t length) {
+  while (length > 0) {
+    const uint64_t step = std::min<uint64_t>(length, sizeof zeros);
+    co_await write(offset, Bytes(zeros, step));
+    offset += step;
+    length -= step;
+  }
+}
+
+Task<void> File::sync() {
+  if (!properties_.writable) co_return;  // Nothing of ours can be unwritten.
+  const uint64_t begun_before = syncs_begun_;
+  // One at a time: of two syncs side by side only one would be told of an error.
+  RangeLock::Request lock(syncing_, 0, 1, RangeLock::Mode::exclusive);
+  co_await lock;
+  if (refuses_writes()) co_await fail(refused());
+  if (syncs_begun_ > begun_before) co_return;  // Another's, begun after this call, covers it.
+  ++syncs_begun_;
+  Op op{.kind = Op::Kind::sync, .fd = properties_.fd};
+  int64_t result = -EINTR;
+  for (unsigned retries = 0; result == -EINTR && retries <= kRetriesMax; ++retries) {
+    result = co_await reactor_.perform(op);
+  }
+  if (result < 0) co_await fail(latch(result));
+}
+
+// --- Space -------------------------------------------------------------------------------------
+
+/// fallocate(2) of some kind, until it is no longer interrupted: 0 or -errno.
+Task<int64_t> File::change_blocks(Op::Kind kind, bool keep_size, uint64_t offset, uint64_t length) {
+  const uint64_t block = properties_.block_size;
+  const bool whole = offset % block == 0 && length % block == 0;
+  RangeLock::Request lock(blocks_, offset / block, div_ceil(offset + length, block),
+                          whole ? RangeLock::Mode::shared : RangeLock::Mode::exclusive);
+  // Buffered, the kernel orders it against writes by itself.
+  if (block > 1) co_await lock;
+  Op op{.kind = kind,
+        .keep_size = keep_size,
+        .fd = properties_.fd,
+        .offset = offset,
+        .length = length};
+  for (unsigned retries = 0;; ++retries) {
+    const int64_t result = co_await reactor_.perform(op);
+    if (!is_transient(result) || retries == kRetriesMax) co_return result;
+    co_await reactor_.sleep(kMillisecond);
+  }
+}
+
+Task<void> File::punch(uint64_t offset, uint64_t length) {
+  if (refuses_writes()) co_await fail(refused());
+  if (length == 0) co_return;
+  if (!within(offset, length, kOffsetMax)) co_await fail(range_error("punch", offset, length));
+  uint64_t first = offset;
+  uint64_t end = offset + length;
+  if (properties_.can_punch && properties_.block_device) {
+    first = round_up(offset, kDeviceBlockMax);
+    end = round_down(end, kDeviceBlockMax);
+  }
+  if (!properties_.can_punch || first >= end) {
+    co_await fail(failed("punch", offset, length, -EOPNOTSUPP));
+  }
+  const int64_t result = co_await change_blocks(Op::Kind::punch, true, first, end - first);
+  if (is_unsupported(result)) properties_.can_punch = false;
+  if (result < 0) {
+    co_await fail(failed("punch", offset, length, is_unsupported(result) ? -EOPNOTSUPP : result));
+  }
+  co_await write_zeros(offset, first - offset);
+  co_await write_zeros(end, offset + length - end);
+}
+
+Task<void> File::zero(uint64_t offset, uint64_t length, bool may_write) {
+  if (refuses_writes()) co_await fail(refused());
+  if (length == 0) co_return;
+  if (!within(offset, length, kOffsetMax)) co_await fail(range_error("zero", offset, length));
+  uint64_t first = offset;
+  uint64_t end = offset + length;
+  if (properties_.block_device) {
+    first = round_up(offset, kDeviceBlockMax);
+    end = round_down(end, kDeviceBlockMax);
+  }
+  if (properties_.can_zero && first < end) {
+    const int64_t result = co_await change_blocks(Op::Kind::zero_range, false, first, end - first);
+    if (result == 0) {
+      grow(end);
+      co_await write_zeros(offset, first - offset);
+      co_await write_zeros(end, offset + length - end);
+      co_return;
+    }
+    if (!is_unsupported(result)) co_await fail(failed("zero", offset, length, result));
+    properties_.can_zero = false;
+  }
+  // tmpfs and NFS can make holes and fill them with blocks.
+  if (properties_.can_punch && properties_.can_allocate && !properties_.block_device) {
+    int64_t result = co_await change_blocks(Op::Kind::punch, true, offset, length);
+    if (is_unsupported(result)) properties_.can_punch = false;
+    if (result == 0) {
+      result = co_await change_blocks(Op::Kind::allocate, false, offset, length);
+      if (is_unsupported(result)) properties_.can_allocate = false;
+      if (result == 0) grow(offset + length);
+    }
+    if (result == 0) co_return;
+    if (!is_unsupported(result)) co_await fail(failed("zero", offset, length, result));
+  }
+  if (!may_write) co_await fail(failed("zero", offset, length, -EOPNOTSUPP));
+  co_await write_zeros(offset, length);
+}
+
+Task<void> File::allocate(uint64_t offset, uint64_t length) {
+  if (refuses_writes()) co_await fail(refused());
+  if (length == 0) co_return;
+  const uint64_t end = offset + length;
+  if (!within(offset, length, kOffsetMax)) co_await fail(range_error("allocate", offset, length));
+  if (properties_.block_device) {
+    if (end > properties_.size) co_await fail(failed("allocate", offset, length, -ENOSPC));
+    co_return;
+  }
+  if (properties_.can_allocate) {
+    const int64_t result = co_await change_blocks(Op::Kind::allocate, false, offset, length);
+    if (result == 0) {
+      grow(end);
+      co_return;
+    }
+    if (!is_unsupported(result)) co_await fail(failed("allocate", offset, length, result));
+    properties_.can_allocate = false;
+  }
+  const uint64_t first = std::max(offset, properties_.size);
+  if (first < end) co_await write_zeros(first, end - first);
+}
+
+Task<void> File::truncate(uint64_t size) {
+  if (refuses_writes()) co_await fail(refused());
+  if (properties_.block_device) {
+    if (size == properties_.size) co_return;
+    co_await fail(unsupported("resize ", quoted(properties_.name), ": it is a block device"));
+  }
+  if (size > kOffsetMax) co_await fail(range_error("truncate", size, 0));
+  // A read-modify-write of the last block would bring back what is cut off.
+  RangeLock::Request lock(blocks_, std::min(size, properties_.size) / properties_.block_size,
+                          kOffsetMax + 1, RangeLock::Mode::exclusive);
+  if (properties_.block_size > 1) co_await lock;
+  Op op{.kind = Op::Kind::truncate, .fd = properties_.fd, .offset = size};
+  int64_t result = -EINTR;
+  for (unsigned retries = 0; result == -EINTR && retries <= kRetriesMax; ++retries) {
+    result = co_await reactor_.perform(op);
+  }
+  if (result < 0) {
+    co_await fail(errno_error(static_cast<int>(-result),
+                              cat("truncate ", quoted(properties_.name), " to ", size)));
+  }
+  properties_.size = size;
+}
+
+Task<File::Extent> File::extent(uint64_t offset, uint64_t length) {
+  if (properties_.block_device || length == 0) co_return Extent{length, true};
+  off_t data = 0;
+  off_t hole = 0;
+  int error = 0;
+  const auto seek = [this, offset, &data, &hole, &error] {
+    const auto from = static_cast<off_t>(offset);
+    data = lseek(properties_.fd, from, SEEK_DATA);
+    if (data < 0) error = errno;
+    if (data == from) hole = lseek(properties_.fd, from, SEEK_HOLE);
+  };
+  co_await reactor_.offload(seek);
+  if (data < 0) co_return Extent{length, error != ENXIO};  // ENXIO: no data from here on.
+  const auto from = static_cast<off_t>(offset);
+  if (data > from) co_return Extent{std::min(length, static_cast<uint64_t>(data - from)), false};
+  if (hole <= from) co_return Extent{length, true};
+  co_return Extent{std::min(length, static_cast<uint64_t>(hole - from)), true};
+}
+
+}  // namespace byre

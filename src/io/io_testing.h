@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+/// For tests of io: each test body runs on both real reactors, with a folder of its own.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <filesystem>
+#include <string>
+
+#include "base/prng.h"
+#include "coro/scope.h"
+#include "io/file.h"
+#include "io/reactor.h"
+
+namespace byre {
+
+/// A folder that goes away with the test.
+class TemporaryFolder {
+ public:
+  explicit TemporaryFolder(std::string pattern = "") {
+    if (pattern.empty()) pattern = std::filesystem::temp_directory_path() / "byre-XXXXXX";
+    BYRE_ASSERT(mkdtemp(pattern.data()) != nullptr);
+    path_ = pattern;
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+class IoTest : public testing::TestWithParam<ReactorKind> {
+ protected:
+  void SetUp() override {
+    Result<std::unique_ptr<Reactor>> made = make_reactor(GetParam());
+    if (!made) GTEST_SKIP() << made.error().message();
+    reactor_ = *std::move(made);
+  }
+  Reactor& reactor() { return *reactor_; }
+  /// Runs it to its end and expects no error.
+  template <class T>
+  auto run(Task<T> task) {
+    Result<T> result = reactor_->run(std::move(task));
+    if (!result) ADD_FAILURE() << result.error().message();
+    if constexpr (!std::is_void_v<T>) return *std::move(result);
+  }
+  /// Runs it to its end and gives its error.
+  template <class T>
+  Error error_of(Task<T> task) {
+    Result<T> result = reactor_->run(std::move(task));
+    if (result) {
+      ADD_FAILURE() << "no error";
+      return Error(Errc::io, "no error");
+    }
+    return std::move(result).error();
+  }
+  std::unique_ptr<File> open(const std::string& name, FileOptions options) {
+    Result<std::unique_ptr<File>> file = File::open(reactor(), folder_ / name, options);
+    if (!file) ADD_FAILURE() << file.error().message();
+    return file ? *std::move(file) : nullptr;
+  }
+
+  TemporaryFolder folder_;
+
+ private:
+  std::unique_ptr<Reactor> reactor_;
+};
+
+inline std::string reactor_name(const testing::TestParamInfo<ReactorKind>& info) {
+  return info.param == ReactorKind::uring ? "io_uring" : "threads";
+}
+
+#define BYRE_ON_EVERY_REACTOR(Suite)                                                             \
+  INSTANTIATE_TEST_SUITE_P(Real, Suite, testing::Values(ReactorKind::uring, ReactorKind::posix), \
+                           reactor_name)
+
+/// `size` bytes that depend on `seed`.
+inline std::vector<std::byte> noise(size_t size, uint64_t seed = 1) {
+  Prng prng(seed);
+  std::vector<std::byte> bytes(size);
+  for (std::byte& byte : bytes) byte = static_cast<std::byte>(prng.next());
+  return bytes;
+}
+
+}  // namespace byre
