@@ -54,6 +54,7 @@ Task<Extent> MemoryDevice::status(uint64_t offset, uint64_t length) {
 }
 
 Task<void> MemoryDevice::resize(uint64_t size) {
+  if (fixed) co_await Device::resize(size);
   if (size > kSizeMax) co_await fail(out_of_range("resize", 0, size));
   if (size < size_) clear(size, size_ - size);
   size_ = size;
@@ -101,7 +102,9 @@ Result<void> MemoryDevice::check_inside(std::string_view what, uint64_t offset,
 }
 
 Result<void> MemoryDevice::grow(std::string_view what, uint64_t offset, uint64_t length) {
-  if (!within(offset, length, kSizeMax)) return out_of_range(what, offset, length);
+  if (!within(offset, length, fixed ? size_ : kSizeMax)) {
+    return out_of_range(what, offset, length);
+  }
   size_ = std::max(size_, offset + length);
   return {};
 }

@@ -17,7 +17,7 @@
 
 namespace byre {
 
-class MemoryDevice : public Device {
+class MemoryDevice final : public Device {
  public:
   explicit MemoryDevice(Reactor& reactor, uint64_t size = 0, std::string name = "memory")
       : reactor_(reactor), size_(size), name_(std::move(name)) {}
@@ -36,9 +36,12 @@ class MemoryDevice : public Device {
   Task<void> flush(Mark mark = Mark::flush) override;
   Task<Extent> status(uint64_t offset, uint64_t length) override;
   Task<void> resize(uint64_t size) override;
-  bool new_space_is_zero() const override { return true; }
-  bool can_grow() const override { return true; }
+  bool new_space_is_zero() const override { return !fixed; }
+  bool can_grow() const override { return !fixed; }
   Task<void> close() override;
+
+  /// Like a block device: it cannot grow, and nobody knows what its unwritten space reads as.
+  bool fixed = false;
 
   // The same without a coroutine, for tests that look or meddle from outside.
   void peek(uint64_t offset, MutableBytes data) const;
