@@ -118,6 +118,8 @@ class Device {
   virtual bool can_grow() const { return false; }
   /// Waits for what runs, makes everything durable, gives up locks.  No request may follow.
   virtual Task<void> close() = 0;
+  /// Gives up without I/O: opening failed half way, or the simulated process died.
+  virtual void abandon() {}
 
  protected:
   /// The error for a request that passes the end.

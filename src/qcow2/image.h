@@ -12,21 +12,22 @@
 /// allocator_  host clusters: free, reserved, referenced, in limbo
 /// stages_     what requests have changed since the last commit, by generation
 /// epochs_     which I/O may still be using a host cluster
+/// committer_  makes a generation durable
 /// locks_      who may change which guest clusters now
 ///
 /// Invariant: a host cluster is reused only when the removal of its pointer is durable and all I/O
-/// that resolved to it has ended; nothing is pointed to before its contents and refcount are durable.
-/// Threads: belongs to one reactor.
-/// Memory: options.table_cache_size, the L1 and refcount tables (32 and 8 MiB at most), one byte for
-/// each host cluster of the 2 GiB regions (at 64 KiB clusters) that were written to, staged entries up
-/// to options.staged_max.
-/// Not here: format (format/), files and locks on them (io/), what may be opened (io/gate.h).
+/// that resolved to it has ended; nothing is pointed to before its contents and refcount are
+/// durable. Threads: belongs to one reactor. Memory: options.table_cache_size, the L1 and refcount
+/// tables (32 and 8 MiB at most), one byte for each host cluster of the 2 GiB regions (at 64 KiB
+/// clusters) that were written to, staged entries up to options.staged_max. Not here: format
+/// (format/), files and locks on them (io/), what may be opened (io/gate.h).
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,7 @@
 #include "coro/semaphore.h"
 #include "io/gate.h"
 #include "qcow2/allocator.h"
+#include "qcow2/commit.h"
 #include "qcow2/epochs.h"
 #include "qcow2/head.h"
 #include "qcow2/map.h"
@@ -55,15 +57,16 @@ struct ImageOptions {
   bool lock = true;         ///< QEMU's file locks.
   bool share_lock = false;  ///< Read although another process writes (-U).
   DiscardPolicy discard = DiscardPolicy::unmap;
-  std::string snapshot;     ///< Open this internal snapshot, by id or name; read-only.
-  std::string data_file;    ///< Instead of the data file that the image names.
+  std::string snapshot;          ///< Open this internal snapshot, by id or name; read-only.
+  std::string data_file;         ///< Instead of the data file that the image names.
   bool without_backing = false;  ///< Only this layer: what is not allocated reads as zeros.
   uint32_t chain_depth_max = 64;
   uint64_t table_cache_size = 32 * MiB;  ///< L2 slices; 8 KiB at least.
   uint64_t staged_max = 64 * 1024;       ///< Entries staged before writers wait for a commit.
-  int64_t commit_delay = kSecond;        ///< Staged work is committed after this many ns at the latest (M6).
-  uint64_t host_size_max = UINT64_MAX;   ///< The file may not grow beyond this: ENOSPC.
-  uint64_t growth_step = 16 * MiB;       ///< The file's length is raised ahead by this much.
+  int64_t commit_delay =
+      kSecond;  ///< Staged work is committed after this many ns at the latest (M6).
+  uint64_t host_size_max = UINT64_MAX;  ///< The file may not grow beyond this: ENOSPC.
+  uint64_t growth_step = 16 * MiB;      ///< The file's length is raised ahead by this much.
   /// Told what the user should know: "image was not closed cleanly; refcounts were rebuilt".
   std::function<void(const std::string&)> message;
 };
@@ -72,7 +75,7 @@ struct ImageOptions {
 struct ImageStats {
   uint64_t commits = 0;
   uint64_t commit_failures = 0;
-  uint64_t writes_in_place = 0;    ///< Runs of clusters, not requests.
+  uint64_t writes_in_place = 0;  ///< Runs of clusters, not requests.
   uint64_t writes_allocating = 0;
   uint64_t clusters_allocated = 0;
   uint64_t clusters_freed = 0;
@@ -82,15 +85,19 @@ struct ImageStats {
 class Image final : public Device {
  public:
   /// Opens the image that `gate` has under `name`, with its backing chain and data file.
-  static Task<std::unique_ptr<Image>> open(Reactor& reactor, Gate& gate, std::string name, ImageOptions options);
+  static Task<std::unique_ptr<Image>> open(Reactor& reactor, Gate& gate, std::string name,
+                                           ImageOptions options);
   /// Opens the image inside `file` (a fault filter over a file, say).  `gate` opens what it names.
-  static Task<std::unique_ptr<Image>> open_over(std::unique_ptr<Device> file, Gate& gate, ImageOptions options);
-  /// Asserts that close() ended or abandon() was called.
+  static Task<std::unique_ptr<Image>> open_over(std::unique_ptr<Device> file, Gate& gate,
+                                                ImageOptions options);
+  /// close() has ended, or abandon() was called; asserted.
   ~Image() override;
 
   uint64_t size() const override { return size_; }
   bool writable() const override { return options_.writable; }
-  uint32_t preferred_size() const override { return static_cast<uint32_t>(head_.geometry.cluster_size()); }
+  uint32_t preferred_size() const override {
+    return static_cast<uint32_t>(head_.geometry.cluster_size());
+  }
   const std::string& name() const override { return file_->name(); }
   Reactor& reactor() override { return reactor_; }
   Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override;
@@ -105,7 +112,7 @@ class Image final : public Device {
   /// ahead: no leak after it.
   Task<void> close() override;
   /// The simulated process died: forget everything without I/O.
-  void abandon();
+  void abandon() override;
 
   const Head& head() const { return head_; }
   const Geometry& geometry() const { return head_.geometry; }
@@ -118,51 +125,89 @@ class Image final : public Device {
   ImageStats stats() const;
 
  private:
+  class Working;  // Counts a request while it runs, so that close() can wait.
+
   Image(std::unique_ptr<Device> file, Head head, ImageOptions options);
 
   // open.cc
-  Task<void> load(Gate& gate);
-  Task<void> open_snapshot();
-  Task<void> open_below(Gate& gate);
+  Task<void> load(Gate& gate, uint32_t depth);
+  static Task<std::unique_ptr<Image>> open_at_depth(std::unique_ptr<Device> file, Gate& gate,
+                                                    ImageOptions options, uint32_t depth);
+  Result<void> check_writable() const;
+  Task<uint64_t> find_snapshot();
+  Task<void> open_data_file(Gate& gate);
+  Task<void> open_backing(Gate& gate, uint32_t depth);
+  Task<void> check_own_refcounts();
   Task<void> begin_writing();
-  Error refuse_writing() const;
 
   // read.cc
-  Task<void> read_piece(const Mapping& mapping, GuestCluster cluster, uint64_t within, MutableBytes data);
-  Task<void> read_host(HostOffset at, MutableBytes data, Mark mark);
-  Task<void> read_compressed(const Mapping& mapping, GuestCluster cluster, uint64_t within, MutableBytes data);
-  Task<void> read_below(uint64_t offset, MutableBytes data);
+  Task<void> read_pinned(uint64_t offset, MutableBytes data, Mark mark);
+  Task<void> read_mapped(const Mapping& mapping, uint64_t offset, MutableBytes data, Mark mark);
+  Task<void> read_host(uint64_t at, MutableBytes data, Mark mark);
+  Task<void> read_compressed(Mapping mapping, uint64_t within, MutableBytes data);
+  Task<void> read_below(uint64_t offset, MutableBytes data, Mark mark);
 
   // write.cc
-  struct Part;   // The part of a request inside one cluster.
-  Task<bool> write_clusters(uint64_t offset, Bytes data, bool fua);
+  Task<bool> write_checked(uint64_t offset, Bytes data, bool fua);
   Task<uint64_t> write_in_place(uint64_t offset, Bytes data, bool fua, bool& durable);
   Task<void> write_allocating(uint64_t offset, Bytes data);
-  Task<void> fill_fresh(uint64_t offset, Bytes data, std::vector<Mapping>& old, size_t first, size_t count,
-                        const Reservation& fresh);
-  Task<void> write_host(HostOffset at, Bytes data, bool fua, Mark mark);
-  bool reads_zero_below(uint64_t offset, uint64_t length) const;
-
-  // zero.cc, discard.cc
-  Task<void> zero_clusters(GuestCluster first, uint64_t count, bool may_unmap);
-  Task<void> zero_edge(uint64_t offset, uint64_t length, ZeroOptions options);
+  Task<uint64_t> write_fresh(uint64_t offset, Bytes data, std::span<const Mapping> old);
+  Task<void> write_reserved(uint64_t offset, Bytes data, std::span<const Mapping> old,
+                            const Reservation& fresh, std::span<Mapping> mappings);
+  Task<void> fill_around(const Mapping& old, uint64_t at, MutableBytes edge, uint64_t offset,
+                         Bytes data);
+  Task<void> write_kept(uint64_t offset, Bytes data, const Mapping& old);
+  Task<void> write_host(uint64_t at, Bytes data, bool fua, Mark mark);
+  bool writable_in_place(const Mapping& mapping, uint64_t within, uint64_t length) const;
+  bool reads_zero(const Mapping& mapping, uint32_t units, uint64_t cluster_start) const;
   void publish(GuestCluster cluster, const Mapping& mapping, const Mapping& old);
+  Task<void> reclaim_space();
 
-  // commit.cc
-  friend class Commit;
-  Task<void> commit_once(Mark mark);
+  // zero.cc
+  Task<void> zero_checked(uint64_t offset, uint64_t length, ZeroOptions options);
+  Task<void> zero_edge(uint64_t offset, uint64_t length, ZeroOptions options);
+  Task<uint64_t> zero_units(uint64_t offset, uint64_t length, ZeroOptions options);
+  std::optional<Mapping> zeroed_mapping(const Mapping& old, uint32_t units, uint64_t start,
+                                        bool may_unmap) const;
+  bool can_stage_zero() const { return geometry().version >= 3 || !backing_; }
+
+  // resize.cc
+  Task<void> grow_l1(uint64_t entries);
+
+  Result<void> check_can_write() const;
   Task<void> room_to_stage();
-  void arm_timer();
+  /// Something was staged: a commit follows within options_.commit_delay.
+  void staged();
   Task<void> linger();
+  uint64_t cluster_size() const { return head_.geometry.cluster_size(); }
 
-  Reactor& reactor_;
   std::unique_ptr<Device> file_;
+  Reactor& reactor_;
   std::unique_ptr<Device> data_;
   std::unique_ptr<Device> backing_;
   Head head_;
   ImageOptions options_;
   std::vector<Snapshot> snapshots_;
   uint64_t size_ = 0;
+  uint64_t length_at_open_ = 0;
+
+  Stages stages_;
+  Epochs epochs_;
+  MetadataSet metadata_;
+  RangeLock locks_;
+  Mutex resize_mutex_;
+  Error broken_;  ///< Set when nobody knows what the header says: nothing is written any more.
+  std::unique_ptr<Map> map_;
+  std::unique_ptr<Allocator> allocator_;  ///< Null when read-only, like the next.
+  std::unique_ptr<Committer> committer_;
+  Scope background_;
+  Event idle_;  ///< The last request has ended.
+  uint64_t working_ = 0;
+  bool closing_ = false;
+  bool closed_ = false;
+  bool lingering_ = false;
+  Op timer_;
+  ImageStats stats_;
 };
 
 }  // namespace byre

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Allocation of host clusters, and their refcounts.
+///
+/// A cluster goes round like this (docs/engine.md, 2.2):
+///   free      refcount 0 in memory; only these are handed out (H4).
+///   reserved  reserve() raised its refcount in memory; nobody points to it.  The increase belongs
+///   to
+///             the open generation, so a commit writes it before any pointer (O1).
+///   live      staged: an L2 entry (or a table) points to it.
+///   limbo     release(): a reference went away.  It still counts until the removal of the pointer
+///             is durable and all I/O that may have resolved to it has ended (H2, H3); then the
+///             reference is taken off, and at the last one the cluster is punched, if the policy
+///             says so, and becomes free.
+/// A Reservation that is dropped goes to limbo like any other: its write may still land (H6).
+///
+/// Refcounts in memory are what the disk will say once everything staged is committed.  They are
+/// kept by region, the clusters that one refcount block counts: a byte for each, a map for the few
+/// above 254.  A region is loaded when it is first needed and stays. A region without a refcount
+/// block gets one in its own first cluster, which therefore counts itself; when the refcount table
+/// is too short, a larger one is planned to a fixpoint together with the blocks that count it (A1,
+/// A2).  So no block is ever uncounted. Cost: reserve() is a memchr from the hint.  Memory: one
+/// byte for each cluster of loaded regions. Not here: who points to what (map.h), when refcounts
+/// are written (commit.cc).
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "block/device.h"
+#include "coro/event.h"
+#include "coro/semaphore.h"
+#include "format/types.h"
+#include "qcow2/epochs.h"
+#include "qcow2/metadata_set.h"
+#include "qcow2/stages.h"
+
+namespace byre {
+
+class Allocator;
+
+/// Clusters that were taken and are not pointed to yet.
+class [[nodiscard]] Reservation {
+ public:
+  Reservation() = default;
+  Reservation(Reservation&& other) noexcept;
+  Reservation& operator=(Reservation&& other) noexcept;
+  ~Reservation() { drop(); }
+
+  HostSpan span() const { return span_; }
+  HostCluster first() const { return span_.first; }
+  uint64_t count() const { return span_.count; }
+  /// Does cluster `index` read as zeros on the host?  Then it counts as initialised (A4, M3b).
+  bool zero(uint64_t index) const { return zero_.empty() ? all_zero_ : zero_[index]; }
+  /// The first `count` are pointed to from here on (they were staged).
+  void keep(uint64_t count);
+  void keep() { keep(span_.count); }
+  explicit operator bool() const { return span_.count != 0; }
+
+ private:
+  friend class Allocator;
+  Reservation(Allocator& allocator, HostSpan span) : allocator_(&allocator), span_(span) {}
+  void drop();
+  Allocator* allocator_ = nullptr;
+  HostSpan span_;
+  bool all_zero_ = false;
+  std::vector<bool> zero_;
+};
+
+class Allocator {
+ public:
+  struct Options {
+    bool punch = false;
+    uint64_t host_size_max = UINT64_MAX;
+    uint64_t growth_step = 16 * MiB;
+  };
+  /// `table` is the refcount table as it is on the disk.
+  Allocator(ReadyQueue& ready, Device& file, const Geometry& geometry, Stages& stages,
+            Epochs& epochs, MetadataSet& metadata, Options options, std::vector<uint64_t> table,
+            HostSpan table_at);
+  Allocator(const Allocator&) = delete;
+  ~Allocator();
+
+  enum class Use : uint8_t { data, metadata };
+  /// Takes a run of 1 to `count` free clusters.  Metadata has host blocks when this returns.
+  /// Errc::no_space when the file can neither grow nor has room.  Awaits I/O: hold no pin.
+  Task<Reservation> reserve(uint64_t count, Use use);
+  /// Takes exactly `count` clusters in a row, for tables.
+  Task<Reservation> reserve_run(uint64_t count);
+
+  /// Loads the regions of `span`, so that release() may be called; a cluster whose refcount is
+  /// already 0 is corruption.
+  Task<void> load(HostSpan span);
+  bool loaded(HostSpan span) const;
+  /// One reference to each cluster of `span` goes away with the open generation.  A reference that
+  /// the refcount does not cover (the image is damaged) is passed over: the cluster would be freed
+  /// twice.
+  void release(HostSpan span);
+  /// In memory, of a loaded region.
+  uint64_t refcount(HostCluster cluster) const;
+
+  /// Moves on what may leave limbo: called when a commit or an epoch has ended.
+  void reclaim();
+  /// Is anything in limbo, or being punched?
+  bool limbo_empty() const { return limbo_.empty() && punching_ == 0; }
+  /// Waits until what is in limbo now has left it; commits must go on meanwhile.
+  Task<void> drain_limbo();
+  /// A folded generation: what waits for it waits for the next one.
+  void refold(uint64_t number);
+
+  // For the commit.
+  /// The 512-byte sector `sector` of region `index`'s block as the committing generation makes it.
+  void compose_block(uint64_t index, uint64_t sector, MutableBytes out) const;
+  /// The refcount table's sector likewise; pointers to blocks of later generations are left out.
+  void compose_table(uint64_t sector, MutableBytes out) const;
+  HostCluster block_at(uint64_t index) const { return {table_[index] >> geometry_.cluster_bits}; }
+  /// Where the table is on the disk; a larger one may be staged.
+  HostSpan durable_table_at() const { return durable_table_at_; }
+  void set_durable_table_at(HostSpan at) { durable_table_at_ = at; }
+
+  /// Starts punches; joined by drain_limbo().
+  void set_spawner(std::function<void(Task<void>)> spawn) { spawn_ = std::move(spawn); }
+  /// The end of the highest cluster in use among those known; the file is cut there at close.
+  uint64_t end_of_use() const { return end_of_use_; }
+  uint64_t clusters_allocated() const { return clusters_allocated_; }
+  uint64_t clusters_freed() const { return clusters_freed_; }
+
+ private:
+  friend class Reservation;
+  static constexpr uint8_t kMany = 255;  ///< The count is in `many`.
+  struct Region {
+    std::vector<uint8_t> counts;
+    std::unordered_map<uint64_t, uint64_t> many;  ///< By index in the region.
+    std::vector<bool> zeroed;  ///< Punched since its last owner; empty until used.
+  };
+  struct Limbo {
+    HostSpan span;
+    uint64_t epoch;
+    uint64_t generation;
+  };
+
+  Task<void> load_region(uint64_t index);
+  Task<void> add_region(uint64_t index);
+  Task<void> grow_table(uint64_t index, uint64_t entries_min);
+  Task<void> prepare_space(HostSpan span, Use use);
+  void register_block(uint64_t index, HostCluster at);
+  Region& region_of(HostCluster cluster) const;
+  void set_count(HostCluster cluster, uint64_t count);
+  void change_count(HostCluster cluster, int64_t change);
+  Reservation take(HostSpan span);
+  Result<void> check_space(HostSpan span) const;
+  Task<void> punch(std::vector<HostSpan> runs);
+  void free_now(HostCluster cluster, bool zeroed);
+
+  Device& file_;
+  const Geometry& geometry_;
+  Stages& stages_;
+  Epochs& epochs_;
+  MetadataSet& metadata_;
+  Options options_;
+  std::vector<uint64_t> table_;  ///< With what is staged.
+  HostSpan table_at_;            ///< With what is staged.
+  HostSpan durable_table_at_;
+  std::vector<std::unique_ptr<Region>> regions_;
+  Mutex mutex_;          ///< Held by whoever takes clusters.
+  Mutex load_mutex_;     ///< Held while a region is loaded.
+  uint64_t hint_ = 0;    ///< No cluster below is free in a loaded region (H5).
+  uint64_t never_used_;  ///< No cluster from here on was ever handed out: they read as zeros (A4).
+  uint64_t end_of_use_ = 0;
+  bool fresh_is_zero_;
+  std::deque<Limbo> limbo_;
+  std::unordered_map<HostCluster, uint64_t> limbo_references_;  ///< In limbo, by cluster.
+  uint64_t punching_ = 0;
+  bool reclaiming_ = false;
+  Event limbo_moved_;
+  std::function<void(Task<void>)> spawn_;
+  uint64_t clusters_allocated_ = 0;
+  uint64_t clusters_freed_ = 0;
+};
+
+}  // namespace byre

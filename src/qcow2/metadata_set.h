@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+/// MetadataSet: the host clusters that hold metadata (docs/engine.md, M5).
+///
+/// Every data write is checked against it, so a damaged image cannot make a guest overwrite tables.
+/// Runs (header, L1, refcount table) are kept as ranges, single clusters (L2 tables, refcount
+/// blocks) in a hash set.
+#pragma once
+
+#include <algorithm>
+#include <unordered_set>
+#include <vector>
+
+#include "base/units.h"
+#include "format/types.h"
+
+namespace byre {
+
+class MetadataSet {
+ public:
+  /// False if it was there already: two owners of one cluster.
+  bool add(HostCluster cluster) { return !in_run(cluster) && clusters_.insert(cluster).second; }
+  void remove(HostCluster cluster) { clusters_.erase(cluster); }
+  bool add_run(HostSpan run) {
+    bool alone = true;
+    for (const HostSpan& other : runs_) {
+      alone &= run.end().value <= other.first.value || other.end().value <= run.first.value;
+    }
+    runs_.push_back(run);
+    return alone;
+  }
+  void remove_run(HostSpan run) {
+    runs_.erase(std::remove(runs_.begin(), runs_.end(), run), runs_.end());
+  }
+  bool contains(HostCluster cluster) const {
+    return clusters_.contains(cluster) || in_run(cluster);
+  }
+  /// The first metadata cluster in a run, if any.
+  std::optional<HostCluster> find_in(HostSpan run) const {
+    for (uint64_t i = 0; i < run.count; ++i) {
+      if (contains(run.first + i)) return run.first + i;
+    }
+    return std::nullopt;
+  }
+
+ private:
+  bool in_run(HostCluster cluster) const {
+    for (const HostSpan& run : runs_) {
+      if (cluster.value - run.first.value < run.count) return true;
+    }
+    return false;
+  }
+  std::vector<HostSpan> runs_;
+  std::unordered_set<HostCluster> clusters_;
+};
+
+}  // namespace byre

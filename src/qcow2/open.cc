@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "block/raw.h"
+#include "format/refcount.h"
+#include "qcow2/check.h"
+#include "qcow2/image.h"
+
+namespace byre {
+
+namespace {
+
+/// A name that an image gives for another file, as a plain path: `file:` is dropped, other
+/// protocols and json: are refused.
+Result<std::string> plain_name(std::string_view name) {
+  if (name.starts_with("file:")) name.remove_prefix(5);
+  const size_t colon = name.find(':');
+  if (colon != std::string_view::npos && name.find('/') > colon) {
+    return unsupported("the name ", quoted(name), " is no plain path; byre opens files only");
+  }
+  return std::string(name);
+}
+
+}  // namespace
+
+Image::Image(std::unique_ptr<Device> file, Head head, ImageOptions options)
+    : file_(std::move(file)),
+      reactor_(file_->reactor()),
+      head_(std::move(head)),
+      options_(std::move(options)),
+      locks_(reactor_.ready()),
+      resize_mutex_(reactor_.ready()),
+      background_(reactor_.ready()),
+      idle_(reactor_.ready()) {}
+
+Image::~Image() { BYRE_ASSERT(closed_); }
+
+Task<std::unique_ptr<Image>> Image::open(Reactor& reactor, Gate& gate, std::string name,
+                                         ImageOptions options) {
+  (void)reactor;
+  std::unique_ptr<File> file = co_await gate.open(name, {.writable = options.writable,
+                                                         .direct = options.direct,
+                                                         .lock = options.lock,
+                                                         .share_lock = options.share_lock});
+  co_return co_await open_over(std::make_unique<RawDevice>(std::move(file)), gate,
+                               std::move(options));
+}
+
+Task<std::unique_ptr<Image>> Image::open_over(std::unique_ptr<Device> file, Gate& gate,
+                                              ImageOptions options) {
+  co_return co_await open_at_depth(std::move(file), gate, std::move(options), 0);
+}
+
+Task<std::unique_ptr<Image>> Image::open_at_depth(std::unique_ptr<Device> file, Gate& gate,
+                                                  ImageOptions options, uint32_t depth) {
+  const std::string name = file->name();
+  Result<Head> head = co_await load_head(*file).result();
+  if (!head) co_return std::move(head).error().while_doing(cat("open ", quoted(name)));
+  std::unique_ptr<Image> image(new Image(std::move(file), *std::move(head), std::move(options)));
+  Result<void> loaded = co_await image->load(gate, depth).result();
+  if (!loaded) {
+    image->abandon();
+    co_return std::move(loaded).error().while_doing(cat("open ", quoted(name)));
+  }
+  co_return std::move(image);
+}
+
+/// What keeps this image from being written, apart from its refcounts.
+Result<void> Image::check_writable() const {
+  const Header& header = head_.header;
+  if (header.has(kCorrupt)) {
+    return Error(
+        Errc::read_only,
+        "the image is marked corrupt; open it read-only to save its data, or run check -r all");
+  }
+  if (header.has(kDataFile)) return unsupported("writing to an image with an external data file");
+  if ((header.autoclear & kBitmaps) != 0 && head_.extensions.bitmaps) {
+    return unsupported(
+        "the image has persistent bitmaps, which writing would make untrue; remove them with "
+        "qemu-img bitmap, "
+        "or open it read-only");
+  }
+  return {};
+}
+
+Task<void> Image::load(Gate& gate, uint32_t depth) {
+  if (head_.header.crypt_method != CryptMethod::none)
+    co_await fail(unsupported("the image is encrypted"));
+  snapshots_ = co_await load_snapshots(*file_, head_).doing("snapshot table");
+  size_ = head_.header.size;
+  HostOffset l1_at = head_.header.l1_offset;
+  uint64_t l1_entries = head_.header.l1_entries;
+  if (!options_.snapshot.empty()) {
+    if (options_.writable)
+      co_await fail(Error(Errc::read_only, "an internal snapshot can only be read"));
+    const Snapshot& snapshot = snapshots_[co_await find_snapshot()];
+    co_await check_l1_table(snapshot, head_.geometry);
+    l1_at = snapshot.l1_offset;
+    l1_entries = snapshot.l1_entries;
+    size_ = snapshot.disk_size.value_or(size_);
+    if (head_.geometry.l1_entries_for(size_) > l1_entries) {
+      co_await fail(corrupt("snapshot ", quoted(snapshot.name),
+                            ": its L1 table is too small for its disk size"));
+    }
+  }
+  if (options_.writable) {
+    co_await check_writable();
+    if (head_.header.has(kDirty)) {
+      const CheckReport report = co_await rebuild_refcounts(*file_).doing("rebuild refcounts");
+      if (options_.message) {
+        options_.message(cat(file_->name(),
+                             ": the image was not closed cleanly; its refcounts were rebuilt (",
+                             report.leaks_fixed + report.corruptions_fixed, " changed)"));
+      }
+      head_ = co_await load_head(*file_);
+      l1_at = head_.header.l1_offset;
+    }
+  }
+  std::vector<uint64_t> l1 = co_await load_table(*file_, l1_at, l1_entries, Mark::l1_load);
+  // VM state lies behind the disk; the map keeps only what the disk needs when it is not written.
+  map_ = std::make_unique<Map>(reactor_.ready(), *file_, head_.geometry, stages_, metadata_,
+                               options_.table_cache_size, std::move(l1));
+  if (head_.header.has(kDataFile)) co_await open_data_file(gate).doing("data file");
+  if (head_.backing_file && !options_.without_backing) co_await open_backing(gate, depth);
+  if (options_.writable) co_await begin_writing();
+}
+
+Task<uint64_t> Image::find_snapshot() {
+  const std::string& wanted = options_.snapshot;
+  std::optional<uint64_t> found;
+  for (uint64_t i = 0; i < snapshots_.size(); ++i) {
+    if (snapshots_[i].id != wanted && snapshots_[i].name != wanted) continue;
+    if (found) co_return invalid("more than one snapshot has the id or name ", quoted(wanted));
+    found = i;
+  }
+  if (!found) co_return Error(Errc::not_found, cat("no snapshot ", quoted(wanted)));
+  co_return *found;
+}
+
+Task<void> Image::open_data_file(Gate& gate) {
+  FileOptions options{
+      .direct = options_.direct, .lock = options_.lock, .share_lock = options_.share_lock};
+  std::unique_ptr<File> file;
+  if (!options_.data_file.empty()) {
+    file = co_await gate.open(options_.data_file, options);
+  } else {
+    if (!head_.extensions.data_file_name) {
+      co_await fail(
+          invalid("the image has an external data file but does not name it; give its name"));
+    }
+    const std::string name = co_await plain_name(*head_.extensions.data_file_name);
+    file = co_await gate.open_named_by_image(file_->name(), name, options);
+  }
+  data_ = std::make_unique<RawDevice>(std::move(file));
+}
+
+Task<void> Image::open_backing(Gate& gate, uint32_t depth) {
+  const std::string& named = *head_.backing_file;
+  if (depth + 1 > options_.chain_depth_max) {
+    co_await fail(invalid("backing chain is deeper than ", options_.chain_depth_max,
+                          " images, or goes in a circle"));
+  }
+  if (!head_.extensions.backing_format) {
+    co_await fail(invalid(
+        "backing file ", quoted(named),
+        " has no format in the image, and guessing it would let a guest choose what is opened; "
+        "set it with: qemu-img rebase -u -b FILE -F FORMAT"));
+  }
+  const std::string format = *head_.extensions.backing_format;
+  if (format != "qcow2" && format != "raw" && format != "file") {
+    co_await fail(unsupported("backing file ", quoted(named), ": format ", quoted(format)));
+  }
+  const std::string name = co_await plain_name(named).doing("backing file");
+  std::unique_ptr<File> file =
+      co_await gate
+          .open_named_by_image(
+              file_->name(), name,
+              {.direct = options_.direct, .lock = options_.lock, .share_lock = options_.share_lock})
+          .doing("backing file ", quoted(named));
+  auto raw = std::make_unique<RawDevice>(std::move(file));
+  if (format != "qcow2") {
+    backing_ = std::move(raw);
+    co_return;
+  }
+  ImageOptions below = options_;
+  below.writable = false;
+  below.snapshot.clear();
+  below.data_file.clear();
+  backing_ = co_await open_at_depth(std::move(raw), gate, std::move(below), depth + 1);
+}
+
+/// Metadata that no refcount protects would be handed out and overwritten (the refcount block that
+/// nobody counted): such an image is not written.  Header, L1 and refcount table are checked here,
+/// a refcount block when its region is loaded, an L2 table before it is first changed.
+Task<void> Image::check_own_refcounts() {
+  const Header& header = head_.header;
+  const Geometry& g = head_.geometry;
+  co_await allocator_->load({{0}, 1}).doing("header");
+  co_await allocator_
+      ->load({g.cluster_of(header.l1_offset), g.clusters_for(header.l1_entries * uint64_t{8})})
+      .doing("L1 table");
+  co_await allocator_
+      ->load({g.cluster_of(header.refcount_table_offset), header.refcount_table_clusters})
+      .doing("refcount table");
+}
+
+Task<void> Image::begin_writing() {
+  const Header& header = head_.header;
+  const Geometry& g = head_.geometry;
+  const auto clash = [](std::string_view what, HostOffset at) {
+    return corrupt(what, " at ", at, " overlaps other metadata; run check -r all");
+  };
+  metadata_.add(HostCluster{0});
+  const HostSpan l1{g.cluster_of(header.l1_offset),
+                    g.clusters_for(header.l1_entries * uint64_t{8})};
+  if (l1.count != 0 && !metadata_.add_run(l1)) co_await fail(clash("L1 table", header.l1_offset));
+  const HostSpan table{g.cluster_of(header.refcount_table_offset), header.refcount_table_clusters};
+  if (!metadata_.add_run(table))
+    co_await fail(clash("refcount table", header.refcount_table_offset));
+  for (const Snapshot& snapshot : snapshots_) {
+    co_await check_l1_table(snapshot, g);
+    const HostSpan run = hosts(snapshot, g);
+    if (run.count != 0) metadata_.add_run(run);
+  }
+  if (!snapshots_.empty()) {
+    metadata_.add_run({g.cluster_of(header.snapshots_offset), 1});
+  }
+
+  const uint64_t entries = header.refcount_table_clusters * g.refcount_table_entries_per_cluster();
+  std::vector<uint64_t> refcounts =
+      co_await load_table(*file_, header.refcount_table_offset, entries, Mark::refcount_table_load);
+  for (uint64_t i = 0; i < refcounts.size(); ++i) {
+    if (refcounts[i] == 0) continue;
+    const std::optional<HostCluster> at =
+        co_await decode_refcount_table_entry(refcounts[i], g).doing("refcount table entry ", i);
+    if (at && !metadata_.add(*at)) co_await fail(clash("refcount block", g.start_of(*at)));
+  }
+  for (uint64_t i = 0; i < map_->l1().size(); ++i) {
+    if (map_->l1()[i] == 0) continue;
+    const L1Entry entry = co_await decode_l1(map_->l1()[i], g).doing("L1 entry ", i);
+    if (entry.l2 && !metadata_.add(*entry.l2))
+      co_await fail(clash("L2 table", g.start_of(*entry.l2)));
+  }
+
+  allocator_ = std::make_unique<Allocator>(
+      reactor_.ready(), *file_, g, stages_, epochs_, metadata_,
+      Allocator::Options{.punch = options_.discard == DiscardPolicy::unmap,
+                         .host_size_max = options_.host_size_max,
+                         .growth_step = options_.growth_step},
+      std::move(refcounts), table);
+  allocator_->set_spawner([this](Task<void> task) { background_.spawn(std::move(task)); });
+  committer_ = std::make_unique<Committer>(reactor_.ready(), *file_, g, stages_, epochs_, *map_,
+                                           *allocator_, metadata_, MutableBytes(head_.sector),
+                                           (header.compatible & kLazyRefcounts) != 0);
+  epochs_.on_quiet([this] {
+    if (closed_) return;
+    allocator_->reclaim();
+    staged();
+  });
+  length_at_open_ = file_->size();
+  co_await check_own_refcounts();
+
+  // Features that only their own writers keep true are switched off before the first change.
+  const uint64_t kept = header.autoclear & (head_.extensions.bitmaps ? kBitmaps : 0);
+  if (header.version >= 3 && header.autoclear != kept) {
+    head_.header.autoclear = kept;
+    store_autoclear(head_.sector, kept);
+    co_await committer_->write_header();
+    co_await file_->flush(Mark::commit_sync);
+  }
+}
+
+}  // namespace byre

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "qcow2/image.h"
+#include "qcow2/working.h"
+
+namespace byre {
+
+/// Grows the disk.  What is added reads as zeros: the tail of the last cluster and whatever a
+/// longer backing file would show are zeroed, durably, before the size changes (traps 119, 120).
+Task<void> Image::resize(uint64_t size) {
+  const Working working(*this);
+  co_await working.begin();
+  co_await check_can_write();
+  const Geometry& g = head_.geometry;
+  const Mutex::Hold hold = co_await resize_mutex_.lock();
+  if (size == size_) co_return;
+  if (size < size_) co_await fail(unsupported("making a disk smaller"));
+  if (size > g.size_max()) {
+    co_await fail(invalid("a disk with clusters of ", cluster_size(),
+                          " bytes cannot be larger than ", g.size_max(),
+                          " bytes; use larger clusters"));
+  }
+  for (const Snapshot& snapshot : snapshots_) {
+    if (!snapshot.disk_size) {
+      co_await fail(
+          unsupported("snapshot ", quoted(snapshot.name),
+                      " does not record its disk size, so it would change with the disk"));
+    }
+  }
+  // Entries behind the disk are VM state, which would become part of it (trap 101).
+  for (uint64_t i = g.l1_entries_for(size_); i < map_->l1().size(); ++i) {
+    if (map_->l1()[i] != 0)
+      co_await fail(unsupported("resizing an image with a VM state in its active layer"));
+  }
+
+  const uint64_t entries = g.l1_entries_for(size);
+  if (entries > map_->l1().size()) co_await grow_l1(entries).doing("grow the L1 table");
+  uint64_t zero_end = std::min(size, round_up(size_, cluster_size()));
+  if (backing_) zero_end = std::max(zero_end, std::min(size, backing_->size()));
+  zero_end = round_up(zero_end, cluster_size());
+  if (zero_end > size_) co_await zero_checked(size_, zero_end - size_, {.may_unmap = true});
+  co_await committer_->flush(Mark::commit_sync);
+
+  store_size(head_.sector, size);
+  Result<void> written = co_await committer_->write_header().result();
+  if (written) written = co_await file_->flush(Mark::commit_sync).result();
+  if (!written) {
+    // Old or new: both are sound sizes for what the tables say.
+    store_size(head_.sector, size_);
+    co_await std::move(written);
+  }
+  size_ = size;
+  head_.header.size = size;
+}
+
+/// A longer L1 table: filled and durable before the header points to it (O6).
+Task<void> Image::grow_l1(uint64_t entries) {
+  const Geometry& g = head_.geometry;
+  RangeLock::Request lock(locks_, 0, UINT64_MAX, RangeLock::Mode::exclusive);
+  co_await lock;
+  const uint64_t clusters = g.clusters_for(entries * 8);
+  Reservation fresh = co_await allocator_->reserve_run(clusters);
+  const HostSpan old{g.cluster_of(head_.header.l1_offset),
+                     g.clusters_for(head_.header.l1_entries * uint64_t{8})};
+  co_await allocator_->load(old);
+  // Nothing is staged after this: writers wait for the lock.
+  co_await committer_->flush(Mark::commit_sync);
+  std::vector<std::byte> body(clusters * cluster_size());
+  for (uint64_t i = 0; i < map_->l1().size(); ++i)
+    store_be(MutableBytes(body), i * 8, map_->l1()[i]);
+  const HostOffset at = g.start_of(fresh.first());
+  co_await file_->write(at.value, body, {.mark = Mark::l1_grow});
+  co_await file_->flush(Mark::commit_sync);
+
+  store_l1(head_.sector, at, static_cast<uint32_t>(entries));
+  Result<void> switched = co_await committer_->write_header().result();
+  if (switched) switched = co_await file_->flush(Mark::commit_sync).result();
+  if (!switched) {
+    // Either table may be the one that counts now (a failed pointer write): neither is given up,
+    // none is changed.
+    fresh.keep();
+    broken_ = std::move(switched).error().while_doing(
+        "the header could not be written; open the image again");
+    co_await fail(broken_.copy());
+  }
+  metadata_.add_run({fresh.first(), clusters});
+  fresh.keep();
+  metadata_.remove_run(old);
+  allocator_->release(old);
+  map_->grow_l1(entries);
+  head_.header.l1_offset = at;
+  head_.header.l1_entries = static_cast<uint32_t>(entries);
+  staged();
+}
+
+}  // namespace byre
