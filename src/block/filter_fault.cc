@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "block/filter_fault.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+
+namespace byre {
+
+namespace {
+
+constexpr std::array<std::string_view, kFaultEvents> kEventNames = {
+    "none",
+    "l1_update",
+    "l1_grow_alloc_table",
+    "l1_grow_write_table",
+    "l1_grow_activate_table",
+    "l2_load",
+    "l2_update",
+    "l2_update_compressed",
+    "l2_alloc_cow_read",
+    "l2_alloc_write",
+    "read_aio",
+    "read_backing_aio",
+    "read_compressed",
+    "write_aio",
+    "write_compressed",
+    "vmstate_load",
+    "vmstate_save",
+    "cow_read",
+    "cow_write",
+    "reftable_load",
+    "reftable_grow",
+    "reftable_update",
+    "refblock_load",
+    "refblock_update",
+    "refblock_update_part",
+    "refblock_alloc",
+    "refblock_alloc_hookup",
+    "refblock_alloc_write",
+    "refblock_alloc_write_blocks",
+    "refblock_alloc_write_table",
+    "refblock_alloc_switch_table",
+    "cluster_alloc",
+    "cluster_alloc_bytes",
+    "cluster_free",
+    "flush_to_os",
+    "flush_to_disk",
+    "pwritev_rmw_head",
+    "pwritev_rmw_after_head",
+    "pwritev_rmw_tail",
+    "pwritev_rmw_after_tail",
+    "pwritev",
+    "pwritev_zero",
+    "pwritev_done",
+    "empty_image_prepare",
+    "l1_shrink_write_table",
+    "l1_shrink_free_l2_clusters",
+    "cor_write",
+    "cluster_alloc_space",
+};
+static_assert(!kEventNames.back().empty());
+
+constexpr std::array<std::string_view, 6> kIoNames = {"read",    "write", "write-zeroes",
+                                                      "discard", "flush", "block-status"};
+
+}  // namespace
+
+std::string_view name_of(FaultEvent event) { return kEventNames[static_cast<size_t>(event)]; }
+
+std::optional<FaultEvent> find_fault_event(std::string_view name) {
+  std::string wanted(name);
+  std::replace(wanted.begin(), wanted.end(), '.', '_');
+  const auto* found = std::find(kEventNames.begin(), kEventNames.end(), wanted);
+  if (found == kEventNames.end()) return std::nullopt;
+  return static_cast<FaultEvent>(found - kEventNames.begin());
+}
+
+namespace {
+
+/// What requests raise by their mark; marks that are not here raise nothing.  Room that is not
+/// used is FaultEvent::none.
+struct Raised {
+  Mark mark;
+  std::array<FaultEvent, 3> events;
+};
+using enum FaultEvent;
+constexpr Raised kRaised[] = {
+    {Mark::read_guest, {read_aio}},
+    {Mark::read_backing, {read_backing_aio}},
+    {Mark::read_compressed, {read_compressed}},
+    {Mark::write_guest, {write_aio}},
+    {Mark::write_compressed, {write_compressed}},
+    {Mark::copy_up_read, {cow_read}},
+    {Mark::copy_up_write, {cow_write}},
+    {Mark::header_update, {l1_grow_activate_table, refblock_alloc_switch_table}},
+    {Mark::l1_update, {l1_update}},
+    {Mark::l1_grow, {l1_grow_alloc_table, l1_grow_write_table}},
+    {Mark::l2_load, {l2_load}},
+    // Entries of compressed clusters go down with all others.
+    {Mark::l2_update, {l2_update, l2_update_compressed}},
+    {Mark::l2_allocate, {l2_alloc_write}},
+    {Mark::refcount_load, {refblock_load}},
+    {Mark::refcount_update, {refblock_update, refblock_update_part}},
+    {Mark::refcount_allocate, {refblock_alloc, refblock_alloc_write, refblock_alloc_write_blocks}},
+    {Mark::refcount_table_load, {reftable_load}},
+    {Mark::refcount_table_update, {reftable_update, refblock_alloc_hookup}},
+    {Mark::refcount_table_grow, {reftable_grow, refblock_alloc_write_table}},
+    {Mark::flush, {flush_to_os, flush_to_disk}},
+    {Mark::commit_sync, {flush_to_disk}},
+    {Mark::cluster_punch, {cluster_free}},
+};
+
+}  // namespace
+
+std::span<const FaultEvent> raised_by(Mark mark) {
+  for (const Raised& row : kRaised) {
+    if (row.mark != mark) continue;
+    const auto end = std::find(row.events.begin(), row.events.end(), none);
+    return {row.events.begin(), end};
+  }
+  return {};
+}
+
+// Rules as text.
+
+namespace {
+
+Result<uint64_t> parse_number(const std::string& key, std::string_view value, uint64_t max) {
+  uint64_t number = 0;
+  const auto [end, failed] = std::from_chars(value.data(), value.data() + value.size(), number);
+  if (failed != std::errc() || end != value.data() + value.size() || number > max) {
+    return invalid(quoted(key), " takes a number up to ", max, ", not ", quoted(value));
+  }
+  return number;
+}
+
+Result<bool> parse_switch(const std::string& key, std::string_view value) {
+  if (value == "on") return true;
+  if (value == "off") return false;
+  return invalid(quoted(key), " takes on or off, not ", quoted(value));
+}
+
+Result<void> set(InjectError& rule, const std::string& key, const std::string& value) {
+  if (key == "state") {
+    BYRE_TRY(number, parse_number(key, value, UINT32_MAX));
+    rule.state = number;
+  } else if (key == "errno") {
+    BYRE_TRY(number, parse_number(key, value, 4095));
+    if (number == 0) return invalid("'errno' cannot be 0");
+    rule.error = static_cast<int>(number);
+  } else if (key == "sector") {
+    if (value == "-1") return {};  // Any, in blkdebug's words.
+    BYRE_TRY(number, parse_number(key, value, UINT64_MAX / kSectorSize - 1));
+    rule.sector = number;
+  } else if (key == "iotype") {
+    const auto* found = std::find(kIoNames.begin(), kIoNames.end(), value);
+    if (found == kIoNames.end()) return invalid("no kind of request is called ", quoted(value));
+    rule.io = static_cast<FaultIo>(found - kIoNames.begin());
+  } else if (key == "once") {
+    BYRE_TRY(once, parse_switch(key, value));
+    rule.once = once;
+  } else if (key == "immediately") {
+    BYRE_TRY(immediately, parse_switch(key, value));
+    rule.immediately = immediately;
+  } else {
+    return invalid("inject-error has no setting ", quoted(key));
+  }
+  return {};
+}
+
+Result<void> set(SetState& rule, const std::string& key, const std::string& value) {
+  if (key != "state" && key != "new_state") {
+    return invalid("set-state has no setting ", quoted(key));
+  }
+  BYRE_TRY(number, parse_number(key, value, UINT32_MAX));
+  (key == "state" ? rule.state : rule.new_state) = number;
+  return {};
+}
+
+template <class Rule>
+Result<Rule> parse_rule(const FaultSection& section) {
+  Rule rule;
+  bool has_event = false;
+  for (const auto& [key, value] : section.settings) {
+    if (key == "event") {
+      const std::optional<FaultEvent> event = find_fault_event(value);
+      if (!event) return invalid("no event is called ", quoted(value));
+      rule.event = *event;
+      has_event = true;
+      continue;
+    }
+    if (Result<void> result = set(rule, key, value); !result) return std::move(result).error();
+  }
+  if (!has_event) return invalid(section.kind, ": the event is missing");
+  return rule;
+}
+
+std::string_view trimmed(std::string_view text) {
+  constexpr std::string_view kBlank = " \t\r";
+  const size_t first = text.find_first_not_of(kBlank);
+  if (first == std::string_view::npos) return {};
+  return text.substr(first, text.find_last_not_of(kBlank) - first + 1);
+}
+
+}  // namespace
+
+Result<void> add_rule(FaultRules& rules, const FaultSection& section) {
+  if (section.kind == "inject-error") {
+    BYRE_TRY(rule, parse_rule<InjectError>(section));
+    rules.inject_errors.push_back(rule);
+    return {};
+  }
+  if (section.kind == "set-state") {
+    BYRE_TRY(rule, parse_rule<SetState>(section));
+    rules.set_states.push_back(rule);
+    return {};
+  }
+  return invalid("no kind of rule is called ", quoted(section.kind));
+}
+
+Result<FaultRules> parse_fault_config(std::string_view text) {
+  FaultRules rules;
+  std::optional<FaultSection> section;
+  const auto end_section = [&]() -> Result<void> {
+    return section ? add_rule(rules, *section) : Result<void>();
+  };
+  for (uint64_t number = 1; !text.empty(); ++number) {
+    const size_t end = std::min(text.find('\n'), text.size());
+    const std::string_view line = trimmed(text.substr(0, end));
+    text.remove_prefix(std::min(end + 1, text.size()));
+    if (line.empty() || line[0] == '#') continue;
+
+    if (line[0] == '[') {  // [kind] or [kind "name"]
+      if (line.back() != ']') return invalid("line ", number, ": ']' is missing");
+      if (Result<void> result = end_section(); !result) return std::move(result).error();
+      const std::string_view inside = trimmed(line.substr(1, line.size() - 2));
+      section = FaultSection{.kind = std::string(inside.substr(0, inside.find(' ')))};
+      continue;
+    }
+    const size_t equals = line.find('=');
+    if (equals == std::string_view::npos || !section) {
+      return invalid("line ", number, " is neither a section nor a setting of one: ", quoted(line));
+    }
+    std::string_view value = trimmed(line.substr(equals + 1));
+    if (value.size() >= 2 && value.front() == '"' && value.back() == '"') {
+      value = value.substr(1, value.size() - 2);
+    }
+    section->settings.emplace_back(trimmed(line.substr(0, equals)), value);
+  }
+  if (Result<void> result = end_section(); !result) return std::move(result).error();
+  return rules;
+}
+
+// The filter.
+
+FaultFilter::FaultFilter(std::unique_ptr<Device> below, FaultRules rules)
+    : below_(std::move(below)),
+      rules_(std::move(rules)),
+      spent_(rules_.inject_errors.size()),
+      changed_(below_->reactor().ready()) {
+  count(FaultEvent::none);
+}
+
+void FaultFilter::count(FaultEvent event) {
+  const uint64_t before = state_;
+  const auto applies = [&](const auto& rule) {
+    return rule.event == event && (rule.state == 0 || rule.state == before);
+  };
+  bool arms = false;
+  for (size_t i = 0; i < rules_.inject_errors.size(); ++i) {
+    if (spent_[i] || !applies(rules_.inject_errors[i])) continue;
+    if (!arms) armed_.clear();
+    arms = true;
+    armed_.push_back(i);
+  }
+  for (const SetState& rule : rules_.set_states) {
+    if (applies(rule)) state_ = rule.new_state;
+  }
+}
+
+void FaultFilter::meet_breaks(FaultEvent event, std::vector<Held*>& met) {
+  for (size_t i = 0; i < breaks_.size();) {
+    if (breaks_[i].event != event) {
+      ++i;
+      continue;
+    }
+    met.push_back(&held_.emplace_back(std::move(breaks_[i].tag), reactor().ready()));
+    breaks_.erase(breaks_.begin() + static_cast<ptrdiff_t>(i));
+  }
+}
+
+/// The first armed rule that fits `request`; a `once` rule is used up by this.
+const InjectError* FaultFilter::take_armed(const Request& request) {
+  for (size_t i = 0; i < armed_.size(); ++i) {
+    const InjectError& rule = rules_.inject_errors[armed_[i]];
+    if (rule.io ? *rule.io != request.io : request.io == FaultIo::block_status) continue;
+    if (rule.sector) {
+      const uint64_t at = *rule.sector * kSectorSize;
+      if (at + kSectorSize <= request.offset || at >= request.offset + request.length) continue;
+    }
+    if (rule.once) {
+      spent_[armed_[i]] = true;
+      armed_.erase(armed_.begin() + static_cast<ptrdiff_t>(i));
+    }
+    return &rule;
+  }
+  return nullptr;
+}
+
+Task<void> FaultFilter::reach(std::span<const FaultEvent> events) {
+  std::vector<Held*> met;
+  for (const FaultEvent event : events) {
+    count(event);
+    meet_breaks(event, met);
+  }
+  if (met.empty()) co_return;
+
+  for (const Held* held : met) {
+    if (on_hold) on_hold(held->tag, true);
+  }
+  changed_.notify();
+  for (Held* held : met) co_await held->go.wait();
+  held_.remove_if([&](const Held& held) { return std::count(met.begin(), met.end(), &held) != 0; });
+}
+
+/// What every request passes first.  `own` is raised beside what its mark raises; none: nothing is.
+Task<void> FaultFilter::admit(Request request, Mark mark, FaultEvent own) {
+  co_await reach(raised_by(mark));
+  if (own != FaultEvent::none) co_await reach({&own, 1});
+
+  const InjectError* rule = take_armed(request);
+  if (rule == nullptr) co_return;
+  const int error = rule->error;
+  const FaultEvent event = rule->event;
+  if (!rule->immediately) co_await reactor().ready().yield();
+  co_await fail(errno_error(error, cat("fault filter: injected at ", name_of(event))));
+}
+
+Task<void> FaultFilter::read(uint64_t offset, MutableBytes data, Mark mark) {
+  const Request request{.io = FaultIo::read, .offset = offset, .length = data.size()};
+  co_await admit(request, mark, FaultEvent::none);
+  co_await below_->read(offset, data, mark);
+}
+
+Task<void> FaultFilter::write(uint64_t offset, Bytes data, WriteOptions options) {
+  const Request request{.io = FaultIo::write, .offset = offset, .length = data.size()};
+  co_await admit(request, options.mark, FaultEvent::pwritev);
+  co_await below_->write(offset, data, options);
+  constexpr FaultEvent kDone = FaultEvent::pwritev_done;
+  co_await reach({&kDone, 1});
+}
+
+Task<void> FaultFilter::zero(uint64_t offset, uint64_t length, ZeroOptions options) {
+  const Request request{.io = FaultIo::write_zeroes, .offset = offset, .length = length};
+  co_await admit(request, Mark::none, FaultEvent::pwritev_zero);
+  co_await below_->zero(offset, length, options);
+  constexpr FaultEvent kDone = FaultEvent::pwritev_done;
+  co_await reach({&kDone, 1});
+}
+
+Task<void> FaultFilter::discard(uint64_t offset, uint64_t length, DiscardOptions options) {
+  const Request request{.io = FaultIo::discard, .offset = offset, .length = length};
+  co_await admit(request, Mark::cluster_punch, FaultEvent::none);
+  co_await below_->discard(offset, length, options);
+}
+
+Task<void> FaultFilter::flush(Mark mark) {
+  const Request request{.io = FaultIo::flush, .offset = 0, .length = UINT64_MAX};
+  co_await admit(request, mark, FaultEvent::none);
+  co_await below_->flush(mark);
+}
+
+Task<Extent> FaultFilter::status(uint64_t offset, uint64_t length) {
+  const Request request{.io = FaultIo::block_status, .offset = offset, .length = length};
+  co_await admit(request, Mark::none, FaultEvent::none);
+  co_return co_await below_->status(offset, length);
+}
+
+Task<void> FaultFilter::allocate(uint64_t offset, uint64_t length) {
+  const Request request{.io = FaultIo::write_zeroes, .offset = offset, .length = length};
+  co_await admit(request, Mark::none, FaultEvent::cluster_alloc_space);
+  co_await below_->allocate(offset, length);
+}
+
+Task<void> FaultFilter::close() {
+  release_all();
+  co_await below_->close();
+}
+
+// Breakpoints.
+
+void FaultFilter::set_break(FaultEvent event, std::string tag) {
+  breaks_.push_back({.event = event, .tag = std::move(tag)});
+}
+
+bool FaultFilter::holds(std::string_view tag) const {
+  return std::any_of(held_.begin(), held_.end(),
+                     [&](const Held& held) { return held.tag == tag && !held.go.is_set(); });
+}
+
+bool FaultFilter::waits_for(std::string_view tag) const {
+  return std::any_of(breaks_.begin(), breaks_.end(), [&](const Break& b) { return b.tag == tag; });
+}
+
+Task<void> FaultFilter::wait_break(std::string tag) {
+  while (!holds(tag)) {
+    if (!waits_for(tag)) {
+      co_await fail(Error(Errc::not_found, cat("no breakpoint ", quoted(tag), " is set")));
+    }
+    co_await changed_.wait();
+  }
+}
+
+void FaultFilter::let_go(Held& held) {
+  held.go.set();
+  if (on_hold) on_hold(held.tag, false);
+}
+
+Result<void> FaultFilter::resume(std::string_view tag) {
+  for (Held& held : held_) {
+    if (held.tag != tag || held.go.is_set()) continue;
+    let_go(held);
+    return {};
+  }
+  return Error(Errc::not_found, cat("no request is held at ", quoted(tag)));
+}
+
+Result<void> FaultFilter::remove_break(std::string_view tag) {
+  const bool removed = std::erase_if(breaks_, [&](const Break& b) { return b.tag == tag; }) != 0;
+  bool resumed = false;
+  while (resume(tag)) resumed = true;
+  changed_.notify();
+  if (removed || resumed) return {};
+  return Error(Errc::not_found, cat("no breakpoint ", quoted(tag), " is set"));
+}
+
+void FaultFilter::release_all() {
+  breaks_.clear();
+  for (Held& held : held_) {
+    if (!held.go.is_set()) let_go(held);
+  }
+  changed_.notify();
+}
+
+}  // namespace byre

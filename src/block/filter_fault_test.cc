@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "block/filter_fault.h"
+
+#include <gtest/gtest.h>
+
+#include <cerrno>
+#include <set>
+
+#include "block/memory.h"
+#include "sim/sim_reactor.h"
+
+namespace byre {
+namespace {
+
+constexpr std::byte kOne{1};
+
+class FaultFilterTest : public testing::Test {
+ protected:
+  void make(FaultRules rules = {}) {
+    auto memory = std::make_unique<MemoryDevice>(reactor_, 64 * KiB);
+    memory_ = memory.get();
+    filter_ = std::make_unique<FaultFilter>(std::move(memory), std::move(rules));
+  }
+  Result<void> write(uint64_t offset, Mark mark = Mark::write_guest) {
+    return reactor_.run(filter_->write(offset, bytes_of(kOne), {.mark = mark}));
+  }
+  Result<void> read(uint64_t offset, Mark mark = Mark::read_guest) {
+    std::byte byte;
+    return reactor_.run(filter_->read(offset, {&byte, 1}, mark));
+  }
+  Result<void> flush() { return reactor_.run(filter_->flush(Mark::flush)); }
+  /// Has a write to `offset` reached the device below?
+  bool written(uint64_t offset) const {
+    std::byte byte;
+    memory_->peek(offset, {&byte, 1});
+    return byte == kOne;
+  }
+  int error_of(const Result<void>& result) { return result ? 0 : result.error().sys_errno(); }
+  /// Starts a write in the background.
+  void start_write(uint64_t offset, Mark mark = Mark::write_guest) {
+    background_.spawn(filter_->write(offset, bytes_of(kOne), {.mark = mark}));
+  }
+  void wait_for(std::string tag) {
+    const Result<void> waited = reactor_.run(filter_->wait_break(std::move(tag)));
+    ASSERT_TRUE(waited) << waited.error().message();
+  }
+  void join() {
+    const Result<void> joined = reactor_.run(background_.join());
+    ASSERT_TRUE(joined) << joined.error().message();
+  }
+
+  SimReactor reactor_{1};
+  Scope background_{reactor_.ready()};
+  MemoryDevice* memory_ = nullptr;
+  std::unique_ptr<FaultFilter> filter_;
+};
+
+TEST(FaultEvents, EachNameIsFoundAndUnique) {
+  std::set<std::string_view> names;
+  for (size_t i = 0; i < kFaultEvents; ++i) {
+    const auto event = static_cast<FaultEvent>(i);
+    EXPECT_TRUE(names.insert(name_of(event)).second) << name_of(event);
+    EXPECT_EQ(find_fault_event(name_of(event)), event);
+  }
+  EXPECT_EQ(find_fault_event("l1_grow.write_table"), FaultEvent::l1_grow_write_table);
+  EXPECT_EQ(find_fault_event("l1_grow"), std::nullopt);
+  EXPECT_EQ(find_fault_event(""), std::nullopt);
+}
+
+TEST(FaultEvents, NoTwoMarksRaiseTheSameButSyncs) {
+  std::set<FaultEvent> seen;
+  for (auto mark = Mark::none; mark <= Mark::cluster_punch;
+       mark = static_cast<Mark>(static_cast<int>(mark) + 1)) {
+    if (mark == Mark::commit_sync) continue;
+    for (const FaultEvent event : raised_by(mark)) {
+      EXPECT_TRUE(seen.insert(event).second) << name_of(mark) << " raises " << name_of(event);
+    }
+  }
+  EXPECT_EQ(raised_by(Mark::commit_sync)[0], FaultEvent::flush_to_disk);
+}
+
+TEST_F(FaultFilterTest, WithoutRulesEverythingPasses) {
+  make();
+  EXPECT_EQ(filter_->size(), 64 * KiB);
+  EXPECT_TRUE(write(5));
+  EXPECT_TRUE(written(5));
+  EXPECT_TRUE(read(5));
+  EXPECT_TRUE(flush());
+  EXPECT_TRUE(reactor_.run(filter_->discard(0, 512, {})));
+  EXPECT_TRUE(reactor_.run(filter_->zero(0, 512, {})));
+  EXPECT_FALSE(written(5));
+  EXPECT_TRUE(reactor_.run(filter_->status(0, 512)));
+  EXPECT_TRUE(reactor_.run(filter_->allocate(0, 512)));
+  EXPECT_TRUE(reactor_.run(filter_->resize(4096)));
+  EXPECT_EQ(filter_->size(), 4096u);
+}
+
+TEST_F(FaultFilterTest, AnErrorComesWithItsErrnoAndStopsTheRequest) {
+  make({.inject_errors = {{.event = FaultEvent::write_aio, .error = ENOSPC}}});
+  const Result<void> result = write(0);
+  ASSERT_FALSE(result);
+  EXPECT_EQ(result.error().code(), Errc::no_space);
+  EXPECT_EQ(result.error().message(),
+            "fault filter: injected at write_aio: No space left on device");
+  EXPECT_FALSE(written(0));
+}
+
+TEST_F(FaultFilterTest, ARuleWaitsForItsEvent) {
+  make({.inject_errors = {{.event = FaultEvent::l2_update}}});
+  EXPECT_TRUE(write(0, Mark::write_guest));
+  EXPECT_EQ(error_of(write(0, Mark::l2_update)), EIO);
+}
+
+TEST_F(FaultFilterTest, AnArmedRuleFailsLaterRequestsToo) {
+  make({.inject_errors = {{.event = FaultEvent::l1_update, .io = FaultIo::flush}}});
+  EXPECT_TRUE(flush());
+  EXPECT_TRUE(write(0, Mark::l1_update));  // Arms it, but is no flush.
+  EXPECT_EQ(error_of(flush()), EIO);
+  EXPECT_EQ(error_of(flush()), EIO);
+  EXPECT_TRUE(write(0));
+}
+
+TEST_F(FaultFilterTest, AOnceRuleFailsOneRequest) {
+  make({.inject_errors = {{.event = FaultEvent::write_aio, .once = true}}});
+  EXPECT_EQ(error_of(write(0)), EIO);
+  EXPECT_TRUE(write(0));
+}
+
+TEST_F(FaultFilterTest, ArmingDisarmsWhatEarlierEventsArmed) {
+  make({.inject_errors = {{.event = FaultEvent::write_aio, .error = ENOSPC},
+                          {.event = FaultEvent::read_aio, .error = EPERM}}});
+  EXPECT_EQ(error_of(write(0)), ENOSPC);
+  EXPECT_EQ(error_of(write(0, Mark::l2_update)), ENOSPC);
+  EXPECT_EQ(error_of(read(0)), EPERM);
+  EXPECT_EQ(error_of(write(0, Mark::l2_update)), EPERM);
+}
+
+TEST_F(FaultFilterTest, ASectorIsHitByWhatTouchesIt) {
+  make({.inject_errors = {{.event = FaultEvent::write_aio, .sector = 2}}});
+  const std::vector<std::byte> data(1024);
+  const auto at = [&](uint64_t offset, size_t length) {
+    return error_of(reactor_.run(filter_->write(offset, Bytes(data).first(length), {})));
+  };
+  EXPECT_EQ(at(0, 1024), 0);
+  EXPECT_EQ(at(1023, 1), 0);
+  EXPECT_EQ(at(1023, 2), EIO);
+  EXPECT_EQ(at(1535, 1), EIO);
+  EXPECT_EQ(at(1536, 1), 0);
+}
+
+// Every kind of request against every kind of rule.
+TEST_F(FaultFilterTest, ARuleFailsItsKindOfRequestOnly) {
+  for (int rule = -1; rule <= static_cast<int>(FaultIo::block_status); ++rule) {
+    InjectError inject{.event = FaultEvent::none};
+    if (rule >= 0) inject.io = static_cast<FaultIo>(rule);
+    make({.inject_errors = {inject}});
+
+    std::vector<int> errors;
+    errors.push_back(error_of(read(0)));
+    errors.push_back(error_of(write(0)));
+    errors.push_back(error_of(reactor_.run(filter_->zero(0, 512, {}))));
+    errors.push_back(error_of(reactor_.run(filter_->discard(0, 512, {}))));
+    errors.push_back(error_of(flush()));
+    const Result<Extent> status = reactor_.run(filter_->status(0, 512));
+    errors.push_back(status ? 0 : status.error().sys_errno());
+    for (int io = 0; io < static_cast<int>(errors.size()); ++io) {
+      const bool hit = rule < 0 ? io != static_cast<int>(FaultIo::block_status) : io == rule;
+      EXPECT_EQ(errors[static_cast<size_t>(io)], hit ? EIO : 0) << "rule " << rule << " io " << io;
+    }
+  }
+}
+
+TEST_F(FaultFilterTest, StatesLeadFromRuleToRule) {
+  make({.inject_errors = {{.event = FaultEvent::read_aio, .state = 2}},
+        .set_states = {{.event = FaultEvent::write_aio, .state = 1, .new_state = 2},
+                       {.event = FaultEvent::write_aio, .state = 2, .new_state = 3}}});
+  EXPECT_TRUE(read(0));
+  EXPECT_TRUE(write(0));
+  EXPECT_EQ(filter_->state(), 2u);  // One step an event.
+  EXPECT_EQ(error_of(read(0)), EIO);
+}
+
+TEST_F(FaultFilterTest, ABreakpointHoldsOneRequest) {
+  make();
+  filter_->set_break(FaultEvent::write_aio, "A");
+  EXPECT_FALSE(filter_->resume("A"));
+  start_write(0);
+  wait_for("A");
+  EXPECT_TRUE(filter_->holds("A"));
+  EXPECT_FALSE(written(0));
+  EXPECT_TRUE(write(512));  // The next one passes.
+
+  EXPECT_TRUE(filter_->resume("A"));
+  EXPECT_FALSE(filter_->resume("A"));
+  join();
+  EXPECT_TRUE(written(0));
+  EXPECT_FALSE(filter_->holds("A"));
+}
+
+TEST_F(FaultFilterTest, WaitingForABreakpointLetsTimersRun) {
+  make();
+  filter_->set_break(FaultEvent::l2_update, "A");
+  const auto later = [&]() -> Task<void> {
+    co_await reactor_.sleep(kSecond);
+    co_await filter_->write(0, bytes_of(kOne), {.mark = Mark::l2_update});
+  };
+  background_.spawn(later());
+  wait_for("A");
+  EXPECT_GE(reactor_.now().ns, kSecond);
+  EXPECT_TRUE(filter_->resume("A"));
+  join();
+}
+
+TEST_F(FaultFilterTest, WaitingForNoBreakpointIsAnError) {
+  make();
+  const Result<void> waited = reactor_.run(filter_->wait_break("A"));
+  ASSERT_FALSE(waited);
+  EXPECT_EQ(waited.error().code(), Errc::not_found);
+}
+
+TEST_F(FaultFilterTest, TwoBreakpointsOfOneEventBothHoldTheRequest) {
+  make();
+  filter_->set_break(FaultEvent::write_aio, "A");
+  filter_->set_break(FaultEvent::write_aio, "B");
+  start_write(0);
+  wait_for("B");
+  EXPECT_TRUE(filter_->resume("B"));
+  EXPECT_TRUE(filter_->holds("A"));
+  EXPECT_EQ(background_.running(), 1u);
+  EXPECT_TRUE(filter_->resume("A"));
+  join();
+}
+
+TEST_F(FaultFilterTest, ATagUsedTwiceResumesTheOldestFirst) {
+  make();
+  filter_->set_break(FaultEvent::write_aio, "A");
+  start_write(0, Mark::write_guest);
+  filter_->set_break(FaultEvent::l2_update, "A");
+  start_write(512, Mark::l2_update);
+  EXPECT_TRUE(filter_->resume("A"));
+  while (!written(0) && !written(512)) reactor_.turn(Reactor::Wait::no);
+  EXPECT_FALSE(written(512));
+  EXPECT_TRUE(filter_->resume("A"));
+  join();
+}
+
+TEST_F(FaultFilterTest, RemovingABreakpointLetsGoWhatItHolds) {
+  make();
+  filter_->set_break(FaultEvent::write_aio, "A");
+  start_write(0);
+  wait_for("A");
+  EXPECT_TRUE(filter_->remove_break("A"));
+  join();
+  EXPECT_FALSE(filter_->remove_break("A"));
+
+  filter_->set_break(FaultEvent::write_aio, "B");
+  EXPECT_TRUE(filter_->remove_break("B"));
+  EXPECT_TRUE(write(0));
+}
+
+TEST_F(FaultFilterTest, RemovingABreakpointEndsTheWaitForIt) {
+  make();
+  filter_->set_break(FaultEvent::write_aio, "A");
+  const auto remove = [&]() -> Task<void> {
+    co_await reactor_.sleep(kMillisecond);
+    EXPECT_TRUE(filter_->remove_break("A"));
+  };
+  background_.spawn(remove());
+  EXPECT_FALSE(reactor_.run(filter_->wait_break("A")));
+  join();
+}
+
+TEST_F(FaultFilterTest, CloseLetsEverythingGo) {
+  make();
+  filter_->set_break(FaultEvent::write_aio, "A");
+  filter_->set_break(FaultEvent::flush_to_disk, "B");
+  start_write(0);
+  EXPECT_TRUE(reactor_.run(filter_->close()));
+  join();
+  EXPECT_TRUE(flush());
+}
+
+TEST_F(FaultFilterTest, WatchersHearOfEachHold) {
+  make();
+  std::vector<std::pair<std::string, bool>> heard;
+  filter_->on_hold = [&](const std::string& tag, bool held) { heard.emplace_back(tag, held); };
+  filter_->set_break(FaultEvent::pwritev_done, "A");
+  start_write(0);
+  wait_for("A");
+  EXPECT_TRUE(written(0));  // Done below, not answered above.
+  EXPECT_TRUE(filter_->resume("A"));
+  join();
+  EXPECT_EQ(heard, (std::vector<std::pair<std::string, bool>>{{"A", true}, {"A", false}}));
+}
+
+TEST_F(FaultFilterTest, AHeldRequestIsFailedWhenItGoesOn) {
+  make({.inject_errors = {{.event = FaultEvent::write_aio}}});
+  filter_->set_break(FaultEvent::write_aio, "A");
+  start_write(0);
+  wait_for("A");
+  EXPECT_TRUE(filter_->resume("A"));
+  EXPECT_EQ(error_of(reactor_.run(background_.join())), EIO);
+}
+
+// Configuration files.
+
+TEST(FaultConfig, ASectionIsARule) {
+  const Result<FaultRules> rules = parse_fault_config(
+      "# a comment\n"
+      "[inject-error]\n"
+      "event = \"l1_grow.write_table\"\r\n"
+      "  errno=\"28\"\n"
+      "once = on\n"
+      "immediately = \"on\"\n"
+      "sector = \"7\"\n"
+      "iotype = \"write-zeroes\"\n"
+      "\n"
+      "[set-state \"named\"]\n"
+      "event = \"flush_to_disk\"\n"
+      "state = \"2\"\n"
+      "new_state = \"4\"");
+  ASSERT_TRUE(rules) << rules.error().message();
+  ASSERT_EQ(rules->inject_errors.size(), 1u);
+  const InjectError& inject = rules->inject_errors[0];
+  EXPECT_EQ(inject.event, FaultEvent::l1_grow_write_table);
+  EXPECT_EQ(inject.error, ENOSPC);
+  EXPECT_TRUE(inject.once);
+  EXPECT_TRUE(inject.immediately);
+  EXPECT_EQ(inject.sector, 7u);
+  EXPECT_EQ(inject.io, FaultIo::write_zeroes);
+  ASSERT_EQ(rules->set_states.size(), 1u);
+  EXPECT_EQ(rules->set_states[0].event, FaultEvent::flush_to_disk);
+  EXPECT_EQ(rules->set_states[0].state, 2u);
+  EXPECT_EQ(rules->set_states[0].new_state, 4u);
+}
+
+TEST(FaultConfig, AnEmptyFileHasNoRules) {
+  for (const char* text : {"", "\n\n", "# nothing\n", "   "}) {
+    const Result<FaultRules> rules = parse_fault_config(text);
+    ASSERT_TRUE(rules);
+    EXPECT_TRUE(rules->inject_errors.empty() && rules->set_states.empty());
+  }
+}
+
+TEST(FaultConfig, WhatIsNotUnderstoodIsRefused) {
+  for (const char* text : {
+           "event = \"none\"\n",
+           "[inject-error]\n",
+           "[inject-error\nevent = \"none\"\n",
+           "[inject-error]\nevent\n",
+           "[inject-error]\nevent = \"nonesuch\"\n",
+           "[inject-error]\nevent = \"none\"\nnew_state = \"1\"\n",
+           "[inject-error]\nevent = \"none\"\nerrno = \"0\"\n",
+           "[inject-error]\nevent = \"none\"\nerrno = \"-5\"\n",
+           "[inject-error]\nevent = \"none\"\nerrno = \"5x\"\n",
+           "[inject-error]\nevent = \"none\"\nerrno = \"\"\n",
+           "[inject-error]\nevent = \"none\"\nonce = \"maybe\"\n",
+           "[inject-error]\nevent = \"none\"\niotype = \"sync\"\n",
+           "[inject-error]\nevent = \"none\"\nsector = \"99999999999999999999\"\n",
+           "[set-state]\nevent = \"none\"\nonce = \"on\"\n",
+           "[no-such]\nevent = \"none\"\n",
+           "[]\n",
+           "[",
+       }) {
+    EXPECT_FALSE(parse_fault_config(text)) << text;
+  }
+}
+
+}  // namespace
+}  // namespace byre
