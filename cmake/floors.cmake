@@ -29,7 +29,7 @@ function(byre_floor name)
   target_include_directories(byre_${name} ${scope} ${PROJECT_SOURCE_DIR}/src)
   target_link_libraries(byre_${name} ${scope} ${deps} fmt::fmt ${F_LIBS})
   if(code AND NOT F_EXCEPTIONS)
-    target_compile_options(byre_${name} PRIVATE -fno-exceptions -fno-rtti)
+    target_compile_options(byre_${name} PRIVATE -fno-exceptions)
   endif()
 
   set(test_deps ${F_TEST_DEPS})
