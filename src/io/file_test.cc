@@ -36,7 +36,7 @@ class FileTest : public IoTest {
     return data;
   }
 };
-BYRE_ON_EVERY_REACTOR(FileTest);
+ON_EVERY_REACTOR(FileTest);
 
 TEST_P(FileTest, WhatIsWrittenIsReadAndBeyondTheEndAreZeros) {
   auto file = open("f", kNew);
@@ -192,7 +192,7 @@ class BlockTest : public IoTest {
         File::Properties{.name = path, .fd = fd, .block_size = block_size, .writable = true});
   }
 };
-BYRE_ON_EVERY_REACTOR(BlockTest);
+ON_EVERY_REACTOR(BlockTest);
 
 // Each writer has bytes of its own, so that the model needs no order; but blocks are shared, and a
 // lost update would be seen.
@@ -299,7 +299,7 @@ class FaultTest : public IoTest {
   std::unique_ptr<FaultyReactor> faulty_;
   std::unique_ptr<File> file_;
 };
-BYRE_ON_EVERY_REACTOR(FaultTest);
+ON_EVERY_REACTOR(FaultTest);
 
 TEST_P(FaultTest, ShortAndInterruptedTransfersAreFinished) {
   for (const uint32_t block : {1u, 512u, 4096u}) {

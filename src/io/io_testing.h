@@ -76,7 +76,7 @@ inline std::string reactor_name(const testing::TestParamInfo<ReactorKind>& info)
   return info.param == ReactorKind::uring ? "io_uring" : "threads";
 }
 
-#define BYRE_ON_EVERY_REACTOR(Suite)                                                             \
+#define ON_EVERY_REACTOR(Suite)                                                                  \
   INSTANTIATE_TEST_SUITE_P(Real, Suite, testing::Values(ReactorKind::uring, ReactorKind::posix), \
                            reactor_name)
 

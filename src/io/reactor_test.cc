@@ -15,7 +15,7 @@ namespace byre {
 namespace {
 
 class ReactorTest : public IoTest {};
-BYRE_ON_EVERY_REACTOR(ReactorTest);
+ON_EVERY_REACTOR(ReactorTest);
 
 TEST(MakeReactor, AutomaticGivesOneThatSaysWhatItIs) {
   Result<std::unique_ptr<Reactor>> reactor = make_reactor();
