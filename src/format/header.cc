@@ -321,7 +321,8 @@ Geometry geometry_of(const Header& header) {
           .cluster_bits = header.cluster_bits,
           .refcount_order = header.refcount_order,
           .extended_l2 = header.has(kExtendedL2),
-          .data_file = header.has(kDataFile)};
+          .data_file = header.has(kDataFile),
+          .encrypted = header.crypt_method != CryptMethod::none};
 }
 
 Result<std::vector<std::byte>> serialize_header(const Header& header, const Extensions& extensions,

@@ -65,7 +65,9 @@ TEST(Header, WhatWasWrittenIsRead) {
   const Result<Header> read = parse_header(*bytes);
   ASSERT_TRUE(read) << read.error().message();
   EXPECT_EQ(*read, header);
-  EXPECT_EQ(geometry_of(*read), (Geometry{3, 21, 6, true, false}));
+  EXPECT_EQ(
+      geometry_of(*read),
+      (Geometry{.cluster_bits = 21, .refcount_order = 6, .extended_l2 = true, .encrypted = true}));
 }
 
 // Trap 1: what follows byte 72 in version 2 is no header, whatever it says.

@@ -30,6 +30,15 @@ Result<Mapping> decode_compressed(L2Entry entry, const Geometry& geometry) {
   return mapping;
 }
 
+/// Does the stream fit into the fields of a descriptor?
+bool fits(HostOffset at, uint64_t length, const Geometry& geometry) {
+  const uint64_t limit = geometry.compressed_offset_limit().value;
+  if (geometry.data_file || at.value < geometry.cluster_size() || at.value >= limit) return false;
+  if (length == 0 || length > geometry.compressed_size_max()) return false;
+  const uint64_t more_sectors = (at.value + length - 1) / kSectorSize - at.value / kSectorSize;
+  return more_sectors >> (62 - geometry.compressed_offset_bits()) == 0;
+}
+
 }  // namespace
 
 Result<Mapping> decode_l2_any(L2Entry entry, const Geometry& geometry) {
@@ -73,7 +82,7 @@ L2Entry encode_l2(const Mapping& mapping, const Geometry& geometry) {
   if (mapping.compressed) {
     const uint64_t at = mapping.compressed_at.value;
     BYRE_ASSERT(!mapping.host && mapping.allocated == 0 && mapping.zero == 0);
-    BYRE_ASSERT(can_describe_compressed(mapping.compressed_at, mapping.compressed_size, geometry));
+    BYRE_ASSERT(fits(mapping.compressed_at, mapping.compressed_size, geometry));
     const uint64_t last_sector = (at + mapping.compressed_size - 1) / kSectorSize;
     const uint64_t more_sectors = last_sector - at / kSectorSize;
     return {kCompressed | more_sectors << geometry.compressed_offset_bits() | at, 0};
@@ -101,11 +110,7 @@ L2Entry encode_l2(const Mapping& mapping, const Geometry& geometry) {
 }
 
 bool can_describe_compressed(HostOffset at, uint64_t length, const Geometry& geometry) {
-  const uint64_t limit = geometry.compressed_offset_limit().value;
-  if (geometry.data_file || at.value < geometry.cluster_size() || at.value >= limit) return false;
-  if (length == 0 || length > geometry.compressed_size_max()) return false;
-  const uint64_t more_sectors = (at.value + length - 1) / kSectorSize - at.value / kSectorSize;
-  return more_sectors >> (62 - geometry.compressed_offset_bits()) == 0;
+  return !geometry.encrypted && fits(at, length, geometry);
 }
 
 Mapping compressed_mapping(HostOffset at, uint64_t length) {

@@ -86,7 +86,9 @@ inline HostSpan hosts(const Mapping& mapping, const Geometry& geometry) {
 }
 
 /// Can a stream of `length` bytes at `at` be described at all?  The allocator asks before it places
-/// one: large clusters leave fewer bits for the offset.
+/// one: large clusters leave fewer bits for the offset.  Never in an encrypted image: streams are
+/// not encrypted, so it would show the guest's data.  Such entries of other writers decode and
+/// encode all the same.
 bool can_describe_compressed(HostOffset at, uint64_t length, const Geometry& geometry);
 /// The mapping for a stream of `length` > 0 bytes at `at`, with the sectors it occupies.
 Mapping compressed_mapping(HostOffset at, uint64_t length);

@@ -283,6 +283,17 @@ TEST(CompressedL2, OffsetsAbove56BitsAreCorruption) {
   }
 }
 
+// Trap 54: no stream is written into an encrypted image; what others have written there is read.
+TEST(CompressedL2, NothingIsCompressedIntoAnEncryptedImage) {
+  const Geometry encrypted{.encrypted = true};
+  EXPECT_TRUE(can_describe_compressed({0x50000}, 100, kStandard));
+  EXPECT_FALSE(can_describe_compressed({0x50000}, 100, encrypted));
+  const L2Entry exposed{kCompressed | 0x50000};
+  const Result<Mapping> mapping = decode_l2(exposed, encrypted);
+  ASSERT_TRUE(mapping);
+  EXPECT_EQ(encode_l2(*mapping, encrypted), exposed);
+}
+
 TEST(CompressedL2, NothingIsCompressedIntoTheHeader) {
   EXPECT_NE(error_of({kCompressed}, kStandard), "");
   EXPECT_NE(error_of({kCompressed | 0xffff}, kStandard), "");

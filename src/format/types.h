@@ -38,6 +38,8 @@ struct Geometry {
   bool extended_l2 = false;
   /// Guest data lie in an external file, each cluster at its guest offset, and are not refcounted.
   bool data_file = false;
+  /// Guest data are encrypted; nothing may be compressed then (l2.h).
+  bool encrypted = false;
 
   friend bool operator==(const Geometry&, const Geometry&) = default;
 
