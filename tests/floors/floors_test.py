@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Holds the floors and the determinism bans of docs/architecture.md, and nothing else of style."""
+import pathlib
+import re
+import sys
+import unittest
+
+SRC = pathlib.Path(__file__).resolve().parents[2] / "src"
+
+FLOORS = {
+    "base": set(),
+    "format": {"base"},
+    "coro": {"base"},
+    "io": {"base", "coro"},
+    "block": {"base", "coro", "io"},
+    "qcow2": {"base", "format", "coro", "io", "block"},
+    "job": {"base", "format", "coro", "io", "block", "qcow2"},
+    "export": {"base", "coro", "io", "block"},
+    "cli": {"base", "format", "coro", "io", "block", "qcow2", "job", "export"},
+    "sim": {"base", "coro", "io"},
+}
+TEST_SUFFIXES = ("_test.cc", "_bench.cc", "_fuzz.cc")
+
+
+def sources():
+    for path in sorted(SRC.rglob("*")):
+        if path.suffix in (".h", ".cc"):
+            yield path, path.relative_to(SRC).parts[0]
+
+
+def is_test(path):
+    return path.name.endswith(TEST_SUFFIXES) or "testing" in path.name or path.name.startswith("test_")
+
+
+def code(path):
+    text = path.read_text()
+    text = re.sub(r"//[^\n]*", "", text)
+    return re.sub(r'"(?:\\.|[^"\\\n])*"', '""', text)
+
+
+class Floors(unittest.TestCase):
+    def test_a_file_includes_only_its_own_floor_and_those_below(self):
+        wrong = []
+        for path, floor in sources():
+            allowed = FLOORS[floor] | {floor}
+            if is_test(path):
+                allowed = allowed | set(FLOORS)  # Tests may use the simulator and what they like.
+            for included in re.findall(r'#include "(\w+)/', path.read_text()):
+                if included not in allowed:
+                    wrong.append(f"{path.relative_to(SRC)} includes {included}/")
+        self.assertEqual(wrong, [])
+
+    def test_every_folder_is_a_floor(self):
+        self.assertEqual({floor for _, floor in sources()} - set(FLOORS), set())
+
+    def test_only_the_uring_reactor_includes_liburing(self):
+        users = {p.name for p, _ in sources() if "<liburing.h>" in p.read_text()}
+        self.assertLessEqual(users, {"uring_reactor.cc"})
+
+    def test_only_bytes_h_casts_by_force(self):
+        users = {str(p.relative_to(SRC)) for p, _ in sources() if "reinterpret_cast" in code(p) and not is_test(p)}
+        self.assertLessEqual(users, {"base/bytes.h"})
+
+    def test_only_io_knows_threads_clocks_and_chance(self):
+        banned = re.compile(
+            r"std::thread|std::jthread|std::async|steady_clock|system_clock|high_resolution_clock|clock_gettime"
+            r"|random_device|mt19937|getrandom|\brand\(\)|\btime\(nullptr\)"
+        )
+        users = [
+            str(p.relative_to(SRC))
+            for p, floor in sources()
+            if floor not in ("io",) and not is_test(p) and banned.search(code(p))
+        ]
+        self.assertEqual(users, [])
+
+    def test_format_has_no_io_and_no_coroutines(self):
+        users = [
+            p.name
+            for p, floor in sources()
+            if floor == "format" and not is_test(p) and re.search(r"co_await|co_return|<fcntl.h>|<unistd.h>|<cstdio>", code(p))
+        ]
+        self.assertEqual(users, [])
+
+    def test_nothing_includes_the_simulator_but_tests(self):
+        users = [
+            str(p.relative_to(SRC))
+            for p, floor in sources()
+            if floor != "sim" and not is_test(p) and '#include "sim/' in p.read_text()
+        ]
+        self.assertEqual(users, [])
+
+
+if __name__ == "__main__":
+    sys.exit(unittest.main())
