@@ -16,6 +16,7 @@
 #include "base/units.h"
 #include "io/buffer.h"
 #include "io/descriptor.h"
+#include "io/file_lock.h"
 
 namespace byre {
 
@@ -97,7 +98,9 @@ Result<std::unique_ptr<File>> File::open(Reactor& reactor, const std::string& pa
                  EBUSY);
   }
   if (fd < 0) return problem(errno);
-  return adopt(reactor, fd, path, options);
+  Result<std::unique_ptr<File>> file = adopt(reactor, fd, path, options);
+  if (!file && options.create && !options.replace) unlink(path.c_str());
+  return file;
 }
 
 Result<std::unique_ptr<File>> File::adopt(Reactor& reactor, int fd, std::string name,
@@ -122,6 +125,12 @@ Result<std::unique_ptr<File>> File::adopt(Reactor& reactor, int fd, std::string 
   if (fcntl(fd, F_SETFL, flags) != 0) {
     if (errno != EINVAL || !options.direct) return problem("fcntl");
     return unsupported("open ", quoted(name), ": its file system has no O_DIRECT");
+  }
+
+  if (options.lock) {
+    Result<void> locked = lock_image(fd, name, options.writable, options.share_lock);
+    if (!locked) return std::move(locked).error();
+    if (fstat(fd, &status) != 0) return problem("fstat");  // The last writer may just have ended.
   }
 
   Properties properties{.name = std::move(name),

@@ -30,7 +30,7 @@ struct FileOptions {
   bool create = false;      ///< Make it; fails if it is there, unless `replace`.
   bool replace = false;     ///< With create: truncate what is there.
   bool lock = true;         ///< Take QEMU's byte-range locks (file_lock.h).
-  bool share_lock = false;  ///< qemu-img's -U: do not insist on being the only writer.
+  bool share_lock = false;  ///< qemu-img's -U: do not insist that nobody else writes.
 };
 
 class File {

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+/// QEMU's image locks: so that byre and QEMU's programs refuse to write to one image at a time.
+///
+/// A lock is one byte of the file, locked shared with an open file description lock (fcntl(2)).
+/// Byte 100 + n says "I use permission n", byte 200 + n "nobody else may"; n is 0 for consistent
+/// reads, 1 for writing, 3 for resizing.  An opener takes its bytes, then looks whether somebody
+/// holds what contradicts them; so of two who come together one or both go away, never neither.
+///
+///                      uses        forbids     is refused when others
+///   writer             100 101 103 201 203     use 101 103, forbid 200 201 203
+///   writer, shared     100 101 103             forbid 200 201 203
+///   reader             100         201 203     use 101 103, forbid 200
+///   reader, shared     nothing
+///
+/// These are the sets of qemu-io, qemu-nbd and qemu-img for qcow2 images.  The locks go with the
+/// descriptor.
+#pragma once
+
+#include <string_view>
+
+#include "base/error.h"
+
+namespace byre {
+
+/// Takes the locks, or fails with Errc::busy and names who is in the way; Errc::unsupported where
+/// the file system has no such locks.
+Result<void> lock_image(int fd, std::string_view name, bool writable, bool shared);
+
+}  // namespace byre
