@@ -8,11 +8,13 @@ namespace {
 constexpr uint64_t kReservedBits = 0x1ff;
 
 /// The lowest bit of each refcount in eight bytes; byte order does not matter to "is it zero".
-constexpr uint64_t lowest_bits(uint32_t order) {
-  uint64_t bits = 0;
-  for (uint32_t at = 0; at < 64; at += 1u << order) bits |= uint64_t{1} << at;
-  return bits;
-}
+constexpr uint64_t kLowestBits[kRefcountOrderMax + 1] = {0xffff'ffff'ffff'ffff,
+                                                         0x5555'5555'5555'5555,
+                                                         0x1111'1111'1111'1111,
+                                                         0x0101'0101'0101'0101,
+                                                         0x0001'0001'0001'0001,
+                                                         0x0000'0001'0000'0001,
+                                                         1};
 
 /// Are all refcounts in eight bytes zero?
 bool all_zero(uint64_t word, uint32_t) { return word == 0; }
@@ -20,7 +22,7 @@ bool all_zero(uint64_t word, uint32_t) { return word == 0; }
 /// Is none of them?  Folds each onto its lowest bit.
 bool none_zero(uint64_t word, uint32_t order) {
   for (uint32_t shift = 1; shift < 1u << order; shift <<= 1) word |= word >> shift;
-  return (word & lowest_bits(order)) == lowest_bits(order);
+  return (word & kLowestBits[order]) == kLowestBits[order];
 }
 
 /// The first index in [from, to) that is zero or not, as `zero` says; words for which `skip` holds
