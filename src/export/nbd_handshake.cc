@@ -28,20 +28,21 @@ BlockSizeInfo block_sizes_of(const Export& target) {
 
 Result<void> Exports::add(Export target, bool is_default) {
   if (target.name.size() > kStringMax || target.description.size() > kStringMax)
-    return invalid("export ", quoted(target.name.substr(0, 64)),
+    return invalid("export ", byre::quoted(target.name.substr(0, 64)),
                    ": names and descriptions have at most 4096 bytes");
   if (target.name.find('\0') != std::string::npos)
-    return invalid("export ", quoted(target.name), ": a name has no zero bytes");
+    return invalid("export ", byre::quoted(target.name), ": a name has no zero bytes");
   const uint32_t alignment = target.device->alignment();
   if (!std::has_single_bit(alignment) || alignment > 64 * KiB)
-    return unsupported("export ", quoted(target.name), ": NBD knows no alignment of ", alignment);
+    return unsupported("export ", byre::quoted(target.name), ": NBD knows no alignment of ",
+                       alignment);
   for (const auto& other : all_) {
     if (other->name == target.name)
-      return Error(Errc::exists, cat("export ", quoted(target.name), " is there already"));
+      return Error(Errc::exists, cat("export ", byre::quoted(target.name), " is there already"));
   }
   if (is_default && default_)
-    return Error(Errc::exists, cat("export ", quoted(target.name), ": the default export is ",
-                                   quoted(default_->name)));
+    return Error(Errc::exists, cat("export ", byre::quoted(target.name), ": the default export is ",
+                                   byre::quoted(default_->name)));
   all_.push_back(std::make_unique<Export>(std::move(target)));
   if (is_default) default_ = all_.back().get();
   return {};

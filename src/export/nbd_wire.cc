@@ -153,7 +153,7 @@ Error error_of(uint32_t number, std::string_view message) {
       break;
   }
   if (message.empty()) return errno_error(errno_value, "NBD server");
-  return errno_error(errno_value, cat("NBD server: ", quoted(message)));
+  return errno_error(errno_value, cat("NBD server: ", byre::quoted(message)));
 }
 
 // ---- Handshake: what the client says ----------------------------------------------------------

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Server: exports by name, doors that clients come in by, and the sessions of those who came.
+///
+///     nbd::Server server(reactor, {});
+///     co_await server.add_export({.name = "", .device = &disk, .writable = true});
+///     server.add_listener(std::move(listener), {.allow_list = true});
+///     co_await server.serve();   // until stop()
+///
+/// Safe by default (docs/compatibility.md): an export is read-only unless it says otherwise; how
+/// many clients there are, how long a handshake takes and how much memory requests hold is bounded.
+/// A client beyond the bound is told so in the handshake; where even those are too many, its
+/// connection is closed at once.  There is no TLS: a listener on the network is the caller's
+/// decision, and `allow_list` should be off for it.
+/// stop(): no new clients; requests that run are finished and answered, what comes meanwhile gets
+/// ESHUTDOWN, idle connections end; then serve() ends.  Devices are neither flushed nor closed.
+/// One thread: everything here happens on the reactor's.
+/// Not here: one connection (nbd_session.h), sockets (io/socket.h).
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "coro/scope.h"
+#include "coro/semaphore.h"
+#include "export/nbd_session.h"
+#include "io/socket.h"
+
+namespace byre::nbd {
+
+struct ServerOptions {
+  uint32_t connections_max = 1024;
+  uint64_t memory_max = 1 * GiB;  ///< Payloads of all clients' requests; never below kPayloadMax.
+  SessionLimits limits;           ///< Of each client.
+  /// Hears of failed requests, clients that broke the protocol, and accepts that failed.
+  std::function<void(const Error&)> report;
+};
+
+/// How clients that come in by one door are treated.
+struct DoorOptions {
+  bool allow_list = true;  ///< They may list the exports.
+};
+
+class Server {
+ public:
+  Server(Reactor& reactor, ServerOptions options);
+  Server(const Server&) = delete;
+
+  /// `target.device` outlives serve().  `is_default`: what a client gets that names no export.
+  Result<void> add_export(Export target, bool is_default = false) {
+    return exports_.add(std::move(target), is_default);
+  }
+  /// Before serve().
+  void add_listener(Listener listener, DoorOptions options = {});
+  /// A client that is connected already (a socket pair, a passed descriptor); also during serve().
+  void add_client(Socket socket, DoorOptions options = {});
+
+  /// Lets clients in and serves them: until stop(), or, when nothing listens, until the last client
+  /// has gone.
+  Task<void> serve();
+  /// Safe to call at any time, and again.
+  void stop();
+
+  const Statistics& statistics() const { return statistics_; }
+  const Exports& exports() const { return exports_; }
+
+ private:
+  /// How many clients too many are told so at a time, and for how long each.
+  static constexpr size_t kRefusedMax = 64;
+  static constexpr int64_t kRefusedTimeout = 5 * kSecond;
+
+  struct Door {
+    Listener listener;
+    DoorOptions options;
+  };
+  Task<void> accept_from(Door& door);
+  void admit(Socket socket, DoorOptions options);
+  Task<void> attend(Socket socket, DoorOptions options);
+  Task<void> turn_away(Socket socket, DoorOptions options);
+  Task<void> run_session(Session& session);
+
+  Reactor& reactor_;
+  ServerOptions options_;
+  Exports exports_;
+  Statistics statistics_;
+  Semaphore memory_;
+  Session::Shared shared_;
+  std::vector<std::unique_ptr<Door>> doors_;
+  std::vector<Session*> sessions_;
+  Scope doors_open_;
+  Scope clients_;
+  size_t refused_now_ = 0;
+  bool stopping_ = false;
+};
+
+}  // namespace byre::nbd
