@@ -457,7 +457,10 @@ Task<void> Allocator::punch(std::vector<HostSpan> runs) {
 }
 
 Task<void> Allocator::drain_limbo() {
-  while (!limbo_empty()) co_await limbo_moved_.wait();
+  const uint64_t durable = stages_.durable_end;
+  while (punching_ != 0 || (!limbo_.empty() && limbo_.front().generation < durable)) {
+    co_await limbo_moved_.wait();
+  }
 }
 
 void Allocator::compose_block(uint64_t index, uint64_t sector, MutableBytes out) const {

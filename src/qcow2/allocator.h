@@ -107,7 +107,7 @@ class Allocator {
   void reclaim();
   /// Is anything in limbo, or being punched?
   bool limbo_empty() const { return limbo_.empty() && punching_ == 0; }
-  /// Waits until what is in limbo now has left it; commits must go on meanwhile.
+  /// Waits until everything whose removal is durable by now has left limbo: for I/O and punches only.
   Task<void> drain_limbo();
   /// A folded generation: what waits for it waits for the next one.
   void refold(uint64_t number);
@@ -122,7 +122,7 @@ class Allocator {
   HostSpan durable_table_at() const { return durable_table_at_; }
   void set_durable_table_at(HostSpan at) { durable_table_at_ = at; }
 
-  /// Starts punches; joined by drain_limbo().
+  /// Starts punches.
   void set_spawner(std::function<void(Task<void>)> spawn) { spawn_ = std::move(spawn); }
   /// The end of the highest cluster in use among those known; the file is cut there at close.
   uint64_t end_of_use() const { return end_of_use_; }

@@ -58,14 +58,23 @@ Task<void> Image::room_to_stage() {
     co_await committer_->flush(Mark::commit_sync);
 }
 
-/// After a real ENOSPC: what has been freed is made usable (docs/engine.md, 2.2 space pressure).
-/// Holds X, but no pin.
+/// After a real ENOSPC: what has been freed is made usable (docs/engine.md, H).  Holds X, but no
+/// pin.
 Task<void> Image::reclaim_space() {
-  for (int round = 0; round < 2; ++round) {
-    if (allocator_->limbo_empty()) break;
-    co_await committer_->flush(Mark::commit_sync);
-    co_await allocator_->drain_limbo();
+  if (allocator_->limbo_empty()) co_return;
+  co_await committer_->flush(Mark::commit_sync);
+  co_await allocator_->drain_limbo();
+}
+
+/// Map::prepare(), with a second try once freed space has been made usable.
+Task<void> Image::prepare_table(uint64_t l1_index) {
+  Result<void> prepared = co_await map_->prepare(l1_index, *allocator_).result();
+  if (prepared || prepared.error().code() != Errc::no_space) {
+    co_await std::move(prepared);
+    co_return;
   }
+  co_await reclaim_space();
+  co_await map_->prepare(l1_index, *allocator_);
 }
 
 Task<void> Image::close() {

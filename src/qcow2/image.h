@@ -162,6 +162,7 @@ class Image final : public Device {
   bool reads_zero(const Mapping& mapping, uint32_t units, uint64_t cluster_start) const;
   void publish(GuestCluster cluster, const Mapping& mapping, const Mapping& old);
   Task<void> reclaim_space();
+  Task<void> prepare_table(uint64_t l1_index);
 
   // zero.cc
   Task<void> zero_checked(uint64_t offset, uint64_t length, ZeroOptions options);

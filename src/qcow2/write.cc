@@ -155,7 +155,7 @@ Task<void> Image::write_allocating(uint64_t offset, Bytes data) {
   for (const Mapping& mapping : old) {
     if (!mapping.copied) co_await allocator_->load(hosts(mapping, g));
   }
-  co_await map_->prepare(g.l1_index(first), *allocator_);
+  co_await prepare_table(g.l1_index(first));
   for (uint64_t i = 0; i < old.size();) {
     const auto [start, length] = part(i);
     if (in_place(i)) {

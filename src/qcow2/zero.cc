@@ -124,7 +124,7 @@ Task<uint64_t> Image::zero_units(uint64_t offset, uint64_t length, ZeroOptions o
     if (*zeroed == old) continue;
     const HostSpan span = hosts(old, g);
     if (span != hosts(*zeroed, g)) co_await allocator_->load(span);
-    if (!prepared) co_await map_->prepare(g.l1_index(first), *allocator_);
+    if (!prepared) co_await prepare_table(g.l1_index(first));
     prepared = true;
     publish(cluster, *zeroed, old);
   }
