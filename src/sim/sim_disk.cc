@@ -245,9 +245,12 @@ void SimDisk::begin_transfer(UnderWay& way, const Op& op, uint32_t block_size) {
     }
   }
 
-  if (way.fault.kind == Fault::Kind::cut_short && transfer && length > block_size) {
-    length = round_down(prng_.between(1, length - 1), block_size);
-    if (length == 0) length = block_size;
+  if (way.fault.kind == Fault::Kind::cut_short && transfer && length > kSectorSize) {
+    // At the end of a sector, as kernels do: the rest is another operation, which a cut may lose.
+    const uint64_t end = op.offset + length;
+    const uint64_t grain = std::max<uint64_t>(block_size, kSectorSize);
+    const uint64_t stop = round_down(prng_.between(op.offset + 1, end - 1), grain);
+    if (stop > op.offset) length = stop - op.offset;
   }
   way.result = transfer ? static_cast<int64_t>(length) : 0;
   if (way.fault.kind == Fault::Kind::error) {
@@ -453,6 +456,7 @@ void SimDisk::sync_done(uint64_t began) {
 
 void SimDisk::sync_failed(const UnderWay& way) {
   if (!way.fault.drops) return;
+  ++syncs_lost_;
   for (auto sector = unsynced_.begin(); sector != unsynced_.end();) {
     std::vector<Version>& versions = sector->second;
     std::erase_if(versions, [&](const Version& version) {

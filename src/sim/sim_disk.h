@@ -132,6 +132,8 @@ class SimDisk {
 
   /// Bytes issued to this disk by kind, and how often; for tests that count.
   uint64_t operations(Op::Kind kind) const { return options_.faults.count(kind); }
+  /// Syncs that failed and lost something for good: only a power cut makes this disk honest again.
+  uint64_t syncs_lost() const { return syncs_lost_; }
   /// A rule that the program broke; empty while there is none.
   const std::string& failure() const { return failure_; }
 
@@ -208,6 +210,7 @@ class SimDisk {
   std::vector<bool> allocated_;
   uint64_t allocated_count_ = 0;
   std::map<uint64_t, UnderWay> under_way_;
+  uint64_t syncs_lost_ = 0;
   std::string failure_;
 };
 

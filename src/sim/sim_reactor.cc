@@ -128,6 +128,16 @@ void SimReactor::release_held() {
   }
 }
 
+void SimReactor::set_chooser(Chooser* chooser) {
+  const bool chosen = options_.chooser != nullptr;
+  options_.chooser = chooser;
+  if (!chosen || chooser) return;
+  for (auto& [id, pending] : pending_) {
+    const bool timer = pending.op->kind == Op::Kind::timer;
+    if (!timer && pending.parts && !pending.held) schedule(id, pending);
+  }
+}
+
 void SimReactor::cancel(Op& op) {
   if (!op.pending) return;
   const auto found = pending_.find(op.tag);
@@ -291,6 +301,11 @@ void SimReactor::kill_all() {
   targets_.clear();
   hold_if = nullptr;
   dead_ = true;
+}
+
+void SimReactor::bury(std::shared_ptr<void> remains) {
+  static auto& graveyard = *new std::vector<std::shared_ptr<void>>();
+  graveyard.push_back(std::move(remains));
 }
 
 void SimReactor::new_life() {

@@ -88,21 +88,25 @@ class SimReactor final : public Reactor {
   Step step();
 
   /// Runs `task` to its end.  When that cannot be reached (idle, limit), the process is killed, the
-  /// task destroyed, and failure() says why; the error returned says the same.
+  /// task buried, and failure() says why; the error returned says the same.
   template <class T>
   Result<T> finish(Task<T> task) {
-    std::optional<Result<T>> result;
-    Scope scope(ready());
-    scope.spawn(keep(std::move(task), result));
-    while (!result && advance()) {
+    auto scope = std::make_shared<Scope>(ready());
+    auto result = std::make_shared<std::optional<Result<T>>>();
+    scope->spawn(keep(std::move(task), *result));
+    while (!*result && advance()) {
     }
-    if (!result) {
+    if (!*result) {
       kill_all();
-      scope.forget();
+      bury(scope);
+      bury(result);
       return Error(Errc::busy, failure_);
     }
-    return *std::move(result);
+    return *std::move(*result);
   }
+  /// Keeps what a killed process left behind where it is, for ever: for coroutines that cannot be
+  /// destroyed where they stand (a Scope inside a frame asserts that its children have ended).
+  static void bury(std::shared_ptr<void> remains);
   /// One step, or a failure() when none is possible.
   bool advance();
   /// Steps until `done()`; false with failure() set when that cannot be reached.
@@ -140,7 +144,8 @@ class SimReactor final : public Reactor {
 
   /// Draws new delays from here on.
   void set_delays(Delays delays) { options_.delays = delays; }
-  void set_chooser(Chooser* chooser) { options_.chooser = chooser; }
+  /// Who decides from here on; null: the seed.
+  void set_chooser(Chooser* chooser);
 
   /// Called after every step that landed or completed something: the place to look at disks.
   std::function<void()> after_delivery;

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What a simulated machine looks like, drawn from a seed: the image's geometry and contents, the
+/// engine's bounds, the disk.  Rare paths are made ordinary: a table cache of two slices, one free
+/// cluster left, a refcount table about to overflow.
+///
+/// Guests work in a few windows of the disk; the rest of it is never touched.
+/// build_disks() writes the starting images by itself, from the format floor: no engine involved.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/prng.h"
+#include "format/types.h"
+#include "oracle.h"
+#include "qcow2/image.h"
+#include "sim/sim_gate.h"
+
+namespace byre {
+
+struct Window {
+  uint64_t offset = 0;
+  uint64_t length = 0;
+};
+
+struct Knobs {
+  // The image.
+  uint32_t version = 3;
+  uint32_t cluster_bits = 16;
+  uint32_t refcount_order = 4;
+  bool extended_l2 = false;
+  bool lazy_refcounts = false;
+  Compression compression = Compression::deflate;
+  uint64_t size = 0;
+  std::vector<Window> windows;
+  enum class Backing : uint8_t { none, raw, qcow2 } backing = Backing::none;
+  uint64_t backing_size = 0;
+  uint64_t contents = 0;   ///< One cluster in so many starts with contents; 0: an empty image.
+  bool compressed = true;  ///< Some of the contents are compressed.
+  uint64_t clusters_free = UINT64_MAX;  ///< Leaked clusters fill all but so many of the refcounts.
+  uint64_t leaks = 0;                   ///< How many those are (build_disks() says).
+
+  // The engine.
+  uint64_t table_cache_size = 32 * MiB;
+  uint64_t staged_max = 64 * 1024;
+  uint64_t growth_step = 16 * MiB;
+  int64_t commit_delay = kSecond;
+  DiscardPolicy discard = DiscardPolicy::unmap;
+
+  // The machine.
+  uint32_t block_size = 1;
+  bool torn = true;
+  bool can_punch = true;
+  bool can_zero_range = true;
+  SimReactor::Delays delays;
+
+  static Knobs draw(Prng& prng);
+  /// A small image for exhaustive walks: two clusters in one window.
+  static Knobs tiny(uint32_t cluster_bits);
+
+  uint64_t cluster_size() const { return uint64_t{1} << cluster_bits; }
+  Geometry geometry() const;
+  ImageOptions image_options() const;
+  std::string text() const;
+};
+
+/// Makes the disks "image" and, as the knobs say, "backing"; tells the oracle what they hold.
+void build_disks(Knobs& knobs, uint64_t seed, SimDisks& disks, Oracle& oracle);
+
+}  // namespace byre

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "scenarios.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "sim/chooser.h"
+
+namespace byre {
+
+namespace {
+
+constexpr uint64_t kDrawKnobs = 11;
+constexpr uint64_t kDrawSteps = 12;
+constexpr uint64_t kDrawFaults = 13;
+
+Prng prng_for(uint64_t seed, uint64_t purpose) { return Prng(seed * 64 + purpose); }
+
+/// Adds a run to a verdict; false when it failed.
+bool add(Verdict& verdict, const History& history, RunReport report) {
+  ++verdict.histories;
+  verdict.hash = Prng(verdict.hash ^ report.hash).next();
+  verdict.requests += report.requests;
+  verdict.request_errors += report.request_errors;
+  verdict.deliveries += report.deliveries;
+  verdict.cuts += report.cuts;
+  if (report.failure.empty()) return true;
+  verdict.failure = std::move(report.failure);
+  verdict.history = history;
+  verdict.disks = std::move(report.disks);
+  return false;
+}
+
+/// How many requests a life may have with these clusters, and how many cuts.
+size_t draw_count(const Knobs& knobs, Prng& prng, size_t most) {
+  return prng.between(1, knobs.cluster_bits == 21 ? std::max<size_t>(most / 4, 1) : most);
+}
+
+Life draw_life(const Knobs& knobs, Prng& prng, size_t clients, size_t most) {
+  Life life{.seed = prng.next()};
+  for (size_t c = 0; c < clients; ++c) {
+    life.clients.push_back(draw_steps(knobs, prng, draw_count(knobs, prng, most)));
+  }
+  return life;
+}
+
+// --- T2: the random mix -------------------------------------------------------------------------
+
+Verdict play_mix(uint64_t seed, const RunOptions& options) {
+  Prng knob_prng = prng_for(seed, kDrawKnobs);
+  Prng prng = prng_for(seed, kDrawSteps);
+  History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
+  const uint64_t lives = prng.between(1, 3);
+  for (uint64_t i = 0; i < lives; ++i) {
+    Life life = draw_life(history.knobs, prng, prng.between(1, 6), 14);
+    const uint64_t way = prng.below(4);
+    life.end = way < 2 ? Life::End::close : way == 2 ? Life::End::kill : Life::End::power_cut;
+    life.ends_after = prng.between(1, 250);
+    life.cut_one_in = prng.between(5, 60);
+    life.cuts_max = history.knobs.cluster_bits == 21   ? 2
+                    : history.knobs.cluster_bits == 16 ? 6
+                                                       : 12;
+    life.faults.rates = prng.one_in(2) ? FaultPlan::harmless() : FaultPlan::Rates{};
+    history.lives.push_back(std::move(life));
+  }
+  Verdict verdict;
+  add(verdict, history, run_history(history, options));
+  return verdict;
+}
+
+/// The same with errors of the disk.
+Verdict play_faults(uint64_t seed, const RunOptions& options) {
+  Prng knob_prng = prng_for(seed, kDrawKnobs);
+  Prng prng = prng_for(seed, kDrawSteps);
+  Prng fault_prng = prng_for(seed, kDrawFaults);
+  History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
+  for (uint64_t i = 0; i < 3; ++i) {
+    Life life = draw_life(history.knobs, prng, prng.between(1, 4), 12);
+    const uint64_t way = prng.below(4);
+    life.end = way < 2 ? Life::End::close : way == 2 ? Life::End::kill : Life::End::power_cut;
+    life.ends_after = prng.between(1, 250);
+    life.cut_one_in = prng.between(10, 80);
+    life.cuts_max = history.knobs.cluster_bits == 21 ? 1 : 4;
+    life.faults = FaultPlan::draw(fault_prng);
+    if (fault_prng.one_in(4)) {
+      life.room = fault_prng.between(1, 32) * 4096;
+    } else if (fault_prng.one_in(4)) {
+      life.faults.no_space(fault_prng.between(1, 30), fault_prng.between(1, 5));
+    }
+    history.lives.push_back(std::move(life));
+  }
+  Verdict verdict;
+  add(verdict, history, run_history(history, options));
+  return verdict;
+}
+
+// --- T5: a fault at the k-th operation of a short trace, for every k
+// ------------------------------
+
+History short_history(uint64_t seed) {
+  Prng knob_prng = prng_for(seed, kDrawKnobs);
+  Prng prng = prng_for(seed, kDrawSteps);
+  History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
+  if (history.knobs.cluster_bits == 21) history.knobs.table_cache_size = 8 * KiB;
+  Life life = draw_life(history.knobs, prng, prng.between(1, 2), 5);
+  life.clients[0].push_back({.kind = Step::Kind::flush});
+  const std::vector<Step> more = draw_steps(history.knobs, prng, 3);
+  life.clients[0].insert(life.clients[0].end(), more.begin(), more.end());
+  history.lives.push_back(std::move(life));
+  history.lives.push_back(draw_life(history.knobs, prng, 1, 4));
+  return history;
+}
+
+Verdict play_kth_fault(uint64_t seed, const RunOptions& options) {
+  const History base = short_history(seed);
+  Verdict verdict;
+  RunReport plain = run_history(base, options);
+  FaultPlan counts = plain.faults;
+  if (!add(verdict, base, std::move(plain))) return verdict;
+  Prng prng = prng_for(seed, kDrawFaults);
+  for (const Op::Kind kind : {Op::Kind::write, Op::Kind::sync, Op::Kind::punch, Op::Kind::allocate,
+                              Op::Kind::truncate, Op::Kind::read}) {
+    for (uint64_t k = 1; k <= counts.count(kind); ++k) {
+      History history = base;
+      Life& life = history.lives[0];
+      life.faults.add({.kind = kind,
+                       .first = k,
+                       .last = prng.one_in(4) ? k + prng.below(4) : k,
+                       .fault = {.kind = Fault::Kind::error,
+                                 .applied = static_cast<Fault::Applied>(prng.below(3)),
+                                 .drops = prng.one_in(2),
+                                 .evicts = prng.one_in(2)}});
+      const uint64_t way = prng.below(4);
+      life.end = way == 0 ? Life::End::power_cut : Life::End::close;
+      life.ends_after = prng.between(5, 60);
+      life.cut_one_in = 20;
+      life.cuts_max = 2;
+      if (!add(verdict, history, run_history(history, options))) return verdict;
+    }
+  }
+  return verdict;
+}
+
+/// ENOSPC at the k-th operation that needs blocks, for every k; once, or from there on.
+Verdict play_no_space(uint64_t seed, const RunOptions& options) {
+  const History base = short_history(seed);
+  Verdict verdict;
+  RunReport plain = run_history(base, options);
+  const uint64_t allocations = plain.faults.allocations();
+  if (!add(verdict, base, std::move(plain))) return verdict;
+  Prng prng = prng_for(seed, kDrawFaults);
+  for (uint64_t k = 1; k <= allocations; ++k) {
+    History history = base;
+    Life& life = history.lives[0];
+    life.faults.no_space(k, prng.one_in(2) ? prng.between(1, 3) : UINT64_MAX);
+    life.end = prng.one_in(4) ? Life::End::power_cut : Life::End::close;
+    life.ends_after = prng.between(5, 60);
+    life.cut_one_in = 20;
+    life.cuts_max = 2;
+    if (!add(verdict, history, run_history(history, options))) return verdict;
+  }
+  return verdict;
+}
+
+// --- T7: late completions -----------------------------------------------------------------------
+
+Verdict play_late(uint64_t seed, const RunOptions& options) {
+  Prng knob_prng = prng_for(seed, kDrawKnobs);
+  Prng prng = prng_for(seed, kDrawSteps);
+  History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
+  history.knobs.delays.late_one_in = prng.between(2, 8);
+  Life life = draw_life(history.knobs, prng, prng.between(2, 6), 8);
+  life.cut_one_in = prng.between(5, 40);
+  life.cuts_max = history.knobs.cluster_bits == 21 ? 2 : 6;
+  history.lives.push_back(std::move(life));
+  Verdict verdict;
+  add(verdict, history, run_history(history, options));
+  return verdict;
+}
+
+// --- T6: small histories, exhaustively
+// ------------------------------------------------------------
+
+/// The requests that the exhaustive walks are made of, on two clusters.
+std::vector<Step> alphabet(const Knobs& knobs) {
+  const uint64_t c = knobs.cluster_size();
+  using Kind = Step::Kind;
+  return {
+      {.kind = Kind::write, .offset = 0, .length = c},
+      {.kind = Kind::write, .offset = c, .length = c},
+      {.kind = Kind::write, .offset = c - kSectorSize, .length = 2 * kSectorSize},
+      {.kind = Kind::discard, .offset = 0, .length = c},
+      {.kind = Kind::zero, .offset = 0, .length = 2 * c, .may_unmap = true},
+      {.kind = Kind::zero, .offset = 0, .length = c},
+      {.kind = Kind::read, .offset = 0, .length = 2 * c},
+      {.kind = Kind::flush},
+  };
+}
+
+Knobs draw_tiny(Prng& prng) {
+  Knobs knobs = Knobs::tiny(prng.one_in(2) ? 9 : 12);
+  if (prng.one_in(4)) knobs.refcount_order = 6;
+  if (prng.one_in(4)) knobs.contents = 0;
+  if (prng.one_in(4)) knobs.clusters_free = 2;
+  if (prng.one_in(4)) knobs.version = 2;
+  if (prng.one_in(4)) {
+    knobs.backing = Knobs::Backing::raw;
+    knobs.backing_size = knobs.size;
+  }
+  return knobs;
+}
+
+/// Sequences of two or three requests, and every cut after every storage operation.
+Verdict play_cuts(uint64_t seed, const RunOptions& options) {
+  Prng prng = prng_for(seed, kDrawKnobs);
+  History history{.seed = seed, .knobs = draw_tiny(prng)};
+  const std::vector<Step> steps = alphabet(history.knobs);
+  Life life{.seed = prng.next(), .every_cut = true};
+  life.clients.emplace_back();
+  const uint64_t count = prng.between(2, 3);
+  for (uint64_t i = 0; i < count; ++i) life.clients[0].push_back(steps[prng.below(steps.size())]);
+  history.lives.push_back(std::move(life));
+  Verdict verdict;
+  add(verdict, history, run_history(history, options));
+  return verdict;
+}
+
+/// Two requests at once in every interleaving; or, with a budget, three or four with few
+/// preemptions.
+Verdict walk_interleavings(uint64_t seed, const RunOptions& options, uint64_t requests,
+                           uint64_t preemptions_max, uint64_t paths_max) {
+  Prng prng = prng_for(seed, kDrawKnobs);
+  History history{.seed = seed, .knobs = draw_tiny(prng)};
+  const std::vector<Step> steps = alphabet(history.knobs);
+  Life life{.seed = prng.next()};
+  for (uint64_t i = 0; i < requests; ++i) {
+    life.clients.push_back({steps[prng.below(steps.size())]});
+  }
+  // What the contents and the image became is seen by a last cut, and by the next life.
+  life.cut_one_in = 16;
+  life.cuts_max = 1;
+  history.lives.push_back(std::move(life));
+  Verdict verdict;
+  Enumerator paths(preemptions_max);
+  RunOptions chosen = options;
+  chosen.chooser = &paths;
+  do {
+    if (!add(verdict, history, run_history(history, chosen))) return verdict;
+  } while (paths.next() && paths.walked() < paths_max);
+  return verdict;
+}
+
+}  // namespace
+
+const std::vector<Scenario>& scenarios() {
+  static const auto& list = *new std::vector<Scenario>{
+      {"mix", "several clients, random requests, several lives, cuts (T2)", play_mix, 120},
+      {"faults", "the same with I/O errors, failed syncs, a full disk", play_faults, 60},
+      {"late", "I/O that completes after everything else (T7)", play_late, 20},
+      {"kth-fault", "a fault at the k-th operation, for every k (T5)", play_kth_fault, 4},
+      {"no-space", "ENOSPC at the k-th allocation, for every k", play_no_space, 4},
+      {"cuts", "two or three requests, every cut after every operation (T6)", play_cuts, 4},
+      {"pairs", "two requests in every interleaving",
+       [](uint64_t seed, const RunOptions& options) {
+         return walk_interleavings(seed, options, 2, UINT64_MAX, 20'000);
+       },
+       2},
+      {"triples", "three or four requests, at most three preemptions",
+       [](uint64_t seed, const RunOptions& options) {
+         return walk_interleavings(seed, options, 3 + seed % 2, 3, 20'000);
+       },
+       1},
+  };
+  return list;
+}
+
+}  // namespace byre

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The scenarios of byre-sim: what docs/engine.md 4.1 asks for, each a function of a seed.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "session.h"
+
+namespace byre {
+
+/// What playing a scenario with one seed gave.
+struct Verdict {
+  std::string failure;             ///< Empty: all is well.
+  std::optional<History> history;  ///< The one that failed, for --shrink.
+  SimDisks disks;
+  uint64_t hash = 0;
+  uint64_t histories = 0;
+  uint64_t requests = 0;
+  uint64_t request_errors = 0;
+  uint64_t deliveries = 0;
+  uint64_t cuts = 0;
+};
+
+struct Scenario {
+  std::string name;
+  std::string summary;
+  std::function<Verdict(uint64_t seed, const RunOptions&)> play;
+  /// Seeds from 0 of which the smoke test plays this many.
+  uint64_t smoke_seeds = 0;
+};
+
+const std::vector<Scenario>& scenarios();
+
+}  // namespace byre

@@ -1,0 +1,573 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "session.h"
+
+#include <algorithm>
+#include <memory>
+#include <set>
+#include <utility>
+
+#include "block/raw.h"
+#include "checker.h"
+#include "coro/scope.h"
+#include "oracle.h"
+#include "qcow2/image.h"
+
+namespace byre {
+
+namespace {
+
+constexpr uint64_t kReadAtOnce = 256 * KiB;
+
+std::string_view name_of(Step::Kind kind) {
+  switch (kind) {
+    case Step::Kind::read:
+      return "read";
+    case Step::Kind::write:
+      return "write";
+    case Step::Kind::zero:
+      return "zero";
+    case Step::Kind::discard:
+      return "discard";
+    case Step::Kind::flush:
+      return "flush";
+    case Step::Kind::pause:
+      return "pause";
+  }
+  return "unknown";
+}
+
+uint64_t mix(uint64_t a, uint64_t b) { return Prng(a * 0x9e3779b97f4a7c15u + b).next(); }
+
+Task<std::unique_ptr<Image>> open_image(Gate& gate, ImageOptions options) {
+  std::unique_ptr<File> file =
+      co_await gate.open("image", {.writable = options.writable, .direct = options.direct});
+  auto raw = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
+  co_return co_await Image::open_over(std::move(raw), gate, std::move(options));
+}
+
+/// Reads the windows of an image, piece by piece.
+Task<void> read_windows(Device& image, const std::vector<Window>& windows,
+                        std::vector<std::vector<std::byte>>& out) {
+  for (const Window& window : windows) {
+    std::vector<std::byte> data(window.length);
+    for (uint64_t at = 0; at < window.length; at += kReadAtOnce) {
+      const uint64_t length = std::min(kReadAtOnce, window.length - at);
+      co_await image.read(window.offset + at, MutableBytes(data).subspan(at, length),
+                          Mark::read_guest);
+    }
+    out.push_back(std::move(data));
+  }
+}
+
+/// The windows, cut off at the end of the disk.
+std::vector<Window> windows_of(const Knobs& knobs) {
+  std::vector<Window> windows;
+  for (Window window : knobs.windows) {
+    if (window.offset >= knobs.size) continue;
+    window.length = std::min(window.length, knobs.size - window.offset);
+    windows.push_back(window);
+  }
+  return windows;
+}
+
+class Run {
+ public:
+  Run(const History& history, const RunOptions& options)
+      : history_(history),
+        options_(options),
+        knobs_(history.knobs),
+        windows_(windows_of(history.knobs)),
+        oracle_(history.knobs.size) {}
+
+  RunReport run() {
+    build_disks(knobs_, mix(history_.seed, 1), disks_, oracle_);
+    const ImageVerdict start = check_bytes(disk());
+    if (!start.sound() || start.leaks != knobs_.leaks) {
+      fail_with("the starting image is wrong: ", start.text(), "; leaks wanted: ", knobs_.leaks);
+    }
+    judge("the starting image");
+    for (size_t i = 0; i < history_.lives.size() && ok(); ++i) {
+      life_ = i;
+      live(history_.lives[i]);
+    }
+    if (ok()) {
+      life_ = history_.lives.size();
+      live({.seed = mix(history_.seed, 2)});  // Sees what the last one left.
+    }
+    report_.hash = hash_;
+    if (report_.disks.empty()) report_.disks = disks_;
+    return std::move(report_);
+  }
+
+ private:
+  bool ok() const { return report_.failure.empty(); }
+
+  template <class... Parts>
+  void fail_with(const Parts&... parts) {
+    if (!ok()) return;
+    report_.failure = cat("life ", life_, ": ", parts...);
+    report_.disks = disks_;
+    if (options_.sink) options_.sink(report_.failure);
+  }
+
+  void judge(std::string_view when) {
+    if (!options_.judge || !ok()) return;
+    const std::string verdict = options_.judge(disks_);
+    if (!verdict.empty()) fail_with(when, ": ", verdict);
+  }
+
+  // --- One life ---------------------------------------------------------------------------------
+
+  /// What the process of one life owns; buried when it is killed.
+  struct Process {
+    SimReactor reactor;
+    SimGate gate;
+    Scope scope;
+    std::unique_ptr<Image> image;
+    Event clients_done;
+    size_t clients = 0;
+    bool ended = false;
+    bool closed_well = false;
+    Process(SimReactor::Options reactor_options, SimDisks& disks, SimGate::Options gate_options)
+        : reactor(reactor_options),
+          gate(reactor, disks, gate_options),
+          scope(reactor.ready()),
+          clients_done(reactor.ready()) {}
+  };
+
+  void live(const Life& life) {
+    const auto process = std::make_shared<Process>(
+        SimReactor::Options{.seed = life.seed, .delays = knobs_.delays, .steps_max = 20'000'000},
+        disks_, gate_options());
+    SimReactor& reactor = process->reactor;
+    reactor.trace().sink = options_.sink;
+
+    Result<std::unique_ptr<Image>> opened =
+        reactor.finish(open_image(process->gate, knobs_.image_options()));
+    if (!opened) {
+      fail_with("the image does not open: ", opened.error().message());
+    } else {
+      process->image = *std::move(opened);
+      first_look(*process);
+    }
+    if (ok()) {
+      const ImageVerdict before = check_bytes(disk());
+      const uint64_t lost_before = disk().syncs_lost();
+      disk().options().faults = life.faults;
+      if (life.room != 0) disk().options().capacity = disk().allocated_bytes() + life.room;
+      faulty_ = life.faults.can_fail() || life.room != 0;
+      work(life, *process);
+      if (life_ == 0) report_.faults = disk().options().faults;
+      disk().options().faults.clear();
+      disk().options().capacity = 0;
+      reactor.after_delivery = nullptr;
+      hash_ = mix(hash_, reactor.trace().hash());
+      end(life, *process, before, disk().syncs_lost() != lost_before);
+    }
+    if (!process->closed_well) SimReactor::bury(process);
+  }
+
+  SimDisk& disk() { return disks_.find("image")->second; }
+  SimGate::Options gate_options() const {
+    return {.block_size = knobs_.block_size, .direct = knobs_.block_size > 1};
+  }
+
+  /// Reads everything there is, as the first thing in a life.
+  void first_look(Process& process) {
+    std::vector<std::vector<std::byte>> found;
+    const Result<void> read = process.reactor.finish(read_windows(*process.image, windows_, found));
+    if (!read) return fail_with("the disk cannot be read: ", read.error().message());
+    for (size_t i = 0; i < windows_.size(); ++i) {
+      Result<void> result =
+          unclean_ ? oracle_.observe(windows_[i].offset, found[i], cut_)
+                   : oracle_.end_read(oracle_.begin_read(), windows_[i].offset, found[i]);
+      if (!result) return fail_with("on opening: ", result.error().message());
+    }
+    unclean_ = cut_ = false;
+  }
+
+  void work(const Life& life, Process& process) {
+    SimReactor& reactor = process.reactor;
+    if (life_ == 0 && options_.chooser) reactor.set_chooser(options_.chooser);
+    uint64_t deliveries = 0;
+    uint64_t cuts = 0;
+    Prng prng(mix(life.seed, 3));
+    reactor.after_delivery = [&] {
+      ++deliveries;
+      ++report_.deliveries;
+      if (!ok()) return;
+      if (life.every_cut) {
+        every_cut();
+      } else if (life.cut_one_in != 0 && cuts < life.cuts_max && prng.one_in(life.cut_one_in)) {
+        ++cuts;
+        random_cut(prng);
+      }
+      if (!ok()) reactor.fail(report_.failure);
+    };
+    process.scope.spawn(main(life, process));
+    const bool dies = life.end != Life::End::close;
+    while (!process.ended && !(dies && deliveries >= life.ends_after)) {
+      if (reactor.advance()) continue;
+      fail_with(reactor.failure());
+      break;
+    }
+  }
+
+  /// The whole program of one life.
+  Task<void> main(const Life& life, Process& process) {
+    process.clients = life.clients.size();
+    if (process.clients == 0) process.clients_done.set();
+    for (size_t i = 0; i < life.clients.size(); ++i) {
+      process.scope.spawn(client(life.clients[i], process, i));
+    }
+    co_await process.clients_done.wait();
+    process.reactor.set_chooser(nullptr);
+    const SimReactor::Activity activity(process.reactor, "close");
+    const uint64_t flush = oracle_.begin_flush();
+    const Result<void> closed = co_await process.image->close().result();
+    if (closed) oracle_.end_flush(flush);
+    if (!closed && !faulty_) fail_with("close: ", closed.error().message());
+    process.closed_well = closed.has_value();
+    process.ended = true;
+  }
+
+  Task<void> client(const std::vector<Step>& steps, Process& process, size_t number);
+  Task<void> perform(const Step& step, Process& process);
+
+  // --- Its end ----------------------------------------------------------------------------------
+
+  void end(const Life& life, Process& process, const ImageVerdict& before, bool lost);
+  void random_cut(Prng& prng);
+  void every_cut();
+  void check_cut(const CutChoice& choice, bool twice);
+
+  const History& history_;
+  const RunOptions& options_;
+  Knobs knobs_;
+  std::vector<Window> windows_;
+  SimDisks disks_;
+  Oracle oracle_;
+  RunReport report_;
+  uint64_t hash_ = 0;
+  size_t life_ = 0;
+  bool faulty_ = false;
+  bool unclean_ = false;
+  bool cut_ = false;
+};
+
+Task<void> Run::client(const std::vector<Step>& steps, Process& process, size_t number) {
+  co_await process.reactor.ready().yield();
+  for (const Step& step : steps) {
+    if (!ok()) break;
+    const SimReactor::Activity activity(process.reactor, cat("client ", number, ": ", step.text()));
+    if (options_.sink) options_.sink(cat("client ", number, ": ", step.text()));
+    co_await perform(step, process);
+  }
+  if (--process.clients == 0) process.clients_done.set();
+}
+
+Task<void> Run::perform(const Step& step, Process& process) {
+  Image& image = *process.image;
+  Result<void> done;
+  switch (step.kind) {
+    case Step::Kind::pause:
+      co_await process.reactor.sleep(step.pause_ns);
+      co_return;
+    case Step::Kind::read: {
+      std::vector<std::byte> data(step.length);
+      const uint64_t read = oracle_.begin_read();
+      done = co_await image.read(step.offset, data, Mark::read_guest).result();
+      if (done) {
+        Result<void> right = oracle_.end_read(read, step.offset, data);
+        if (!right) fail_with(right.error().message());
+      } else {
+        oracle_.end_read(read);
+      }
+      break;
+    }
+    case Step::Kind::write: {
+      const Token token = oracle_.fresh_token();
+      std::vector<std::byte> data(step.length);
+      fill_sectors(data, step.offset, token);
+      const uint64_t change = oracle_.begin_change(step.offset, step.length, token);
+      done = co_await image.write(step.offset, data, {.fua = step.fua}).result();
+      oracle_.end_change(change, done.has_value(), step.fua);
+      break;
+    }
+    case Step::Kind::zero: {
+      const uint64_t change = oracle_.begin_change(step.offset, step.length, 0);
+      done = co_await image
+                 .zero(step.offset, step.length, {.may_unmap = step.may_unmap, .fua = step.fua})
+                 .result();
+      oracle_.end_change(change, done.has_value(), step.fua);
+      break;
+    }
+    case Step::Kind::discard: {
+      // Whole clusters become zeros; the edges stay as they are.
+      const uint64_t cluster = knobs_.cluster_size();
+      const uint64_t start = round_up(step.offset, cluster);
+      uint64_t end = round_down(step.offset + step.length, cluster);
+      if (step.offset + step.length == knobs_.size) end = knobs_.size;
+      const bool backed = knobs_.backing != Knobs::Backing::none;
+      const bool certain =
+          knobs_.discard == DiscardPolicy::unmap && (knobs_.version >= 3 || !backed);
+      const uint64_t change =
+          oracle_.begin_change(start, end > start ? end - start : 0, 0, certain);
+      done = co_await image.discard(step.offset, step.length, {.fua = step.fua}).result();
+      oracle_.end_change(change, done.has_value(), step.fua && certain);
+      break;
+    }
+    case Step::Kind::flush: {
+      const uint64_t flush = oracle_.begin_flush();
+      done = co_await image.flush().result();
+      if (done) oracle_.end_flush(flush);
+      break;
+    }
+  }
+  ++report_.requests;
+  if (done) co_return;
+  ++report_.request_errors;
+  if (options_.sink) options_.sink(cat("failed: ", step.text(), ": ", done.error().message()));
+  if (!faulty_) fail_with(step.text(), ": ", done.error().message());
+}
+
+/// What the life leaves behind, judged; and, if its power failed, cut.
+void Run::end(const Life& life, Process& process, const ImageVerdict& before, bool lost) {
+  if (!ok()) return;
+  if (!process.closed_well) {
+    process.reactor.kill_all();
+    oracle_.process_died();
+    unclean_ = true;
+  }
+  if (life.end == Life::End::power_cut || lost) {
+    Prng prng(mix(life.seed, 4));
+    const uint64_t way = prng.below(8);
+    const CutChoice choice = way == 0   ? CutChoice::none()
+                             : way == 1 ? CutChoice::all()
+                                        : CutChoice::random(prng.next(), prng.one_in(3));
+    for (auto& [name, disk] : disks_) disk.power_cut(choice);
+    unclean_ = cut_ = true;
+  } else if (process.closed_well) {
+    check_cut(CutChoice::none(), false);  // What was closed is durable.
+  }
+  const ImageVerdict after = check_bytes(disk());
+  if (!after.sound()) return fail_with("afterwards the image is not sound: ", after.text());
+  if (process.closed_well && !unclean_) {
+    if (after.dirty) return fail_with("dirty after a clean close");
+    if (!faulty_ && !before.dirty && after.leaks > before.leaks) {
+      return fail_with("a clean close leaks: ", after.leaks, " clusters, ", before.leaks,
+                       " before");
+    }
+  }
+  judge("at the end of the life");
+}
+
+void Run::random_cut(Prng& prng) {
+  const uint64_t way = prng.below(10);
+  const bool twice = prng.one_in(4);
+  if (way == 0) return check_cut(CutChoice::none(), twice);
+  if (way == 1) return check_cut(CutChoice::all(), twice);
+  const std::vector<LogEntry> log = disk().log();
+  if (way < 6 || log.size() < 2) {
+    return check_cut(CutChoice::random(prng.next(), prng.one_in(3)), twice);
+  }
+  const size_t b = prng.between(1, log.size() - 1);
+  const size_t a = prng.below(b);
+  switch (way) {
+    case 6:
+      return check_cut(CutChoice::prefix(log, b), twice);
+    case 7:
+      return check_cut(CutChoice::only(log[b]), twice);
+    case 8:
+      return check_cut(CutChoice::all_but(log, log[a]), twice);
+    default:
+      return check_cut(CutChoice::b_without_a(log, b, a), twice);
+  }
+}
+
+/// Everything that engine.md, part 3, asks for at one moment of a short history.
+void Run::every_cut() {
+  constexpr uint64_t kStatesMax = 4096;
+  const std::vector<LogEntry> log = disk().log();
+  std::set<std::set<uint64_t>> seen;
+  const auto check = [&](const CutChoice& choice) {
+    if (ok() && seen.insert(choice.entries).second) check_cut(choice, false);
+  };
+  for (size_t i = 0; i <= log.size(); ++i) check(CutChoice::prefix(log, i));
+  for (const LogEntry& entry : log) {
+    check(CutChoice::only(entry));
+    check(CutChoice::all_but(log, entry));
+  }
+  for (size_t b = 1; b < log.size(); ++b) {
+    for (size_t a = 0; a < b; ++a) check(CutChoice::b_without_a(log, b, a));
+  }
+  // Every state of the sectors, if those are few.
+  const std::vector<SimDisk::UnsyncedSector> sectors = disk().unsynced_sectors();
+  uint64_t states = 1;
+  for (const SimDisk::UnsyncedSector& sector : sectors) {
+    states = std::min(states * (sector.versions + 1), kStatesMax + 1);
+  }
+  if (states > kStatesMax) {
+    Prng prng(mix(history_.seed, report_.deliveries));
+    for (int i = 0; i < 16 && ok(); ++i)
+      check_cut(CutChoice::random(prng.next(), i % 4 == 3), false);
+    return;
+  }
+  CutChoice choice{.mode = CutChoice::Mode::versions};
+  choice.versions.resize(sectors.size());
+  for (uint64_t state = 0; state < states && ok(); ++state) {
+    uint64_t rest = state;
+    for (size_t i = 0; i < sectors.size(); ++i) {
+      choice.versions[i] = static_cast<uint32_t>(rest % (sectors[i].versions + 1));
+      rest /= sectors[i].versions + 1;
+    }
+    check_cut(choice, false);
+  }
+}
+
+/// The machine as it would come up after a cut at this moment.
+void Run::check_cut(const CutChoice& choice, bool twice) {
+  ++report_.cuts;
+  SimDisks disks;
+  for (const auto& [name, original] : disks_) disks.emplace(name, original.cut(choice));
+  const SimDisks as_cut = disks;
+  const auto wrong = [&](const auto&... parts) {
+    fail_with("a power cut here (mode ", static_cast<int>(choice.mode), ", after ",
+              report_.deliveries, " deliveries): ", parts...);
+    report_.disks = as_cut;
+  };
+
+  std::vector<std::vector<std::byte>> first;
+  for (int round = 0; round < (twice ? 2 : 1); ++round) {
+    SimDisk& disk = disks.find("image")->second;
+    const ImageVerdict before = check_bytes(disk);
+    if (!before.sound()) return wrong("the image is not sound: ", before.text());
+    const auto reactor =
+        std::make_shared<SimReactor>(mix(report_.cuts, static_cast<uint64_t>(round)));
+    SimGate gate(*reactor, disks, gate_options());
+    SimDisks second;
+    Prng prng(mix(history_.seed, report_.cuts));
+    const uint64_t when = prng.between(1, 60);
+    uint64_t deliveries = 0;
+    if (twice && round == 0) {
+      reactor->after_delivery = [&] {
+        if (++deliveries != when) return;
+        const CutChoice again = CutChoice::random(prng.next());
+        for (const auto& [name, original] : disks) second.emplace(name, original.cut(again));
+      };
+    }
+    const auto bury = [&] { SimReactor::bury(reactor); };
+    Result<std::unique_ptr<Image>> opened =
+        reactor->finish(open_image(gate, knobs_.image_options()));
+    if (!opened) {
+      bury();
+      return wrong("the image does not open: ", opened.error().message());
+    }
+    std::shared_ptr<Image> image = *std::move(opened);
+    std::vector<std::vector<std::byte>> found;
+    const Result<void> read = reactor->finish(read_windows(*image, windows_, found));
+    if (!read) {
+      bury();
+      SimReactor::bury(image);
+      return wrong("the disk cannot be read: ", read.error().message());
+    }
+    const Result<void> closed = reactor->finish(image->close());
+    if (!closed) {
+      bury();
+      SimReactor::bury(image);
+      return wrong("the image does not close: ", closed.error().message());
+    }
+    for (size_t i = 0; i < windows_.size(); ++i) {
+      if (round == 1 && found[i] != first[i]) {
+        return wrong("a second cut during recovery changed what the disk holds");
+      }
+      const Result<void> allowed = oracle_.check_after_cut(windows_[i].offset, found[i]);
+      if (!allowed) return wrong(allowed.error().message());
+    }
+    const ImageVerdict after = check_bytes(disk);
+    if (!after.sound()) return wrong("opened and closed, the image is not sound: ", after.text());
+    if (after.dirty) return wrong("opened and closed, the image is dirty");
+    if (!before.dirty && after.leaks > before.leaks) {
+      return wrong("opening and closing leaks ", after.leaks - before.leaks, " clusters");
+    }
+    if (second.empty()) break;
+    first = std::move(found);
+    disks = std::move(second);
+  }
+}
+
+}  // namespace
+
+std::string Step::text() const {
+  if (kind == Kind::flush) return "flush";
+  if (kind == Kind::pause) return fmt::format("pause {} us", pause_ns / 1000);
+  return fmt::format("{} {:#x}+{:#x}{}{}", name_of(kind), offset, length, fua ? " fua" : "",
+                     may_unmap ? " may_unmap" : "");
+}
+
+std::string History::text() const {
+  std::string text = cat("seed ", seed, ": ", knobs.text(), "\n");
+  for (size_t i = 0; i < lives.size(); ++i) {
+    const Life& life = lives[i];
+    const std::string_view end = life.end == Life::End::close  ? "close"
+                                 : life.end == Life::End::kill ? "kill"
+                                                               : "power cut";
+    text += cat("life ", i, " (", end,
+                life.end == Life::End::close ? "" : cat(" after ", life.ends_after),
+                life.faults.can_fail() ? ", faults" : "", ")\n");
+    for (size_t c = 0; c < life.clients.size(); ++c) {
+      for (const Step& step : life.clients[c]) text += cat("  client ", c, ": ", step.text(), "\n");
+    }
+  }
+  return text;
+}
+
+RunReport run_history(const History& history, const RunOptions& options) {
+  if (options.begun && !options.begun(history)) return {.failure = "not played"};
+  return Run(history, options).run();
+}
+
+std::vector<Step> draw_steps(const Knobs& knobs, Prng& prng, size_t count) {
+  const std::vector<Window> windows = windows_of(knobs);
+  std::vector<Step> steps;
+  while (steps.size() < count) {
+    Step step;
+    const uint64_t what = prng.below(16);
+    if (what == 15) {
+      step.kind = Step::Kind::pause;
+      step.pause_ns = static_cast<int64_t>(prng.between(1, 40)) * kMillisecond / 4;
+      steps.push_back(step);
+      continue;
+    }
+    if (what >= 13) {
+      step.kind = Step::Kind::flush;
+      steps.push_back(step);
+      continue;
+    }
+    step.kind = what < 6    ? Step::Kind::write
+                : what < 8  ? Step::Kind::read
+                : what < 11 ? Step::Kind::discard
+                            : Step::Kind::zero;
+    step.fua = prng.one_in(8);
+    step.may_unmap = prng.one_in(2);
+    const Window& window = windows[prng.below(windows.size())];
+    const uint64_t cluster = knobs.cluster_size();
+    const uint64_t end = window.offset + window.length;
+    if (prng.one_in(2)) {  // Whole clusters.
+      const uint64_t first = prng.below(div_ceil(window.length, cluster));
+      step.offset =
+          std::min(round_down(window.offset, cluster) + first * cluster, end - kSectorSize);
+      step.offset = std::max(step.offset, window.offset);
+      step.length = std::min(prng.between(1, 3) * cluster, end - step.offset);
+    } else {
+      step.offset = window.offset + prng.below(window.length / kSectorSize) * kSectorSize;
+      const uint64_t longest = prng.one_in(2) ? cluster : 3 * cluster;
+      step.length = prng.between(1, std::max<uint64_t>(longest / kSectorSize, 1)) * kSectorSize;
+      step.length = std::min(step.length, end - step.offset);
+    }
+    steps.push_back(step);
+  }
+  return steps;
+}
+
+}  // namespace byre

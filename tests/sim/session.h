@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+/// A history: what clients do to one image in several lives of a simulated machine, and how each
+/// life ends.  run_history() plays it and checks, against oracle.h and checker.h:
+///  * every read, while it runs;
+///  * at each sampled power cut: the bytes of the image (C1, C2); that the engine opens it, reads
+///    what may be there (C3, C4), closes it sound; that a second cut during that changes nothing
+///    (C7);
+///  * after each life the same for real, and after a clean close: no leak, nothing lost.
+/// A History is a value: equal histories give equal trace hashes, and a shorter one can be made by
+/// leaving steps out.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "knobs.h"
+#include "sim/fault_plan.h"
+#include "sim/sim_gate.h"
+
+namespace byre {
+
+struct Step {
+  enum class Kind : uint8_t { read, write, zero, discard, flush, pause };
+  Kind kind = Kind::read;
+  uint64_t offset = 0;
+  uint64_t length = 0;
+  bool fua = false;
+  bool may_unmap = false;
+  int64_t pause_ns = 0;
+  std::string text() const;
+};
+
+struct Life {
+  enum class End : uint8_t {
+    close,      ///< All requests are answered, the image is closed.
+    kill,       ///< The process dies after `ends_after` deliveries, the machine lives on.
+    power_cut,  ///< The power fails then.
+  };
+  uint64_t seed = 0;
+  std::vector<std::vector<Step>> clients;
+  End end = End::close;
+  uint64_t ends_after = 0;
+  FaultPlan faults;         ///< Of the image's disk, once it is open.
+  uint64_t room = 0;        ///< ENOSPC after so many more bytes of blocks; 0: never.
+  uint64_t cut_one_in = 0;  ///< Checks a cut after one delivery in so many.
+  uint64_t cuts_max = 0;
+  bool every_cut = false;  ///< At each delivery: none, all, prefixes, single ones, pairs.
+};
+
+struct History {
+  uint64_t seed = 0;
+  Knobs knobs;
+  std::vector<Life> lives;
+  std::string text() const;
+};
+
+struct RunOptions {
+  /// Asked before each history is played; false: it is not.
+  std::function<bool(const History&)> begun;
+  std::function<void(std::string_view)> sink;  ///< Gets the trace.
+  Chooser* chooser =
+      nullptr;  ///< Orders what happens in the first life, until its clients are done.
+  /// Judges disks at rest; gives what is wrong with them.
+  std::function<std::string(const SimDisks&)> judge;
+};
+
+struct RunReport {
+  std::string failure;  ///< Empty: all is well.
+  SimDisks disks;       ///< At the failure, or at the end.
+  uint64_t hash = 0;
+  uint64_t requests = 0;
+  uint64_t request_errors = 0;
+  uint64_t deliveries = 0;
+  uint64_t cuts = 0;
+  FaultPlan faults;  ///< Of the first life: its counts say how many operations of each kind it met.
+};
+
+RunReport run_history(const History& history, const RunOptions& options = {});
+
+/// Random requests in the windows of `knobs`.
+std::vector<Step> draw_steps(const Knobs& knobs, Prng& prng, size_t count);
+
+}  // namespace byre
