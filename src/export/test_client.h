@@ -126,6 +126,14 @@ class TestClient {
     co_await ask(request, payload);
     co_return co_await answer();
   }
+  /// Throws away what comes, until the server ends the connection.
+  Task<void> drain() {
+    for (;;) {
+      const Result<bool> more = co_await intake_.need(1).result();
+      if (!more || !*more) co_return;
+      intake_.take(intake_.have().size());
+    }
+  }
   /// True when the server ends the connection next.
   Task<bool> at_end() {
     Result<bool> more = co_await intake_.need(1).result();

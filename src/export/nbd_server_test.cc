@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The server over real sockets, on each real reactor.
+#include "export/nbd_server.h"
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "export/test_client.h"
+#include "export/test_device.h"
+#include "io/io_testing.h"
+
+namespace byre::nbd {
+namespace {
+
+class NbdServer : public ::testing::TestWithParam<ReactorKind> {
+ public:
+  void SetUp() override {
+    auto made = make_reactor(GetParam());
+    if (!made) GTEST_SKIP() << made.error().message();
+    reactor = *std::move(made);
+    disk = std::make_unique<TestDevice>(*reactor, 1 * MiB);
+  }
+
+  using Body = Task<void> (*)(NbdServer&);
+  /// Serves the disk while `body` runs, then stops.
+  void serve_for(Body body, DoorOptions door = {}) {
+    server = std::make_unique<Server>(*reactor, options);
+    ASSERT_TRUE(server->add_export(
+        {.name = "disk", .description = "a disk", .device = disk.get(), .writable = true}, true));
+    ASSERT_TRUE(server->add_export({.name = "frozen", .device = disk.get()}));
+    auto listener = Listener::listen_unix(*reactor, path);
+    ASSERT_TRUE(listener) << listener.error().message();
+    server->add_listener(*std::move(listener), door);
+    Result<void> result = reactor->run(both(*this, body));
+    EXPECT_TRUE(result) << result.error().message();
+    EXPECT_EQ(server->statistics().connections_open, 0u);
+    EXPECT_EQ(server->statistics().requests_running, 0u);
+  }
+  static Task<void> both(NbdServer& t, Body body) {
+    Scope scope(t.reactor->ready());
+    scope.spawn(t.server->serve());
+    Result<void> result = co_await body(t).result();
+    t.server->stop();
+    co_await scope.join();
+    if (!result) co_await fail(std::move(result).error());
+  }
+  static Task<std::unique_ptr<TestClient>> connect(NbdServer& t) {
+    Socket socket = co_await Socket::connect_unix(*t.reactor, t.path);
+    co_return std::make_unique<TestClient>(std::move(socket));
+  }
+  /// Waits until `done` holds.
+  template <class Done>
+  Task<void> until(Done done) {
+    for (int i = 0; i < 10'000 && !done(*this); ++i) co_await reactor->sleep(kMillisecond);
+    EXPECT_TRUE(done(*this));
+  }
+
+  std::unique_ptr<Reactor> reactor;
+  TemporaryFolder folder;
+  std::string path = folder / "socket";
+  std::unique_ptr<TestDevice> disk;
+  std::unique_ptr<Server> server;
+  ServerOptions options;
+};
+
+INSTANTIATE_TEST_SUITE_P(Real, NbdServer, ::testing::Values(ReactorKind::uring, ReactorKind::posix),
+                         [](const auto& info) {
+                           return info.param == ReactorKind::uring ? "uring" : "threads";
+                         });
+
+Task<void> check_read(TestClient& client) {
+  const Answer answer = co_await client.call({.cookie = 1, .length = 4096});
+  EXPECT_EQ(answer.status, Status::ok);
+  EXPECT_EQ(answer.data.size(), 4096u);
+}
+
+TEST_P(NbdServer, ServesItsExportsByName) {
+  serve_for([](NbdServer& t) -> Task<void> {
+    for (const std::string_view name : {"", "disk", "frozen"}) {
+      const std::unique_ptr<TestClient> client = co_await connect(t);
+      co_await client->attach({.name = name});
+      EXPECT_EQ(client->size(), 1 * MiB);
+      EXPECT_EQ((client->flags() & kReadOnly) != 0, name == "frozen");
+      co_await check_read(*client);
+      co_await client->ask({.command = Command::disconnect});
+      EXPECT_TRUE(co_await client->at_end());
+    }
+  });
+  EXPECT_EQ(server->statistics().connections, 3u);
+  EXPECT_EQ(server->statistics().bytes_read, 3 * 4096u);
+  EXPECT_EQ(server->statistics().connections_failed, 0u);
+}
+
+TEST_P(NbdServer, ADoorDecidesAboutListing) {
+  const Body list = [](NbdServer& t) -> Task<void> {
+    const std::unique_ptr<TestClient> client = co_await connect(t);
+    co_await client->greet();
+    co_await client->option(Option::list);
+    EXPECT_EQ(co_await client->final_reply(),
+              t.options.connections_max == 7 ? OptionReply::policy : OptionReply::ack);
+  };
+  serve_for(list);
+  options.connections_max = 7;
+  serve_for(list, {.allow_list = false});
+}
+
+TEST_P(NbdServer, AThousandConnectionsAreServed) {
+  serve_for([](NbdServer& t) -> Task<void> {
+    std::vector<std::unique_ptr<TestClient>> clients;
+    for (int i = 0; i < 1000; ++i) {
+      clients.push_back(co_await connect(t));
+      co_await clients.back()->attach();
+    }
+    for (const auto& client : clients) co_await client->ask({.cookie = 1, .length = 4096});
+    for (const auto& client : clients) EXPECT_EQ((co_await client->answer()).status, Status::ok);
+    EXPECT_EQ(t.server->statistics().connections_open, 1000u);
+  });
+}
+
+TEST_P(NbdServer, OneTooManyIsToldSoAndTheNextIsServed) {
+  options.connections_max = 2;
+  serve_for([](NbdServer& t) -> Task<void> {
+    std::unique_ptr<TestClient> first = co_await connect(t);
+    co_await first->attach();
+    const std::unique_ptr<TestClient> second = co_await connect(t);
+    co_await second->attach();
+    {
+      const std::unique_ptr<TestClient> third = co_await connect(t);
+      co_await third->greet();
+      co_await third->option(Option::structured_reply);
+      EXPECT_EQ(co_await third->final_reply(), OptionReply::policy);
+      EXPECT_EQ(third->message(), "the server has too many connections");
+    }
+    first.reset();
+    co_await t.until([](NbdServer& s) { return s.server->statistics().connections_open == 1; });
+    const std::unique_ptr<TestClient> fourth = co_await connect(t);
+    co_await fourth->attach();
+    co_await check_read(*fourth);
+  });
+  EXPECT_EQ(server->statistics().connections_refused, 1u);
+}
+
+// A crowd that opens connections and says nothing: the one who was served goes on, those within the
+// bound are cut off by the handshake's timeout, those beyond are closed at once.
+TEST_P(NbdServer, ASilentCrowdIsBounded) {
+  options.connections_max = 16;
+  options.limits.handshake_timeout_ns = 300 * kMillisecond;
+  serve_for([](NbdServer& t) -> Task<void> {
+    const std::unique_ptr<TestClient> good = co_await connect(t);
+    co_await good->attach();
+    std::vector<std::unique_ptr<TestClient>> crowd;
+    for (int i = 0; i < 300; ++i) crowd.push_back(co_await connect(t));
+    co_await check_read(*good);
+    for (const auto& client : crowd) co_await client->drain();
+    co_await check_read(*good);
+    const std::unique_ptr<TestClient> late = co_await connect(t);
+    co_await late->attach();
+    co_await check_read(*late);
+  });
+  EXPECT_GE(server->statistics().connections_failed, 16u);
+}
+
+TEST_P(NbdServer, StopFinishesRequestsAndEndsIdleClients) {
+  serve_for([](NbdServer& t) -> Task<void> {
+    const std::unique_ptr<TestClient> idle = co_await connect(t);
+    co_await idle->attach();
+    const std::unique_ptr<TestClient> busy = co_await connect(t);
+    co_await busy->attach();
+    t.disk->gate.reset();
+    const std::vector<std::byte> data(4096, std::byte{7});
+    co_await busy->ask({.command = Command::write, .cookie = 1, .length = 4096}, data);
+    co_await t.until([](NbdServer& s) { return s.disk->running == 1; });
+    t.server->stop();
+    EXPECT_TRUE(co_await idle->at_end());
+    co_await busy->ask({.command = Command::flush, .cookie = 2});
+    Answer answer = co_await busy->answer();
+    EXPECT_EQ(answer.cookie, 2u);
+    EXPECT_EQ(answer.status, Status::eshutdown);
+    t.disk->gate.set();
+    answer = co_await busy->answer();
+    EXPECT_EQ(answer.cookie, 1u);
+    EXPECT_EQ(answer.status, Status::ok);
+    EXPECT_TRUE(co_await busy->at_end());
+  });
+}
+
+TEST_P(NbdServer, AServerWithoutDoorsEndsWithItsLastClient) {
+  server = std::make_unique<Server>(*reactor, options);
+  ASSERT_TRUE(server->add_export({.name = "disk", .device = disk.get()}));
+  int fds[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+  server->add_client(Socket(*reactor, fds[0]));
+  const auto body = [](NbdServer& t, Socket socket) -> Task<void> {
+    Scope scope(t.reactor->ready());
+    scope.spawn(t.server->serve());
+    {
+      TestClient client(std::move(socket));
+      co_await client.attach();
+      co_await check_read(client);
+    }
+    co_await scope.join();  // Nobody called stop().
+  };
+  EXPECT_TRUE(reactor->run(body(*this, Socket(*reactor, fds[1]))));
+}
+
+TEST_P(NbdServer, BadClientsAreReportedAndCounted) {
+  std::vector<std::string> heard;
+  options.report = [&heard](const Error& error) { heard.push_back(error.message()); };
+  serve_for([](NbdServer& t) -> Task<void> {
+    const std::unique_ptr<TestClient> client = co_await connect(t);
+    co_await client->attach();
+    co_await client->send(bytes_of(std::string_view("GET / HTTP/1.1\r\nHost: example\r\n\r\n")));
+    EXPECT_TRUE(co_await client->at_end());
+    co_await t.until([](NbdServer& s) { return s.server->statistics().connections_failed == 1; });
+  });
+  ASSERT_EQ(heard.size(), 1u);
+  EXPECT_NE(heard[0].find("a request starts with"), std::string::npos) << heard[0];
+}
+
+}  // namespace
+}  // namespace byre::nbd
