@@ -93,7 +93,8 @@ constexpr Raised kRaised[] = {
     {Mark::write_guest, {write_aio}},
     {Mark::write_compressed, {write_compressed}},
     {Mark::copy_up_read, {cow_read}},
-    {Mark::copy_up_write, {cow_write}},
+    // One write takes the guest's bytes down with the old ones around them.
+    {Mark::copy_up_write, {write_aio, cow_write}},
     {Mark::header_update, {l1_grow_activate_table, refblock_alloc_switch_table}},
     {Mark::l1_update, {l1_update}},
     {Mark::l1_grow, {l1_grow_alloc_table, l1_grow_write_table}},

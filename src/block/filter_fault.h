@@ -170,6 +170,7 @@ class FaultFilter final : public Device {
   bool can_grow() const override { return below_->can_grow(); }
   /// Lets everything go on first: what is held would keep the device below open for ever.
   Task<void> close() override;
+  void abandon() override { below_->abandon(); }
 
  private:
   struct Request {
