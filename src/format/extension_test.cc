@@ -163,8 +163,10 @@ TEST(Extensions, PaddingIsNeitherNeededNorRead) {
   cluster.add(kBackingFormatExtension, "raw");
   for (size_t i = 123; i < 128; ++i) cluster.bytes()[i] = std::byte{'!'};
   EXPECT_EQ(cluster.parse()->backing_format, "raw");
+  cluster.add(0x1111, "behind the end");
   cluster.header().backing_file_offset = 123;
   EXPECT_EQ(cluster.parse()->backing_format, "raw");
+  EXPECT_TRUE(cluster.parse()->unknown.empty());
   EXPECT_EQ(parse_extensions(cluster.bytes().first(123), cluster.header())->backing_format, "raw");
 }
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "format/refcount.h"
 
+#include <algorithm>
+#include <cstring>
+
 namespace byre {
 
 namespace {

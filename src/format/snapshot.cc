@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "format/snapshot.h"
 
+#include <algorithm>
+
 #include "base/checked.h"
 
 namespace byre {
