@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -148,6 +149,20 @@ TEST_F(FileLockTest, AFileThatIsLockedIsNotTruncated) {
   ASSERT_FALSE(again);
   EXPECT_EQ(again.error().code(), Errc::busy);
   EXPECT_EQ(std::filesystem::file_size(path), 100u);
+}
+
+TEST_F(FileLockTest, WhereThereAreNoLocksOpeningIsRefusedUnlessToldToDoWithout) {
+  const std::string path = folder_ / "f";
+  EXPECT_EXIT(
+      {
+        forbid_system_call(SYS_fcntl, ENOLCK, F_OFD_SETLK);
+        auto file = File::open(*reactor_, path, {.writable = true, .create = true});
+        const bool refused = !file && file.error().code() == Errc::unsupported;
+        const bool gone = !std::filesystem::exists(path);
+        file = File::open(*reactor_, path, {.writable = true, .create = true, .lock = false});
+        _exit(refused && gone && file ? 0 : 1);
+      },
+      testing::ExitedWithCode(0), "");
 }
 
 /// With the real programs: each refuses what the other uses, in both directions.

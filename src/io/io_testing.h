@@ -3,10 +3,16 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 
+#include <cstddef>
 #include <filesystem>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "base/prng.h"
 #include "coro/scope.h"
@@ -79,6 +85,29 @@ inline std::string reactor_name(const testing::TestParamInfo<ReactorKind>& info)
 #define ON_EVERY_REACTOR(Suite)                                                                  \
   INSTANTIATE_TEST_SUITE_P(Real, Suite, testing::Values(ReactorKind::uring, ReactorKind::posix), \
                            reactor_name)
+
+/// From here on the kernel answers the system call `number` (when its second argument is
+/// `argument`, if given) with `error`: what a sandbox or an old file system does.  For a child of a
+/// test; it cannot be undone.
+inline void forbid_system_call(int number, int error, std::optional<uint32_t> argument = {}) {
+  const auto load = [](size_t offset) {
+    return sock_filter{BPF_LD | BPF_W | BPF_ABS, 0, 0, static_cast<uint32_t>(offset)};
+  };
+  const auto unless = [](uint32_t value, uint8_t skip) {
+    return sock_filter{BPF_JMP | BPF_JEQ | BPF_K, 0, skip, value};
+  };
+  std::vector<sock_filter> filter = {load(offsetof(seccomp_data, nr)),
+                                     unless(static_cast<uint32_t>(number), argument ? 3 : 1)};
+  if (argument) {
+    filter.push_back(load(offsetof(seccomp_data, args[1])));
+    filter.push_back(unless(*argument, 1));
+  }
+  filter.push_back({BPF_RET, 0, 0, SECCOMP_RET_ERRNO | static_cast<uint32_t>(error)});
+  filter.push_back({BPF_RET, 0, 0, SECCOMP_RET_ALLOW});
+  const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
+  BYRE_ASSERT(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+  BYRE_ASSERT(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+}
 
 /// `size` bytes that depend on `seed`.
 inline std::vector<std::byte> noise(size_t size, uint64_t seed = 1) {

@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <set>
@@ -21,6 +22,20 @@ TEST(MakeReactor, AutomaticGivesOneThatSaysWhatItIs) {
   Result<std::unique_ptr<Reactor>> reactor = make_reactor();
   ASSERT_TRUE(reactor);
   EXPECT_TRUE((*reactor)->name() == "io_uring" || (*reactor)->name() == "threads");
+}
+
+TEST(MakeReactor, WhereIoUringIsForbiddenThreadsDoTheWork) {
+  EXPECT_EXIT(
+      {
+        forbid_system_call(SYS_io_uring_setup, EPERM);
+        Result<std::unique_ptr<Reactor>> uring = make_reactor(ReactorKind::uring);
+        Result<std::unique_ptr<Reactor>> reactor = make_reactor();
+        const auto body = [](Reactor& r) -> Task<void> { co_await r.sleep(1); };
+        const bool good = !uring && uring.error().code() == Errc::denied && reactor &&
+                          (*reactor)->name() == "threads" && (*reactor)->run(body(**reactor));
+        _exit(good ? 0 : 1);
+      },
+      testing::ExitedWithCode(0), "");
 }
 
 TEST_P(ReactorTest, TheClockDoesNotGoBackAndNumbersDiffer) {
