@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+/// ReferenceCounts: how often each host cluster is referenced, and by what.
+///
+/// A cluster may have one owner: a piece of metadata, one guest cluster (the same one in the active
+/// disk and in snapshots), or any number of compressed streams.  add() tells when a second one
+/// comes.  An owner is remembered as its kind and 14 bits of a hash, so that one pair of owners of
+/// the same kind in 16384 goes unnoticed here; their reference is counted all the same.
+///
+/// Cost: four bytes a cluster, in regions of 64 clusters that come to be when one of them is
+/// referenced; a hash table lookup when add() leaves a region.
+/// Not here: what the refcounts in the file say (survey.h).
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "base/units.h"
+
+namespace byre {
+
+/// What references a cluster.
+enum class Owner : uint8_t { nobody, header, refcounts, l1, l2, data, compressed, other };
+std::string_view name_of(Owner owner);
+
+class ReferenceCounts {
+ public:
+  static constexpr uint64_t kRegion = 64;
+
+  /// Is the refcount in the file exactly one?
+  enum class OnDisk : uint8_t { unknown, one, other };
+
+  struct Cell {
+    uint32_t count : 10 = 0;  ///< kMany: the exact number is in many_.
+    uint32_t owner_bits : 3 = 0;
+    uint32_t identity : 14 = 0;
+    uint32_t aliased : 1 = 0;       ///< More than one owner.
+    uint32_t copied_set : 1 = 0;    ///< An active entry that points here has COPIED,
+    uint32_t copied_clear : 1 = 0;  ///< or one has not.
+    uint32_t on_disk_bits : 2 = 0;
+
+    Owner owner() const { return static_cast<Owner>(owner_bits); }
+    OnDisk on_disk() const { return static_cast<OnDisk>(on_disk_bits); }
+    void set_on_disk(uint64_t refcount) {
+      on_disk_bits = static_cast<uint32_t>(refcount == 1 ? OnDisk::one : OnDisk::other) & 3u;
+    }
+    void see_copied(bool copied) { (copied ? copied_set = 1 : copied_clear = 1); }
+  };
+  using Region = std::array<Cell, kRegion>;
+
+  /// Adds `weight` references by one owner.  When that makes the cluster one with two owners, for
+  /// the first time: what it was before.
+  std::optional<Owner> add(HostCluster cluster, Owner owner, uint64_t identity,
+                           uint64_t weight = 1);
+  /// Takes one reference back.
+  void drop(HostCluster cluster);
+
+  uint64_t references(HostCluster cluster) const;
+  /// Null when nothing references it.
+  Cell* find(HostCluster cluster);
+  const Cell* find(HostCluster cluster) const;
+
+  /// Indices of all regions (cluster / kRegion), ascending.
+  std::vector<uint64_t> regions() const;
+
+ private:
+  static constexpr uint32_t kMany = (1u << 10) - 1;
+
+  Cell& at(HostCluster cluster);
+  void set_count(HostCluster cluster, Cell& cell, uint64_t count);
+
+  std::unordered_map<uint64_t, std::unique_ptr<Region>> regions_;
+  std::unordered_map<uint64_t, uint64_t> many_;
+  mutable uint64_t last_index_ = UINT64_MAX;
+  mutable Region* last_ = nullptr;
+};
+
+}  // namespace byre

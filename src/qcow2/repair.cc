@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/repair.h"
+
+#include <algorithm>
+
+#include "format/refcount.h"
+
+namespace byre {
+namespace {
+
+bool may_free(const Survey& survey) { return !survey.damaged && survey.report.check_errors == 0; }
+
+/// How far into a file that cannot grow room is looked for, in clusters.
+constexpr uint64_t kSearched = uint64_t{1} << 26;
+
+/// Clusters side by side that nobody uses.
+struct Room {
+  uint64_t first = 0;
+  uint64_t count = 0;
+};
+
+/// New refcount structures: the table, behind it the blocks.
+struct Layout {
+  HostCluster table;
+  uint64_t table_clusters = 0;
+  std::vector<uint64_t> indices;  ///< Of the table's entries that have a block.
+  HostCluster block(size_t i) const { return table + table_clusters + i; }
+  uint64_t count() const { return table_clusters + indices.size(); }
+  HostCluster end() const { return table + count(); }
+};
+
+class Repairer {
+ public:
+  explicit Repairer(Survey& survey)
+      : survey_(survey), regions_(survey.counts.regions()), keep_(!may_free(survey)) {}
+
+  Task<void> run(Repair repair) {
+    if (repair == Repair::leaks) {
+      co_await rewrite_blocks(Change::lower);
+    } else {
+      std::optional<Layout> layout;
+      if (survey_.refcounts_unsound) {
+        layout = co_await find_layout();
+        if (!layout) keep_ = true;  // What is sound can still be raised.
+      }
+      if (layout) {
+        co_await rebuild(*layout);
+      } else {
+        co_await repair_in_place();
+      }
+    }
+    co_await sync();
+  }
+
+ private:
+  enum class Change : uint8_t { raise, lower };
+
+  const Geometry& geometry() const { return survey_.geometry(); }
+  /// The refcount that a cluster is to have in the end.
+  uint64_t wanted(uint64_t references, uint64_t refcount) const {
+    const uint64_t count = keep_ ? std::max(references, refcount) : references;
+    return std::min(count, refcount_max(geometry().refcount_order));
+  }
+
+  Task<void> sync() { co_await survey_.file.flush(Mark::commit_sync); }
+
+  // In place.
+
+  Task<void> repair_in_place() {
+    co_await rewrite_blocks(Change::raise);
+    co_await sync();
+    co_await survey_.visit_copied(Survey::Copied::clear);
+    co_await sync();
+    if (!keep_) co_await rewrite_blocks(Change::lower);
+    co_await sync();
+    co_await survey_.visit_copied(Survey::Copied::set);
+  }
+
+  Task<void> rewrite_blocks(Change change) {
+    for (uint64_t i = 0; i < survey_.blocks.size(); ++i) {
+      if (survey_.blocks[i] != Survey::Block::sound) continue;
+      const std::vector<std::byte> before = co_await survey_.read_block(i);
+      std::vector<std::byte> after = before;
+      change_block(i, after, change);
+      co_await survey_.write_changes(geometry().start_of(survey_.block_at(i)), before, after,
+                                     Mark::refcount_update);
+    }
+  }
+
+  void change_block(uint64_t index, MutableBytes block, Change change) {
+    const uint64_t first = geometry().first_of_refcount_table(index).value;
+    survey_.each_used(index, block, regions_, [&](HostCluster cluster, uint64_t refcount) {
+      const uint64_t in_the_end = wanted(survey_.counts.references(cluster), refcount);
+      if (ReferenceCounts::Cell* cell = survey_.counts.find(cluster)) cell->set_on_disk(in_the_end);
+      if (change == Change::raise ? refcount < in_the_end : refcount > in_the_end) {
+        set_refcount(block, cluster.value - first, geometry().refcount_order, in_the_end);
+      }
+    });
+  }
+
+  // Anew.
+
+  Task<void> rebuild(const Layout& layout) {
+    std::sort(survey_.refcount_clusters.begin(), survey_.refcount_clusters.end());
+    for (const HostCluster cluster : survey_.refcount_clusters) survey_.counts.drop(cluster);
+
+    co_await write_blocks(layout);
+    co_await write_table(layout);
+    co_await sync();
+    co_await switch_to(layout);
+    co_await sync();
+    co_await survey_.visit_copied(Survey::Copied::clear);
+    co_await sync();
+    co_await survey_.visit_copied(Survey::Copied::set);
+  }
+
+  /// Behind the end of the file where it can grow and no entry points there; else in it.
+  Task<std::optional<Layout>> find_layout() {
+    const std::vector<uint64_t> indices = needed_indices();
+    std::optional<Layout> layout = lay_out({survey_.clusters, UINT64_MAX}, indices);
+    if (!layout) co_return layout;
+    const uint64_t end = geometry().start_of(layout->end()).value;
+    if (survey_.file.can_grow() && end <= survey_.pointed_behind_end) co_return layout;
+
+    // Elsewhere it may take a block more or less.
+    const uint64_t enough = layout->count() + 2;
+    layout.reset();
+    for (Room room{1, 0}; !layout;) {
+      room = co_await next_room(room.first + room.count, enough);
+      if (room.count == 0) break;
+      layout = lay_out(room, indices);
+    }
+    co_return layout;
+  }
+
+  /// Table entries that need a block, the new structures' own not among them.
+  std::vector<uint64_t> needed_indices() const {
+    std::vector<uint64_t> indices;
+    for (const uint64_t region : regions_) {
+      const HostCluster first{region * ReferenceCounts::kRegion};
+      if (first.value < survey_.clusters) indices.push_back(geometry().refcount_table_index(first));
+    }
+    for (uint64_t i = 0; keep_ && i < survey_.blocks.size(); ++i) {
+      const bool inside = geometry().first_of_refcount_table(i).value < survey_.clusters;
+      if (inside && survey_.blocks[i] != Survey::Block::none) indices.push_back(i);
+    }
+    std::sort(indices.begin(), indices.end());
+    indices.erase(std::unique(indices.begin(), indices.end()), indices.end());
+    return indices;
+  }
+
+  /// Blocks count themselves and the table: add until all that is there is counted.  Fails when
+  /// the room is too small, or the table would be too large.
+  std::optional<Layout> lay_out(Room room, const std::vector<uint64_t>& indices) const {
+    Layout layout{.table = {room.first}, .table_clusters = 1, .indices = indices};
+    for (;;) {
+      const uint64_t count_before = layout.count();
+      const uint64_t first = geometry().refcount_table_index(layout.table);
+      const uint64_t last = geometry().refcount_table_index(layout.end() - 1);
+      for (uint64_t i = first; i <= last; ++i) {
+        const auto at = std::lower_bound(layout.indices.begin(), layout.indices.end(), i);
+        if (at == layout.indices.end() || *at != i) layout.indices.insert(at, i);
+      }
+      layout.table_clusters =
+          std::max(layout.table_clusters, geometry().clusters_for((layout.indices.back() + 1) * 8));
+      if (layout.table_clusters * geometry().cluster_size() > kRefcountTableSizeMax ||
+          layout.count() > room.count || layout.end() > geometry().host_cluster_limit()) {
+        return std::nullopt;
+      }
+      if (layout.count() == count_before) return layout;
+    }
+  }
+
+  /// The next run of whole clusters of the file, from `from` on, that nothing refers to and no
+  /// refcount claims (as far as that counts); `enough` of them at most.
+  Task<Room> next_room(uint64_t from, uint64_t enough) {
+    const uint64_t whole = survey_.file_size >> geometry().cluster_bits;
+    const uint64_t stop = std::min(whole, kSearched);
+    Room room;
+    std::vector<std::byte> block;
+    uint64_t loaded = UINT64_MAX;
+    for (uint64_t cluster = from; cluster < stop && room.count < enough; ++cluster) {
+      const uint64_t index = geometry().refcount_table_index({cluster});
+      if (index != loaded && keep_ && state_of(index) == Survey::Block::sound) {
+        block = co_await survey_.read_block(index);
+        loaded = index;
+      }
+      if (is_free(cluster, block)) {
+        if (room.count == 0) room.first = cluster;
+        ++room.count;
+      } else if (room.count != 0) {
+        break;
+      }
+    }
+    co_return room;
+  }
+
+  bool is_free(uint64_t cluster, Bytes block) const {
+    if (survey_.counts.references({cluster}) != 0) return false;
+    if (!keep_) return true;
+    switch (state_of(geometry().refcount_table_index({cluster}))) {
+      case Survey::Block::none:
+        return true;
+      case Survey::Block::sound:
+        return get_refcount(block, geometry().refcount_block_index({cluster}),
+                            geometry().refcount_order) == 0;
+      case Survey::Block::suspect:
+      case Survey::Block::lost:
+        return false;
+    }
+    return false;
+  }
+
+  Survey::Block state_of(uint64_t index) const {
+    return index < survey_.blocks.size() ? survey_.blocks[index] : Survey::Block::none;
+  }
+
+  Task<void> write_blocks(const Layout& layout) {
+    for (size_t i = 0; i < layout.indices.size(); ++i) {
+      const uint64_t index = layout.indices[i];
+      std::vector<std::byte> old;
+      if (keep_ && state_of(index) == Survey::Block::sound) {
+        old = co_await survey_.read_block(index);
+      }
+      const std::vector<std::byte> block = new_block(index, old, layout);
+      co_await survey_.file.write(geometry().start_of(layout.block(i)).value, block,
+                                  {.mark = Mark::refcount_allocate});
+    }
+  }
+
+  std::vector<std::byte> new_block(uint64_t index, Bytes old, const Layout& layout) {
+    std::vector<std::byte> block(geometry().cluster_size());
+    const uint32_t order = geometry().refcount_order;
+    const uint64_t first = geometry().first_of_refcount_table(index).value;
+    const auto set = [&](uint64_t cluster, uint64_t count) {
+      set_refcount(block, cluster - first, order, count);
+    };
+    // What cannot be known is not given away.
+    const bool unknown = keep_ && (state_of(index) == Survey::Block::suspect ||
+                                   state_of(index) == Survey::Block::lost);
+    for (uint64_t i = first; unknown && i < survey_.block_end(index).value; ++i) {
+      if (!is_old_structure({i})) set(i, 1);
+    }
+    survey_.each_used(index, old, regions_, [&](HostCluster cluster, uint64_t refcount) {
+      const uint64_t kept = is_old_structure(cluster) ? 0 : std::max<uint64_t>(refcount, unknown);
+      const uint64_t count = wanted(survey_.counts.references(cluster), kept);
+      set(cluster.value, count);
+      if (ReferenceCounts::Cell* cell = survey_.counts.find(cluster)) cell->set_on_disk(count);
+    });
+    const uint64_t end = first + geometry().refcount_block_entries();
+    for (uint64_t i = std::max(first, layout.table.value); i < std::min(end, layout.end().value);
+         ++i) {
+      set(i, 1);
+    }
+    return block;
+  }
+
+  bool is_old_structure(HostCluster cluster) const {
+    return std::binary_search(survey_.refcount_clusters.begin(), survey_.refcount_clusters.end(),
+                              cluster);
+  }
+
+  Task<void> write_table(const Layout& layout) {
+    std::vector<std::byte> table(layout.table_clusters * geometry().cluster_size());
+    for (size_t i = 0; i < layout.indices.size(); ++i) {
+      store_refcount_table_entry(table, layout.indices[i],
+                                 encode_refcount_table_entry(layout.block(i), geometry()));
+    }
+    co_await survey_.file.write(geometry().start_of(layout.table).value, table,
+                                {.mark = Mark::refcount_table_grow});
+  }
+
+  Task<void> switch_to(const Layout& layout) {
+    std::vector<std::byte>& sector = survey_.head.sector;
+    store_refcount_table(sector, geometry().start_of(layout.table),
+                         static_cast<uint32_t>(layout.table_clusters));
+    co_await survey_.file.write(0, sector, {.mark = Mark::header_update});
+  }
+
+  Survey& survey_;
+  const std::vector<uint64_t> regions_;
+  bool keep_;  ///< No refcount sinks.
+};
+
+/// Unknown autoclear features say something that a change may make untrue.
+Task<void> forget_unknown_features(Survey& survey) {
+  const uint64_t autoclear = survey.head.header.autoclear;
+  if ((autoclear & ~kAutoclearKnown) == 0) co_return;
+  store_autoclear(survey.head.sector, autoclear & kAutoclearKnown);
+  co_await survey.file.write(0, survey.head.sector, {.mark = Mark::header_update});
+  co_await survey.file.flush(Mark::commit_sync);
+}
+
+}  // namespace
+
+bool can_repair(const Survey& survey, Repair repair) {
+  if (repair == Repair::none || survey.report.check_errors != 0) return false;
+  const bool leaks = survey.report.leaks != 0 && may_free(survey);
+  if (repair == Repair::leaks) return leaks && !survey.undercounted && !survey.refcounts_unsound;
+  return leaks || survey.undercounted || survey.refcounts_unsound || survey.copied_drift;
+}
+
+bool can_fix_entries(const Survey& survey, Repair repair) {
+  return repair == Repair::all && survey.fixable_entries && survey.report.check_errors == 0;
+}
+
+Task<void> fix_entries(Survey& survey) {
+  co_await forget_unknown_features(survey);
+  co_await survey.fix_entries();
+  co_await survey.file.flush(Mark::commit_sync);
+}
+
+Task<void> repair_image(Survey& survey, Repair repair) {
+  co_await forget_unknown_features(survey);
+  Repairer repairer(survey);
+  co_await repairer.run(repair);
+}
+
+Task<void> clear_repaired_bits(Device& file) {
+  Head head = co_await load_head(file);
+  const uint64_t features = head.header.incompatible;
+  if ((features & (kDirty | kCorrupt)) == 0) co_return;
+  store_incompatible(head.sector, features & ~(kDirty | kCorrupt));
+  co_await file.flush(Mark::commit_sync);
+  co_await file.write(0, head.sector, {.mark = Mark::header_update});
+  co_await file.flush(Mark::commit_sync);
+}
+
+}  // namespace byre

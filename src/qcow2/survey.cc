@@ -1,0 +1,752 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/survey.h"
+
+#include <algorithm>
+
+#include "base/checked.h"
+#include "coro/scope.h"
+#include "format/bitmap.h"
+#include "format/l1.h"
+#include "format/luks.h"
+#include "format/refcount.h"
+
+namespace byre {
+namespace {
+
+/// Bytes of L2 tables that are read side by side.
+constexpr uint64_t kWindow = 4 * MiB;
+constexpr uint64_t kWindowTablesMax = 64;
+/// L1 and bitmap tables are read in pieces of this size.
+constexpr uint64_t kPiece = MiB;
+/// A structure that shares its first cluster with another is not followed when it is larger: it
+/// could claim the same bytes again and again.
+constexpr uint64_t kFollowedMax = MiB;
+
+constexpr double kShareOfCounting = 0.8;
+
+/// Identities of the structures of Owner::other.
+constexpr uint64_t kSnapshotTable = 1;
+constexpr uint64_t kEncryptionHeader = 2;
+constexpr uint64_t kBitmapDirectory = 3;
+constexpr uint64_t kFirstBitmap = 16;
+
+}  // namespace
+
+// ---- Findings.
+
+template <class... Parts>
+void Survey::add_finding(CheckReport::Finding::Kind kind, const Parts&... parts) {
+  if (report.findings.size() >= options.findings_max) return;
+  report.findings.push_back({.kind = kind, .text = cat(parts...)});
+}
+
+template <class... Parts>
+void Survey::damage(uint64_t weight, const Parts&... parts) {
+  damaged = true;
+  report.corruptions += weight;
+  add_finding(CheckReport::Finding::Kind::corruption, parts...);
+}
+
+template <class... Parts>
+void Survey::damage_beyond_qemu(uint64_t weight, const Parts&... parts) {
+  report.corruptions_beyond_qemu += weight;
+  damage(weight, parts...);
+}
+
+template <class... Parts>
+void Survey::note(const Parts&... parts) {
+  add_finding(CheckReport::Finding::Kind::note, parts...);
+}
+
+void Survey::unreadable(const Error& error) {
+  damaged = true;
+  ++report.check_errors;
+  note(error.message());
+}
+
+// ---- The walk.
+
+Task<void> Survey::run() {
+  file_size = file.size();
+  head = co_await load_head(file, OpenFor::repair);
+  clusters = geometry().clusters_for(file_size);
+  report.total_clusters = geometry().clusters_for(head.header.size);
+  for (std::string& oddity : oddities(head.header, head.extensions)) note(oddity);
+
+  co_await count_references();
+  co_await compare();
+  if (copied_drift) co_await visit_copied(Copied::report);
+  report.image_end_offset = (highest_ + 1) << geometry().cluster_bits;
+  progress(1);
+}
+
+void Survey::progress(double fraction) const {
+  if (options.progress) options.progress(fraction);
+}
+
+Task<void> Survey::count_references() {
+  const Header& header = head.header;
+  count_range(0, geometry().cluster_size(), Owner::header, 0, 1, "header");
+  co_await count_l1(header.l1_offset, header.l1_entries, 0, "");
+  co_await count_snapshots();
+  if (const std::optional<CryptoHeader>& crypto = head.extensions.crypto_header) {
+    count_range(crypto->offset.value, crypto->length, Owner::other, kEncryptionHeader, 1,
+                "encryption header");
+  }
+  co_await count_bitmaps();
+
+  merge_l2_uses();
+  count_l2_tables();
+  const VisitL2 count = [this](const L2Use& use, MutableBytes table) { count_l2(use, table); };
+  co_await each_l2(count, Mark::l2_load);
+  // Last, so that a block that belongs to somebody else, too, is known before it is believed.
+  co_await count_refcounts();
+}
+
+/// Adds references to every cluster that [offset, offset + length) touches; false, with a finding,
+/// when it ends a whole cluster or more behind the end of the file.  (The last cluster of the file
+/// may be there in part.)
+bool Survey::count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t identity,
+                         uint64_t weight, std::string_view what) {
+  if (length == 0) return true;
+  const std::optional<uint64_t> end = checked_add(offset, length);
+  if (!end || (*end > file_size && *end - file_size >= geometry().cluster_size())) {
+    pointed_behind_end = std::min(pointed_behind_end, std::max(offset, file_size));
+    damage(weight, what, " at ", hex(offset), ": ", length, " bytes, but the file ends at ",
+           hex(file_size));
+    return false;
+  }
+  const HostCluster first = geometry().cluster_of(HostOffset{offset});
+  const HostCluster last = geometry().cluster_of(HostOffset{*end - 1});
+  clusters = std::max(clusters, last.value + 1);
+  bool alone = true;
+  for (HostCluster cluster = first; cluster <= last; ++cluster) {
+    const std::optional<Owner> other = counts.add(cluster, owner, identity, weight);
+    if (other) {
+      damage_beyond_qemu(1, "cluster at ", geometry().start_of(cluster), ": ", what, " at ",
+                         hex(offset), " lies in ", name_of(*other));
+    }
+    if (const auto* cell = counts.find(cluster); cell->aliased) alone = false;
+    if (!alone && length > kFollowedMax) return false;
+  }
+  return true;
+}
+
+Task<void> Survey::read_padded(uint64_t offset, MutableBytes data, Mark mark) {
+  const uint64_t there = offset < file_size ? std::min(file_size - offset, data.size()) : 0;
+  co_await file.read(offset, data.first(there), mark);
+  fill_zero(data.subspan(there));
+}
+
+// ---- L1 tables, active and not.
+
+/// `what` is put in front of findings; the active table's is empty.
+Task<void> Survey::count_l1(HostOffset at, uint64_t entries, uint64_t identity, std::string what) {
+  if (!count_range(at.value, entries * 8, Owner::l1, identity, 1, what + "L1 table")) co_return;
+  const bool active = identity == 0;
+  std::vector<std::byte> piece;
+  for (uint64_t done = 0; done < entries;) {
+    const uint64_t count = std::min(entries - done, kPiece / 8);
+    piece.resize(count * 8);
+    const Result<void> read =
+        co_await read_padded(at.value + done * 8, piece, Mark::l1_load).result();
+    if (!read) {
+      unreadable(read.error());
+      co_return;
+    }
+    for (uint64_t i = 0; i < count; ++i) {
+      const uint64_t entry = load_l1_entry(piece, i);
+      if (active) l1_.push_back(entry);
+      if (entry != 0) count_l1_entry(entry, done + i, active, what);
+    }
+    done += count;
+  }
+}
+
+void Survey::count_l1_entry(uint64_t entry, uint64_t index, bool active, std::string_view what) {
+  if ((entry & ~(kCopied | kOffsetMask)) != 0) {
+    damage(1, what, "L1 entry ", index, ": ", hex(entry), ": reserved bits are set");
+  }
+  const HostOffset at{entry & kOffsetMask};
+  if (at.value == 0) {
+    // There was one: what it pointed to is still there, as a leak.
+    if (entry == kCopied) damage(1, what, "L1 entry ", index, ": COPIED, but no L2 table");
+    return;
+  }
+  if (!geometry().aligned(at)) {
+    damage(1, what, "L1 entry ", index, ": L2 table at ", at, " is not cluster aligned");
+    count_range(at.value, geometry().cluster_size(), Owner::l2, index, 1, "L2 table");
+    copied_drift |= active;  // Its flag is looked at, too.
+    return;
+  }
+  if (at.value >= file_size) {
+    pointed_behind_end = std::min(pointed_behind_end, at.value);
+    damage(1, what, "L1 entry ", index, ": L2 table at ", at, ", but the file ends at ",
+           hex(file_size));
+    copied_drift |= active;
+    return;
+  }
+  const bool copied = (entry & kCopied) != 0;
+  l2_uses_.push_back({.cluster = geometry().cluster_of(at).value,
+                      .weight = 1,
+                      .active = active,
+                      .l1_index = static_cast<uint32_t>(index),
+                      .copied_set = active && copied,
+                      .copied_clear = active && !copied});
+  // Snapshots share most of their tables: keep the list as short as the tables are many.
+  if (l2_uses_.size() >= std::max<size_t>(1 << 16, 2 * l2_uses_merged_)) merge_l2_uses();
+}
+
+/// Sorts the uses by place in the file, and makes one of those of the same table.
+void Survey::merge_l2_uses() {
+  std::sort(l2_uses_.begin(), l2_uses_.end(), [](const L2Use& a, const L2Use& b) {
+    return a.cluster != b.cluster ? a.cluster < b.cluster : a.l1_index < b.l1_index;
+  });
+  size_t kept = 0;
+  for (const L2Use& use : l2_uses_) {
+    if (kept == 0 || l2_uses_[kept - 1].cluster != use.cluster) {
+      l2_uses_[kept++] = use;
+      continue;
+    }
+    L2Use& same = l2_uses_[kept - 1];
+    if (same.l1_index != use.l1_index && !same.shared) {
+      same.shared = true;
+      damage_beyond_qemu(1, "L1 entries ", same.l1_index, " and ", use.l1_index,
+                         " point to the same L2 table at ",
+                         geometry().start_of(HostCluster{use.cluster}));
+    }
+    same.weight += use.weight;
+    same.active += use.active;
+    same.copied_set |= use.copied_set;
+    same.copied_clear |= use.copied_clear;
+    same.shared |= use.shared;
+  }
+  l2_uses_.resize(kept);
+  l2_uses_merged_ = kept;
+}
+
+void Survey::count_l2_tables() {
+  for (const L2Use& use : l2_uses_) {
+    const HostCluster cluster{use.cluster};
+    const std::optional<Owner> other = counts.add(cluster, Owner::l2, use.l1_index, use.weight);
+    if (other) {
+      damage_beyond_qemu(1, "cluster at ", geometry().start_of(cluster), ": L2 table ",
+                         use.l1_index, " lies in ", name_of(*other));
+    }
+    ReferenceCounts::Cell& cell = *counts.find(cluster);
+    if (use.shared) cell.aliased = 1;
+    if (use.copied_set) cell.see_copied(true);
+    if (use.copied_clear) cell.see_copied(false);
+  }
+}
+
+// ---- L2 tables.
+
+Task<void> Survey::each_l2(const VisitL2& visit, Mark mark) {
+  const uint64_t size = geometry().cluster_size();
+  const uint64_t window = std::clamp<uint64_t>(kWindow / size, 1, kWindowTablesMax);
+  std::vector<std::byte> tables(std::min<uint64_t>(window, l2_uses_.size()) * size);
+  std::vector<std::byte> before(mark == Mark::l2_update ? size : 0);
+  std::vector<char> read(window);
+  for (uint64_t done = 0; done < l2_uses_.size(); done += window) {
+    const uint64_t count = std::min<uint64_t>(window, l2_uses_.size() - done);
+    co_await read_window(done, count, tables, read);
+    for (uint64_t i = 0; i < count; ++i) {
+      if (!read[i]) continue;
+      const L2Use& use = l2_uses_[done + i];
+      const MutableBytes table = MutableBytes(tables).subspan(i * size, size);
+      copy(before, Bytes(table).first(before.size()));
+      visit(use, table);
+      if (mark == Mark::l2_update) {
+        const HostOffset at = geometry().start_of(HostCluster{use.cluster});
+        co_await write_changes(at, before, table, mark);
+      }
+    }
+    if (mark == Mark::l2_load) {
+      progress(kShareOfCounting * static_cast<double>(done + count) /
+               static_cast<double>(l2_uses_.size()));
+    }
+  }
+}
+
+Task<void> Survey::read_window(uint64_t first, uint64_t count, MutableBytes tables,
+                               std::vector<char>& read) {
+  const uint64_t size = geometry().cluster_size();
+  Scope reads(file.reactor().ready());
+  for (uint64_t i = 0; i < count; ++i) {
+    read[i] = 0;
+    reads.spawn(
+        read_l2(HostCluster{l2_uses_[first + i].cluster}, tables.subspan(i * size, size), read[i]));
+  }
+  co_await reads.join();
+}
+
+Task<void> Survey::read_l2(HostCluster cluster, MutableBytes table, char& read) {
+  const uint64_t at = geometry().start_of(cluster).value;
+  Result<void> result = co_await read_padded(at, table, Mark::l2_load).result();
+  read = result.has_value();
+  if (!result) unreadable(std::move(result).error().while_doing(cat("L2 table at ", hex(at))));
+}
+
+Task<void> Survey::write_changes(HostOffset at, Bytes before, Bytes after, Mark mark) {
+  const auto sector = [](Bytes bytes, uint64_t i) {
+    return bytes.subspan(i * kSectorSize, std::min(kSectorSize, bytes.size() - i * kSectorSize));
+  };
+  uint64_t first = 0;
+  uint64_t end = div_ceil(after.size(), kSectorSize);
+  while (first < end && equal(sector(before, first), sector(after, first))) ++first;
+  while (first < end && equal(sector(before, end - 1), sector(after, end - 1))) --end;
+  if (first == end) co_return;
+  const uint64_t from = first * kSectorSize;
+  const uint64_t to = std::min<uint64_t>(end * kSectorSize, after.size());
+  co_await file.write(at.value + from, after.subspan(from, to - from), {.mark = mark});
+}
+
+/// How the data of the table before it lie, to tell what is fragmented.
+struct Survey::Run {
+  uint64_t next = 0;
+};
+
+void Survey::count_l2(const L2Use& use, Bytes table) {
+  Run run;
+  const uint64_t entries = geometry().l2_entries();
+  for (uint64_t i = 0; i < entries; ++i) {
+    const L2Entry entry = load_l2(table, i, geometry());
+    if (entry != L2Entry{}) count_entry(use, i, entry, run);
+  }
+}
+
+void Survey::count_entry(const L2Use& use, uint64_t index, L2Entry entry, Run& run) {
+  const GuestCluster guest = geometry().first_of_l1(use.l1_index) + index;
+  const uint64_t descriptor = entry.descriptor;
+  if ((descriptor & kCompressed) != 0) return count_compressed(use, guest, entry, run);
+
+  if ((descriptor & ~(kCopied | kOffsetMask | kReadsZero)) != 0) {
+    damage(use.weight, "cluster ", guest, ": L2 entry ", hex(descriptor),
+           ": reserved bits are set");
+  }
+  if ((descriptor & kReadsZero) != 0 && (geometry().version < 3 || geometry().extended_l2)) {
+    damage_beyond_qemu(use.weight, "cluster ", guest, ": L2 entry ", hex(descriptor),
+                       ": zero flag, which this kind of image does not have");
+  }
+  const HostOffset at{descriptor & kOffsetMask};
+  const bool copied = (descriptor & kCopied) != 0;
+  const bool has_host = at.value != 0 || (geometry().data_file && copied);
+  check_subclusters(use, guest, entry, has_host);
+  if (has_host) return count_host(use, guest, entry, at, run);
+  if (copied) {
+    damage_beyond_qemu(use.weight, "cluster ", guest, ": L2 entry ", hex(descriptor),
+                       ": COPIED, but no host cluster");
+  }
+}
+
+bool Survey::check_subclusters(const L2Use& use, GuestCluster guest, L2Entry entry, bool has_host) {
+  const uint64_t allocated = entry.bitmap & UINT32_MAX;
+  const uint64_t zero = entry.bitmap >> 32;
+  if (allocated != 0 && !has_host) {
+    damage(use.weight, "cluster ", guest, ": subclusters ", hex(entry.bitmap),
+           " are allocated nowhere");
+    return false;
+  }
+  if ((allocated & zero) != 0) {
+    damage(use.weight, "cluster ", guest, ": subclusters ", hex(entry.bitmap),
+           " are allocated and zero at once");
+    return false;
+  }
+  return true;
+}
+
+void Survey::count_compressed(const L2Use& use, GuestCluster guest, L2Entry entry, Run&) {
+  const uint64_t descriptor = entry.descriptor;
+  if ((descriptor & kCopied) != 0) {
+    report.corruptions += use.weight;
+    add_finding(CheckReport::Finding::Kind::corruption, "cluster ", guest, ": L2 entry ",
+                hex(descriptor), ": COPIED on compressed data");
+    fixable_entries = true;
+  }
+  if (geometry().data_file) {
+    return damage(use.weight, "cluster ", guest, ": L2 entry ", hex(descriptor),
+                  ": compressed, in an external data file");
+  }
+  if (entry.bitmap != 0) {
+    return damage(use.weight, "cluster ", guest, ": L2 entry ", hex(descriptor),
+                  ": compressed, with subclusters ", hex(entry.bitmap));
+  }
+  const uint32_t offset_bits = geometry().compressed_offset_bits();
+  const uint64_t field = descriptor & ~(kCopied | kCompressed);
+  const uint64_t at = field & ((uint64_t{1} << offset_bits) - 1);
+  const uint64_t size = ((field >> offset_bits) + 1) * kSectorSize - at % kSectorSize;
+  count_range(at, size, Owner::compressed, 0, use.weight, "compressed data");
+  if (use.active != 0) {
+    // They never follow one another cluster by cluster.
+    report.allocated_clusters += use.active;
+    report.compressed_clusters += use.active;
+    report.fragmented_clusters += use.active;
+  }
+}
+
+void Survey::count_host(const L2Use& use, GuestCluster guest, L2Entry entry, HostOffset at,
+                        Run& run) {
+  if (!geometry().aligned(at)) {
+    damage(use.weight, "cluster ", guest, ": host cluster at ", at, " is not cluster aligned");
+    const bool reads_zero = (entry.descriptor & kReadsZero) != 0;
+    if (reads_zero && geometry().version >= 3 && !geometry().extended_l2) fixable_entries = true;
+  }
+  if (use.active != 0) {
+    report.allocated_clusters += use.active;
+    if (run.next != 0 && run.next != at.value) report.fragmented_clusters += use.active;
+    run.next = at.value + geometry().cluster_size();
+  }
+
+  const bool copied = (entry.descriptor & kCopied) != 0;
+  if (geometry().data_file) {
+    if (at.value != geometry().start_of(guest).value) {
+      damage_beyond_qemu(use.weight, "cluster ", guest, ": at ", at,
+                         " of the data file, where another guest cluster belongs");
+    }
+    if (use.active != 0 && !copied) copied_drift = true;
+    return;
+  }
+  if (!count_range(at.value, geometry().cluster_size(), Owner::data, guest.value, use.weight,
+                   "data")) {
+    if (use.active != 0 && copied) copied_drift = true;
+    return;
+  }
+  if (use.active != 0) counts.find(geometry().cluster_of(at))->see_copied(copied);
+}
+
+// ---- Snapshots, bitmaps.
+
+Task<void> Survey::count_snapshots() {
+  Result<std::vector<Snapshot>> snapshots = co_await load_snapshots(file, head).result();
+  if (!snapshots) {
+    if (snapshots.error().code() == Errc::io) {
+      unreadable(snapshots.error());
+    } else {
+      damage(1, snapshots.error().message());
+    }
+    co_return;
+  }
+  for (uint64_t i = 0; i < snapshots->size(); ++i) {
+    const Snapshot& snapshot = (*snapshots)[i];
+    std::string name = cat("snapshot ", quoted(snapshot.name), ": ");
+    if (const Result<void> sound = check_l1_table(snapshot, geometry()); !sound) {
+      damage(1, name, sound.error().message());
+      continue;
+    }
+    if (snapshot.l1_entries < geometry().l1_entries_for(snapshot.disk_size.value_or(0))) {
+      note(name, "L1 table of ", snapshot.l1_entries, " entries is too short for its disk of ",
+           *snapshot.disk_size, " bytes");
+    }
+    co_await count_l1(snapshot.l1_offset, snapshot.l1_entries, i + 1, std::move(name));
+  }
+  if (snapshots->empty()) co_return;
+  const uint64_t at = head.header.snapshots_offset.value;
+  const Result<std::vector<std::byte>> table = serialize_snapshots(*snapshots);
+  if (table) {
+    count_range(at, table->size(), Owner::other, kSnapshotTable, 1, "snapshot table");
+  } else {
+    damage(1, "snapshot table at ", hex(at), ": ", table.error().message());
+  }
+}
+
+/// Bitmaps count only while their feature bit says that they are consistent, as in QEMU: without
+/// it their clusters are leaks.
+Task<void> Survey::count_bitmaps() {
+  const std::optional<BitmapsExtension>& extension = head.extensions.bitmaps;
+  if (!extension || (head.header.autoclear & kBitmaps) == 0) co_return;
+  const uint64_t at = extension->directory_offset.value;
+  if (!count_range(at, extension->directory_size, Owner::other, kBitmapDirectory, 1,
+                   "bitmap directory")) {
+    co_return;
+  }
+  std::vector<std::byte> bytes(extension->directory_size);
+  Result<void> read = co_await read_padded(at, bytes, Mark::bitmap_load).result();
+  if (!read) {
+    unreadable(read.error());
+    co_return;
+  }
+  const Result<std::vector<Bitmap>> bitmaps =
+      parse_bitmap_directory(bytes, extension->count, geometry());
+  if (!bitmaps) {
+    damage(1, bitmaps.error().message());
+    co_return;
+  }
+  for (uint64_t i = 0; i < bitmaps->size(); ++i) {
+    const Bitmap& bitmap = (*bitmaps)[i];
+    if (const Result<void> usable = check_usable(bitmap, head.header.size, geometry()); !usable) {
+      note(usable.error().message());
+    }
+    co_await count_bitmap(bitmap, i);
+  }
+}
+
+Task<void> Survey::count_bitmap(const Bitmap& bitmap, uint64_t index) {
+  const uint64_t at = bitmap.table_offset.value;
+  const uint64_t size = uint64_t{bitmap.table_entries} * 8;
+  const uint64_t identity = kFirstBitmap + 2 * index;
+  const std::string name = cat("bitmap ", quoted(bitmap.name), ": ");
+  if (!count_range(at, size, Owner::other, identity, 1, name + "table")) co_return;
+
+  const std::string what = name + "data";
+  std::vector<std::byte> piece;
+  for (uint64_t done = 0; done < size; done += piece.size()) {
+    piece.resize(std::min(size - done, kPiece));
+    const Result<void> read = co_await read_padded(at + done, piece, Mark::bitmap_load).result();
+    if (!read) {
+      unreadable(read.error());
+      co_return;
+    }
+    for (uint64_t i = 0; i < piece.size(); i += 8) {
+      const auto raw = load_be<uint64_t>(piece, i);
+      if (raw == 0) continue;
+      const Result<BitmapTableEntry> entry = decode_bitmap_table_entry(raw, geometry());
+      if (!entry) {
+        damage(1, name, entry.error().message());
+      } else if (entry->data) {
+        // Each cluster of bitmap data is an owner of its own.
+        const uint64_t own = (identity + 1) ^ (done + i) << 24;
+        count_range(geometry().start_of(*entry->data).value, geometry().cluster_size(),
+                    Owner::other, own, 1, what);
+      }
+    }
+  }
+}
+
+// ---- Refcount table and blocks.
+
+HostCluster Survey::block_at(uint64_t index) const {
+  return geometry().cluster_of(HostOffset{refcount_table[index]});
+}
+
+HostCluster Survey::block_end(uint64_t index) const {
+  return std::min(HostCluster{clusters}, geometry().first_of_refcount_table(index + 1));
+}
+
+Task<std::vector<std::byte>> Survey::read_block(uint64_t index) {
+  std::vector<std::byte> block(geometry().cluster_size());
+  const uint64_t at = geometry().start_of(block_at(index)).value;
+  co_await read_padded(at, block, Mark::refcount_load)
+      .doing("refcount block ", index, " at ", hex(at));
+  co_return block;
+}
+
+Task<void> Survey::count_refcounts() {
+  const uint64_t at = head.header.refcount_table_offset.value;
+  const uint64_t size = uint64_t{head.header.refcount_table_clusters} << geometry().cluster_bits;
+  if (const Result<void> sound = check_refcount_table(head.header); !sound) {
+    refcounts_unsound = true;
+    ++report.corruptions;
+    add_finding(CheckReport::Finding::Kind::corruption, sound.error().message());
+    co_return;
+  }
+  const uint64_t pointed_by_others = pointed_behind_end;
+  if (!count_range(at, size, Owner::refcounts, 0, 1, "refcount table")) {
+    refcounts_unsound = true;
+    pointed_behind_end = pointed_by_others;  // The header will point elsewhere.
+    co_return;
+  }
+  for (uint64_t i = 0; i < head.header.refcount_table_clusters; ++i) {
+    const HostCluster cluster = geometry().cluster_of(HostOffset{at}) + i;
+    refcount_clusters.push_back(cluster);
+    if (counts.find(cluster)->aliased) refcounts_unsound = true;
+  }
+  std::vector<std::byte> table(size);
+  Result<void> read = co_await read_padded(at, table, Mark::refcount_table_load).result();
+  if (!read) {
+    unreadable(read.error());
+    co_return;
+  }
+  for (uint64_t i = 0; i < size / 8; ++i) {
+    refcount_table.push_back(load_refcount_table_entry(table, i));
+  }
+  blocks.assign(refcount_table.size(), Block::none);
+  for (uint64_t i = 0; i < blocks.size(); ++i) {
+    if (refcount_table[i] != 0) count_block(i);
+  }
+}
+
+void Survey::count_block(uint64_t index) {
+  const uint64_t entry = refcount_table[index];
+  const auto unsound = [&](Block block, const auto&... parts) {
+    refcounts_unsound = true;
+    blocks[index] = block;
+    report.corruptions += 1;
+    add_finding(CheckReport::Finding::Kind::corruption, "refcount block ", index, " at ",
+                hex(entry), ": ", parts...);
+  };
+  if (const auto decoded = decode_refcount_table_entry(entry, geometry()); !decoded) {
+    return unsound(Block::lost, decoded.error().message());
+  }
+  // Behind the end everything reads as zero.
+  if (entry >= file_size) return unsound(Block::none, "the file ends at ", hex(file_size));
+
+  const HostCluster cluster = block_at(index);
+  const std::optional<Owner> other = counts.add(cluster, Owner::refcounts, index + 1);
+  refcount_clusters.push_back(cluster);
+  if (other || counts.references(cluster) != 1) {
+    damaged = true;
+    return unsound(Block::suspect, "lies in ", name_of(other.value_or(Owner::refcounts)));
+  }
+  blocks[index] = Block::sound;
+}
+
+// ---- 2.
+
+Task<void> Survey::compare() {
+  const std::vector<uint64_t> regions = counts.regions();
+  for (uint64_t i = 0; i < blocks.size(); ++i) {
+    if (geometry().first_of_refcount_table(i).value >= clusters) break;
+    Result<std::vector<std::byte>> block = std::vector<std::byte>();
+    if (blocks[i] == Block::sound || blocks[i] == Block::suspect) {
+      block = co_await read_block(i).result();
+    }
+    if (!block) {
+      unreadable(block.error());
+      blocks[i] = Block::lost;
+    }
+    compare_block(i, block ? Bytes(*block) : Bytes(), regions);
+    progress(kShareOfCounting + (1 - kShareOfCounting) * static_cast<double>(i + 1) /
+                                    static_cast<double>(blocks.size()));
+  }
+  // What no table entry covers.
+  const uint64_t covered = geometry().first_of_refcount_table(blocks.size()).value;
+  for (const uint64_t region : regions) {
+    for (uint64_t i = 0; i < ReferenceCounts::kRegion; ++i) {
+      const HostCluster cluster{region * ReferenceCounts::kRegion + i};
+      if (cluster.value >= covered && cluster.value < clusters) compare_cluster(cluster, 0, false);
+    }
+  }
+}
+
+/// `block` is empty when there is none or it could not be read.
+void Survey::compare_block(uint64_t index, Bytes block, const std::vector<uint64_t>& regions) {
+  const bool lost = blocks[index] == Block::lost;
+  const bool writable = blocks[index] == Block::sound;
+  each_used(index, block, regions, [&](HostCluster cluster, uint64_t refcount) {
+    if (!lost) return compare_cluster(cluster, refcount, writable);
+    if (counts.references(cluster) != 0) highest_ = std::max(highest_, cluster.value);
+  });
+}
+
+void Survey::compare_cluster(HostCluster cluster, uint64_t refcount, bool writable) {
+  ReferenceCounts::Cell* cell = counts.find(cluster);
+  const uint64_t references = cell ? counts.references(cluster) : 0;
+  if (references != 0 || refcount != 0) highest_ = std::max(highest_, cluster.value);
+  if (cell) {
+    cell->set_on_disk(refcount);
+    if (refcount == 1 ? cell->copied_clear : cell->copied_set) copied_drift = true;
+  }
+  if (refcount < references) {
+    ++report.corruptions;
+    undercounted = true;
+    if (references > refcount_max(geometry().refcount_order)) damaged = true;
+    if (!writable) refcounts_unsound = true;
+    add_finding(CheckReport::Finding::Kind::corruption, "cluster at ", geometry().start_of(cluster),
+                ": refcount is ", refcount, ", references are ", references, " (",
+                name_of(cell->owner()), ")");
+  } else if (refcount > references) {
+    ++report.leaks;
+    add_finding(CheckReport::Finding::Kind::leak, "cluster at ", geometry().start_of(cluster),
+                ": refcount is ", refcount, ", references are ", references);
+  }
+}
+
+// ---- 3, and changes to entries.
+
+std::optional<bool> Survey::should_be_copied(HostCluster cluster) const {
+  if (cluster.value >= clusters) return false;  // Nothing there is counted.
+  const ReferenceCounts::Cell* cell = counts.find(cluster);
+  if (!cell || cell->on_disk() == ReferenceCounts::OnDisk::unknown) return std::nullopt;
+  return cell->on_disk() == ReferenceCounts::OnDisk::one;
+}
+
+void Survey::report_copied(uint64_t weight, std::string_view what, uint64_t entry) {
+  report.corruptions += weight;
+  const bool copied = (entry & kCopied) != 0;
+  add_finding(
+      CheckReport::Finding::Kind::corruption, what, ": ", hex(entry),
+      copied ? ": COPIED, but the refcount is not 1" : ": not COPIED, but the refcount is 1");
+}
+
+Task<void> Survey::visit_copied(Copied what) {
+  co_await visit_copied_l1(what);
+  const VisitL2 visit = [this, what](const L2Use& use, MutableBytes table) {
+    if (use.active != 0) visit_copied_l2(what, use, table);
+  };
+  co_await each_l2(visit, what == Copied::report ? Mark::none : Mark::l2_update);
+}
+
+Task<void> Survey::visit_copied_l1(Copied what) {
+  // A table that is somebody else's, too, is left alone.
+  const HostOffset at = head.header.l1_offset;
+  const auto* cell = counts.find(geometry().cluster_of(at));
+  if (what != Copied::report && (!cell || cell->aliased)) co_return;
+
+  std::vector<std::byte> before(l1_.size() * 8);
+  for (uint64_t i = 0; i < l1_.size(); ++i) store_l1_entry(before, i, l1_[i]);
+  for (uint64_t i = 0; i < l1_.size(); ++i) {
+    const HostOffset l2{l1_[i] & kOffsetMask};
+    if (l2.value == 0) continue;
+    const std::optional<bool> wanted = should_be_copied(geometry().cluster_of(l2));
+    const bool copied = (l1_[i] & kCopied) != 0;
+    if (!wanted || *wanted == copied) continue;
+    if (what == Copied::report) {
+      report_copied(1, cat("L1 entry ", i), l1_[i]);
+    } else if (l2.value < file_size && *wanted == (what == Copied::set)) {
+      l1_[i] ^= kCopied;
+    }
+  }
+  if (what == Copied::report) co_return;
+  std::vector<std::byte> after(l1_.size() * 8);
+  for (uint64_t i = 0; i < l1_.size(); ++i) store_l1_entry(after, i, l1_[i]);
+  co_await write_changes(at, before, after, Mark::l1_update);
+}
+
+void Survey::visit_copied_l2(Copied what, const L2Use& use, MutableBytes table) {
+  const auto* own = counts.find(HostCluster{use.cluster});
+  if (what != Copied::report && own->aliased) return;
+  for (uint64_t i = 0; i < geometry().l2_entries(); ++i) {
+    L2Entry entry = load_l2(table, i, geometry());
+    const HostOffset at{entry.descriptor & kOffsetMask};
+    const bool copied = (entry.descriptor & kCopied) != 0;
+    const bool has_host = at.value != 0 || (geometry().data_file && copied);
+    if ((entry.descriptor & kCompressed) != 0 || !has_host) continue;
+
+    const std::optional<bool> wanted =
+        geometry().data_file ? true : should_be_copied(geometry().cluster_of(at));
+    if (!wanted || *wanted == copied) continue;
+    if (what == Copied::report) {
+      const GuestCluster guest = geometry().first_of_l1(use.l1_index) + i;
+      report_copied(use.active, cat("cluster ", guest, ": L2 entry"), entry.descriptor);
+      continue;
+    }
+    const bool there = geometry().data_file || at.value < file_size;
+    if (!there || *wanted != (what == Copied::set)) continue;
+    entry.descriptor ^= kCopied;
+    store_l2(table, i, entry, geometry());
+  }
+}
+
+Task<void> Survey::fix_entries() {
+  const VisitL2 visit = [this](const L2Use& use, MutableBytes table) {
+    if (counts.find(HostCluster{use.cluster})->aliased) return;
+    for (uint64_t i = 0; i < geometry().l2_entries(); ++i) {
+      L2Entry entry = load_l2(table, i, geometry());
+      const HostOffset at{entry.descriptor & kOffsetMask};
+      const bool compressed = (entry.descriptor & kCompressed) != 0;
+      if (compressed && (entry.descriptor & kCopied) != 0) {
+        entry.descriptor &= ~kCopied;
+      } else if (!compressed && at.value != 0 && (entry.descriptor & kReadsZero) != 0 &&
+                 !geometry().aligned(at) && geometry().version >= 3 && !geometry().extended_l2) {
+        entry.descriptor = kReadsZero;
+      } else {
+        continue;
+      }
+      store_l2(table, i, entry, geometry());
+    }
+  };
+  co_await each_l2(visit, Mark::l2_update);
+}
+
+}  // namespace byre

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Survey: one walk over all of an image's metadata: what refers to what, and what the refcounts
+/// say.  check.cc runs it, repair.cc acts on it.
+///
+///   1. The references are counted: from the header, the active L1 table, each snapshot's, the
+///      snapshot table, the encryption header, the bitmaps, the refcount table.  Each L2 table is
+///      read once, in the order of the file, with a weight: how many L1 entries point to it.
+///   2. The refcount blocks are read and compared.
+///   3. Only if that found one out of order, the L2 tables are read again for their COPIED flags.
+///
+/// An image may be hostile: a table that begins behind the end of the file is a finding and is not
+/// read; nothing is followed twice; an owner that meets another is reported and not followed into
+/// large tables, so the time follows what is really there.
+/// Invariant: run() writes nothing; fix_entries() and visit_copied() do, for repair.cc.
+/// Memory: ReferenceCounts (count.h), 32 bytes an L2 table, the refcount table.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "format/l2.h"
+#include "format/refcount.h"
+#include "qcow2/check.h"
+#include "qcow2/count.h"
+#include "qcow2/head.h"
+
+namespace byre {
+
+class Survey {
+ public:
+  Survey(Device& file, const CheckOptions& options) : file(file), options(options) {}
+
+  /// All three steps.  Fails only when there is no way into the image at all.
+  Task<void> run();
+
+  Device& file;
+  const CheckOptions& options;
+  Head head;
+  uint64_t file_size = 0;
+  uint64_t clusters = 0;  ///< Of the file; of the last one there may be a part, or nothing.
+  CheckReport report;
+  ReferenceCounts counts;
+
+  /// What stands against a repair.
+  bool damaged = false;            ///< References may be missing or wrong: free nothing.
+  bool undercounted = false;       ///< A refcount is too small.
+  bool refcounts_unsound = false;  ///< They can only be written anew.
+  /// The first byte behind the end of the file that something points to.  The file must not grow
+  /// beyond it: what was lost there would seem to be back.
+  uint64_t pointed_behind_end = UINT64_MAX;
+  bool copied_drift = false;     ///< COPIED flags may contradict refcounts.
+  bool fixable_entries = false;  ///< fix_entries() has something to do.
+
+  enum class Block : uint8_t {
+    none,     ///< All counts are zero.
+    sound,    ///< May be written in place.
+    suspect,  ///< Its counts are readable, but somebody else may own the cluster.
+    lost,     ///< Its counts are not known.
+  };
+  std::vector<uint64_t> refcount_table;        ///< As it is in the file.
+  std::vector<Block> blocks;                   ///< For each entry of it.
+  std::vector<HostCluster> refcount_clusters;  ///< The table's and the blocks', one reference each.
+
+  const Geometry& geometry() const { return head.geometry; }
+  HostCluster block_at(uint64_t index) const;
+  /// The first cluster behind those that block `index` counts, within the file.
+  HostCluster block_end(uint64_t index) const;
+  /// The block's bytes; needs one that is sound or suspect.
+  Task<std::vector<std::byte>> read_block(uint64_t index);
+
+  /// Calls visit(cluster, refcount) for each cluster of block `index`, within the file, whose
+  /// refcount in `block` (all zeros when empty) is not zero or which lies in one of `regions`:
+  /// time follows what is there, not what could be.
+  template <class Visit>
+  void each_used(uint64_t index, Bytes block, const std::vector<uint64_t>& regions,
+                 Visit visit) const;
+  /// Writes those sectors of a table that differ from what was read.
+  Task<void> write_changes(HostOffset at, Bytes before, Bytes after, Mark mark);
+  /// Clears flags and offsets that mean nothing where they are: COPIED on compressed entries, hosts
+  /// of zero clusters that are not aligned.  No guest sees a difference.
+  Task<void> fix_entries();
+  /// Makes COPIED clear (or set) where counts' on_disk says so.
+  enum class Copied : uint8_t { report, clear, set };
+  Task<void> visit_copied(Copied what);
+
+ private:
+  /// An L2 table and who points to it.
+  struct L2Use {
+    uint64_t cluster = 0;
+    uint64_t weight = 0;        ///< L1 entries that point to it, of all L1 tables.
+    uint32_t active = 0;        ///< Those of the active one.
+    uint32_t l1_index = 0;      ///< Of the first of them.
+    bool copied_set = false;    ///< An active entry that points to it has COPIED,
+    bool copied_clear = false;  ///< or one has not.
+    bool shared = false;        ///< By different places of the disk.
+  };
+  using VisitL2 = std::function<void(const L2Use&, MutableBytes)>;
+
+  template <class... Parts>
+  void add_finding(CheckReport::Finding::Kind kind, const Parts&... parts);
+  template <class... Parts>
+  void damage(uint64_t weight, const Parts&... parts);
+  /// The same for what QEMU does not count.
+  template <class... Parts>
+  void damage_beyond_qemu(uint64_t weight, const Parts&... parts);
+  template <class... Parts>
+  void note(const Parts&... parts);
+  void unreadable(const Error& error);
+
+  // 1.
+  Task<void> count_references();
+  bool count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t identity,
+                   uint64_t weight, std::string_view what);
+  Task<void> count_l1(HostOffset at, uint64_t entries, uint64_t identity, std::string what);
+  void count_l1_entry(uint64_t entry, uint64_t index, bool active, std::string_view what);
+  void merge_l2_uses();
+  void count_l2_tables();
+  void count_l2(const L2Use& use, Bytes table);
+  struct Run;
+  void count_entry(const L2Use& use, uint64_t index, L2Entry entry, Run& run);
+  void count_compressed(const L2Use& use, GuestCluster guest, L2Entry entry, Run& run);
+  void count_host(const L2Use& use, GuestCluster guest, L2Entry entry, HostOffset at, Run& run);
+  bool check_subclusters(const L2Use& use, GuestCluster guest, L2Entry entry, bool has_host);
+  Task<void> count_snapshots();
+  Task<void> count_bitmaps();
+  Task<void> count_bitmap(const Bitmap& bitmap, uint64_t index);
+  Task<void> count_refcounts();
+  void count_block(uint64_t index);
+
+  // 2.
+  Task<void> compare();
+  void compare_block(uint64_t index, Bytes block, const std::vector<uint64_t>& regions);
+  void compare_cluster(HostCluster cluster, uint64_t refcount, bool writable);
+
+  // 3.
+  void visit_copied_l2(Copied what, const L2Use& use, MutableBytes table);
+  Task<void> visit_copied_l1(Copied what);
+  std::optional<bool> should_be_copied(HostCluster cluster) const;
+  void report_copied(uint64_t weight, std::string_view what, uint64_t entry);
+
+  Task<void> each_l2(const VisitL2& visit, Mark mark);
+  Task<void> read_padded(uint64_t offset, MutableBytes data, Mark mark);
+  Task<void> read_window(uint64_t first, uint64_t count, MutableBytes tables,
+                         std::vector<char>& read);
+  Task<void> read_l2(HostCluster cluster, MutableBytes table, char& read);
+  void progress(double fraction) const;
+
+  std::vector<uint64_t> l1_;  ///< The active one.
+  std::vector<L2Use> l2_uses_;
+  size_t l2_uses_merged_ = 0;
+  uint64_t highest_ = 0;
+};
+
+template <class Visit>
+void Survey::each_used(uint64_t index, Bytes block, const std::vector<uint64_t>& regions,
+                       Visit visit) const {
+  constexpr uint64_t kRegion = ReferenceCounts::kRegion;
+  const uint32_t order = geometry().refcount_order;
+  const uint64_t first = geometry().first_of_refcount_table(index).value;
+  const uint64_t end = block_end(index).value;
+  auto region = std::lower_bound(regions.begin(), regions.end(), first / kRegion);
+  const auto refcount = [&](uint64_t cluster) {
+    return block.empty() ? 0 : get_refcount(block, cluster - first, order);
+  };
+
+  uint64_t counted = first;
+  for (uint64_t at = first; at < end;) {
+    while (region != regions.end() && (*region + 1) * kRegion <= at) ++region;
+    const uint64_t in_region = region == regions.end() ? end : std::max(at, *region * kRegion);
+    if (block.empty()) counted = end;
+    if (counted <= at) {
+      counted = first + find_nonzero_refcount(block, at - first, end - first, order);
+    }
+    if (std::min(in_region, counted) >= end) break;
+    if (counted < in_region) {
+      visit(HostCluster{counted}, refcount(counted));
+      at = counted + 1;
+      continue;
+    }
+    const uint64_t stop = std::min(end, (*region + 1) * kRegion);
+    for (at = in_region; at < stop; ++at) visit(HostCluster{at}, refcount(at));
+  }
+}
+
+}  // namespace byre
