@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+/// `byre check`: is an image consistent, and make it so.
+#include "qcow2/check.h"
+
+#include <nlohmann/json.hpp>
+
+#include "block/raw.h"
+#include "cli/commands.h"
+#include "cli/json.h"
+#include "cli/options.h"
+#include "cli/progress.h"
+#include "cli/text.h"
+
+namespace byre {
+
+namespace {
+
+/// Exit codes, as qemu-img has them.
+constexpr int kNoErrors = 0;
+constexpr int kCheckFailed = 1;
+constexpr int kCorruptions = 2;
+constexpr int kLeaksOnly = 3;
+constexpr int kNotChecked = 63;
+
+struct CheckArgs : OpenArgs {
+  std::string image;
+  OutputFormat output = OutputFormat::human;
+  std::optional<std::string> repair;
+  std::string cache = "writeback";
+  bool progress = false;
+  bool quiet = false;
+};
+
+struct Opened {
+  std::unique_ptr<RawDevice> file;
+  DiskFormat format = DiskFormat::raw;
+};
+
+Task<Opened> open_file(Gate& gate, const CheckArgs& args, FileOptions options) {
+  Opened opened;
+  const std::string path = co_await path_of(args.image);
+  std::unique_ptr<File> file = co_await gate.open(path, options);
+  opened.format = args.format ? co_await parse_format(*args.format) : co_await classify_file(*file);
+  opened.file = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
+  co_return std::move(opened);
+}
+
+void show_findings(Session& session, const CheckReport& report) {
+  for (const CheckReport::Finding& finding : report.findings) {
+    using Kind = CheckReport::Finding::Kind;
+    std::string_view kind = "";
+    if (finding.kind == Kind::corruption) kind = "ERROR ";
+    if (finding.kind == Kind::note) kind = "NOTE ";
+    session.note(cat(kind, printable(finding.text), finding.repaired ? " (repaired)" : "", "\n"));
+  }
+}
+
+double percent(uint64_t part, uint64_t whole) {
+  return whole == 0 ? 0 : 100 * static_cast<double>(part) / static_cast<double>(whole);
+}
+
+std::string human(const CheckReport& report) {
+  std::string out;
+  if (report.corruptions == 0 && report.leaks == 0 && report.check_errors == 0) {
+    out += "No errors were found on the image.\n";
+  }
+  if (report.corruptions != 0) {
+    out += cat("\n", report.corruptions,
+               " errors were found on the image.\n"
+               "Data may be corrupted, or further writes to the image may corrupt it.\n");
+  }
+  if (report.leaks != 0) {
+    out += cat("\n", report.leaks,
+               " leaked clusters were found on the image.\n"
+               "This means waste of disk space, but no harm to data.\n");
+  }
+  if (report.check_errors != 0) {
+    out += cat("\n", report.check_errors, " internal errors have occurred during the check.\n");
+  }
+  if (report.total_clusters != 0 && report.allocated_clusters != 0) {
+    out +=
+        fmt::format("{}/{} = {:.2f}% allocated, {:.2f}% fragmented, {:.2f}% compressed clusters\n",
+                    report.allocated_clusters, report.total_clusters,
+                    percent(report.allocated_clusters, report.total_clusters),
+                    percent(report.fragmented_clusters, report.allocated_clusters),
+                    percent(report.compressed_clusters, report.allocated_clusters));
+  }
+  if (report.image_end_offset != 0) out += cat("Image end offset: ", report.image_end_offset, "\n");
+  return out;
+}
+
+/// The keys in qemu-img's order; those that are zero are left out, as it does.
+std::string json(const CheckReport& report, const std::string& name) {
+  Json json = Json::object();
+  const auto add = [&](const char* key, uint64_t value) {
+    if (value != 0) json[key] = value;
+  };
+  add("image-end-offset", report.image_end_offset);
+  add("compressed-clusters", report.compressed_clusters);
+  add("total-clusters", report.total_clusters);
+  add("corruptions", report.corruptions);
+  add("corruptions-fixed", report.corruptions_fixed);
+  json["check-errors"] = report.check_errors;
+  add("leaks", report.leaks);
+  add("leaks-fixed", report.leaks_fixed);
+  add("allocated-clusters", report.allocated_clusters);
+  json["filename"] = name;
+  json["format"] = "qcow2";
+  add("fragmented-clusters", report.fragmented_clusters);
+  return to_json(json);
+}
+
+/// Checks, and repairs if that is asked for; after a repair the image is checked once more.
+Task<CheckReport> check_and_repair(Session& session, RawDevice& file, CheckArgs args,
+                                   Repair repair) {
+  Progress progress(session, args.progress && args.output == OutputFormat::human && !args.quiet);
+  CheckOptions options{.repair = repair};
+  options.progress = [&](double done) {
+    progress.update(static_cast<uint64_t>(done * 10000), 10000);
+  };
+  CheckReport report = co_await check_image(file, options);
+  show_findings(session, report);
+  if (report.corruptions_fixed == 0 && report.leaks_fixed == 0) co_return report;
+  co_await file.flush(Mark::flush);
+  if (args.output == OutputFormat::human && !args.quiet) {
+    session.print(cat("The following inconsistencies were found and repaired:\n\n    ",
+                      report.leaks_fixed, " leaked clusters\n    ", report.corruptions_fixed,
+                      " corruptions\n\nDouble checking the fixed image now...\n"));
+  }
+  CheckReport again = co_await check_image(file, {});
+  show_findings(session, again);
+  again.leaks_fixed = report.leaks_fixed;
+  again.corruptions_fixed = report.corruptions_fixed;
+  co_return again;
+}
+
+Task<int> check(Session& session, CheckArgs args) {
+  Repair repair = Repair::none;
+  if (args.repair) {
+    if (*args.repair != "leaks" && *args.repair != "all") {
+      Parsed failed{
+          .outcome = Parsed::Outcome::failed,
+          .error = cat("Unknown option value for -r (expecting 'leaks' or 'all'): ", *args.repair),
+          .usage = true};
+      co_return finish_parse(session, kCheck, failed);
+    }
+    repair = *args.repair == "leaks" ? Repair::leaks : Repair::all;
+  }
+  const CacheMode cache = co_await cache_mode(args.cache, "source cache");
+  if (args.share && repair != Repair::none) {
+    co_return could_not_open(args.image,
+                             invalid("force-share=on can only be used with read-only images"));
+  }
+
+  SystemGate gate(session.reactor(), OpenPolicy::nothing);
+  const FileOptions options{
+      .writable = repair != Repair::none, .direct = is_direct(cache), .share_lock = args.share};
+  Result<Opened> opened = co_await open_file(gate, args, options).result();
+  if (!opened) co_return could_not_open(args.image, std::move(opened).error());
+  if (opened->format != DiskFormat::qcow2) {
+    session.error("This image format does not support checks");
+    co_return kNotChecked;
+  }
+  RawDevice& file = *opened->file;
+  Result<Head> head = co_await load_head(file, OpenFor::repair).result();
+  if (!head) co_return could_not_open(args.image, std::move(head).error());
+
+  // A repair that was begun is ended: a half-repaired image helps nobody.
+  std::optional<Session::Interruptible> guard;
+  if (repair != Repair::none) {
+    guard.emplace(
+        session,
+        Session::Interruption{
+            .stop = [] {},
+            .waiting_for = [&] { return cat("the repair of ", byre::quoted(args.image)); }});
+  }
+  Result<CheckReport> report = co_await check_and_repair(session, file, args, repair).result();
+  Result<void> closed = co_await file.close().result();
+  guard.reset();
+  if (!report) {
+    session.error(cat("Check failed: ", report.error().message()));
+    co_return kCheckFailed;
+  }
+  co_await std::move(closed);
+  if (args.output == OutputFormat::json) {
+    session.print(json(*report, args.image));
+  } else if (!args.quiet) {
+    session.print(human(*report));
+  }
+  if (report->check_errors != 0) {
+    session.error("Check failed");
+    co_return kCheckFailed;
+  }
+  if (report->corruptions != 0) co_return kCorruptions;
+  co_return report->leaks != 0 ? kLeaksOnly : kNoErrors;
+}
+
+const Command<CheckArgs> kDefinition({
+    .name = "check",
+    .summary = "Check an image for errors, and repair it",
+    .description = "Exit codes: 0 no errors, 1 the check failed, 2 errors were found, 3 leaked "
+                   "clusters but no "
+                   "errors, 63 the format has no checks. Backing and data files are not opened.",
+    .args = {operand("IMAGE", &CheckArgs::image, "the image file"), format_argument<CheckArgs>(),
+             option("-r, --repair", "WHAT", &CheckArgs::repair,
+                    "leaks: free clusters that nothing uses; all: repair errors, too"),
+             option("--output", "FORMAT", &CheckArgs::output, "human (the default) or json"),
+             option("-T, --source-cache", "CACHE", &CheckArgs::cache,
+                    "how the image is read: writeback (the default), none (past the page cache), "
+                    "writethrough, directsync or unsafe"),
+             share_argument<CheckArgs>(),
+             flag("-p, --progress", &CheckArgs::progress, "show how far it is"),
+             flag("-q, --quiet", &CheckArgs::quiet, "print nothing but errors"),
+             refused("--object", "OBJECT", kNoObjects), refused("--image-opts", kNoImageOpts)},
+    .too_few = "Expecting one image file name",
+    .too_many = "Expecting one image file name",
+    .run = check,
+});
+
+}  // namespace
+
+const AnyCommand& kCheck = kDefinition;
+
+}  // namespace byre

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The commands there are, for the main program, its help, and whatever else lists them.
+#pragma once
+
+#include <span>
+#include <string_view>
+
+#include "cli/command.h"
+
+namespace byre {
+
+extern const AnyCommand& kCheck;
+extern const AnyCommand& kConvert;
+extern const AnyCommand& kCreate;
+extern const AnyCommand& kInfo;
+extern const AnyCommand& kIo;
+extern const AnyCommand& kMap;
+extern const AnyCommand& kResize;
+extern const AnyCommand& kServe;
+/// `serve` with the options of qemu-nbd.
+extern const AnyCommand& kQemuNbd;
+
+/// Those of `byre NAME`, by name.
+std::span<const AnyCommand* const> byre_commands();
+/// Those of them that qemu-img has.
+std::span<const AnyCommand* const> qemu_img_commands();
+/// Null when there is none.
+const AnyCommand* find_command(std::span<const AnyCommand* const> commands, std::string_view name);
+
+/// The program: what main() does with its words, argv[0] first.
+int run_program(const std::vector<std::string>& words);
+
+}  // namespace byre

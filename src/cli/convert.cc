@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+/// `byre convert`: copies disks into a new one, of this format or that.
+#include "job/convert.h"
+
+#include <algorithm>
+
+#include "block/raw.h"
+#include "cli/commands.h"
+#include "cli/new_disk.h"
+#include "cli/options.h"
+#include "cli/progress.h"
+
+namespace byre {
+
+namespace {
+
+constexpr uint64_t kSparseSizeMax = 16 * MiB;
+constexpr unsigned kRequestsMax = 16;
+
+struct ConvertArgs : OpenArgs {
+  std::vector<std::string> images;  ///< Sources, then the target.
+  std::string target_format = "raw";
+  OptionList options;
+  std::optional<std::string> backing;
+  std::optional<std::string> backing_format;
+  std::optional<std::string> snapshot;
+  std::optional<uint64_t> sparse_size;
+  std::optional<std::string> requests;
+  std::string cache = "unsafe";
+  std::string source_cache = "writeback";
+  bool out_of_order = false;
+  bool no_create = false;
+  bool target_is_zero = false;
+  bool force = false;
+  bool progress = false;
+  bool quiet = false;
+};
+
+/// All that the words say, checked, before a file is opened.
+struct Plan {
+  std::vector<std::string> sources;
+  std::string target;
+  DiskFormat format = DiskFormat::raw;
+  NewDisk disk;
+  std::string snapshot;
+  CacheMode cache = CacheMode::unsafe;
+  CacheMode source_cache = CacheMode::writeback;
+  uint64_t sparse_size = 4 * KiB;
+  unsigned requests = kRequestsMax;
+};
+
+Result<void> plan_backing(const ConvertArgs& args, Plan& plan) {
+  if (args.backing) plan.disk.backing_file = *args.backing;
+  if (args.backing_format) plan.disk.backing_format = *args.backing_format;
+  if (plan.disk.backing_file.empty()) {
+    if (!plan.disk.backing_format.empty())
+      return invalid("Use of backing format requires a backing file");
+    return {};
+  }
+  if (plan.format == DiskFormat::raw) {
+    return invalid("Backing file not supported for file format 'raw'");
+  }
+  if (plan.disk.backing_format.empty() && !args.no_create) {
+    return invalid("Use of backing file requires explicit backing format");
+  }
+  if (plan.sources.size() > 1) {
+    return invalid(
+        "Having a backing file for the target makes no sense when concatenating multiple ",
+        "input images");
+  }
+  return {};
+}
+
+Result<Plan> make_plan(const ConvertArgs& args) {
+  Plan plan;
+  if (args.images.size() < 2) return invalid("Must specify image file name");
+  plan.sources.assign(args.images.begin(), args.images.end() - 1);
+  plan.target = args.images.back();
+  if (args.requests) {
+    const Result<uint64_t> count = parse_number(*args.requests, 1, kRequestsMax);
+    if (!count) {
+      return invalid("Invalid number of coroutines. Allowed number of coroutines is between 1 and ",
+                     kRequestsMax);
+    }
+    plan.requests = static_cast<unsigned>(*count);
+  }
+  if (args.sparse_size) {
+    plan.sparse_size = *args.sparse_size;
+    if (plan.sparse_size % kSectorSize != 0 || plan.sparse_size > kSparseSizeMax) {
+      return invalid(
+          "Invalid buffer size for sparse output specified. Valid sizes are multiples of ",
+          kSectorSize, " up to ", kSparseSizeMax,
+          ". Select 0 to disable sparse detection (fully allocates output).");
+    }
+  }
+  if (args.no_create && !args.options.empty()) {
+    return invalid("-o has no effect when skipping image creation");
+  }
+  if (args.target_is_zero && !args.no_create)
+    return invalid("--target-is-zero requires use of -n flag");
+  if (args.target_is_zero && args.backing) {
+    return invalid("Cannot use --target-is-zero when the destination image has a backing file");
+  }
+  BYRE_TRY(cache, cache_mode(args.cache, "cache"));
+  plan.cache = cache;
+  BYRE_TRY(source_cache, cache_mode(args.source_cache, "source cache"));
+  plan.source_cache = source_cache;
+  if (args.snapshot) {
+    BYRE_TRY(word, snapshot_word(*args.snapshot));
+    plan.snapshot = word;
+    if (plan.sources.size() > 1) return invalid("No support for concatenating multiple snapshot");
+  }
+  const Result<DiskFormat> format = parse_format(args.target_format);
+  if (!format) return invalid("Unknown file format '", args.target_format, "'");
+  plan.format = *format;
+  BYRE_TRY(disk, read_new_disk(plan.format, args.options));
+  plan.disk = disk;
+  if (Result<void> backing = plan_backing(args, plan); !backing) return std::move(backing).error();
+  return plan;
+}
+
+/// The disks of one run; close() closes what is open, target last.
+struct Disks {
+  std::vector<Disk> sources;
+  std::optional<Disk> target;
+
+  Task<void> close() {
+    Result<void> first;
+    for (Disk& source : sources) {
+      Result<void> closed = co_await source.device->close().result();
+      if (!closed && first) first = std::move(closed);
+    }
+    sources.clear();
+    if (target) {
+      Result<void> closed = co_await target->device->close().result();
+      if (!closed && first) first = std::move(closed);
+      target.reset();
+    }
+    co_await std::move(first);
+  }
+};
+
+Task<void> open_sources(Session& session, Gate& gate, ConvertArgs args, const Plan& plan,
+                        Disks& disks) {
+  for (const std::string& name : plan.sources) {
+    ImageOptions options{.direct = is_direct(plan.source_cache)};
+    Result<Disk> disk = co_await open_named(session, gate, name, args, options).result();
+    if (!disk) co_await fail(std::move(disk).error());
+    disks.sources.push_back(*std::move(disk));
+  }
+}
+
+/// A snapshot is a disk of its own: the image is opened again at it, so that what is wrong with the
+/// image is told apart from a snapshot that is not there.
+Task<void> go_to_snapshot(Session& session, Gate& gate, ConvertArgs args, const Plan& plan,
+                          Disks& disks) {
+  Disk& source = disks.sources[0];
+  const auto failed = [](std::string_view why) {
+    return Error(Errc::not_found, cat("Failed to load snapshot: ", why));
+  };
+  if (!source.image) {
+    co_await fail(
+        failed("Block format 'raw' used by device '' does not support temporarily loading internal "
+               "snapshots"));
+  }
+  const auto& snapshots = source.image->snapshots();
+  const auto fits = [&](const Snapshot& s) {
+    return s.id == plan.snapshot || s.name == plan.snapshot;
+  };
+  if (std::none_of(snapshots.begin(), snapshots.end(), fits)) {
+    co_await fail(failed("Can't find snapshot"));
+  }
+  co_await source.device->close();
+  disks.sources.clear();
+  ImageOptions options{.direct = is_direct(plan.source_cache), .snapshot = plan.snapshot};
+  disks.sources.push_back(
+      co_await open_named(session, gate, plan.sources[0], args, std::move(options)));
+}
+
+uint64_t total_size(const Disks& disks) {
+  uint64_t total = 0;
+  for (const Disk& source : disks.sources) total += source.size();
+  return total;
+}
+
+/// Makes the target unless it is there, and opens it.
+Task<void> open_target(Session& session, Gate& gate, ConvertArgs args, Plan& plan, Disks& disks) {
+  if (!args.no_create) {
+    plan.disk.size = total_size(disks);
+    const bool replace = args.force || session.stand_in();
+    co_await make_disk(session, gate, plan.target, plan.disk, replace)
+        .doing(cat(plan.target, ": error while converting ", name_of(plan.format)));
+  }
+  const OpenArgs target_args{.format = std::string(name_of(plan.format)), .follow = args.follow};
+  ImageOptions options{.writable = true, .direct = is_direct(plan.cache)};
+  disks.target = co_await open_named(session, gate, plan.target, target_args, options);
+}
+
+ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks& disks) {
+  Disk& target = *disks.target;
+  const bool backed = target.image && target.image->backing();
+  ConvertOptions options;
+  options.sparse_size = plan.sparse_size;
+  options.target_reads_zero =
+      !backed && (args.target_is_zero ||
+                  (!args.no_create && (target.image || target.device->new_space_is_zero())));
+  // -B says that the target's backing disk holds what the source's does.
+  options.target_has_backing = backed && !plan.disk.backing_file.empty();
+  if (backed) options.target_backing_size = round_up(target.image->backing()->size(), kSectorSize);
+  options.in_order = !args.out_of_order;
+  options.fua = is_write_through(plan.cache);
+  options.requests_max = plan.requests;
+  return options;
+}
+
+Task<void> copy(Session& session, ConvertArgs args, const Plan& plan, Disks& disks) {
+  Progress progress(session, args.progress && !args.quiet);
+  ConvertOptions options = convert_options(args, plan, disks);
+  options.progress = [&](uint64_t done, uint64_t total) { progress.update(done, total); };
+  std::vector<Device*> sources;
+  for (Disk& source : disks.sources) sources.push_back(source.device.get());
+  Convert job(std::move(sources), *disks.target->device, std::move(options));
+  const Session::Interruptible guard(
+      session, {.stop = [&] { job.stop(); }, .waiting_for = [&] { return job.waiting_for(); }});
+  co_await job.run();
+  progress.update(1, 1);
+}
+
+Task<void> run(Session& session, Gate& gate, ConvertArgs args, Plan& plan, Disks& disks) {
+  co_await open_sources(session, gate, args, plan, disks);
+  if (!plan.snapshot.empty()) co_await go_to_snapshot(session, gate, args, plan, disks);
+  co_await open_target(session, gate, args, plan, disks);
+  co_await copy(session, std::move(args), plan, disks);
+}
+
+Task<int> convert(Session& session, ConvertArgs args) {
+  if (args.options.help) {
+    session.print(option_help(co_await parse_format(args.target_format)));
+    co_return 0;
+  }
+  Plan plan = co_await make_plan(args);
+  SystemGate gate(session.reactor(), session.policy(args.follow));
+  Disks disks;
+  Result<void> done = co_await run(session, gate, std::move(args), plan, disks).result();
+  Result<void> closed = co_await disks.close().result();
+  co_await std::move(done);
+  co_await std::move(closed);
+  co_return 0;
+}
+
+const Command<ConvertArgs> kDefinition({
+    .name = "convert",
+    .summary = "Copy a disk into another, of the same format or not",
+    .description =
+        "What reads as zeros is not written. The target is durable when this returns. Several "
+        "sources are put one behind the other. A target that exists is not overwritten, unless "
+        "with "
+        "--force; with -n it is what is written to, and what it has beyond the sources is zeroed.",
+    .args =
+        {operands("SOURCE... TARGET", &ConvertArgs::images,
+                  "the disks to read, and the one to make"),
+         option("-f, --source-format", "FORMAT",
+                static_cast<std::optional<std::string> ConvertArgs::*>(&OpenArgs::format),
+                "of the sources: raw or qcow2; without it their first bytes decide"),
+         option("-O, --target-format", "FORMAT", &ConvertArgs::target_format,
+                "raw (the default) or qcow2"),
+         option("-o, --options", "OPTIONS", &ConvertArgs::options,
+                "options of the target's format, as for create; \"help\" lists them"),
+         option("-B, --backing", "FILE", &ConvertArgs::backing,
+                "backing disk of the target; it must hold what the source's backing disk does, "
+                "so that only the source's own data are copied"),
+         option("-F, --backing-format", "FORMAT", &ConvertArgs::backing_format,
+                "of the backing disk; it is never guessed"),
+         option("-l, --snapshot", "SNAPSHOT", &ConvertArgs::snapshot,
+                "read this internal snapshot: an id, a name, snapshot.id=ID or snapshot.name=NAME"),
+         size_option("-S, --sparse-size", "SIZE", &ConvertArgs::sparse_size,
+                     "buffer size for sparse output",
+                     "zeros shorter than this are written like data (4k is the default); with 0 "
+                     "everything is written and the target gets all its blocks"),
+         option("-m, --parallel", "COUNT", &ConvertArgs::requests,
+                "requests under way at a time, 1 to 16 (the default)"),
+         flag("-W, --out-of-order", &ConvertArgs::out_of_order,
+              "write what was read first, instead of in the order of the disk"),
+         flag("-n, --no-create", &ConvertArgs::no_create, "write into a target that exists"),
+         flag("--target-is-zero", &ConvertArgs::target_is_zero,
+              "with -n: the target reads as zeros already"),
+         option("-t, --target-cache", "CACHE", &ConvertArgs::cache,
+                "how the target is written: unsafe (the default) and writeback: one flush at the "
+                "end; none: the same past the page cache; writethrough, directsync: every write "
+                "is durable"),
+         option("-T, --source-cache", "CACHE", &ConvertArgs::source_cache,
+                "how sources are read: writeback (the default), or none: past the page cache"),
+         flag("-U, --force-share", static_cast<bool ConvertArgs::*>(&OpenArgs::share),
+              "read sources although another process writes them"),
+         flag("--force", &ConvertArgs::force,
+              "overwrite a target that exists (under the name qemu-img always)"),
+         flag("-p, --progress", &ConvertArgs::progress, "show how far it is"),
+         flag("-q, --quiet", &ConvertArgs::quiet, "print nothing but errors"),
+         refused("-c, --compress", "images cannot be written compressed (yet)"),
+         refused("-C, --copy-range-offloading", "copies are not left to the file system (yet)"),
+         refused("-r, --rate-limit", "RATE", "copies cannot be throttled (yet)"),
+         refused("--bitmaps", "bitmaps are not copied (yet)"),
+         refused("--skip-broken-bitmaps", "bitmaps are not copied (yet)"),
+         refused("--salvage", "a source that cannot be read is an error"),
+         refused("--target-image-opts", kNoImageOpts),
+         follow_arguments<ConvertArgs>()},
+    .too_few = "Must specify image file name",
+    .run = convert,
+});
+
+}  // namespace
+
+const AnyCommand& kConvert = kDefinition;
+
+}  // namespace byre

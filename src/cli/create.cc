@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+/// `byre create`: a new, empty disk.
+#include "cli/commands.h"
+#include "cli/new_disk.h"
+#include "cli/options.h"
+
+namespace byre {
+
+namespace {
+
+struct CreateArgs {
+  std::string image;
+  std::optional<std::string> size;
+  std::string format = "raw";
+  OptionList options;
+  std::optional<std::string> backing;
+  std::optional<std::string> backing_format;
+  std::optional<OpenPolicy> follow;
+  bool unsafe = false;
+  bool force = false;
+  bool quiet = false;
+};
+
+/// The size that the new disk takes from its backing disk.  Opens the whole chain: one that cannot
+/// be opened is no use below a new disk.
+Task<uint64_t> backing_size(Session& session, Gate& gate, std::string name, std::string format) {
+  OpenDiskOptions options;
+  options.format = co_await parse_format(format);
+  Result<Disk> disk =
+      co_await open_disk(session.reactor(), gate, name, std::move(options)).result();
+  if (!disk) {
+    Error error = could_not_open(name, std::move(disk).error());
+    // Here qemu-img names the file once.
+    std::string text = error.message();
+    const std::string twice = cat("Could not open '", name, "': ");
+    if (text.starts_with(twice + twice)) text.erase(0, twice.size());
+    co_return Error(error.code(), cat(text, "\nCould not open backing image."), error.sys_errno());
+  }
+  const uint64_t size = disk->size();
+  co_await disk->device->close();
+  co_return size;
+}
+
+Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
+  NewDisk disk = co_await read_new_disk(format, args.options);
+  if (args.size) {
+    if (disk.size) co_await fail(invalid("The image size must be specified only once"));
+    disk.size = *parse_size(*args.size);
+  }
+  if (args.backing) disk.backing_file = *args.backing;
+  if (args.backing_format) disk.backing_format = *args.backing_format;
+  const bool backed = !disk.backing_file.empty();
+  if (backed && format == DiskFormat::raw) {
+    co_await fail(invalid("Backing file not supported for file format 'raw'"));
+  }
+  if (backed && disk.backing_file == args.image) {
+    co_await fail(
+        invalid("Error: Trying to create an image with the same filename as the backing file"));
+  }
+  if (!disk.backing_format.empty()) {
+    if (!parse_format(disk.backing_format)) {
+      co_await fail(invalid("Unknown backing file format '", disk.backing_format, "'"));
+    }
+  } else if (backed) {
+    co_await fail(invalid("Backing file specified without backing format"));
+  }
+
+  SystemGate gate(session.reactor(), session.policy(args.follow));
+  if (backed && !args.unsafe) {
+    const std::string path = co_await path_of(disk.backing_file);
+    const uint64_t size =
+        co_await backing_size(session, gate, resolve_name(args.image, path), disk.backing_format);
+    if (!disk.size) disk.size = size;
+  }
+  if (!disk.size) co_await fail(invalid("Image creation needs a size parameter"));
+  if (!args.quiet) session.print(formatting_line(args.image, disk));
+  co_await make_disk(session, gate, args.image, std::move(disk), args.force || session.stand_in());
+}
+
+Task<int> create(Session& session, CreateArgs args) {
+  // qemu-img looks at the size before anything else.
+  if (args.size) {
+    if (Result<uint64_t> size = parse_size_option(*args.size, "image size"); !size) {
+      Parsed failed{.outcome = Parsed::Outcome::failed, .error = size.error().message()};
+      co_return finish_parse(session, kCreate, failed);
+    }
+  }
+  Result<DiskFormat> format = parse_format(args.format);
+  if (!format) {
+    co_return Error(Errc::not_found, cat(args.image, ": Unknown file format '", args.format, "'"));
+  }
+  if (args.options.help) {
+    session.print(option_help(*format));
+    co_return 0;
+  }
+  const std::string name = args.image;
+  co_await make(session, std::move(args), *format).doing(name);
+  co_return 0;
+}
+
+const Command<CreateArgs> kDefinition({
+    .name = "create",
+    .summary = "Make a new, empty disk",
+    .description =
+        "The disk and the folder it lies in are on stable storage when this returns. A disk that "
+        "exists is not overwritten, unless with --force.",
+    .args = {operand("IMAGE", &CreateArgs::image, "the file to make"),
+             optional_operand("SIZE", &CreateArgs::size,
+                              "of the disk: bytes, or a number with the suffix k, M, G, T, P or E; "
+                              "without it, the backing disk's"),
+             option("-f, --format", "FORMAT", &CreateArgs::format, "raw (the default) or qcow2"),
+             option("-o, --options", "OPTIONS", &CreateArgs::options,
+                    "options of the format, as name=value,name=value; \"help\" lists them"),
+             option(
+                 "-b, --backing", "FILE", &CreateArgs::backing,
+                 "read what was not written from this disk; a relative name starts at the folder "
+                 "of IMAGE"),
+             option("-F, --backing-format", "FORMAT", &CreateArgs::backing_format,
+                    "of the backing disk; it is never guessed"),
+             option("--follow", "POLICY", &CreateArgs::follow,
+                    "which files the backing disk may name in turn: nothing, same-directory (the "
+                    "default), or any (the default under QEMU's names)"),
+             flag("-u, --backing-unsafe", &CreateArgs::unsafe,
+                  "do not open the backing disk; SIZE is needed then"),
+             flag("--force", &CreateArgs::force,
+                  "overwrite what is there (under the name qemu-img always)"),
+             flag("-q, --quiet", &CreateArgs::quiet, "print nothing but errors"),
+             refused("--object", "OBJECT", kNoObjects)},
+    .too_few = "Expecting image file name",
+    .run = create,
+});
+
+}  // namespace
+
+const AnyCommand& kCreate = kDefinition;
+
+}  // namespace byre

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+/// `byre info`: what an image says of itself.
+///
+/// Opens the named file alone, read-only; only --backing-chain opens what it names.  Nothing is
+/// read but the first cluster, the snapshot table and the bitmap directory, so an image that is
+/// damaged, encrypted or of features unknown to the engine can still be looked at.
+#include <sys/stat.h>
+
+#include <ctime>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "block/raw.h"
+#include "cli/commands.h"
+#include "cli/json.h"
+#include "cli/options.h"
+#include "cli/text.h"
+#include "format/bitmap.h"
+#include "qcow2/head.h"
+
+namespace byre {
+
+namespace {
+
+struct InfoArgs : OpenArgs {
+  std::string image;
+  OutputFormat output = OutputFormat::human;
+  bool chain = false;
+};
+
+/// One image, read as far as info needs it.
+struct Layer {
+  std::string name;
+  DiskFormat format = DiskFormat::raw;
+  uint64_t size = 0;         ///< Virtual.
+  uint64_t actual_size = 0;  ///< Blocks in use.
+  std::optional<Head> head;
+  std::vector<Snapshot> snapshots;
+  std::vector<Bitmap> bitmaps;
+  uint64_t device = 0;
+  uint64_t inode = 0;
+};
+
+uint64_t blocks_in_use(const File& file) {
+  struct stat status;
+  if (fstat(file.properties().fd, &status) != 0) return 0;
+  return static_cast<uint64_t>(status.st_blocks) * 512;
+}
+
+Task<std::vector<Bitmap>> load_bitmaps(Device& file, const Head& head) {
+  const auto& extension = head.extensions.bitmaps;
+  if (!extension || (head.header.autoclear & kBitmaps) == 0) co_return std::vector<Bitmap>();
+  std::vector<std::byte> directory(extension->directory_size);
+  co_await file.read(extension->directory_offset.value, directory, Mark::bitmap_load)
+      .doing("bitmap directory");
+  co_return co_await parse_bitmap_directory(directory, extension->count, head.geometry)
+      .doing("bitmap directory");
+}
+
+/// `file` is open under `name`.
+Task<Layer> read_layer(std::unique_ptr<File> file, Gate& gate, std::string name,
+                       std::optional<std::string> format, bool share) {
+  Layer layer{.name = name};
+  layer.device = file->properties().device;
+  layer.inode = file->properties().inode;
+  layer.actual_size = blocks_in_use(*file);
+  layer.format = format ? co_await parse_format(*format) : co_await classify_file(*file);
+  layer.size = round_up(file->size(), kSectorSize);
+  if (layer.format == DiskFormat::raw) co_return layer;
+
+  RawDevice device(std::move(file));
+  layer.head = co_await load_head(device);
+  layer.size = layer.head->header.size;
+  layer.snapshots = co_await load_snapshots(device, *layer.head).doing("snapshot table");
+  layer.bitmaps = co_await load_bitmaps(device, *layer.head);
+  const auto& data_file = layer.head->extensions.data_file_name;
+  if (layer.head->header.has(kDataFile) && data_file) {
+    Result<std::unique_ptr<File>> data =
+        gate.open_named_by_image(name, *data_file, {.share_lock = share});
+    if (data) layer.actual_size += blocks_in_use(**data);
+  }
+  co_return layer;
+}
+
+Task<Layer> open_layer(Gate& gate, std::string name, std::optional<std::string> format,
+                       bool share) {
+  const std::string path = co_await path_of(name);
+  std::unique_ptr<File> file = co_await gate.open(path, {.share_lock = share});
+  co_return co_await read_layer(std::move(file), gate, path, format, share);
+}
+
+Task<Layer> open_backing(Gate& gate, const Layer& above, bool share) {
+  const std::string named = *above.head->backing_file;
+  const auto& format = above.head->extensions.backing_format;
+  if (!format) {
+    co_return invalid("backing file ", byre::quoted(named),
+                      " has no format in the image; byre does not guess it");
+  }
+  const std::string path = co_await path_of(named);
+  std::unique_ptr<File> file =
+      co_await gate.open_named_by_image(above.name, path, {.share_lock = share});
+  co_return co_await read_layer(std::move(file), gate, resolve_name(above.name, path), *format,
+                                share);
+}
+
+/// The layers from `image` down, as many as are wanted.
+Task<std::vector<Layer>> load_layers(Session& session, InfoArgs args) {
+  SystemGate gate(session.reactor(), session.policy(args.follow));
+  std::vector<Layer> layers;
+  std::set<std::pair<uint64_t, uint64_t>> seen;
+  Result<Layer> first = co_await open_layer(gate, args.image, args.format, args.share).result();
+  if (!first) co_return could_not_open(args.image, std::move(first).error());
+  layers.push_back(*std::move(first));
+  layers[0].name = args.image;
+  while (args.chain && layers.back().head && layers.back().head->backing_file) {
+    const Layer& above = layers.back();
+    if (!seen.emplace(above.device, above.inode).second || layers.size() > 200) {
+      co_return corrupt("Backing file '", above.name, "' creates an infinite loop.");
+    }
+    const std::string name = resolve_name(above.name, *above.head->backing_file);
+    Result<Layer> next = co_await open_backing(gate, above, args.share).result();
+    if (!next) co_return could_not_open(name, std::move(next).error());
+    layers.push_back(*std::move(next));
+  }
+  co_return std::move(layers);
+}
+
+// --- What is shown -----------------------------------------------------------------------------
+
+/// The name of the backing file from here; relative ones start at the image's folder.
+std::string full_backing_name(const Layer& layer) {
+  const std::string& name = *layer.head->backing_file;
+  // A json: or protocol: name is no path.
+  const size_t colon = name.find(':');
+  if (colon != std::string::npos && colon < name.find('/')) return name;
+  return resolve_name(layer.name, name);
+}
+
+/// "Format specific information" of a qcow2 image, in qemu-img's order and words.
+Json specific(const Layer& layer) {
+  const Header& header = layer.head->header;
+  Json data = Json::object();
+  data["compat"] = header.version == 2 ? "0.10" : "1.1";
+  data["compression-type"] = header.compression == Compression::zstd ? "zstd" : "zlib";
+  if (header.version >= 3) data["lazy-refcounts"] = (header.compatible & kLazyRefcounts) != 0;
+  if (!layer.bitmaps.empty()) {
+    Json bitmaps = Json::array();
+    for (const Bitmap& bitmap : layer.bitmaps) {
+      Json flags = Json::array();
+      if (bitmap.in_use) flags.push_back("in-use");
+      if (bitmap.automatic) flags.push_back("auto");
+      bitmaps.push_back(
+          {{"flags", flags}, {"name", bitmap.name}, {"granularity", bitmap.granularity()}});
+    }
+    data["bitmaps"] = std::move(bitmaps);
+  }
+  data["refcount-bits"] = layer.head->geometry.refcount_bits();
+  const auto& data_file = layer.head->extensions.data_file_name;
+  if (data_file) data["data-file"] = *data_file;
+  if (header.crypt_method != CryptMethod::none) {
+    data["encrypt"] = {{"format", header.crypt_method == CryptMethod::aes ? "aes" : "luks"}};
+  }
+  if (header.has(kDataFile)) data["data-file-raw"] = (header.autoclear & kRawDataFile) != 0;
+  if (header.version >= 3) {
+    data["corrupt"] = header.has(kCorrupt);
+    data["extended-l2"] = header.has(kExtendedL2);
+  }
+  return data;
+}
+
+Json to_json_value(const Snapshot& snapshot) {
+  constexpr uint64_t kSecondNs = 1'000'000'000;
+  Json json = Json::object();
+  if (snapshot.icount && *snapshot.icount != UINT64_MAX) json["icount"] = *snapshot.icount;
+  json["vm-clock-nsec"] = snapshot.vm_clock_nanoseconds % kSecondNs;
+  json["name"] = snapshot.name;
+  json["date-sec"] = snapshot.date_seconds;
+  json["date-nsec"] = snapshot.date_nanoseconds;
+  json["vm-clock-sec"] = snapshot.vm_clock_nanoseconds / kSecondNs;
+  json["id"] = snapshot.id;
+  json["vm-state-size"] = snapshot.vm_state_size;
+  return json;
+}
+
+Json to_json_value(const Layer& layer) {
+  Json json = Json::object();
+  const bool is_image = layer.head.has_value();
+  if (is_image && layer.head->extensions.backing_format && layer.head->backing_file) {
+    json["backing-filename-format"] = *layer.head->extensions.backing_format;
+  }
+  if (!layer.snapshots.empty()) {
+    Json snapshots = Json::array();
+    for (const Snapshot& snapshot : layer.snapshots) snapshots.push_back(to_json_value(snapshot));
+    json["snapshots"] = std::move(snapshots);
+  }
+  json["virtual-size"] = layer.size;
+  json["filename"] = layer.name;
+  if (is_image) json["cluster-size"] = layer.head->geometry.cluster_size();
+  json["format"] = name_of(layer.format);
+  json["actual-size"] = layer.actual_size;
+  if (is_image) json["format-specific"] = {{"type", "qcow2"}, {"data", specific(layer)}};
+  if (is_image && layer.head->backing_file)
+    json["full-backing-filename"] = full_backing_name(layer);
+  if (is_image && layer.head->header.crypt_method != CryptMethod::none) json["encrypted"] = true;
+  if (is_image && layer.head->backing_file) json["backing-filename"] = *layer.head->backing_file;
+  json["dirty-flag"] = is_image && layer.head->header.has(kDirty);
+  return json;
+}
+
+std::string date_text(uint32_t seconds) {
+  const time_t time = seconds;
+  tm local{};
+  if (!localtime_r(&time, &local)) return "";
+  char text[64];
+  const size_t length = strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S", &local);
+  return std::string(text, length);
+}
+
+std::string snapshot_lines(const std::vector<Snapshot>& snapshots) {
+  std::string out = "Snapshot list:\n";
+  out += fmt::format("{:<9} {:<16} {:>8}{:>20}{:>13}{:>11}\n", "ID", "TAG", "VM SIZE", "DATE",
+                     "VM CLOCK", "ICOUNT");
+  for (const Snapshot& snapshot : snapshots) {
+    const uint64_t ms = snapshot.vm_clock_nanoseconds / 1'000'000;
+    const std::string clock = fmt::format("{:02}:{:02}:{:02}.{:03}", ms / 3'600'000,
+                                          ms / 60'000 % 60, ms / 1000 % 60, ms % 1000);
+    const bool counted = snapshot.icount && *snapshot.icount != UINT64_MAX;
+    out +=
+        fmt::format("{:<9} {:<16} {:>8}{:>20}{:>13}{:>11}\n", printable(snapshot.id),
+                    printable(snapshot.name), size_text(snapshot.vm_state_size),
+                    date_text(snapshot.date_seconds), clock, counted ? cat(*snapshot.icount) : "");
+  }
+  return out;
+}
+
+std::string human(const Layer& layer) {
+  std::string out = cat("image: ", printable(layer.name), "\nfile format: ", name_of(layer.format),
+                        "\nvirtual size: ", size_text(layer.size), " (", layer.size, " bytes)\n",
+                        "disk size: ", size_text(layer.actual_size), "\n");
+  if (!layer.head) return out;
+  const Header& header = layer.head->header;
+  if (header.crypt_method != CryptMethod::none) out += "encrypted: yes\n";
+  out += cat("cluster_size: ", layer.head->geometry.cluster_size(), "\n");
+  if (header.has(kDirty)) out += "cleanly shut down: no\n";
+  if (const auto& backing = layer.head->backing_file) {
+    out += cat("backing file: ", printable(*backing));
+    const std::string full = full_backing_name(layer);
+    if (full != *backing) out += cat(" (actual path: ", printable(full), ")");
+    out += '\n';
+    if (const auto& format = layer.head->extensions.backing_format) {
+      out += cat("backing file format: ", printable(*format), "\n");
+    }
+  }
+  if (!layer.snapshots.empty()) out += snapshot_lines(layer.snapshots);
+  return out + "Format specific information:\n" + to_listing(specific(layer), 1);
+}
+
+Task<int> info(Session& session, InfoArgs args) {
+  const std::vector<Layer> layers = co_await load_layers(session, args);
+  if (args.output == OutputFormat::json) {
+    Json list = Json::array();
+    for (const Layer& layer : layers) list.push_back(to_json_value(layer));
+    session.print(to_json(args.chain ? list : list[0]));
+    co_return 0;
+  }
+  for (size_t i = 0; i < layers.size(); ++i) {
+    session.print((i == 0 ? "" : "\n") + human(layers[i]));
+  }
+  co_return 0;
+}
+
+const Command<InfoArgs> kDefinition({
+    .name = "info",
+    .summary = "Show what an image says of itself",
+    .args = {operand("IMAGE", &InfoArgs::image, "the image file"), format_argument<InfoArgs>(),
+             option("--output", "FORMAT", &InfoArgs::output, "human (the default) or json"),
+             flag("--backing-chain", &InfoArgs::chain, "go on with the backing disks, top down"),
+             share_argument<InfoArgs>(), follow_arguments<InfoArgs>()},
+    .too_few = "Expecting one image file name",
+    .too_many = "Expecting one image file name",
+    .run = info,
+});
+
+}  // namespace
+
+const AnyCommand& kInfo = kDefinition;
+
+}  // namespace byre

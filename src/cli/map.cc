@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+/// `byre map`: where the bytes of a disk are, layer by layer.
+///
+/// Each layer of the backing chain is opened by itself and asked in turn, so that what no layer has
+/// can be told from what a deeper layer has as zeros.
+#include <algorithm>
+
+#include "cli/commands.h"
+#include "cli/options.h"
+#include "cli/text.h"
+
+namespace byre {
+
+namespace {
+
+struct MapArgs : OpenArgs {
+  std::string image;
+  OutputFormat output = OutputFormat::human;
+  std::optional<uint64_t> start;
+  std::optional<uint64_t> length;
+};
+
+struct Entry {
+  uint64_t start = 0;
+  uint64_t length = 0;
+  uint64_t depth = 0;
+  bool present = false;  ///< Some layer says what it reads as.
+  bool zero = false;
+  bool data = false;
+  std::optional<uint64_t> offset;
+  std::string file;
+
+  uint64_t end() const { return start + length; }
+  bool continues(const Entry& next) const {
+    return length != 0 && depth == next.depth && present == next.present && zero == next.zero &&
+           data == next.data && file == next.file &&
+           offset.has_value() == next.offset.has_value() &&
+           (!offset || *offset + length == *next.offset);
+  }
+};
+
+/// The layers of a disk, top first.  Closed by close_all(), whatever happened.
+using Chain = std::vector<Disk>;
+
+Task<Disk> open_below(Session& session, Gate& gate, const Disk& above, OpenArgs args) {
+  const Head& head = above.image->head();
+  const std::string named = *head.backing_file;
+  const std::string upper = above.device->name();
+  if (!head.extensions.backing_format) {
+    co_return invalid("Could not open backing file: ", quoted(named),
+                      " has no format in the image, and byre does not guess it");
+  }
+  static_cast<void>(session);
+  OpenDiskOptions options;
+  options.format = co_await parse_format(*head.extensions.backing_format);
+  options.image.share_lock = args.share;
+  options.image.without_backing = true;
+  const std::string path = co_await path_of(named);
+  std::unique_ptr<File> file =
+      co_await gate.open_named_by_image(upper, path, {.share_lock = args.share});
+  co_return co_await open_disk_over(std::move(file), gate, std::move(options));
+}
+
+Task<void> open_chain(Session& session, Gate& gate, MapArgs args, Chain& chain) {
+  chain.push_back(co_await open_named(session, gate, args.image, args, {.without_backing = true}));
+  while (chain.back().image && chain.back().image->head().backing_file) {
+    if (chain.size() > ImageOptions().chain_depth_max) {
+      co_await fail(corrupt("Could not open '", args.image, "': its backing chain is too deep"));
+    }
+    const std::string below =
+        resolve_name(chain.back().device->name(), *chain.back().image->head().backing_file);
+    Result<Disk> disk = co_await open_below(session, gate, chain.back(), args).result();
+    if (!disk) {
+      Error inner = could_not_open(below, std::move(disk).error());
+      std::string why = inner.message();
+      const std::string twice = cat("Could not open '", below, "': ");
+      if (why.starts_with(twice + twice)) why.erase(0, twice.size());
+      co_await fail(
+          Error(inner.code(),
+                cat("Could not open '", args.image, "': Could not open backing file: ", why),
+                inner.sys_errno()));
+    }
+    chain.push_back(*std::move(disk));
+  }
+}
+
+/// Backwards: whoever was opened last is closed first.
+Task<void> close_all(Chain& chain) {
+  while (!chain.empty()) {
+    co_await chain.back().device->close();
+    chain.pop_back();
+  }
+}
+
+/// What the disk is from `at` on, for at most `length`: the first layer that says.
+Task<Entry> find_entry(Chain& chain, uint64_t at, uint64_t length) {
+  Entry entry{.start = at, .length = length};
+  for (Disk& layer : chain) {
+    const bool last = &layer == &chain.back();
+    if (at >= layer.device->size()) {
+      // Beyond a layer that is shorter than the one above it.
+      entry.zero = true;
+      entry.present = at < layer.size();
+      co_return entry;
+    }
+    const uint64_t there = std::min(entry.length, layer.device->size() - at);
+    const Extent extent = co_await layer.device->status(at, there);
+    entry.length = extent.length;
+    if (extent.allocated) {
+      entry.present = true;
+      entry.zero = extent.zero;
+      entry.data = extent.data;
+      entry.offset = extent.host_offset;
+      if (extent.host_offset) entry.file = extent.file;
+      co_return entry;
+    }
+    if (last) break;
+    ++entry.depth;
+    if (at >= chain[entry.depth].device->size()) {
+      --entry.depth;
+      break;
+    }
+  }
+  entry.zero = true;
+  co_return entry;
+}
+
+std::string json_line(const Entry& entry) {
+  const auto word = [](bool value) { return value ? "true" : "false"; };
+  std::string line = cat("{ \"start\": ", entry.start, ", \"length\": ", entry.length,
+                         ", \"depth\": ", entry.depth, ", \"present\": ", word(entry.present),
+                         ", \"zero\": ", word(entry.zero), ", \"data\": ", word(entry.data));
+  if (entry.offset) line += cat(", \"offset\": ", *entry.offset);
+  return line + "}";
+}
+
+class Printer {
+ public:
+  Printer(Session& session, OutputFormat format) : session_(session), format_(format) {
+    if (format_ == OutputFormat::json) {
+      session_.print("[");
+    } else {
+      session_.print(
+          fmt::format("{:<16}{:<16}{:<16}{}\n", "Offset", "Length", "Mapped to", "File"));
+    }
+  }
+  /// Errc::unsupported for what the table for people has no words for.
+  Result<void> show(const Entry& entry) {
+    if (format_ == OutputFormat::json) {
+      session_.print((first_ ? "" : ",\n") + json_line(entry));
+      first_ = false;
+      return {};
+    }
+    if (entry.data && !entry.offset) {
+      return unsupported("File contains external, encrypted or compressed clusters.");
+    }
+    if (entry.data && !entry.zero) {
+      session_.print(fmt::format("{:<#16x}{:<#16x}{:<16}{}\n", entry.start, entry.length,
+                                 *entry.offset == 0 ? "0" : hex(*entry.offset),
+                                 printable(entry.file)));
+    }
+    return {};
+  }
+  void finish() {
+    if (format_ == OutputFormat::json) session_.print("]\n");
+  }
+
+ private:
+  Session& session_;
+  OutputFormat format_;
+  bool first_ = true;
+};
+
+Task<void> print_map(Session& session, Chain& chain, MapArgs args) {
+  const uint64_t size = chain[0].size();
+  uint64_t end = size;
+  Entry current{.start = args.start.value_or(0)};
+  if (args.length && *args.length < end - std::min(current.start, end)) {
+    end = current.start + *args.length;
+  }
+  Printer printer(session, args.output);
+  while (current.end() < end) {
+    Entry next = co_await find_entry(chain, current.end(), end - current.end());
+    if (current.continues(next)) {
+      current.length += next.length;
+      continue;
+    }
+    if (current.length > 0) co_await printer.show(current);
+    current = std::move(next);
+  }
+  co_await printer.show(current);
+  printer.finish();
+}
+
+Task<int> map(Session& session, MapArgs args) {
+  SystemGate gate(session.reactor(), session.policy(args.follow));
+  Chain chain;
+  Result<void> done = co_await open_chain(session, gate, args, chain).result();
+  if (done) done = co_await print_map(session, chain, args).result();
+  Result<void> closed = co_await close_all(chain).result();
+  co_await std::move(done);
+  co_await std::move(closed);
+  co_return 0;
+}
+
+const Command<MapArgs> kDefinition({
+    .name = "map",
+    .summary = "Show where the bytes of a disk are",
+    .args = {operand("IMAGE", &MapArgs::image, "the image file"), format_argument<MapArgs>(),
+             option("--output", "FORMAT", &MapArgs::output,
+                    "human (the default): what is data and where it lies; json: everything"),
+             size_option("-s, --start-offset", "OFFSET", &MapArgs::start, "start offset",
+                         "begin at this byte of the disk"),
+             size_option("-l, --max-length", "LENGTH", &MapArgs::length, "max length",
+                         "end after so many bytes"),
+             share_argument<MapArgs>(), follow_arguments<MapArgs>()},
+    .too_few = "Expecting one image file name",
+    .too_many = "Expecting one image file name",
+    .run = map,
+});
+
+}  // namespace
+
+const AnyCommand& kMap = kDefinition;
+
+}  // namespace byre

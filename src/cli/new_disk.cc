@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/new_disk.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+
+#include "block/raw.h"
+#include "cli/options.h"
+#include "io/buffer.h"
+
+namespace byre {
+
+namespace {
+
+struct OptionHelp {
+  std::string_view name;
+  std::string_view type;
+  std::string_view help;
+};
+constexpr std::array kQcow2Options = {
+    OptionHelp{"backing_file", "str", "File name of a base image"},
+    OptionHelp{"backing_fmt", "str", "Image format of the base image"},
+    OptionHelp{"cluster_size", "size", "qcow2 cluster size"},
+    OptionHelp{"compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])"},
+    OptionHelp{"compression_type", "str",
+               "Compression method used for image cluster compression (zlib or zstd)"},
+    OptionHelp{"data_file", "str", "File name of an external data file"},
+    OptionHelp{"data_file_raw", "bool (on/off)",
+               "The external data file must stay valid as a raw image"},
+    OptionHelp{"extended_l2", "bool (on/off)", "Extended L2 tables"},
+    OptionHelp{"lazy_refcounts", "bool (on/off)", "Postpone refcount updates"},
+    OptionHelp{"preallocation", "str", "Preallocation mode (allowed values: off)"},
+    OptionHelp{"refcount_bits", "num", "Width of a reference count entry in bits"},
+    OptionHelp{"size", "size", "Virtual disk size"},
+};
+constexpr std::array kRawOptions = {
+    OptionHelp{"preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"},
+    OptionHelp{"size", "size", "Virtual disk size"},
+};
+
+constexpr std::string_view kCompatNeeded =
+    " compatibility level 1.1 and above (use version=v3 or greater)";
+
+Result<Preallocation> parse_preallocation(const std::string& text) {
+  if (text == "off") return Preallocation::off;
+  if (text == "metadata") return Preallocation::metadata;
+  if (text == "falloc") return Preallocation::falloc;
+  if (text == "full") return Preallocation::full;
+  return invalid("Parameter 'preallocation' does not accept value '", text, "'");
+}
+
+Result<void> read_flag(OptionList& options, std::string_view name, bool& value) {
+  const auto text = options.take(name);
+  if (!text) return {};
+  BYRE_TRY(flag, parse_bool_parameter(*text, name));
+  value = flag;
+  return {};
+}
+
+Result<void> read_qcow2(OptionList& options, NewDisk& disk) {
+  for (const auto& [name, value] : options.pairs) {
+    const bool is_encryption = name == "encryption" || name.starts_with("encrypt.");
+    if (is_encryption && value != "off") return unsupported("encryption is not supported");
+  }
+  options.take("encryption");
+  if (const auto text = options.take("backing_file")) disk.backing_file = *text;
+  if (const auto text = options.take("backing_fmt")) disk.backing_format = *text;
+  if (const auto text = options.take("data_file")) disk.data_file = *text;
+  if (const auto text = options.take("cluster_size")) {
+    BYRE_TRY(size, parse_size_parameter(*text, "cluster_size"));
+    disk.cluster_size = size;
+  }
+  if (const auto text = options.take("refcount_bits")) {
+    const Result<uint64_t> bits = parse_number(*text, 0, 1024);
+    if (!bits) return invalid("Parameter 'refcount_bits' expects a number");
+    disk.refcount_bits = *bits;
+  }
+  if (const auto text = options.take("compression_type")) {
+    if (*text != "zlib" && *text != "zstd") {
+      return invalid("Parameter 'compression-type' does not accept value '", *text, "'");
+    }
+    disk.compression = *text == "zlib" ? Compression::deflate : Compression::zstd;
+  }
+  disk.compat_text = options.take("compat");
+  if (const auto& text = disk.compat_text) {
+    disk.version2 = *text == "0.10" || *text == "v2";
+    if (!disk.version2 && *text != "1.1" && *text != "v3") {
+      return invalid("Parameter 'version' does not accept value '", *text, "'");
+    }
+  }
+  if (Result<void> read = read_flag(options, "data_file_raw", disk.data_file_raw); !read)
+    return read;
+  if (Result<void> read = read_flag(options, "extended_l2", disk.extended_l2); !read) return read;
+  if (Result<void> read = read_flag(options, "lazy_refcounts", disk.lazy_refcounts); !read)
+    return read;
+  if (disk.preallocation != Preallocation::off) {
+    return unsupported("preallocation=", *disk.preallocation_text,
+                       " is not supported for qcow2 images (yet)");
+  }
+  return {};
+}
+
+/// A comma in a value is doubled, as it was when it was given.
+std::string escaped(std::string_view value) {
+  std::string out;
+  for (char c : value) {
+    if (c == ',') out += c;
+    out += c;
+  }
+  return out;
+}
+
+/// In qemu-img's words, and before the first byte is written.
+Result<void> check(const NewDisk& disk) {
+  if (disk.format == DiskFormat::raw) {
+    if (disk.size > uint64_t{INT64_MAX}) return invalid("Image size must be less than 8 EiB!");
+    return {};
+  }
+  const auto is_power_of_two = [](uint64_t value) {
+    return value != 0 && (value & (value - 1)) == 0;
+  };
+  if (!is_power_of_two(disk.cluster_size) || disk.cluster_size < 512 ||
+      disk.cluster_size > 2 * MiB) {
+    return invalid("Cluster size must be a power of two between 512 and 2048k");
+  }
+  if (!is_power_of_two(disk.refcount_bits) || disk.refcount_bits > 64) {
+    return invalid("Refcount width must be a power of two and may not exceed 64 bits");
+  }
+  if (disk.version2 && disk.extended_l2) {
+    return invalid("Extended L2 entries are only supported with", kCompatNeeded);
+  }
+  if (disk.extended_l2 && disk.cluster_size < 16 * KiB) {
+    return invalid(
+        "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes");
+  }
+  if (disk.version2 && disk.lazy_refcounts) {
+    return invalid("Lazy refcounts only supported with", kCompatNeeded);
+  }
+  if (disk.version2 && disk.compression != Compression::deflate) {
+    return invalid("Non-zlib compression type is only supported with", kCompatNeeded);
+  }
+  if (disk.version2 && disk.refcount_bits != 16) {
+    return invalid(
+        "Different refcount widths than 16 bits require compatibility level 1.1 or above ",
+        "(use version=v3 or greater)");
+  }
+  if (disk.data_file_raw && disk.data_file.empty())
+    return invalid("data-file-raw requires data-file");
+  if (disk.backing_file.empty() && !disk.backing_format.empty()) {
+    return invalid("Backing format cannot be used without backing file");
+  }
+  if (*disk.size > uint64_t{INT64_MAX}) return invalid("Image size must be less than 8 EiB!");
+  const Geometry geometry{.cluster_bits = static_cast<uint32_t>(__builtin_ctzll(disk.cluster_size)),
+                          .extended_l2 = disk.extended_l2};
+  if (geometry.l1_entries_for(round_up(*disk.size, kSectorSize)) > kL1EntriesMax) {
+    return invalid(
+        "The image size is too large for file format 'qcow2' (try using a larger cluster size)");
+  }
+  return {};
+}
+
+Task<void> preallocate_raw(Session& session, std::unique_ptr<File> file, Preallocation mode) {
+  static_cast<void>(session);
+  RawDevice device(std::move(file));
+  Result<void> done;
+  if (mode == Preallocation::falloc) done = co_await device.allocate(0, device.size()).result();
+  const Buffer zeros(2 * MiB);
+  fill_zero(zeros.bytes());
+  for (uint64_t at = 0; mode == Preallocation::full && done && at < device.size();) {
+    const uint64_t length = std::min<uint64_t>(zeros.size(), device.size() - at);
+    done = co_await device.write(at, Bytes(zeros.bytes()).first(length), {}).result();
+    at += length;
+  }
+  Result<void> closed = co_await device.close().result();
+  co_await std::move(done);
+  co_await std::move(closed);
+}
+
+}  // namespace
+
+Result<NewDisk> read_new_disk(DiskFormat format, OptionList options) {
+  NewDisk disk{.format = format};
+  if (const auto text = options.take("size")) {
+    BYRE_TRY(size, parse_size_parameter(*text, "size"));
+    disk.size = size;
+  }
+  disk.preallocation_text = options.take("preallocation");
+  if (const auto& text = disk.preallocation_text) {
+    BYRE_TRY(mode, parse_preallocation(*text));
+    disk.preallocation = mode;
+  }
+  if (format == DiskFormat::qcow2) {
+    if (Result<void> read = read_qcow2(options, disk); !read) return std::move(read).error();
+  } else if (disk.preallocation == Preallocation::metadata) {
+    return invalid("Parameter 'preallocation' does not accept value 'metadata'");
+  }
+  if (!options.pairs.empty()) return invalid("Invalid parameter '", options.pairs[0].first, "'");
+  return disk;
+}
+
+std::string formatting_line(const std::string& name, const NewDisk& disk) {
+  const auto on_off = [](bool on) { return on ? "on" : "off"; };
+  std::string line = cat("Formatting '", name, "', fmt=", name_of(disk.format));
+  if (disk.format == DiskFormat::raw) {
+    line += cat(" size=", *disk.size);
+    if (disk.preallocation_text) line += cat(" preallocation=", *disk.preallocation_text);
+    return line + "\n";
+  }
+  line += cat(" cluster_size=", disk.cluster_size, " extended_l2=", on_off(disk.extended_l2));
+  if (disk.preallocation_text) line += cat(" preallocation=", *disk.preallocation_text);
+  line += cat(" compression_type=", disk.compression == Compression::deflate ? "zlib" : "zstd",
+              " size=", *disk.size);
+  if (disk.compat_text) line += cat(" compat=", escaped(*disk.compat_text));
+  if (!disk.backing_file.empty()) line += cat(" backing_file=", escaped(disk.backing_file));
+  if (!disk.backing_format.empty()) line += cat(" backing_fmt=", escaped(disk.backing_format));
+  if (!disk.data_file.empty()) line += cat(" data_file=", escaped(disk.data_file));
+  if (disk.data_file_raw) line += " data_file_raw=on";
+  line +=
+      cat(" lazy_refcounts=", on_off(disk.lazy_refcounts), " refcount_bits=", disk.refcount_bits);
+  return line + "\n";
+}
+
+std::string option_help(DiskFormat format) {
+  std::string out = cat("Supported ", name_of(format), " options:\n");
+  const auto row = [&](const OptionHelp& option) {
+    out += fmt::format("  {:<22} - {}\n", cat(option.name, "=<", option.type, ">"), option.help);
+  };
+  if (format == DiskFormat::qcow2) {
+    for (const OptionHelp& option : kQcow2Options) row(option);
+  } else {
+    for (const OptionHelp& option : kRawOptions) row(option);
+  }
+  return out;
+}
+
+CreateOptions create_options(const NewDisk& disk) {
+  CreateOptions options;
+  options.size = *disk.size;
+  if (disk.format == DiskFormat::raw) return options;
+  // Guests see whole sectors.
+  options.size = round_up(*disk.size, kSectorSize);
+  options.version = disk.version2 ? 2 : 3;
+  options.cluster_size = disk.cluster_size;
+  options.refcount_bits = static_cast<uint32_t>(disk.refcount_bits);
+  options.extended_l2 = disk.extended_l2;
+  options.lazy_refcounts = disk.lazy_refcounts;
+  options.compression = disk.compression;
+  options.backing_file = disk.backing_file;
+  options.backing_format = disk.backing_format;
+  options.data_file = disk.data_file;
+  options.data_file_raw = disk.data_file_raw;
+  return options;
+}
+
+Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk disk, bool replace) {
+  co_await check(disk);
+  const std::string path = co_await path_of(name);
+  CreateDiskOptions options{
+      .format = disk.format, .image = create_options(disk), .replace = replace};
+  Result<void> made =
+      co_await create_disk(session.reactor(), gate, path, std::move(options)).result();
+  if (!made && made.error().code() == Errc::exists && made.error().sys_errno() == EEXIST) {
+    co_await fail(
+        Error(Errc::exists, cat("'", path, "' exists already; --force overwrites it"), EEXIST));
+  }
+  if (!made && made.error().message().starts_with(cat("open ", quoted(path), ": "))) {
+    // As qemu-img says it.
+    const std::string why = made.error().message().substr(cat("open ", quoted(path), ": ").size());
+    co_await fail(Error(made.error().code(), cat("Could not create '", path, "': ", why),
+                        made.error().sys_errno()));
+  }
+  co_await std::move(made);
+  if (disk.preallocation == Preallocation::off) co_return;
+  std::unique_ptr<File> file = co_await gate.open(path, {.writable = true});
+  co_await preallocate_raw(session, std::move(file), disk.preallocation);
+}
+
+}  // namespace byre

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+/// A disk to be made, as -f, -o, -b, -F and a size describe it: for create, convert and serve.
+///
+/// The options are those of qemu-img.  They are read in three steps, because each program prints or
+/// checks something in between: read_new_disk() takes the text apart, formatting_line() says what
+/// will be made, and create_options() gives what job/create.h wants.
+/// Not here: which options are possible together (qcow2/create.h says so).
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "cli/session.h"
+#include "cli/values.h"
+#include "job/create.h"
+
+namespace byre {
+
+enum class Preallocation : uint8_t { off, metadata, falloc, full };
+
+struct NewDisk {
+  DiskFormat format = DiskFormat::raw;
+  std::optional<uint64_t> size;
+  std::string backing_file;
+  std::string backing_format;
+  std::string data_file;
+  bool data_file_raw = false;
+  uint64_t cluster_size = 64 * KiB;
+  uint64_t refcount_bits = 16;
+  bool version2 = false;
+  bool extended_l2 = false;
+  bool lazy_refcounts = false;
+  Compression compression = Compression::deflate;
+  Preallocation preallocation = Preallocation::off;
+
+  /// The words the user chose, for formatting_line().
+  std::optional<std::string> compat_text;
+  std::optional<std::string> preallocation_text;
+};
+
+/// Takes `options` apart.  Names that are no option of the format, and what byre cannot do, are
+/// errors.
+Result<NewDisk> read_new_disk(DiskFormat format, OptionList options);
+
+/// "Formatting 'x', fmt=qcow2 cluster_size=65536 ...": what qemu-img says before it makes a disk.
+std::string formatting_line(const std::string& name, const NewDisk& disk);
+
+/// What `-o help` prints.
+std::string option_help(DiskFormat format);
+
+/// Needs disk.size.
+CreateOptions create_options(const NewDisk& disk);
+
+/// Makes the disk; gives it the blocks that its preallocation wants.
+Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk disk, bool replace);
+
+}  // namespace byre

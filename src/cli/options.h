@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Options that several commands have, and opening an image by them.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "cli/command.h"
+#include "cli/session.h"
+#include "job/open.h"
+
+namespace byre {
+
+inline constexpr std::string_view kNoObjects = "there are no secrets or TLS credentials here yet";
+inline constexpr std::string_view kNoImageOpts = "name a file, and its format with -f";
+inline constexpr std::string_view kPreciseSizeHelp =
+    "bytes, or a number with the suffix k, M, G, T, P or E (powers of 1024)";
+
+/// How an image that exists is opened.
+struct OpenArgs {
+  std::optional<std::string> format;
+  std::optional<OpenPolicy> follow;
+  bool share = false;
+};
+
+template <class Args>
+Arguments format_argument() {
+  return option("-f, --format", "FORMAT",
+                static_cast<std::optional<std::string> Args::*>(&OpenArgs::format),
+                "raw or qcow2; without it the file's first bytes decide");
+}
+template <class Args>
+Arguments follow_arguments() {
+  return {option("--follow", "POLICY",
+                 static_cast<std::optional<OpenPolicy> Args::*>(&OpenArgs::follow),
+                 "which files the image may name as its backing or data file: nothing, "
+                 "same-directory (the default), or any (the default under QEMU's names)"),
+          refused("--object", "OBJECT", kNoObjects), refused("--image-opts", kNoImageOpts)};
+}
+template <class Args>
+Argument share_argument() {
+  return flag("-U, --force-share", static_cast<bool Args::*>(&OpenArgs::share),
+              "read although another process writes the image");
+}
+
+/// Opens the image that the user called `name`; errors read "Could not open 'name': why".
+Task<Disk> open_named(Session& session, Gate& gate, std::string name, OpenArgs args,
+                      ImageOptions options);
+
+/// Puts a failure to open `name` into qemu-img's words.
+Error could_not_open(std::string_view name, Error error);
+
+/// The cache mode of that name; `what` is "cache" or "source cache".
+Result<CacheMode> cache_mode(const std::string& name, std::string_view what);
+
+/// The snapshot meant by "NAME_OR_ID", "snapshot.id=ID" or "snapshot.name=NAME".  The engine looks
+/// a word up among ids and names alike, and refuses one that fits two snapshots.
+Result<std::string> snapshot_word(const std::string& text);
+
+/// Raw was guessed for an image that is going to be written: says so, as qemu-img does.
+void warn_of_guess(Session& session, const std::string& name);
+
+}  // namespace byre

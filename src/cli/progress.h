@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Progress: the line "    (12.34/100%)" that -p asks for, redrawn when it has moved by a percent.
+#pragma once
+
+#include <fmt/format.h>
+
+#include "cli/session.h"
+
+namespace byre {
+
+class Progress {
+ public:
+  Progress(Session& session, bool enabled) : session_(session), enabled_(enabled) { show(0); }
+  Progress(const Progress&) = delete;
+  ~Progress() {
+    if (!enabled_) return;
+    session_.print("\n");
+    session_.flush_output();
+  }
+  void update(uint64_t done, uint64_t total) {
+    const double percent =
+        total == 0 ? 100 : 100 * static_cast<double>(done) / static_cast<double>(total);
+    if (percent >= shown_ + 1 || (percent >= 100 && shown_ < 100)) show(percent);
+  }
+
+ private:
+  void show(double percent) {
+    shown_ = percent;
+    if (!enabled_) return;
+    session_.print(fmt::format("    ({:3.2f}/100%)\r", percent));
+    session_.flush_output();
+  }
+
+  Session& session_;
+  bool enabled_;
+  double shown_ = 0;
+};
+
+}  // namespace byre

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+/// `byre resize`: a larger disk.
+#include "base/checked.h"
+#include "cli/commands.h"
+#include "cli/new_disk.h"
+#include "cli/options.h"
+
+namespace byre {
+
+namespace {
+
+struct ResizeArgs : OpenArgs {
+  std::string image;
+  std::string size;
+  std::optional<std::string> preallocation;
+  bool shrink = false;
+  bool quiet = false;
+};
+
+/// What SIZE asks for: +N and -N count from the size there is.
+struct Wanted {
+  enum class From : uint8_t { nothing, size_up, size_down } from = From::nothing;
+  uint64_t bytes = 0;
+
+  Result<uint64_t> of(uint64_t size) const {
+    const auto too_small = [] { return invalid("New image size must be positive"); };
+    uint64_t total = bytes;
+    if (from == From::size_up) total = checked_add(size, bytes).value_or(0);
+    if (from == From::size_down) total = bytes < size ? size - bytes : 0;
+    if (total == 0 || total > uint64_t{INT64_MAX}) return too_small();
+    return total;
+  }
+};
+
+Result<Wanted> parse_wanted(std::string_view text) {
+  Wanted wanted;
+  if (text.starts_with('+')) wanted.from = Wanted::From::size_up;
+  if (text.starts_with('-')) wanted.from = Wanted::From::size_down;
+  if (wanted.from != Wanted::From::nothing) text.remove_prefix(1);
+  BYRE_TRY(bytes, parse_size_parameter(text, "size"));
+  wanted.bytes = bytes;
+  return wanted;
+}
+
+/// The new size, or why not.
+Result<uint64_t> plan(const Disk& disk, const ResizeArgs& args, const Wanted& wanted) {
+  const uint64_t old_size = disk.size();
+  BYRE_TRY(total, wanted.of(old_size));
+  if (total < old_size) {
+    if (!args.shrink) {
+      return invalid(
+          "Use the --shrink option to perform a shrink operation.\n"
+          "warning: Shrinking an image will delete all data beyond the shrunken image's end. "
+          "Before performing such an operation, make sure there is no important data there.");
+    }
+    if (disk.format == DiskFormat::qcow2)
+      return unsupported("shrinking qcow2 images is not supported (yet)");
+  }
+  if (disk.format == DiskFormat::qcow2 && total % kSectorSize != 0) {
+    return invalid("The new size must be a multiple of 512");
+  }
+  return total;
+}
+
+Task<void> apply(Disk& disk, ResizeArgs args, uint64_t total) {
+  const uint64_t old_size = disk.device->size();
+  co_await disk.device->resize(total);
+  if (args.preallocation == "falloc" && total > old_size) {
+    co_await disk.device->allocate(old_size, total - old_size);
+  }
+  if (args.preallocation == "full" && total > old_size) {
+    co_await disk.device->zero(old_size, total - old_size, {});
+  }
+  co_await disk.device->flush(Mark::flush);
+}
+
+Task<int> resize(Session& session, ResizeArgs args) {
+  Result<Wanted> wanted = parse_wanted(args.size);
+  if (!wanted) {
+    session.error(
+        cat(wanted.error().message(),
+            "\nOptional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
+            "and exabytes, respectively."));
+    co_return 1;
+  }
+  if (args.preallocation && *args.preallocation != "off" && *args.preallocation != "metadata" &&
+      *args.preallocation != "falloc" && *args.preallocation != "full") {
+    co_return invalid("Invalid preallocation mode '", *args.preallocation, "'");
+  }
+  SystemGate gate(session.reactor(), session.policy(args.follow));
+  Disk disk = co_await open_named(session, gate, args.image, args, {.writable = true});
+  if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, args.image);
+  const Session::Interruptible guard(
+      session,
+      {.stop = [] {}, .waiting_for = [&] { return cat("the new size of ", quoted(args.image)); }});
+
+  Result<uint64_t> total = plan(disk, args, *wanted);
+  Result<void> done;
+  if (total && args.preallocation.value_or("off") != "off" && disk.format == DiskFormat::qcow2) {
+    total = unsupported("preallocation=", *args.preallocation,
+                        " is not supported for qcow2 images (yet)");
+  }
+  if (total) done = co_await apply(disk, args, *total).result();
+  Result<void> closed = co_await disk.device->close().result();
+  if (!total) {
+    // One message a line, as qemu-img has them.
+    const std::string text = total.error().message();
+    const size_t end = text.find('\n');
+    session.error(text.substr(0, end));
+    if (end != std::string::npos) session.error(text.substr(end + 1));
+    co_return 1;
+  }
+  co_await std::move(done);
+  co_await std::move(closed);
+  if (!args.quiet) session.print("Image resized.\n");
+  co_return 0;
+}
+
+const Command<ResizeArgs> kDefinition({
+    .name = "resize",
+    .summary = "Change the size of a disk",
+    .args = {operand("IMAGE", &ResizeArgs::image, "the image file"),
+             operand("SIZE", &ResizeArgs::size,
+                     "the new size, such as 64M; +SIZE and -SIZE change the one there is"),
+             format_argument<ResizeArgs>(),
+             option("--preallocation", "MODE", &ResizeArgs::preallocation,
+                    "for what is added: off (the default); raw disks also falloc and full"),
+             flag("--shrink", &ResizeArgs::shrink,
+                  "allow a smaller size; what is cut off is lost (raw disks only)"),
+             flag("-q, --quiet", &ResizeArgs::quiet, "print nothing but errors"),
+             follow_arguments<ResizeArgs>()},
+    .too_few = "Not enough arguments",
+    .too_many = "Expecting image file name and size",
+    .last_word_is_operand = true,
+    .run = resize,
+});
+
+}  // namespace
+
+const AnyCommand& kResize = kDefinition;
+
+}  // namespace byre

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/session.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
+#include "cli/command.h"
+
+namespace byre {
+
+namespace {
+
+constexpr int kSignals[] = {SIGINT, SIGTERM, SIGHUP};
+constexpr int64_t kFirstNotice = 500 * kMillisecond;
+constexpr int64_t kLaterNotices = 10 * kSecond;
+
+// Handlers, and not io/signal.h's descriptor: a blocked signal would not end a process whose thread
+// hangs in open(2) or close(2).  This is what a handler may touch.
+volatile sig_atomic_t signal_seen = 0;
+int wake_pipe[2] = {-1, -1};
+
+void wake() {
+  const char byte = 0;
+  // A full pipe wakes as well.
+  if (write(wake_pipe[1], &byte, 1) < 0) return;
+}
+
+void on_signal(int number) {
+  if (signal_seen != 0) _exit(128 + number);
+  signal_seen = number;
+  const int kept = errno;
+  wake();
+  errno = kept;
+}
+
+void install(void (*handler)(int)) {
+  struct sigaction action = {};
+  action.sa_handler = handler;
+  action.sa_flags = SA_RESTART;
+  for (int number : kSignals) sigaction(number, &action, nullptr);
+}
+
+std::string_view first_line(std::string_view text) { return text.substr(0, text.find('\n')); }
+
+}  // namespace
+
+Session::Session(Reactor& reactor, Options options)
+    : reactor_(reactor), options_(std::move(options)), watchers_(reactor.ready()) {
+  if (wake_pipe[0] < 0) BYRE_ASSERT(pipe2(wake_pipe, O_CLOEXEC | O_NONBLOCK) == 0);
+}
+
+Session::~Session() { flush_output(); }
+
+OpenPolicy Session::policy(const std::optional<OpenPolicy>& chosen) const {
+  return chosen.value_or(stand_in() ? OpenPolicy::any_file : OpenPolicy::same_directory);
+}
+
+void Session::print(std::string_view text) {
+  if (fwrite(text.data(), 1, text.size(), stdout) != text.size()) output_failed_ = true;
+}
+
+void Session::error(std::string_view message) {
+  fflush(stdout);
+  note(cat(program(), ": ", message, "\n"));
+}
+
+void Session::warn(std::string_view message) { error(cat("warning: ", message)); }
+
+void Session::note(std::string_view text) {
+  // Nowhere is left to say that stderr is gone.
+  if (fwrite(text.data(), 1, text.size(), stderr) != text.size()) return;
+  fflush(stderr);
+}
+
+bool Session::flush_output() {
+  if (fflush(stdout) != 0) output_failed_ = true;
+  return !output_failed_;
+}
+
+Session::Interruptible::Interruptible(Session& session, Interruption interruption)
+    : session_(session) {
+  BYRE_ASSERT(!session_.interruption_.stop);
+  session_.interruption_ = std::move(interruption);
+  if (!session_.watching_) {
+    session_.watching_ = true;
+    session_.watchers_.spawn(session_.watch());
+  }
+  install(on_signal);
+}
+
+Session::Interruptible::~Interruptible() {
+  // From here on nothing is worth waiting for.
+  install(SIG_DFL);
+  session_.interruption_ = {};
+}
+
+int Session::interrupted() const { return signal_seen; }
+
+Task<void> Session::watch() {
+  Op poll{.kind = Op::Kind::poll, .fd = wake_pipe[0]};
+  co_await reactor_.perform(poll);
+  if (ending_ || !interruption_.stop) co_return;
+  interruption_.stop();
+  int64_t pause = kFirstNotice;
+  while (!ending_) {
+    timer_ = Op{.kind = Op::Kind::timer, .deadline = reactor_.now() + pause};
+    timer_set_ = true;
+    co_await reactor_.perform(timer_);
+    timer_set_ = false;
+    if (ending_ || !interruption_.stop) break;
+    const std::string what = interruption_.waiting_for ? interruption_.waiting_for() : "";
+    error(cat("interrupted, waiting for ", what.empty() ? "what was begun to end" : what,
+              " (interrupt again to exit at once)"));
+    pause = kLaterNotices;
+  }
+}
+
+void Session::end_watch() {
+  ending_ = true;
+  if (timer_set_) reactor_.cancel(timer_);
+  wake();
+}
+
+Task<int> Session::supervise(Task<int> task) {
+  Result<int> result = co_await std::move(task).result();
+  if (watching_) {
+    end_watch();
+    co_await watchers_.join();
+  }
+  co_return std::move(result);
+}
+
+int run_task(Session& session, Task<int> task) {
+  Result<int> result = session.reactor().run(session.supervise(std::move(task)));
+  int code = 1;
+  if (result) {
+    code = *result;
+  } else if (result.error().code() == Errc::cancelled && session.interrupted() != 0) {
+    session.error("interrupted");
+    code = 128 + session.interrupted();
+  } else {
+    session.error(result.error().message());
+  }
+  if (!session.flush_output() && code == 0) {
+    session.error(cat("write to stdout: ", std::strerror(errno)));
+    code = 1;
+  }
+  return code;
+}
+
+int finish_parse(Session& session, const AnyCommand& command, const Parsed& parsed) {
+  switch (parsed.outcome) {
+    case Parsed::Outcome::run:
+      return 0;
+    case Parsed::Outcome::help:
+      session.print(help_of(command, session.program()));
+      return session.flush_output() ? 0 : 1;
+    case Parsed::Outcome::version:
+      session.print(cat(session.program(), " version ", BYRE_VERSION, "\n"));
+      return session.flush_output() ? 0 : 1;
+    case Parsed::Outcome::failed:
+      break;
+  }
+  std::string_view rest = parsed.error;
+  while (!rest.empty()) {
+    const std::string_view line = first_line(rest);
+    session.error(line);
+    rest.remove_prefix(std::min(rest.size(), line.size() + 1));
+  }
+  if (parsed.usage) {
+    const bool named = !session.stand_in() && !command.name.empty();
+    session.note(cat("Try '", session.program(), named ? " " : "", named ? command.name : "",
+                     " --help' for more information\n"));
+  }
+  return 1;
+}
+
+}  // namespace byre

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Session: what a running command has: a reactor, a name to speak under, a terminal, and signals.
+///
+/// Messages go to stderr as "PROGRAM: message"; PROGRAM is the name that the user called.
+/// Ctrl-C: a command that has something to end in order says so with while_interruptible().  The
+/// first SIGINT, SIGTERM or SIGHUP then calls its `stop`, and if it has not ended soon, the user is
+/// told what it waits for; the second one ends the process in the signal handler itself, so that no
+/// hanging disk can keep it.  Without while_interruptible() signals do what they always do.
+/// Not here: words and options (command.h).
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "coro/scope.h"
+#include "io/descriptor.h"
+#include "io/gate.h"
+#include "io/reactor.h"
+
+namespace byre {
+
+class Session {
+ public:
+  struct Options {
+    std::string program = "byre";
+    /// Called by the name of a QEMU program: where byre is stricter by default, it is not.
+    bool stand_in = false;
+    /// All that came behind the program's name.
+    std::vector<std::string> words = {};
+  };
+  Session(Reactor& reactor, Options options);
+  Session(const Session&) = delete;
+  ~Session();
+
+  Reactor& reactor() { return reactor_; }
+  const std::string& program() const { return options_.program; }
+  const std::vector<std::string>& words() const { return options_.words; }
+  bool stand_in() const { return options_.stand_in; }
+  /// What images may name, unless an option says otherwise: any file for the stand-ins, files
+  /// beside the image for byre.
+  OpenPolicy policy(const std::optional<OpenPolicy>& chosen) const;
+
+  /// To stdout.
+  void print(std::string_view text);
+  /// To stderr, with the program's name in front of the first line.
+  void error(std::string_view message);
+  void warn(std::string_view message);
+  /// To stderr as it is.
+  void note(std::string_view text);
+  /// Writes out what was printed; false when stdout did not take it.
+  bool flush_output();
+
+  struct Interruption {
+    std::function<void()> stop;                ///< Ask the work to end.
+    std::function<std::string()> waiting_for;  ///< What it still waits for; may be empty.
+  };
+  /// While it lives, signals mean `interruption`.  One at a time.
+  class [[nodiscard]] Interruptible {
+   public:
+    Interruptible(Session& session, Interruption interruption);
+    Interruptible(const Interruptible&) = delete;
+    ~Interruptible();
+
+   private:
+    Session& session_;
+  };
+
+  /// The signal that came, or 0.
+  int interrupted() const;
+  /// Runs a command's task and what watches over it.
+  Task<int> supervise(Task<int> task);
+
+ private:
+  Task<void> watch();
+  void end_watch();
+
+  Reactor& reactor_;
+  Options options_;
+  Interruption interruption_;
+  Scope watchers_;
+  Op timer_;
+  bool timer_set_ = false;
+  bool watching_ = false;
+  bool ending_ = false;
+  bool output_failed_ = false;
+};
+
+}  // namespace byre

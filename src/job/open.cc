@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "job/open.h"
+
+#include <algorithm>
+#include <array>
+
+#include "block/raw.h"
+#include "coro/semaphore.h"
+#include "io/buffer.h"
+#include "job/filter.h"
+#include "qcow2/head.h"
+
+namespace byre {
+
+namespace {
+
+struct Magic {
+  std::string_view format;
+  size_t offset;
+  std::string_view bytes;
+};
+using std::string_view_literals::operator""sv;
+
+/// The first bytes of formats that other programs probe for, as their specifications give them.
+constexpr std::array kForeign = {
+    Magic{"vmdk", 0, "KDMV"sv},
+    Magic{"vmdk", 0, "COWD"sv},
+    Magic{"vmdk", 0, "# Disk DescriptorFile"sv},
+    Magic{"vdi", 0x40, "\x7f\x10\xda\xbe"sv},
+    Magic{"vhdx", 0, "vhdxfile"sv},
+    Magic{"vpc", 0, "conectix"sv},
+    Magic{"luks", 0, "LUKS\xba\xbe"sv},
+    Magic{"qed", 0, "QED\0"sv},
+    Magic{"parallels", 0, "WithoutFreeSpace"sv},
+    Magic{"parallels", 0, "WithouFreSpacExt"sv},
+    Magic{"bochs", 0, "Bochs Virtual HD Image"sv},
+    Magic{"cloop", 0, "#!/bin/sh\n#V2.0 Format\n"sv},
+};
+
+bool has_at(Bytes start, size_t offset, std::string_view bytes) {
+  return start.size() >= offset + bytes.size() &&
+         equal(start.subspan(offset, bytes.size()), bytes_of(bytes));
+}
+
+/// A raw disk whose format was guessed: nothing may make the guess wrong.
+class GuessedRaw final : public Filter {
+ public:
+  explicit GuessedRaw(std::unique_ptr<RawDevice> raw)
+      : Filter(std::move(raw)), first_sector_(reactor().ready()) {}
+
+  Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
+    if (offset >= kSectorSize) {
+      co_await below().write(offset, data, options);
+      co_return;
+    }
+    // One at a time, or two halves of a magic could pass each other.
+    const auto hold = co_await first_sector_.lock();
+    std::array<std::byte, kSectorSize> sector{};
+    const uint64_t there = std::min(kSectorSize, size());
+    co_await below().read(0, MutableBytes(sector).first(there), Mark::none);
+    copy(MutableBytes(sector).subspan(offset),
+         data.first(std::min<uint64_t>(data.size(), kSectorSize - offset)));
+    if (const Result<DiskFormat> format = classify(sector); !format || *format != DiskFormat::raw) {
+      co_await fail(Error(
+          Errc::denied, cat("write at ", hex(offset), " of ", quoted(name()),
+                            ": it would make this disk look like an image, and its format was "
+                            "only guessed to be raw; open it with the format given to allow it")));
+    }
+    co_await below().write(offset, data, options);
+  }
+
+ private:
+  Mutex first_sector_;
+};
+
+}  // namespace
+
+std::string_view name_of(DiskFormat format) { return format == DiskFormat::raw ? "raw" : "qcow2"; }
+
+Result<DiskFormat> parse_format(std::string_view name) {
+  if (name == "raw") return DiskFormat::raw;
+  if (name == "qcow2") return DiskFormat::qcow2;
+  return Error(Errc::not_found, cat("Unknown driver '", name, "'"));
+}
+
+Result<DiskFormat> classify(Bytes start) {
+  for (const Magic& magic : kForeign) {
+    if (!has_at(start, magic.offset, magic.bytes)) continue;
+    return unsupported("It looks like a ", magic.format,
+                       " image, which is not supported (give the format raw to use its bytes)");
+  }
+  if (!has_at(start, 0, "QFI\xfb"sv)) return DiskFormat::raw;
+  if (start.size() >= 8 && load_be<uint32_t>(start, 4) < 2) {
+    return unsupported("It looks like a qcow image of another version (give the format raw to use ",
+                       "its bytes)");
+  }
+  const bool boots = has_at(start, 510, "\x55\xaa"sv);
+  const bool is_cd = has_at(start, 0x8001, "CD001"sv);
+  if (boots || is_cd) {
+    return Error(Errc::denied, cat("It can be taken for a qcow2 image and for a ",
+                                   boots ? "disk with a boot sector" : "CD", "; give its format"));
+  }
+  return DiskFormat::qcow2;
+}
+
+Task<DiskFormat> classify_file(File& file) {
+  const Buffer start(kClassifySize);
+  co_await file.read(0, start.bytes());  // What lies behind the end reads as zeros.
+  co_return co_await classify(start.bytes().first(std::min<uint64_t>(kClassifySize, file.size())));
+}
+
+Result<std::string> path_of(std::string_view name) {
+  if (name.starts_with("file:")) {
+    name.remove_prefix(5);
+    if (name.empty()) return invalid("No path in 'file:'");
+    return std::string(name);
+  }
+  if (name.empty()) return invalid("The name is empty");
+  const size_t colon = name.substr(0, name.find('/')).find(':');
+  if (colon == std::string_view::npos) return std::string(name);
+  if (name.starts_with("json:")) return unsupported("json: names are not supported");
+  return unsupported("Unknown protocol ", quoted(name.substr(0, colon)),
+                     " (a path that has a colon ", "needs ./ in front)");
+}
+
+Task<Disk> open_disk(Reactor& reactor, Gate& gate, std::string name, OpenDiskOptions options) {
+  static_cast<void>(reactor);
+  const std::string path = co_await path_of(name);
+  const FileOptions file_options{.writable = options.image.writable,
+                                 .direct = options.image.direct,
+                                 .lock = options.image.lock,
+                                 .share_lock = options.image.share_lock};
+  std::unique_ptr<File> file = co_await gate.open(path, file_options);
+  co_return co_await open_disk_over(std::move(file), gate, std::move(options));
+}
+
+Task<Disk> open_disk_over(std::unique_ptr<File> file, Gate& gate, OpenDiskOptions options) {
+  Disk disk;
+  disk.guessed = !options.format;
+  disk.format = options.format ? *options.format : co_await classify_file(*file);
+  if (disk.format == DiskFormat::qcow2) {
+    auto raw = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
+    std::unique_ptr<Image> image =
+        co_await Image::open_over(std::move(raw), gate, std::move(options.image));
+    disk.image = image.get();
+    disk.device = std::move(image);
+    co_return disk;
+  }
+  if (!options.image.snapshot.empty()) {
+    co_return unsupported("A raw disk has no snapshots");
+  }
+  auto raw = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = options.growable});
+  if (disk.guessed && options.image.writable) {
+    disk.device = std::make_unique<GuessedRaw>(std::move(raw));
+  } else {
+    disk.device = std::move(raw);
+  }
+  co_return disk;
+}
+
+}  // namespace byre

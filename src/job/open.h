@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Opening a disk that a user named: which format it has, and a Device over it.
+///
+/// The format is the one the user gave.  Without one, classify() looks at the start of the file,
+/// and refuses what programs could disagree about: a qcow2 file that is a boot sector or a CD as
+/// well, or a format that byre does not read.  What it then takes for raw is opened with a guard: a
+/// write that would turn the start of the disk into the start of an image is refused, because the
+/// next program to probe the file would believe it (rule 1 of safe by default). Names are paths.
+/// `file:x` is x; other `protocol:` names and `json:` are refused. Not here: what an image names
+/// (its Gate decides), creating (job/create_disk.h).
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "block/device.h"
+#include "io/gate.h"
+#include "qcow2/image.h"
+
+namespace byre {
+
+enum class DiskFormat : uint8_t { raw, qcow2 };
+std::string_view name_of(DiskFormat format);
+/// Errc::not_found for a name that is no format of byre's.
+Result<DiskFormat> parse_format(std::string_view name);
+
+/// How much of a file classify() wants to see: the volume descriptor of a CD is at 32 KiB.
+inline constexpr uint64_t kClassifySize = 36 * KiB;
+
+/// What a file that starts with `start` is.  Errc::unsupported when it is an image of another
+/// format, Errc::denied when it can be taken for two things.
+Result<DiskFormat> classify(Bytes start);
+
+/// classify() with the start of `file`.
+Task<DiskFormat> classify_file(File& file);
+
+/// The path that a user's name means.
+Result<std::string> path_of(std::string_view name);
+
+struct OpenDiskOptions {
+  std::optional<DiskFormat> format;  ///< None: classify().
+  /// Of these a raw disk takes `writable`, `direct`, `lock` and `share_lock`.
+  ImageOptions image;
+  bool growable = false;  ///< Raw: writes may pass the end.
+};
+
+struct Disk {
+  std::unique_ptr<Device> device;
+  DiskFormat format = DiskFormat::raw;
+  bool guessed = false;    ///< classify() chose the format.
+  Image* image = nullptr;  ///< `device` when it is an image.
+
+  /// What a guest sees: a raw file's size rounded up to whole sectors; the rest reads as zeros.
+  uint64_t size() const { return round_up(device->size(), kSectorSize); }
+};
+
+/// The caller must close() the device.
+Task<Disk> open_disk(Reactor& reactor, Gate& gate, std::string name, OpenDiskOptions options);
+
+/// The same over a file that is open already.
+Task<Disk> open_disk_over(std::unique_ptr<File> file, Gate& gate, OpenDiskOptions options);
+
+}  // namespace byre
