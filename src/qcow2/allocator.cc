@@ -140,7 +140,7 @@ Task<void> Allocator::load_region(uint64_t index) {
     if (count >= kMany) region->many[i] = count;
   }
   regions_[index] = std::move(region);
-  if (refcount(**at) == 0 && geometry_.refcount_table_index(**at) == index) {
+  if (geometry_.refcount_table_index(**at) == index && refcount(**at) == 0) {
     regions_[index] = nullptr;
     co_await fail(
         corrupt("refcount block ", index, " at ", offset,
@@ -445,7 +445,9 @@ Task<void> Allocator::punch(std::vector<HostSpan> runs) {
     const uint64_t length = run.count * geometry_.cluster_size();
     bool zeroed = false;
     if (options_.punch) {
-      Result<void> punched = co_await file_.discard(offset, length, {}).result();
+      // zero(), not discard(): only that promises zeros for the next owner (A4).
+      Result<void> punched =
+          co_await file_.zero(offset, length, {.may_unmap = true, .no_fallback = true}).result();
       zeroed = punched.has_value() && fresh_is_zero_;
       // Blocks that cannot be given back are no reason to fail: the cluster is free all the same.
       if (!punched && punched.error().code() == Errc::unsupported) options_.punch = false;

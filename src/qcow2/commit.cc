@@ -86,6 +86,20 @@ Task<void> Committer::finish() {
   if (dirty_) co_await set_dirty(false);
 }
 
+Task<void> Committer::sync(Mark mark) {
+  if (latched_) co_await fail(latched_.copy());
+  Result<void> synced = co_await file_.flush(mark).result();
+  if (synced) co_return;
+  if (!latched_) {
+    latched_ =
+        Error(Errc::io,
+              cat("a sync failed (", synced.error().message(),
+                  "): what was written since the last flush may be lost; open the image again"),
+              synced.error().sys_errno());
+  }
+  co_await std::move(synced);
+}
+
 Task<void> Committer::write_header() {
   const Mutex::Hold hold = co_await header_mutex_.lock();
   co_await file_.write(0, sector_, {.mark = Mark::header_update}).doing("header");
@@ -96,7 +110,7 @@ Task<void> Committer::set_dirty(bool dirty) {
   const uint64_t features = load_be<uint64_t>(sector_, 72);
   store_incompatible(sector_, dirty ? features | kDirty : features & ~kDirty);
   co_await write_header();
-  co_await file_.flush(Mark::commit_sync);
+  co_await sync(Mark::commit_sync);
   dirty_ = dirty;
 }
 
@@ -108,7 +122,7 @@ Task<void> Committer::run(Mark mark) {
   }
   const bool with_refcounts = !lazy_ || write_all_ || stages_.open.refcounts.size() > kPostponedMax;
   if (!has_work(with_refcounts)) {
-    co_await file_.flush(mark);
+    co_await sync(mark);
     co_return;
   }
   if (!with_refcounts && !dirty_) co_await set_dirty(true);
@@ -177,8 +191,10 @@ Task<void> Committer::step_unreferenced(Mark mark) {
     jobs.list.push_back({Job::Kind::new_l2, index});
   const bool wrote = !jobs.list.empty();
   co_await perform(jobs);
-  if (wrote || generation.links_data)
-    co_await file_.flush(mark == Mark::flush ? mark : Mark::commit_sync);
+  if (wrote || generation.links_data) {
+    co_await sync(mark == Mark::flush ? mark : Mark::commit_sync);
+  }
+  stages_.committing->data_durable = true;
 }
 
 /// Step 2: header -> refcount table -> refcount blocks, before any pointer to what they count.
@@ -189,7 +205,7 @@ Task<void> Committer::step_refcount_pointers() {
     store_refcount_table(sector_, geometry_.start_of(table.first),
                          static_cast<uint32_t>(table.count));
     co_await write_header();  // O6: one sector.
-    co_await file_.flush(Mark::commit_sync);
+    co_await sync(Mark::commit_sync);
     allocator_.set_durable_table_at(table);
     co_return;
   }
@@ -203,7 +219,7 @@ Task<void> Committer::step_refcount_pointers() {
                          Mark::refcount_table_update});
   }
   co_await perform(jobs);
-  co_await file_.flush(Mark::commit_sync);
+  co_await sync(Mark::commit_sync);
 }
 
 /// Step 3: pointers to clusters whose contents and refcounts are durable.
@@ -230,7 +246,7 @@ Task<void> Committer::step_cluster_pointers(Mark mark) {
   for (const uint64_t sector : sectors) jobs.list.push_back({Job::Kind::l1_sector, sector});
   if (jobs.list.empty()) co_return;
   co_await perform(jobs);
-  co_await file_.flush(mark == Mark::flush ? mark : Mark::commit_sync);
+  co_await sync(mark == Mark::flush ? mark : Mark::commit_sync);
 }
 
 void Committer::finish_generation() {

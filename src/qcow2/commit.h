@@ -44,6 +44,11 @@ class Committer {
   /// Is there anything that a commit would write?
   bool has_work() const { return has_work(!lazy_); }
   bool running() const { return running_; }
+  /// The error of the sync that failed, if one has; what was staged after the sync before it is in
+  /// doubt.
+  const Error& latched() const { return latched_; }
+  /// Syncs the file, with the latch.
+  Task<void> sync(Mark mark);
   /// For those who wait for room to stage: notified after every commit, failed or not.
   Event& finished() { return finished_; }
   uint64_t commits() const { return commits_; }
@@ -88,6 +93,7 @@ class Committer {
   uint64_t wanted_ = 0;  ///< The last flush that came.
   uint64_t done_ = 0;    ///< Flushes up to this one are served.
   bool running_ = false;
+  Error latched_;
   Event finished_;
   Mutex header_mutex_;
   /// The committing generation's entries, in order.

@@ -22,6 +22,7 @@ ImageStats Image::stats() const {
 Result<void> Image::check_can_write() const {
   if (!options_.writable) return Error(Errc::read_only, cat(quoted(name()), " is open read-only"));
   if (broken_) return broken_.copy();
+  if (committer_->latched()) return committer_->latched().copy();
   return {};
 }
 

@@ -65,9 +65,9 @@ size_t Map::index_in_slice(GuestCluster cluster) const {
 }
 
 Result<std::optional<Map::Found>> Map::find_now(GuestCluster cluster) {
-  if (const L2Entry* staged = stages_.find(cluster)) {
-    BYRE_TRY(mapping, decode(cluster, *staged, true));
-    return std::optional(Found{mapping, false});
+  if (const Stages::Staged staged = stages_.find(cluster); staged.entry) {
+    BYRE_TRY(mapping, decode(cluster, *staged.entry, true));
+    return std::optional(Found{mapping, false, staged.generation->data_durable});
   }
   BYRE_TRY(table, table_of(geometry_.l1_index(cluster)));
   if (!table.l2) return std::optional(Found{});
@@ -75,7 +75,7 @@ Result<std::optional<Map::Found>> Map::find_now(GuestCluster cluster) {
   if (!slice) return std::optional<Found>();
   BYRE_TRY(mapping, decode(cluster, load_l2(slice.bytes(), index_in_slice(cluster), geometry_),
                            table.copied));
-  return std::optional(Found{mapping, true});
+  return std::optional(Found{mapping});
 }
 
 Task<Map::Found> Map::find(GuestCluster cluster) {

@@ -34,7 +34,8 @@ class Map {
 
   struct Found {
     Mapping mapping;
-    bool durable = true;  ///< The entry is on the disk, not only staged.
+    bool durable = true;       ///< The entry is on the disk, not only staged.
+    bool data_durable = true;  ///< Its data were synced since it was staged.
   };
   /// The entry if it is in memory: an empty optional means that find() would have to load it.
   Result<std::optional<Found>> find_now(GuestCluster cluster);

@@ -266,7 +266,7 @@ Task<void> Image::begin_writing() {
     head_.header.autoclear = kept;
     store_autoclear(head_.sector, kept);
     co_await committer_->write_header();
-    co_await file_->flush(Mark::commit_sync);
+    co_await committer_->sync(Mark::commit_sync);
   }
 }
 

@@ -27,7 +27,11 @@ Task<void> Image::read_pinned(uint64_t offset, MutableBytes data, Mark mark) {
     uint64_t length = std::min<uint64_t>(data.size(), cluster_size() - in_cluster);
     Result<std::optional<Map::Found>> now = map_->find_now(cluster);
     if (now && !*now) now = std::optional(co_await map_->find(cluster));
-    const Mapping mapping = (co_await std::move(now))->mapping;
+    const Map::Found found = *co_await std::move(now);
+    // After a failed sync the data of a fresh cluster may be lost, and what it holds instead
+    // belongs to nobody: an error, never that (M4, C4).
+    if (!found.data_durable && committer_->latched()) co_await fail(committer_->latched().copy());
+    const Mapping& mapping = found.mapping;
 
     // The common case, and the only one with more than a cluster at a time: plain data.
     if (mapping.allocated == g.all_units()) {
@@ -35,6 +39,7 @@ Task<void> Image::read_pinned(uint64_t offset, MutableBytes data, Mark mark) {
       while (length < data.size()) {
         Result<std::optional<Map::Found>> more = map_->find_now(cluster + next);
         if (!more || !*more || (*more)->mapping.allocated != g.all_units() ||
+            (*more)->data_durable != found.data_durable ||
             *(*more)->mapping.host != *mapping.host + next) {
           break;
         }

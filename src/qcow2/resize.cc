@@ -44,7 +44,7 @@ Task<void> Image::resize(uint64_t size) {
 
   store_size(head_.sector, size);
   Result<void> written = co_await committer_->write_header().result();
-  if (written) written = co_await file_->flush(Mark::commit_sync).result();
+  if (written) written = co_await committer_->sync(Mark::commit_sync).result();
   if (!written) {
     // Old or new: both are sound sizes for what the tables say.
     store_size(head_.sector, size_);
@@ -71,11 +71,11 @@ Task<void> Image::grow_l1(uint64_t entries) {
     store_be(MutableBytes(body), i * 8, map_->l1()[i]);
   const HostOffset at = g.start_of(fresh.first());
   co_await file_->write(at.value, body, {.mark = Mark::l1_grow});
-  co_await file_->flush(Mark::commit_sync);
+  co_await committer_->sync(Mark::commit_sync);
 
   store_l1(head_.sector, at, static_cast<uint32_t>(entries));
   Result<void> switched = co_await committer_->write_header().result();
-  if (switched) switched = co_await file_->flush(Mark::commit_sync).result();
+  if (switched) switched = co_await committer_->sync(Mark::commit_sync).result();
   if (!switched) {
     // Either table may be the one that counts now (a failed pointer write): neither is given up,
     // none is changed.

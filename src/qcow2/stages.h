@@ -41,7 +41,8 @@ struct Generation {
   std::unordered_map<HostCluster, int64_t> refcounts;
   std::map<uint64_t, HostCluster> refcount_blocks;  ///< New ones, by refcount table index.
   std::optional<NewRefcountTable> refcount_table;
-  bool links_data = false;  ///< An entry points to data that a sync must make durable first (O2).
+  bool links_data = false;    ///< An entry points to data that a sync must make durable first (O2).
+  bool data_durable = false;  ///< That sync has been made.
 
   bool empty() const {
     return entries.empty() && l2_tables.empty() && refcounts.empty() && refcount_blocks.empty() &&
@@ -55,17 +56,21 @@ struct Stages {
   /// Generations below this one are durable.
   uint64_t durable_end = 0;
 
-  /// The newest staged entry.
-  const L2Entry* find(GuestCluster cluster) const {
+  struct Staged {
+    const L2Entry* entry = nullptr;
+    const Generation* generation = nullptr;
+  };
+  /// The newest staged entry, or null.
+  Staged find(GuestCluster cluster) const {
     if (!open.entries.empty()) {
       const auto it = open.entries.find(cluster);
-      if (it != open.entries.end()) return &it->second;
+      if (it != open.entries.end()) return {&it->second, &open};
     }
     if (committing && !committing->entries.empty()) {
       const auto it = committing->entries.find(cluster);
-      if (it != committing->entries.end()) return &it->second;
+      if (it != committing->entries.end()) return {&it->second, &*committing};
     }
-    return nullptr;
+    return {};
   }
   bool has_new_l2_table(uint64_t l1_index) const {
     return open.l2_tables.contains(l1_index) ||
