@@ -299,7 +299,8 @@ const InjectError* FaultFilter::take_armed(const Request& request) {
     if (rule.io ? *rule.io != request.io : request.io == FaultIo::block_status) continue;
     if (rule.sector) {
       const uint64_t at = *rule.sector * kSectorSize;
-      if (at + kSectorSize <= request.offset || at >= request.offset + request.length) continue;
+      const bool behind = at >= request.offset + request.length;
+      if (request.length == 0 || behind || at + kSectorSize <= request.offset) continue;
     }
     if (rule.once) {
       spent_[armed_[i]] = true;
@@ -368,7 +369,7 @@ Task<void> FaultFilter::discard(uint64_t offset, uint64_t length, DiscardOptions
 }
 
 Task<void> FaultFilter::flush(Mark mark) {
-  const Request request{.io = FaultIo::flush, .offset = 0, .length = UINT64_MAX};
+  const Request request{.io = FaultIo::flush, .offset = 0, .length = 0};  // No sector's.
   co_await admit(request, mark, FaultEvent::none);
   co_await below_->flush(mark);
 }

@@ -149,6 +149,7 @@ TEST_F(FaultFilterTest, ASectorIsHitByWhatTouchesIt) {
   EXPECT_EQ(at(1023, 2), EIO);
   EXPECT_EQ(at(1535, 1), EIO);
   EXPECT_EQ(at(1536, 1), 0);
+  EXPECT_TRUE(flush());
 }
 
 // Every kind of request against every kind of rule.
