@@ -83,7 +83,7 @@ Task<void> Committer::flush_all() {
 
 Task<void> Committer::finish() {
   co_await flush_all();
-  if (dirty_) co_await set_dirty(false);
+  if (maybe_dirty_) co_await set_dirty(false);
 }
 
 Task<void> Committer::sync(Mark mark) {
@@ -109,9 +109,11 @@ Task<void> Committer::write_header() {
 Task<void> Committer::set_dirty(bool dirty) {
   const uint64_t features = load_be<uint64_t>(sector_, 72);
   store_incompatible(sector_, dirty ? features | kDirty : features & ~kDirty);
+  dirty_durable_ = false;
+  maybe_dirty_ = true;  // If the write fails, the disk may have it all the same.
   co_await write_header();
   co_await sync(Mark::commit_sync);
-  dirty_ = dirty;
+  dirty_durable_ = maybe_dirty_ = dirty;
 }
 
 Task<void> Committer::run(Mark mark) {
@@ -125,7 +127,7 @@ Task<void> Committer::run(Mark mark) {
     co_await sync(mark);
     co_return;
   }
-  if (!with_refcounts && !dirty_) co_await set_dirty(true);
+  if (!with_refcounts && !dirty_durable_) co_await set_dirty(true);
   stages_.rotate();
   if (!with_refcounts) postpone_refcounts();
   const Generation& generation = *stages_.committing;

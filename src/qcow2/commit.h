@@ -88,7 +88,8 @@ class Committer {
   MutableBytes sector_;
   bool lazy_;
   bool write_all_ = false;
-  bool dirty_ = false;  ///< The dirty bit is set on the disk.
+  bool dirty_durable_ = false;  ///< The dirty bit is set on the disk, for sure.
+  bool maybe_dirty_ = false;    ///< It may be.
 
   uint64_t wanted_ = 0;  ///< The last flush that came.
   uint64_t done_ = 0;    ///< Flushes up to this one are served.
