@@ -65,33 +65,36 @@ void Server::admit(Socket socket, DoorOptions options) {
 Task<void> Server::attend(Socket socket, DoorOptions options) {
   ++statistics_.connections;
   ++statistics_.connections_open;
+  const std::string peer = socket.peer();
   Session session(reactor_, std::move(socket), shared_, options_.limits,
                   {.allow_list = options.allow_list});
-  co_await run_session(session);
+  co_await run_session(session, peer);
   --statistics_.connections_open;
 }
 
 Task<void> Server::turn_away(Socket socket, DoorOptions options) {
   ++refused_now_;
   SessionLimits limits = options_.limits;
-  limits.handshake_timeout_ns = std::min(limits.handshake_timeout_ns, kRefusedTimeout);
+  limits.handshake_timeout_ns = kRefusedTimeout;
+  const std::string peer = socket.peer();
   Session session(reactor_, std::move(socket), shared_, limits, {.allow_list = options.allow_list});
   if (stopping_) {
     session.refuse(OptionReply::shutdown, "the server is shutting down");
   } else {
     session.refuse(OptionReply::policy, "the server has too many connections");
   }
-  co_await run_session(session);
+  co_await run_session(session, peer);
   --refused_now_;
 }
 
-Task<void> Server::run_session(Session& session) {
+Task<void> Server::run_session(Session& session, const std::string& peer) {
   sessions_.push_back(&session);
   Result<void> result = co_await session.run().result();
   std::erase(sessions_, &session);
   if (result) co_return;
   ++statistics_.connections_failed;
-  if (options_.report) options_.report(std::move(result).error());
+  if (options_.report)
+    options_.report(std::move(result).error().while_doing(cat("NBD client (", peer, ")")));
 }
 
 }  // namespace byre::nbd

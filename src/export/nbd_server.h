@@ -18,6 +18,8 @@
 #pragma once
 
 #include <functional>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "coro/scope.h"
@@ -76,7 +78,7 @@ class Server {
   void admit(Socket socket, DoorOptions options);
   Task<void> attend(Socket socket, DoorOptions options);
   Task<void> turn_away(Socket socket, DoorOptions options);
-  Task<void> run_session(Session& session);
+  Task<void> run_session(Session& session, const std::string& peer);
 
   Reactor& reactor_;
   ServerOptions options_;

@@ -183,8 +183,9 @@ Task<void> Session::shake_hands() {
     const Handshake::Next next =
         handshake_.option(header.option, intake_.have().first(header.length), out);
     intake_.take(header.length);
-    if (!out.empty()) co_await socket_.send_all(out);
-    if (next == Handshake::Next::end) co_return;
+    // Many leave after ABORT, or a listing, without reading to the end.
+    const Result<void> sent = co_await socket_.send_all(out).result();
+    if (!sent || next == Handshake::Next::end) co_return;
     if (next == Handshake::Next::transmission) break;
   }
   if (stopping_) co_return;
