@@ -242,7 +242,7 @@ Result<FaultRules> parse_fault_config(std::string_view text) {
     }
     const size_t equals = line.find('=');
     if (equals == std::string_view::npos || !section) {
-      return invalid("line ", number, " is neither a section nor a setting of one: ", quoted(line));
+      return invalid("line ", number, " is neither a section nor a setting of one");
     }
     std::string_view value = trimmed(line.substr(equals + 1));
     if (value.size() >= 2 && value.front() == '"' && value.back() == '"') {
@@ -350,14 +350,19 @@ Task<void> FaultFilter::write(uint64_t offset, Bytes data, WriteOptions options)
   const Request request{.io = FaultIo::write, .offset = offset, .length = data.size()};
   co_await admit(request, options.mark, FaultEvent::pwritev);
   co_await below_->write(offset, data, options);
-  constexpr FaultEvent kDone = FaultEvent::pwritev_done;
-  co_await reach({&kDone, 1});
+  co_await end_write(options.fua);
 }
 
 Task<void> FaultFilter::zero(uint64_t offset, uint64_t length, ZeroOptions options) {
   const Request request{.io = FaultIo::write_zeroes, .offset = offset, .length = length};
   co_await admit(request, Mark::none, FaultEvent::pwritev_zero);
   co_await below_->zero(offset, length, options);
+  co_await end_write(options.fua);
+}
+
+/// A durable write is a flush as well.
+Task<void> FaultFilter::end_write(bool fua) {
+  if (fua) co_await admit(kFlush, Mark::flush, FaultEvent::none);
   constexpr FaultEvent kDone = FaultEvent::pwritev_done;
   co_await reach({&kDone, 1});
 }
@@ -369,8 +374,7 @@ Task<void> FaultFilter::discard(uint64_t offset, uint64_t length, DiscardOptions
 }
 
 Task<void> FaultFilter::flush(Mark mark) {
-  const Request request{.io = FaultIo::flush, .offset = 0, .length = 0};  // No sector's.
-  co_await admit(request, mark, FaultEvent::none);
+  co_await admit(kFlush, mark, FaultEvent::none);
   co_await below_->flush(mark);
 }
 

@@ -4,7 +4,8 @@
 ///
 /// It knows rules and breakpoints, named as QEMU's blkdebug names them:
 ///   1. A request that comes raises events.  They follow from what it is (a write, a flush) and
-///      from its Mark (what it is for); raised_by() is the one table of them.
+///      from its Mark (what it is for); raised_by() is the one table of them.  A write that is to
+///      be durable is a write and then a flush.
 ///   2. An event counts through the rules that name it: set-state moves the state, inject-error
 ///      arms its rule.  Arming a rule disarms those that earlier events have armed.
 ///   3. The request is held at each breakpoint that waits for one of its events, until somebody
@@ -178,6 +179,8 @@ class FaultFilter final : public Device {
     uint64_t offset;
     uint64_t length;
   };
+  /// Touches no sector.
+  static constexpr Request kFlush{.io = FaultIo::flush, .offset = 0, .length = 0};
   struct Break {
     FaultEvent event;
     std::string tag;
@@ -190,6 +193,7 @@ class FaultFilter final : public Device {
 
   Task<void> admit(Request request, Mark mark, FaultEvent own);
   Task<void> reach(std::span<const FaultEvent> events);
+  Task<void> end_write(bool fua);
   void count(FaultEvent event);
   void meet_breaks(FaultEvent event, std::vector<Held*>& met);
   const InjectError* take_armed(const Request& request);

@@ -152,6 +152,14 @@ TEST_F(FaultFilterTest, ASectorIsHitByWhatTouchesIt) {
   EXPECT_TRUE(flush());
 }
 
+TEST_F(FaultFilterTest, ADurableWriteIsAFlushToo) {
+  make({.inject_errors = {{.event = FaultEvent::flush_to_disk, .io = FaultIo::flush}}});
+  EXPECT_TRUE(write(0));
+  EXPECT_EQ(error_of(reactor_.run(filter_->write(512, bytes_of(kOne), {.fua = true}))), EIO);
+  EXPECT_TRUE(written(512));
+  EXPECT_EQ(error_of(reactor_.run(filter_->zero(0, 512, {.fua = true}))), EIO);
+}
+
 // Every kind of request against every kind of rule.
 TEST_F(FaultFilterTest, ARuleFailsItsKindOfRequestOnly) {
   for (int rule = -1; rule <= static_cast<int>(FaultIo::block_status); ++rule) {
