@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+/// `byre io`: the interactive tester, which is qemu-io under that name.
+///
+/// Commands come from -c, one after another, or from stdin.  After each the reactor turns once, so
+/// that what runs in the background goes on; while it waits for a line, everything does.
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "cli/commands.h"
+#include "cli/io_shell.h"
+#include "cli/options.h"
+
+namespace byre {
+
+namespace {
+
+struct IoArgs {
+  std::optional<std::string> file;
+  std::optional<std::string> format;
+  std::optional<std::string> cache;
+  std::optional<OpenPolicy> follow;
+  std::optional<std::string> discard;
+  std::optional<std::string> aio;
+  std::vector<std::string> commands;
+  bool image_opts = false;
+  bool read_only = false;
+  bool no_cache = false;
+  bool misalign = false;
+  bool share = false;
+};
+
+/// Lines of stdin, read only when there is something to read.
+class LineReader {
+ public:
+  explicit LineReader(Reactor& reactor) : reactor_(reactor) {}
+
+  /// Nothing at the end of the file.
+  Task<std::optional<std::string>> next() {
+    for (;;) {
+      const size_t end = pending_.find('\n');
+      if (end != std::string::npos) {
+        std::string line = pending_.substr(0, end);
+        pending_.erase(0, end + 1);
+        co_return std::optional(std::move(line));
+      }
+      Op poll{.kind = Op::Kind::poll, .fd = STDIN_FILENO};
+      co_await reactor_.perform(poll);  // If it cannot be polled, it can be read at once.
+      char buffer[4096];
+      const ssize_t got = ::read(STDIN_FILENO, buffer, sizeof buffer);
+      if (got < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+      if (got < 0) co_return errno_error(errno, "read stdin");
+      if (got == 0 && pending_.empty()) co_return std::optional<std::string>();
+      if (got == 0) co_return std::optional(std::exchange(pending_, {}));
+      pending_.append(buffer, static_cast<size_t>(got));
+    }
+  }
+
+ private:
+  Reactor& reactor_;
+  std::string pending_;
+};
+
+Result<IoOpen> open_from(const IoArgs& args) {
+  IoOpen open{.path = *args.file,
+              .format = args.format.value_or(""),
+              .image_opts = args.image_opts,
+              .read_only = args.read_only,
+              .share_lock = args.share};
+  if (args.image_opts && args.format) {
+    return invalid("--image-opts and -f are mutually exclusive");
+  }
+  if (args.no_cache) open.cache = CacheMode::none;
+  return open;
+}
+
+Task<void> run_lines(Session& session, IoShell& shell, const std::vector<std::string>& commands) {
+  Reactor& reactor = session.reactor();
+  for (const std::string& command : commands) {
+    co_await shell.run(command);
+    co_await reactor.ready().yield();
+    if (shell.quit()) co_return;
+  }
+  if (!commands.empty()) co_return;
+
+  LineReader lines(reactor);
+  const std::string prompt = session.stand_in() ? "qemu-io> " : "byre> ";
+  while (!shell.quit()) {
+    session.print(prompt);
+    session.flush_output();
+    std::optional<std::string> line = co_await lines.next();
+    if (!line) break;
+    co_await shell.run(*std::move(line));
+    co_await reactor.ready().yield();
+  }
+}
+
+Task<int> io(Session& session, IoArgs args) {
+  // What is wrong with the words is said before anything is opened.
+  std::optional<IoOpen> open;
+  if (args.file) open = co_await open_from(args);
+  if (open && args.cache) open->cache = co_await cache_mode(*args.cache, "cache");
+  if (args.discard) {
+    std::optional<DiscardPolicy> policy;
+    if (!parse_value(*args.discard, policy)) {
+      co_return invalid("Invalid discard option: ", *args.discard);
+    }
+    if (open) open->discard = *policy;
+  }
+  if (args.aio && *args.aio != "threads" && *args.aio != "native" && *args.aio != "io_uring") {
+    co_return invalid("Invalid aio option: ", *args.aio);
+  }
+
+  SystemGate gate(session.reactor(), session.policy(args.follow));
+  IoShell shell(session.reactor(), gate,
+                {.program = session.program(),
+                 .explain = !session.stand_in(),
+                 .out = [&](std::string_view text) { session.print(text); },
+                 .err =
+                     [&](std::string_view text) {
+                       session.flush_output();
+                       session.note(text);
+                     },
+                 .flush = [&] { session.flush_output(); },
+                 .guessed_raw = [&](const std::string& name) { warn_of_guess(session, name); }});
+  if (open && !co_await shell.open(*std::move(open))) co_return 1;
+  const Result<void> ran = co_await run_lines(session, shell, args.commands).result();
+  if (!ran) session.error(ran.error().message());
+  co_await shell.finish();
+  co_return ran && !shell.failed() ? 0 : 1;
+}
+
+const Command<IoArgs> kIoCommand({
+    .name = "io",
+    .summary = "Read, write and discard ranges of a disk, by commands",
+    .description =
+        "FILE is a file, or blkdebug:CONFIG:FILE for a fault filter below its format. "
+        "Commands come from -c, or from stdin when there is none; `help` lists them. "
+        "The exit code is 1 when a command failed; requests in the background do not count.",
+    .args = {optional_operand("FILE", &IoArgs::file, "the disk to open"),
+             option("-f, --format", "FORMAT", &IoArgs::format,
+                    "raw or qcow2; without it the file's first bytes decide"),
+             option("-c, --cmd", "COMMAND", &IoArgs::commands, "run this command; may be repeated"),
+             flag("-r, --read-only", &IoArgs::read_only, "open without the right to write"),
+             flag("-n, --nocache", &IoArgs::no_cache, "past the host's page cache, as -t none"),
+             option("-t, --cache", "MODE", &IoArgs::cache,
+                    "writethrough (the default), writeback, none, directsync or unsafe"),
+             option("-d, --discard", "MODE", &IoArgs::discard, "unmap (the default) or ignore"),
+             option("-i, --aio", "MODE", &IoArgs::aio,
+                    "threads, native or io_uring; accepted, byre chooses by itself"),
+             flag("-m, --misalign", &IoArgs::misalign, "accepted; buffers are always aligned"),
+             flag("-U, --force-share", &IoArgs::share,
+                  "read although another process writes the image"),
+             flag("--image-opts", &IoArgs::image_opts,
+                  "FILE is a list of options: driver=qcow2,file.driver=blkdebug,..."),
+             option("--follow", "POLICY", &IoArgs::follow,
+                    "which files the image may name as its backing or data file: nothing, "
+                    "same-directory (the default), or any (the default under QEMU's names)"),
+             refused("--object", "OBJECT", kNoObjects),
+             refused("-s, --snapshot", "create an overlay first"),
+             refused("-C, --copy-on-read", "there is no copy on read here yet"),
+             refused("-k, --native-aio", "byre chooses by itself"),
+             refused("-T, --trace", "SPEC", "there is no tracing here")},
+    .run = io,
+});
+
+}  // namespace
+
+const AnyCommand& kIo = kIoCommand;
+
+}  // namespace byre

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/io_commands.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+
+namespace byre {
+namespace {
+
+constexpr IoContext kWritable{.has_file = true, .writable = true, .program = "tool"};
+constexpr IoContext kReadOnly{.has_file = true, .writable = false, .program = "tool"};
+constexpr IoContext kNoFile{.has_file = false, .writable = false, .program = "tool"};
+
+template <class Command>
+Command parsed(std::string_view line) {
+  std::expected<IoCommand, IoComplaint> command = parse_io_command(line, kWritable);
+  if (!command) {
+    ADD_FAILURE() << line << ": " << command.error().out << command.error().err;
+    return {};
+  }
+  if (!std::holds_alternative<Command>(*command)) {
+    ADD_FAILURE() << line << ": another command";
+    return {};
+  }
+  return std::get<Command>(*std::move(command));
+}
+
+IoComplaint refused(std::string_view line, const IoContext& context = kWritable) {
+  std::expected<IoCommand, IoComplaint> command = parse_io_command(line, context);
+  if (!command) return command.error();
+  ADD_FAILURE() << line << " is accepted";
+  return {};
+}
+std::string refused_out(std::string_view line) {
+  IoComplaint complaint = refused(line);
+  EXPECT_EQ(complaint.err, "") << line;
+  return complaint.out;
+}
+std::string refused_err(std::string_view line, const IoContext& context = kWritable) {
+  IoComplaint complaint = refused(line, context);
+  EXPECT_EQ(complaint.out, "") << line;
+  return complaint.err;
+}
+
+TEST(IoCommands, AReadSaysWhatToReadAndExpect) {
+  const auto read = parsed<IoTransfer>("read -P 0x1f -s 1k -l 2k -qv 64k 1M");
+  EXPECT_EQ(read.command, "read");
+  EXPECT_FALSE(read.is_write);
+  EXPECT_FALSE(read.background);
+  EXPECT_EQ(read.offset, 64 * KiB);
+  EXPECT_EQ(read.length(), MiB);
+  EXPECT_EQ(read.expect, std::byte{0x1f});
+  EXPECT_EQ(read.expect_offset, KiB);
+  EXPECT_EQ(read.expect_length, 2 * KiB);
+  EXPECT_TRUE(read.quiet);
+  EXPECT_TRUE(read.dump);
+}
+
+TEST(IoCommands, WithoutALengthAPatternReachesToTheEnd) {
+  EXPECT_EQ(parsed<IoTransfer>("read -P1 0 512").expect_length, 512u);
+  EXPECT_EQ(parsed<IoTransfer>("read -P1 -s 12 0 512").expect_length, 500u);
+  EXPECT_EQ(parsed<IoTransfer>("read -P1 -s 512 0 512").expect_length, 0u);
+}
+
+TEST(IoCommands, APatternThatPassesTheEndIsRefused) {
+  constexpr std::string_view kText = "pattern verification range exceeds end of read data\n";
+  EXPECT_EQ(refused_out("read -P1 -s 513 0 512"), kText);
+  EXPECT_EQ(refused_out("read -P1 -l 513 0 512"), kText);
+  EXPECT_EQ(refused_out("read -P1 -s 500 -l 13 0 512"), kText);
+}
+
+TEST(IoCommands, AWriteHasItsFlags) {
+  const auto write = parsed<IoTransfer>("write -z -u -n -f 0 4k");
+  EXPECT_TRUE(write.is_write && write.zero && write.may_unmap && write.no_fallback && write.fua);
+  EXPECT_EQ(parsed<IoTransfer>("write 0 1").fill, std::byte{0xcd});
+  EXPECT_EQ(parsed<IoTransfer>("w -P 010 0 1").fill, std::byte{8});
+  EXPECT_EQ(parsed<IoTransfer>("write -s file 0 1").source_file, "file");
+  EXPECT_TRUE(parsed<IoTransfer>("write -c 0 1").compressed);
+  EXPECT_TRUE(parsed<IoTransfer>("write -b 0 1").vm_state);
+  EXPECT_TRUE(parsed<IoTransfer>("aio_write -zu 0 1").background);
+}
+
+TEST(IoCommands, OptionsStandAnywhereBeforeTwoDashes) {
+  const auto read = parsed<IoTransfer>("read 5 -v 6 -P 3");
+  EXPECT_TRUE(read.dump);
+  EXPECT_EQ(read.offset, 5u);
+  EXPECT_EQ(read.length(), 6u);
+  EXPECT_EQ(read.expect, std::byte{3});
+  EXPECT_EQ(parsed<IoTransfer>("read -- 5 6").offset, 5u);
+  EXPECT_EQ(refused_out("read -- 5 -v").substr(0, 13), "Parsing error");
+}
+
+TEST(IoCommands, AVectorIsOneRequestOverItsBuffers) {
+  const auto read = parsed<IoTransfer>("readv 512 1k 2k 3");
+  EXPECT_EQ(read.lengths, (std::vector<uint64_t>{1024, 2048, 3}));
+  EXPECT_EQ(read.length(), 3075u);
+  EXPECT_TRUE(parsed<IoTransfer>("aio_read 0 1 2").background);
+}
+
+TEST(IoCommands, FlagsThatContradictAreRefused) {
+  EXPECT_EQ(refused_out("write -u 0 1"), "-u requires -z to be specified\n");
+  EXPECT_EQ(refused_out("write -n 0 1"), "-n requires -z to be specified\n");
+  EXPECT_EQ(refused_out("write -b -z 0 1"), "-b and -z cannot be specified at the same time\n");
+  EXPECT_EQ(refused_out("write -cf 0 1"), "-f and -b or -c cannot be specified at the same time\n");
+  for (const char* line : {"write -z -P 1 0 1", "write -z -s f 0 1", "write -P 1 -s f 0 1"}) {
+    EXPECT_EQ(refused_out(line), "Only one of -z, -P, and -s can be specified at the same time\n");
+  }
+  EXPECT_EQ(refused_out("aio_write -z 0 1 2"), "-z supports only a single length parameter\n");
+}
+
+TEST(IoCommands, NumbersAreSizes) {
+  EXPECT_EQ(parsed<IoTransfer>("read 0.5k 1b").offset, 512u);
+  EXPECT_EQ(parsed<IoTransfer>("read 0x200 1").offset, 512u);
+  EXPECT_EQ(parsed<IoTransfer>("read +5 1").offset, 5u);
+  for (const char* bad : {"64q", "x", "0.3", "1e3", "64kB"}) {
+    EXPECT_EQ(refused_out(cat("read ", bad, " 1")),
+              cat("Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- ", bad,
+                  "\n"));
+  }
+  for (const char* bad : {"16E", "8E", "9999999999999999999"}) {
+    EXPECT_EQ(refused_out(cat("read ", bad, " 1")),
+              cat("Parsing error: argument too large -- ", bad, "\n"));
+  }
+}
+
+TEST(IoCommands, TooLongIsSaid) {
+  EXPECT_EQ(parsed<IoTransfer>("read 0 2147483136").length(), 2147483136u);
+  EXPECT_EQ(refused_out("read 0 3G"), "length cannot exceed 2147483136, given 3G\n");
+  EXPECT_EQ(refused_out("write 0 3G"), "length cannot exceed 2147483136 without -n, given 3G\n");
+  EXPECT_EQ(parsed<IoTransfer>("write -z -n 0 3G").length(), 3 * GiB);
+  EXPECT_EQ(refused_out("discard 0 4G"), "length cannot exceed 2147483136, given 4G\n");
+  EXPECT_EQ(refused_out("aio_read 0 3G"), "Argument '3G' exceeds maximum size 2147483136\n");
+  EXPECT_EQ(refused_out("writev 0 1G 1G"),
+            "The total number of bytes exceed the maximum size 2147483136\n");
+}
+
+TEST(IoCommands, PatternsAreBytes) {
+  for (const char* bad : {"256", "0x", "-1", "1k", "08", "x"}) {
+    EXPECT_EQ(refused_out(cat("read -P ", bad, " 0 1")),
+              cat(bad, " is not a valid pattern byte\n"));
+  }
+}
+
+TEST(IoCommands, WhatIsWrongWithALineComesInOrder) {
+  EXPECT_EQ(refused_err("foo bar", kNoFile), "command \"foo\" not found\n");
+  EXPECT_EQ(refused_err("read", kNoFile), "no file open, try 'help open'\n");
+  EXPECT_EQ(refused_err("write 0", kReadOnly),
+            "bad argument count 1 to write, expected at least 2 arguments\n");
+  EXPECT_EQ(refused_err("write -Z 0", kReadOnly), "tool: Block node is read-only\n");
+  EXPECT_EQ(refused_err("alloc"),
+            "bad argument count 0 to alloc, expected between 1 and 2 arguments\n");
+  EXPECT_EQ(refused_err("flush x"), "bad argument count 1 to flush, expected 0 arguments\n");
+  const IoComplaint complaint = refused("write -Z 0");
+  EXPECT_EQ(complaint.err, "write: invalid option -- 'Z'\n");
+  EXPECT_EQ(complaint.out.substr(0, 7), "write [");
+  EXPECT_EQ(refused("read 0 -P").err, "read: option requires an argument -- 'P'\n");
+  EXPECT_EQ(refused("w 0 1 2").out.substr(0, 3), "w [");
+}
+
+TEST(IoCommands, EveryWriterNeedsTheRight) {
+  for (const char* line : {"write 0 1", "writev 0 1", "aio_write 0 1", "discard 0 1",
+                           "aio_discard 0 1", "truncate 0"}) {
+    EXPECT_EQ(refused_err(line, kReadOnly), "tool: Block node is read-only\n") << line;
+  }
+  for (const char* line : {"read 0 1", "flush", "map", "alloc 0", "length", "info", "close"}) {
+    EXPECT_TRUE(parse_io_command(line, kReadOnly).has_value()) << line;
+  }
+}
+
+TEST(IoCommands, TheOthersHaveTheirArguments) {
+  EXPECT_EQ(parsed<IoAlloc>("a 4k").length, 512u);
+  EXPECT_EQ(parsed<IoAlloc>("alloc 4k 1M").length, MiB);
+  EXPECT_EQ(parsed<IoTruncate>("t 2M").size, 2 * MiB);
+  EXPECT_EQ(refused_err("truncate -m full 2M"), "tool: Invalid preallocation mode 'full'\n");
+  EXPECT_EQ(parsed<IoSleep>("sleep 20").milliseconds, 20u);
+  EXPECT_EQ(refused_out("sleep -5"), "-5 is not a valid number\n");
+  EXPECT_EQ(parsed<IoSigraise>("sigraise 9").signal, 9);
+  EXPECT_EQ(refused_out("sigraise 999"),
+            "signal argument '999' is too large to be a valid signal\n");
+  EXPECT_EQ(parsed<IoBreak>("break write_aio A").event, "write_aio");
+  EXPECT_EQ(parsed<IoBreak>("break write_aio A").tag, "A");
+  EXPECT_EQ(parsed<IoWaitBreak>("wait_break A").tag, "A");
+  EXPECT_EQ(parsed<IoResume>("resume A").tag, "A");
+  EXPECT_EQ(parsed<IoRemoveBreak>("remove_break A").tag, "A");
+  EXPECT_EQ(parsed<IoDiscard>("aio_discard -q 0 1").background, true);
+  parsed<IoNothing>("   ");
+  parsed<IoQuit>("q");
+  const auto open = parsed<IoOpen>("open -rU -t writeback -d ignore -o a=b path");
+  EXPECT_TRUE(open.read_only && open.share_lock);
+  EXPECT_EQ(open.cache, CacheMode::writeback);
+  EXPECT_EQ(open.discard, DiscardPolicy::ignore);
+  EXPECT_EQ(open.options, "a=b");
+  EXPECT_EQ(open.path, "path");
+  EXPECT_EQ(refused_err("open -t foo x"), "tool: Invalid cache option: foo\n");
+  EXPECT_EQ(refused_err("open -s x"), "tool: open: option '-s' is not supported\n");
+}
+
+TEST(IoCommands, HelpKnowsEveryCommand) {
+  const std::string text = io_help();
+  EXPECT_NE(text.find("aio_discard [-Cq] off len -- "), std::string::npos);
+  EXPECT_EQ(io_help("r").substr(0, 3), "r [");
+  EXPECT_EQ(io_help("nonesuch"), "");
+}
+
+// Texts that scripts read.
+
+TEST(IoTexts, SizesHaveThreeDecimalsOrNone) {
+  EXPECT_EQ(io_size_text(0), "0 bytes");
+  EXPECT_EQ(io_size_text(40), "40 bytes");
+  EXPECT_EQ(io_size_text(41.310146), "41.310146 bytes");
+  EXPECT_EQ(io_size_text(1e-9), "0 bytes");
+  EXPECT_EQ(io_size_text(1536), "1.500 KiB");
+  EXPECT_EQ(io_size_text(64.0 * KiB), "64 KiB");
+  EXPECT_EQ(io_size_text(2.0 * KiB * MiB), "2 GiB");
+  EXPECT_EQ(io_size_text(3.0 * GiB * GiB), "3 EiB");
+}
+
+TEST(IoTexts, AReportHasTwoLines) {
+  EXPECT_EQ(
+      io_report_text(
+          {.verb = "wrote", .offset = 4096, .length = 65536, .nanoseconds = 20 * kMillisecond}),
+      "wrote 65536/65536 bytes at offset 4096\n"
+      "64 KiB, 1 ops; 00.02 sec (3.125 MiB/sec and 50.0000 ops/sec)\n");
+  EXPECT_EQ(io_report_text({.verb = "read",
+                            .offset = 0,
+                            .length = 512,
+                            .nanoseconds = 3723 * kSecond + 450 * kMillisecond}),
+            "read 512/512 bytes at offset 0\n"
+            "512 bytes, 1 ops; 1:02:03.45 (0.137507 bytes/sec and 0.0003 ops/sec)\n");
+  EXPECT_EQ(io_report_text({.verb = "read",
+                            .offset = 0,
+                            .length = 512,
+                            .nanoseconds = 10 * kMillisecond,
+                            .machine = true}),
+            "512,1,0:00:00.01,51200.000,100.000\n");
+}
+
+TEST(IoTexts, ADumpShowsBytesAndLettersAndDigits) {
+  std::array<std::byte, 18> bytes{std::byte{0x20}, std::byte{0x41}, std::byte{0x7e},
+                                  std::byte{0x39}};
+  EXPECT_EQ(io_dump_text(65500, bytes),
+            "0000ffdc:  20 41 7e 39 00 00 00 00 00 00 00 00 00 00 00 00  .A.9............\n"
+            "0000ffec:  00 00  ..\n");
+  EXPECT_EQ(io_dump_text(0, {}), "");
+}
+
+TEST(IoTexts, MapLines) {
+  EXPECT_EQ(io_map_text(0, 65536, true),
+            "64 KiB (0x10000) bytes     allocated at offset 0 bytes (0x0)\n");
+  EXPECT_EQ(io_map_text(65536, 983040, false),
+            "960 KiB (0xf0000) bytes not allocated at offset 64 KiB (0x10000)\n");
+}
+
+// What to open.
+
+IoLayer planned(IoOpen open) {
+  Result<IoLayer> layer = plan_io_layers(open);
+  if (layer) return *std::move(layer);
+  ADD_FAILURE() << open.path << ": " << layer.error().message();
+  return {};
+}
+std::string not_planned(IoOpen open) {
+  const Result<IoLayer> layer = plan_io_layers(open);
+  if (!layer) return layer.error().message();
+  ADD_FAILURE() << open.path << " is accepted";
+  return {};
+}
+IoOpen options(std::string text) { return {.path = std::move(text), .image_opts = true}; }
+
+TEST(IoLayers, APathIsAFileUnderItsFormat) {
+  const IoLayer layer = planned({.path = "a.qcow2", .format = "qcow2"});
+  EXPECT_EQ(layer.driver, IoLayer::Driver::qcow2);
+  EXPECT_EQ(layer.below->driver, IoLayer::Driver::file);
+  EXPECT_EQ(layer.below->file_name, "a.qcow2");
+  EXPECT_EQ(planned({.path = "a"}).driver, IoLayer::Driver::probe);
+  EXPECT_EQ(not_planned({.path = "a", .format = "vmdk"}), "Unknown driver 'vmdk'");
+}
+
+TEST(IoLayers, BlkdebugIsBetween) {
+  const IoLayer layer = planned({.path = "blkdebug:conf:dir/a:b", .format = "qcow2"});
+  EXPECT_EQ(layer.driver, IoLayer::Driver::qcow2);
+  EXPECT_EQ(layer.below->driver, IoLayer::Driver::blkdebug);
+  EXPECT_EQ(layer.below->fault_config, "conf");
+  EXPECT_EQ(layer.below->below->file_name, "dir/a:b");
+  EXPECT_EQ(planned({.path = "blkdebug::a"}).below->fault_config, "");
+  not_planned({.path = "blkdebug:a"});
+}
+
+TEST(IoLayers, OptionsAreATree) {
+  const IoLayer layer = planned(
+      options("driver=qcow2,discard=ignore,read-only=on,cache.direct=on,file.driver=blkdebug,"
+              "file.config=conf,file.image.filename=a,,b,file.inject-error.0.event=l1_update,"
+              "file.inject-error.0.iotype=flush,file.inject-error.0.once=on,"
+              "file.inject-error.1.event=none,file.set-state.0.event=read_aio,file.set-state.0.new_"
+              "state=2"));
+  EXPECT_EQ(layer.driver, IoLayer::Driver::qcow2);
+  EXPECT_EQ(layer.discard, DiscardPolicy::ignore);
+  EXPECT_EQ(layer.read_only, true);
+  EXPECT_EQ(layer.direct, true);
+  const IoLayer& faults = *layer.below;
+  EXPECT_EQ(faults.driver, IoLayer::Driver::blkdebug);
+  EXPECT_EQ(faults.below->file_name, "a,b");
+  ASSERT_EQ(faults.faults.inject_errors.size(), 2u);
+  EXPECT_EQ(faults.faults.inject_errors[0].event, FaultEvent::l1_update);
+  EXPECT_EQ(faults.faults.inject_errors[0].io, FaultIo::flush);
+  EXPECT_TRUE(faults.faults.inject_errors[0].once);
+  ASSERT_EQ(faults.faults.set_states.size(), 1u);
+  EXPECT_EQ(faults.faults.set_states[0].new_state, 2u);
+}
+
+TEST(IoLayers, AFilterMayBeOnTop) {
+  const IoLayer layer =
+      planned(options("driver=blkdebug,image.driver=qcow2,image.file.filename=a"));
+  EXPECT_EQ(layer.driver, IoLayer::Driver::blkdebug);
+  EXPECT_EQ(layer.below->driver, IoLayer::Driver::qcow2);
+  EXPECT_EQ(layer.below->below->file_name, "a");
+}
+
+TEST(IoLayers, OptionsBesideAPathNameItsFileLast) {
+  const IoLayer layer = planned({.path = "a", .options = "file.driver=blkdebug"});
+  EXPECT_EQ(layer.driver, IoLayer::Driver::probe);
+  EXPECT_EQ(layer.below->driver, IoLayer::Driver::blkdebug);
+  EXPECT_EQ(layer.below->below->file_name, "a");
+}
+
+TEST(IoLayers, WhatIsNotKnownIsRefused) {
+  EXPECT_EQ(not_planned(options("driver=qcow2")), "A block device must be specified for \"file\"");
+  EXPECT_EQ(not_planned(options("a")), "Must specify either driver or file");
+  EXPECT_EQ(not_planned(options("driver=foo,file.filename=a")), "Unknown driver 'foo'");
+  EXPECT_EQ(not_planned(options("driver=qcow2,file=a")),
+            "Cannot find device='a' nor node-name='a'");
+  for (const char* text :
+       {"driver=qcow2,file.filename=a,foo=1", "driver=qcow2,file.filename=a,file.foo=1",
+        "driver=qcow2,file.filename=a,backing=b", "driver=qcow2,file.filename=a,cache.foo=1",
+        "driver=qcow2,file.filename=a,cache.no-flush=on", "driver=qcow2,file.filename=a,discard=x",
+        "driver=qcow2,file.driver=blkdebug,file.image.filename=a,file.inject-error.0.errno=5",
+        "driver=qcow2,file.driver=blkdebug,file.image.filename=a,file.inject-error.0.a.b=5",
+        "driver=blkdebug,image.filename=a,align=512", "driver=file", ",", ""}) {
+    not_planned(options(text));
+  }
+  not_planned({.path = "json:{}"});
+}
+
+}  // namespace
+}  // namespace byre

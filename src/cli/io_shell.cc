@@ -1,0 +1,559 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/io_shell.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+
+#include "base/checked.h"
+#include "block/raw.h"
+#include "io/buffer.h"
+#include "job/open.h"
+
+namespace byre {
+
+namespace {
+
+std::string errno_text(const Error& error) { return std::strerror(error.sys_errno()); }
+
+/// Why `name` could not be opened, in the words that scripts know.
+std::string open_failure(const std::string& name, const Error& error) {
+  std::string why = error.message();
+  const std::string own = cat("open ", quoted(name), ": ");
+  while (why.starts_with(own)) why.erase(0, own.size());
+  if (why == errno_text(error)) return cat("Could not open '", name, "': ", why);
+  return why;
+}
+
+}  // namespace
+
+IoShell::IoShell(Reactor& reactor, Gate& gate, Options options)
+    : reactor_(reactor), gate_(gate), options_(std::move(options)), background_(reactor.ready()) {}
+
+IoShell::~IoShell() { BYRE_ASSERT(!device_); }
+
+// Opening and closing.
+
+Task<bool> IoShell::open(IoOpen open) {
+  const bool named = !open.image_opts && !open.path.empty();
+  const std::string prefix =
+      cat(options_.program, ": can't open", named ? cat(" device ", open.path) : "", ": ");
+  const auto refuse = [&](const std::string& why) {
+    complain(cat(prefix, why, "\n"));
+    failed_ = true;
+    return false;
+  };
+  if (open.share_lock && !open.read_only) {
+    co_return refuse("force-share=on can only be used with read-only images");
+  }
+  const Result<IoLayer> plan = plan_io_layers(open);
+  if (!plan) co_return refuse(plan.error().message());
+
+  Opened opened;
+  const Result<void> built = co_await build(*plan, open, opened).result();
+  if (!built) {
+    if (opened.device) opened.device->abandon();
+    co_return refuse(open_failure(open.path, built.error()));
+  }
+  device_ = std::move(opened.device);
+  image_ = opened.image;
+  filters_ = std::move(opened.filters);
+  write_through_ = is_write_through(open.cache);
+  co_return true;
+}
+
+/// Puts `layer` and those below it into `opened`.  On failure the caller abandons what is there.
+Task<void> IoShell::build(const IoLayer& layer, const IoOpen& open, Opened& opened) {
+  if (layer.driver == IoLayer::Driver::file) {
+    std::unique_ptr<File> file = co_await open_file(layer, open);
+    // A raw disk may end inside a sector; check_range() keeps requests within it.
+    opened.device = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
+    co_return;
+  }
+  IoOpen below = open;  // What a layer is told holds for those below it.
+  if (layer.read_only) below.read_only = *layer.read_only;
+  if (layer.discard) below.discard = *layer.discard;
+  if (layer.direct) below.cache = *layer.direct ? CacheMode::none : CacheMode::writeback;
+
+  if (layer.driver == IoLayer::Driver::probe) {
+    co_await build_probed(layer, below, opened);
+    co_return;
+  }
+  co_await build(*layer.below, below, opened);
+  if (layer.driver == IoLayer::Driver::blkdebug) co_await build_faults(layer, opened);
+  if (layer.driver == IoLayer::Driver::qcow2) co_await build_image(layer, below, opened);
+}
+
+Task<std::unique_ptr<File>> IoShell::open_file(const IoLayer& layer, const IoOpen& open) {
+  const std::string path = co_await path_of(layer.file_name);
+  const bool direct = layer.direct.value_or(is_direct(open.cache));
+  const FileOptions options{.writable = !layer.read_only.value_or(open.read_only),
+                            .direct = direct,
+                            .lock = layer.lock,
+                            .share_lock = open.share_lock};
+  co_return co_await gate_.open(path, options);
+}
+
+/// Nobody said what is in the file.
+Task<void> IoShell::build_probed(const IoLayer& layer, const IoOpen& open, Opened& opened) {
+  if (layer.below->driver == IoLayer::Driver::file) {
+    std::unique_ptr<File> file = co_await open_file(*layer.below, open);
+    OpenDiskOptions options{.image = image_options(layer, open), .growable = true};
+    Disk disk = co_await open_disk_over(std::move(file), gate_, std::move(options));
+    if (disk.format == DiskFormat::raw && !open.read_only) options_.guessed_raw(open.path);
+    opened.device = std::move(disk.device);
+    opened.image = disk.image;
+    co_return;
+  }
+  co_await build(*layer.below, open, opened);
+  const Buffer start(kClassifySize);
+  const uint64_t length = std::min(kClassifySize, opened.device->size());
+  co_await opened.device->read(0, start.bytes().first(length), Mark::none);
+  const DiskFormat format = co_await classify(start.bytes().first(length));
+  if (format == DiskFormat::qcow2) {
+    co_await build_image(layer, open, opened);
+  } else if (!open.read_only) {
+    co_await fail(Error(Errc::denied, "It looks raw, and to write there needs -f raw"));
+  }
+}
+
+Task<void> IoShell::build_faults(const IoLayer& layer, Opened& opened) {
+  FaultRules rules = co_await load_faults(layer);
+  auto filter = std::make_unique<FaultFilter>(std::move(opened.device), std::move(rules));
+  filter->on_hold = [this](const std::string& tag, bool held) {
+    say(cat("blkdebug: ", held ? "Suspended" : "Resuming", " request '", tag, "'\n"));
+  };
+  opened.filters.push_back(filter.get());
+  opened.device = std::move(filter);
+}
+
+Task<FaultRules> IoShell::load_faults(const IoLayer& layer) {
+  if (layer.fault_config.empty()) co_return layer.faults;
+  constexpr uint64_t kConfigMax = 1 * MiB;
+  Result<std::unique_ptr<File>> opened = gate_.open(layer.fault_config, {.lock = false});
+  if (!opened) {
+    co_return Error(opened.error().code(),
+                    cat("Could not read blkdebug config file: ", errno_text(opened.error())));
+  }
+  const std::unique_ptr<File> file = *std::move(opened);
+  if (file->size() > kConfigMax) co_return invalid("The blkdebug config file is too large");
+  const Buffer text(file->size());
+  co_await file->read(0, text.bytes());
+  FaultRules rules = co_await parse_fault_config(text_of(text.bytes()))
+                         .doing("Could not parse blkdebug config file");
+  const FaultRules& more = layer.faults;
+  rules.inject_errors.insert(rules.inject_errors.end(), more.inject_errors.begin(),
+                             more.inject_errors.end());
+  rules.set_states.insert(rules.set_states.end(), more.set_states.begin(), more.set_states.end());
+  co_return rules;
+}
+
+ImageOptions IoShell::image_options(const IoLayer& layer, const IoOpen& open) {
+  ImageOptions options{.writable = !open.read_only,
+                       .direct = is_direct(open.cache),
+                       .lock = layer.lock,
+                       .share_lock = open.share_lock,
+                       .discard = open.discard,
+                       .without_backing = layer.without_backing};
+  options.message = [this](const std::string& text) {
+    complain(cat(options_.program, ": warning: ", text, "\n"));
+  };
+  return options;
+}
+
+Task<void> IoShell::build_image(const IoLayer& layer, const IoOpen& open, Opened& opened) {
+  std::unique_ptr<Image> image =
+      co_await Image::open_over(std::move(opened.device), gate_, image_options(layer, open));
+  opened.image = image.get();
+  opened.device = std::move(image);
+}
+
+Task<void> IoShell::close() {
+  if (!device_) co_return;
+  for (FaultFilter* filter : filters_) filter->release_all();
+  co_await background_.join();
+  const Result<void> closed = co_await device_->close().result();
+  if (!closed) {
+    complain(cat(options_.program, ": close: ", closed.error().message(), "\n"));
+    failed_ = true;
+    device_->abandon();
+  }
+  device_.reset();
+  image_ = nullptr;
+  filters_.clear();
+}
+
+Task<void> IoShell::finish() { co_await close(); }
+
+// Commands.
+
+Task<void> IoShell::run(std::string line) {
+  const IoContext context{.has_file = device_ != nullptr,
+                          .writable = device_ != nullptr && device_->writable(),
+                          .program = options_.program};
+  std::expected<IoCommand, IoComplaint> command = parse_io_command(line, context);
+  if (!command) {
+    if (!command.error().out.empty()) say(command.error().out);
+    if (!command.error().err.empty()) complain(command.error().err);
+    failed_ = true;
+    co_return;
+  }
+  Task<void> task;  // A visitor may not return one.
+  std::visit([&](auto parsed) { task = perform(std::move(parsed)); }, *std::move(command));
+  co_await while_awake(std::move(task));
+}
+
+/// Nothing may be left to happen while a command waits: every request is held at a breakpoint, and
+/// the one that would resume it is never read.  That is for the user to end, not a bug for the
+/// reactor to find; so there is always a timer.
+Task<void> IoShell::while_awake(Task<void> task) {
+  Op timer{.kind = Op::Kind::timer};
+  bool done = false;
+  const auto tick = [](Reactor& reactor, Op& op, bool& stop) -> Task<void> {
+    while (!stop) {
+      op.deadline = reactor.now() + 3600 * kSecond;
+      co_await reactor.perform(op);
+    }
+  };
+  Scope ticker(reactor_.ready());
+  ticker.spawn(tick(reactor_, timer, done));
+  const Result<void> result = co_await std::move(task).result();
+  done = true;
+  reactor_.cancel(timer);
+  co_await ticker.join();
+  if (!result) co_await fail(result.error().copy());
+}
+
+void IoShell::report_failure(std::string_view what, const Error& error, bool counts) {
+  say(cat(what, " failed: ", errno_text(error), "\n"));
+  if (options_.explain) complain(cat(options_.program, ": ", error.message(), "\n"));
+  if (counts) failed_ = true;
+}
+
+Task<void> IoShell::perform(IoNothing) { co_return; }
+
+Task<void> IoShell::perform(IoHelp command) {
+  if (command.command.empty()) {
+    say(io_help());
+    co_return;
+  }
+  const std::string help = io_help(command.command);
+  say(help.empty() ? cat("command ", command.command, " not found\n") : help);
+}
+
+Task<void> IoShell::perform(IoQuit) {
+  quit_ = true;
+  co_return;
+}
+
+Task<void> IoShell::perform(IoAbort) {
+  options_.flush();
+  std::abort();
+  co_return;
+}
+
+Task<void> IoShell::perform(IoOpen command) {
+  if (device_) {
+    complain(cat(options_.program, ": file open already, try 'help close'\n"));
+    failed_ = true;
+    co_return;
+  }
+  co_await open(std::move(command));
+}
+
+Task<void> IoShell::perform(IoClose) { co_await close(); }
+
+Task<void> IoShell::perform(IoTransfer command) {
+  if (command.nothing) {
+    say(cat("injecting invalid ", command.is_write ? "write" : "read", " request\n"));
+    co_return;
+  }
+  std::string source;
+  if (!command.source_file.empty()) {
+    // Read it first: a background request would race with later commands.
+    Result<std::unique_ptr<File>> file = gate_.open(command.source_file, {.lock = false});
+    if (!file || (*file)->size() == 0) {
+      complain(file ? cat(command.source_file, ": file is empty\n")
+                    : cat(command.source_file, ": ", errno_text(file.error()), "\n"));
+      failed_ = true;
+      co_return;
+    }
+    const Buffer bytes(std::min((*file)->size(), command.length()));
+    const Result<void> read = co_await (*file)->read(0, bytes.bytes()).result();
+    if (!read) {
+      complain(cat(command.source_file, ": ", errno_text(read.error()), "\n"));
+      failed_ = true;
+      co_return;
+    }
+    source = text_of(bytes.bytes());
+  }
+  if (command.background) {
+    background_.spawn(transfer(std::move(command), std::move(source)));
+  } else {
+    co_await transfer(std::move(command), std::move(source));
+  }
+}
+
+Result<void> IoShell::check_range(uint64_t offset, uint64_t length) const {
+  if (within(offset, length, size())) return {};
+  return errno_error(EIO, cat("the range passes the end of the disk at ", hex(size())));
+}
+
+/// Does one request and says how it went.
+Task<void> IoShell::transfer(IoTransfer request, std::string source) {
+  const Instant began = reactor_.now();
+  Result<void> result = check_range(request.offset, request.length());
+  if (request.vm_state || request.compressed) {
+    result = unsupported(request.vm_state ? "VM state" : "a compressed write",
+                         " is not supported by byre io");
+  }
+  if (result && !request.is_write) result = co_await do_read(request, began).result();
+  if (result && request.is_write) result = co_await do_write(request, source).result();
+  if (!result) {
+    const std::string_view name = request.command == "aio_read" ? "readv" : request.command;
+    report_failure(name, result.error(), !request.background);
+    co_return;
+  }
+  if (!request.is_write || request.quiet) co_return;
+  say(io_report_text({.verb = "wrote",
+                      .offset = request.offset,
+                      .length = request.length(),
+                      .nanoseconds = reactor_.now() - began,
+                      .machine = request.machine}));
+}
+
+Task<void> IoShell::do_read(const IoTransfer& request, Instant began) {
+  const Buffer buffer(request.length());
+  const MutableBytes data = buffer.bytes();
+  const uint64_t end = device_->size();  // Perhaps inside the last sector.
+  const uint64_t there =
+      request.offset < end ? std::min<uint64_t>(data.size(), end - request.offset) : 0;
+  if (there > 0) co_await device_->read(request.offset, data.first(there));
+  fill_zero(data.subspan(there));
+  const Instant ended = reactor_.now();
+
+  if (request.expect) {
+    const Bytes part = Bytes(data).subspan(request.expect_offset, request.expect_length);
+    const bool same = std::all_of(part.begin(), part.end(),
+                                  [&](std::byte byte) { return byte == *request.expect; });
+    if (!same) {
+      say(cat("Pattern verification failed at offset ", request.offset + request.expect_offset,
+              ", ", request.expect_length, " bytes\n"));
+      if (!request.background) failed_ = true;
+    }
+  }
+  if (request.quiet) co_return;
+  if (request.dump) say(io_dump_text(request.offset, data));
+  say(io_report_text({.verb = "read",
+                      .offset = request.offset,
+                      .length = request.length(),
+                      .nanoseconds = ended - began,
+                      .machine = request.machine}));
+}
+
+Task<void> IoShell::do_write(const IoTransfer& request, const std::string& source) {
+  const bool fua = request.fua || write_through_;
+  if (request.zero) {
+    co_await device_->zero(
+        request.offset, request.length(),
+        {.may_unmap = request.may_unmap, .no_fallback = request.no_fallback, .fua = fua});
+    co_return;
+  }
+  const Buffer buffer(request.length());
+  const MutableBytes data = buffer.bytes();
+  if (source.empty()) {
+    std::fill(data.begin(), data.end(), request.fill);
+  } else {
+    for (size_t at = 0; at < data.size(); at += source.size()) {
+      const size_t length = std::min(source.size(), data.size() - at);
+      copy(data.subspan(at), bytes_of(std::string_view(source).substr(0, length)));
+    }
+  }
+  co_await device_->write(request.offset, data, {.fua = fua});
+}
+
+Task<void> IoShell::perform(IoDiscard command) {
+  if (command.background) {
+    background_.spawn(discard(command));
+  } else {
+    co_await discard(command);
+  }
+}
+
+Task<void> IoShell::discard(IoDiscard request) {
+  const Instant began = reactor_.now();
+  Result<void> result = check_range(request.offset, request.length);
+  if (result) result = co_await device_->discard(request.offset, request.length).result();
+  if (!result) {
+    report_failure(request.background ? "aio_discard" : "discard", result.error(),
+                   !request.background);
+    co_return;
+  }
+  if (request.quiet) co_return;
+  say(io_report_text({.verb = "discard",
+                      .offset = request.offset,
+                      .length = request.length,
+                      .nanoseconds = reactor_.now() - began,
+                      .machine = request.machine}));
+}
+
+Task<void> IoShell::perform(IoFlush) {
+  const Result<void> result = co_await device_->flush().result();
+  if (!result) report_failure("flush", result.error(), true);
+}
+
+Task<void> IoShell::perform(IoAioFlush) { co_await background_.join(); }
+
+/// Is what lies at `offset` held by the disk's own layer, and for how long is that so?
+Task<bool> IoShell::allocated(uint64_t offset, uint64_t length, uint64_t& run) {
+  const uint64_t end = device_->size();
+  if (offset >= end) {  // The rest of the last sector.
+    run = length;
+    co_return true;
+  }
+  const Extent extent = co_await device_->status(offset, std::min(length, end - offset));
+  run = offset + extent.length == end ? length : extent.length;
+  co_return extent.allocated;
+}
+
+Task<void> IoShell::perform(IoMap) {
+  uint64_t begun = 0;
+  bool begun_allocated = false;
+  for (uint64_t at = 0; at < size();) {
+    uint64_t run = 0;
+    const Result<bool> now = co_await allocated(at, size() - at, run).result();
+    if (!now) {
+      complain(cat(options_.program, ": map: ", now.error().message(), "\n"));
+      failed_ = true;
+      co_return;
+    }
+    if (at > begun && *now != begun_allocated) {
+      say(io_map_text(begun, at - begun, begun_allocated));
+      begun = at;
+    }
+    begun_allocated = *now;
+    at += run;
+  }
+  if (size() > begun) say(io_map_text(begun, size() - begun, begun_allocated));
+}
+
+Task<void> IoShell::perform(IoAlloc command) {
+  const uint64_t length =
+      command.offset < size() ? std::min(command.length, size() - command.offset) : 0;
+  uint64_t sum = 0;
+  for (uint64_t done = 0; done < length;) {
+    uint64_t run = 0;
+    const Result<bool> now = co_await allocated(command.offset + done, length - done, run).result();
+    if (!now) {
+      complain(cat(options_.program, ": alloc: ", now.error().message(), "\n"));
+      failed_ = true;
+      co_return;
+    }
+    if (*now) sum += run;
+    done += run;
+  }
+  say(cat(sum, "/", length, " bytes allocated at offset ",
+          io_size_text(static_cast<double>(command.offset)), "\n"));
+}
+
+Task<void> IoShell::perform(IoLength) {
+  say(io_size_text(static_cast<double>(size())) + "\n");
+  co_return;
+}
+
+Task<void> IoShell::perform(IoInfo) {
+  const auto text = [](uint64_t bytes) { return io_size_text(static_cast<double>(bytes)); };
+  if (!image_) {
+    say("format name: raw\ncluster size: 0 bytes\nvm state offset: 0 bytes\n");
+    co_return;
+  }
+  const Header& header = image_->head().header;
+  const Geometry& geometry = image_->geometry();
+  const auto on = [](bool value) { return value ? "true" : "false"; };
+  say(cat("format name: qcow2\ncluster size: ", text(geometry.cluster_size()),
+          "\nvm state offset: ", text(geometry.l1_entries_for(size()) * geometry.l1_span()),
+          "\nFormat specific information:\n", "    compat: ", header.version == 2 ? "0.10" : "1.1",
+          "\n    compression type: ", header.compression == Compression::zstd ? "zstd" : "zlib",
+          "\n"));
+  if (header.version == 2) {
+    say("    refcount bits: 16\n");
+    co_return;
+  }
+  say(cat("    lazy refcounts: ", on((header.compatible & kLazyRefcounts) != 0),
+          "\n    refcount bits: ", geometry.refcount_bits(), "\n    corrupt: ",
+          on(header.has(kCorrupt)), "\n    extended l2: ", on(geometry.extended_l2), "\n"));
+}
+
+Task<void> IoShell::perform(IoTruncate command) {
+  const Result<void> result = co_await device_->resize(command.size).result();
+  if (result) co_return;
+  complain(cat(options_.program, ": ", result.error().message(), "\n"));
+  failed_ = true;
+}
+
+Task<void> IoShell::perform(IoSleep command) {
+  co_await reactor_.sleep(static_cast<int64_t>(command.milliseconds) * kMillisecond);
+}
+
+Task<void> IoShell::perform(IoSigraise command) {
+  options_.flush();
+  std::raise(command.signal);
+  co_return;
+}
+
+// Breakpoints.
+
+Result<FaultFilter*> IoShell::filter() const {
+  if (filters_.empty()) return unsupported("there is no fault filter");
+  return filters_.back();
+}
+
+void IoShell::report_break(std::string_view what, const Error& error) {
+  say(cat(what, ": ", errno_text(error), "\n"));
+  failed_ = true;
+}
+
+Task<void> IoShell::perform(IoBreak command) {
+  const Result<FaultFilter*> found = filter();
+  const std::optional<FaultEvent> event = find_fault_event(command.event);
+  if (!found) {
+    report_break("Could not set breakpoint", found.error());
+  } else if (!event) {
+    report_break("Could not set breakpoint",
+                 Error(Errc::not_found, cat("no event is called ", quoted(command.event))));
+  } else {
+    (*found)->set_break(*event, std::move(command.tag));
+  }
+  co_return;
+}
+
+Task<void> IoShell::perform(IoWaitBreak command) {
+  const Result<FaultFilter*> found = filter();
+  Result<void> result;
+  if (found) {
+    result = co_await (*found)->wait_break(command.tag).result();
+  } else {
+    result = found.error().copy();
+  }
+  if (!result) report_break(cat("Could not wait for breakpoint ", command.tag), result.error());
+}
+
+Task<void> IoShell::perform(IoResume command) {
+  const Result<FaultFilter*> found = filter();
+  const Result<void> result =
+      found ? (*found)->resume(command.tag) : Result<void>(found.error().copy());
+  if (!result) report_break("Could not resume request", result.error());
+  co_return;
+}
+
+Task<void> IoShell::perform(IoRemoveBreak command) {
+  const Result<FaultFilter*> found = filter();
+  const Result<void> result =
+      found ? (*found)->remove_break(command.tag) : Result<void>(found.error().copy());
+  if (!result) report_break(cat("Could not remove breakpoint ", command.tag), result.error());
+  co_return;
+}
+
+}  // namespace byre

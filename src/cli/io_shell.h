@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+/// IoShell: the commands of `byre io`, done one after another on one open disk.
+///
+/// run() takes a line and is done when its command is; what a command starts in the background
+/// (aio_read, aio_write, aio_discard) is joined by aio_flush and close.  Closing lets go whatever
+/// breakpoints hold: nobody could do it any more.
+/// Invariant: a request that passes the end of the disk fails with EIO and reaches no device.
+/// Not here: words and texts (io_commands.h), where lines come from (io.cc).
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "block/filter_fault.h"
+#include "cli/io_commands.h"
+#include "coro/scope.h"
+#include "io/gate.h"
+#include "qcow2/image.h"
+
+namespace byre {
+
+class IoShell {
+ public:
+  struct Options {
+    std::string program = "qemu-io";  ///< In front of some messages.
+    bool explain = false;             ///< Say on stderr where a request failed, and why.
+    std::function<void(std::string_view)> out;
+    std::function<void(std::string_view)> err;
+    std::function<void()> flush = [] {};  ///< What was said must be out now.
+    /// Nobody said that the file of this name is raw, and it may be written.
+    std::function<void(const std::string&)> guessed_raw = [](const std::string&) {};
+  };
+  IoShell(Reactor& reactor, Gate& gate, Options options);
+  /// finish() has ended.
+  ~IoShell();
+
+  /// Opens what `open` says; a failure is said and counts.
+  Task<bool> open(IoOpen open);
+  /// One line.
+  Task<void> run(std::string line);
+  /// Waits for what runs in the background and closes.
+  Task<void> finish();
+
+  bool quit() const { return quit_; }
+  /// Did a command fail?  Requests in the background never count.
+  bool failed() const { return failed_; }
+
+ private:
+  /// What the layers of a disk are built into.
+  struct Opened {
+    std::unique_ptr<Device> device;
+    Image* image = nullptr;             ///< The topmost.
+    std::vector<FaultFilter*> filters;  ///< From the bottom up.
+  };
+
+  Task<void> build(const IoLayer& layer, const IoOpen& open, Opened& opened);
+  Task<void> build_probed(const IoLayer& layer, const IoOpen& open, Opened& opened);
+  Task<void> build_faults(const IoLayer& layer, Opened& opened);
+  Task<void> build_image(const IoLayer& layer, const IoOpen& open, Opened& opened);
+  Task<std::unique_ptr<File>> open_file(const IoLayer& layer, const IoOpen& open);
+  Task<FaultRules> load_faults(const IoLayer& layer);
+  ImageOptions image_options(const IoLayer& layer, const IoOpen& open);
+  Task<void> close();
+
+  Task<void> while_awake(Task<void> task);
+  Task<void> perform(IoNothing command);
+  Task<void> perform(IoHelp command);
+  Task<void> perform(IoQuit command);
+  Task<void> perform(IoAbort command);
+  Task<void> perform(IoOpen command);
+  Task<void> perform(IoClose command);
+  Task<void> perform(IoTransfer command);
+  Task<void> perform(IoDiscard command);
+  Task<void> perform(IoFlush command);
+  Task<void> perform(IoAioFlush command);
+  Task<void> perform(IoMap command);
+  Task<void> perform(IoAlloc command);
+  Task<void> perform(IoLength command);
+  Task<void> perform(IoInfo command);
+  Task<void> perform(IoTruncate command);
+  Task<void> perform(IoSleep command);
+  Task<void> perform(IoSigraise command);
+  Task<void> perform(IoBreak command);
+  Task<void> perform(IoWaitBreak command);
+  Task<void> perform(IoResume command);
+  Task<void> perform(IoRemoveBreak command);
+
+  Task<void> transfer(IoTransfer request, std::string source);
+  Task<void> do_read(const IoTransfer& request, Instant began);
+  Task<void> do_write(const IoTransfer& request, const std::string& source);
+  Task<void> discard(IoDiscard request);
+  Task<bool> allocated(uint64_t offset, uint64_t length, uint64_t& run);
+  Result<void> check_range(uint64_t offset, uint64_t length) const;
+  /// Bytes that a guest sees: whole sectors.
+  uint64_t size() const { return round_up(device_->size(), kSectorSize); }
+
+  void say(std::string_view text) { options_.out(text); }
+  void complain(std::string_view text) { options_.err(text); }
+  void report_failure(std::string_view what, const Error& error, bool counts);
+  void report_break(std::string_view what, const Error& error);
+  /// The filter that breakpoints are for, or why there is none.
+  Result<FaultFilter*> filter() const;
+
+  Reactor& reactor_;
+  Gate& gate_;
+  Options options_;
+  Scope background_;
+  std::unique_ptr<Device> device_;
+  Image* image_ = nullptr;
+  std::vector<FaultFilter*> filters_;
+  bool write_through_ = false;
+  bool quit_ = false;
+  bool failed_ = false;
+};
+
+}  // namespace byre
