@@ -75,7 +75,8 @@ Task<void> Server::attend(Socket socket, DoorOptions options) {
 Task<void> Server::turn_away(Socket socket, DoorOptions options) {
   ++refused_now_;
   SessionLimits limits = options_.limits;
-  limits.handshake_timeout_ns = kRefusedTimeout;
+  if (limits.handshake_timeout_ns <= 0 || limits.handshake_timeout_ns > kRefusedTimeout)
+    limits.handshake_timeout_ns = kRefusedTimeout;
   const std::string peer = socket.peer();
   Session session(reactor_, std::move(socket), shared_, limits, {.allow_list = options.allow_list});
   if (stopping_) {

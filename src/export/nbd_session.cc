@@ -103,6 +103,7 @@ Session::Session(Reactor& reactor, Socket socket, Shared& shared, SessionLimits 
       outbox_(socket_, reactor.ready()),
       slots_(reactor.ready(), std::max<uint64_t>(limits.requests_max, 1)),
       memory_(reactor.ready(), std::max<uint64_t>(limits.memory_max, kPayloadMax)),
+      own_memory_(reactor.ready(), kOwnMemory),
       requests_(reactor.ready()),
       helpers_(reactor.ready()) {}
 
@@ -211,21 +212,19 @@ Task<void> Session::receive_requests() {
     ++shared_.statistics.requests;
 
     Status status = check(request, terms_);
-    Semaphore::Hold slot, mine, shared;
+    Holds holds;
     if (status == Status::ok) {
       // Before the payload is received: at the bound, what is not wanted stays with the client.
-      slot = co_await slots_.acquire();
-      if (const uint64_t memory = memory_of(request)) {
-        mine = co_await memory_.acquire(memory);
-        shared = co_await shared_.memory.acquire(memory);
+      holds.slot = co_await slots_.acquire();
+      if (const uint64_t size = memory_of(request)) {
+        holds.memory = co_await memory_.acquire(size);
+        holds.source = co_await memory_for(size).acquire(size);
       }
     }
     if (stopping_) status = Status::eshutdown;
 
     if (status != Status::ok) {
-      slot.release();
-      mine.release();
-      shared.release();
+      holds = Holds();
       if (request.command == Command::write) {
         if (request.length > kDrainMax)
           co_await fail(invalid("NBD: a write of ", request.length, " bytes"));
@@ -241,13 +240,19 @@ Task<void> Session::receive_requests() {
       if (!co_await intake_.read(payload.bytes()))
         co_await fail(Error(Errc::io, "the client hung up inside a write"));
     }
-    requests_.spawn(
-        serve(request, std::move(payload), std::move(slot), std::move(mine), std::move(shared)));
+    requests_.spawn(serve(request, std::move(payload), std::move(holds)));
   }
 }
 
-Task<void> Session::serve(Request request, Buffer payload, Semaphore::Hold slot,
-                          Semaphore::Hold mine, Semaphore::Hold shared) {
+/// Where `size` bytes are to come from: a session's own memory goes to small requests, at once or
+/// when there is nothing else.
+Semaphore& Session::memory_for(uint64_t size) {
+  const bool small = size <= kOwnMemory;
+  const bool own = own_memory_.free() >= size || shared_.memory.free() < size;
+  return small && own ? own_memory_ : shared_.memory;
+}
+
+Task<void> Session::serve(Request request, Buffer payload, [[maybe_unused]] Holds holds) {
   Statistics& statistics = shared_.statistics;
   ++statistics.requests_running;
   const bool fua = request.has(kFua);

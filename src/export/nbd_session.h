@@ -65,11 +65,15 @@ class Session {
   /// A write that is refused has its payload skipped up to this.
   static constexpr uint64_t kDrainMax = 2 * uint64_t{kPayloadMax};
 
+  static constexpr uint64_t kOwnMemory = 1 * MiB;
+
   /// What the sessions of a server share; outlives them.
   struct Shared {
     const Exports& exports;
     Statistics& statistics;
-    Semaphore& memory;  ///< Payload memory of all clients; a total of at least kPayloadMax.
+    /// Payload memory of all clients, a total of at least kPayloadMax.  Each session has kOwnMemory
+    /// beside it, so that clients that let large requests hang cannot starve small ones.
+    Semaphore& memory;
     /// Hears of what a device or a client did wrong; may be empty.
     std::function<void(const Error&)> report;
   };
@@ -89,8 +93,12 @@ class Session {
  private:
   Task<void> shake_hands();
   Task<void> receive_requests();
-  Task<void> serve(Request request, Buffer payload, Semaphore::Hold slot, Semaphore::Hold mine,
-                   Semaphore::Hold shared);
+  Semaphore& memory_for(uint64_t size);
+  /// What a request holds while it runs.
+  struct Holds {
+    Semaphore::Hold slot, memory, source;
+  };
+  Task<void> serve(Request request, Buffer payload, Holds holds);
   Task<void> read(const Request& request);
   Task<void> read_whole(const Request& request);
   Task<void> read_extents(const Request& request);
@@ -111,7 +119,8 @@ class Session {
   Intake intake_;
   Outbox outbox_;
   Semaphore slots_;
-  Semaphore memory_;
+  Semaphore memory_;  ///< Bounds what this client takes of the shared and its own.
+  Semaphore own_memory_;
   Scope requests_;
   Scope helpers_;
   Op handshake_timer_;

@@ -97,8 +97,8 @@ class NbdSession : public ::testing::TestWithParam<Where> {
     EXPECT_TRUE(result) << result.error().message();
   }
   /// The same, without caring how the client fares: one that breaks the protocol.
-  void misbehave(Body body) {
-    Result<void> ignored = reactor->run(conversation(*this, body, nullptr));
+  void misbehave(Body body, Body second = nullptr) {
+    Result<void> ignored = reactor->run(conversation(*this, body, second));
   }
   void converse_twice(Body body, Body second) {
     Result<void> result = reactor->run(conversation(*this, body, second));
@@ -715,7 +715,6 @@ TEST_P(NbdSession, AClientThatReadsNothingIsBounded) {
 
 TEST_P(NbdSession, MemoryIsBoundedAcrossSessions) {
   Semaphore small(reactor->ready(), kPayloadMax);
-  Session::Shared tight{exports, statistics, small, {}};
   shared = std::make_unique<Session::Shared>(Session::Shared{exports, statistics, small, {}});
   converse_twice(
       [](NbdSession& t, TestClient& client) -> Task<void> {
@@ -725,6 +724,30 @@ TEST_P(NbdSession, MemoryIsBoundedAcrossSessions) {
         co_await storm(t, client, 1, GetParam().seed);
       });
   EXPECT_EQ(small.free(), small.total());
+}
+
+// All the shared memory waits for payloads that never come.
+TEST_P(NbdSession, AWriteThatHangsStarvesNoSmallRequests) {
+  TestDevice large(*reactor, kPayloadMax);
+  ASSERT_TRUE(exports.add({.name = "large", .device = &large, .writable = true}));
+  Semaphore tight(reactor->ready(), kPayloadMax);
+  shared = std::make_unique<Session::Shared>(Session::Shared{exports, statistics, tight, {}});
+  misbehave(
+      [](NbdSession& t, TestClient& client) -> Task<void> {
+        co_await client.attach({.name = "large"});
+        co_await client.ask({.command = Command::write, .cookie = 1, .length = kPayloadMax});
+        for (int i = 0; i < 10'000 && !t.disk->durable.empty(); ++i)
+          co_await t.reactor->sleep(kMillisecond);
+      },
+      [](NbdSession& t, TestClient& client) -> Task<void> {
+        for (int i = 0; i < 10'000 && t.shared->memory.free() != 0; ++i)
+          co_await t.reactor->sleep(kMillisecond);
+        EXPECT_EQ(t.shared->memory.free(), 0u);
+        co_await storm(t, client, 1, GetParam().seed);
+        t.disk->durable.clear();  // Tells the other that it may go.
+      });
+  EXPECT_EQ(tight.free(), tight.total());
+  EXPECT_EQ(large.writes, 0u);
 }
 
 // ---- Stopping ---------------------------------------------------------------------------------
