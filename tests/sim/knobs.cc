@@ -360,7 +360,7 @@ Knobs Knobs::draw(Prng& prng) {
 Knobs Knobs::tiny(uint32_t cluster_bits) {
   Knobs k;
   k.cluster_bits = cluster_bits;
-  k.size = 2 * k.cluster_size();
+  k.size = 4 * k.cluster_size();
   k.windows = {{0, k.size}};
   k.contents = 1;
   k.growth_step = 4096;

@@ -56,7 +56,7 @@ struct Knobs {
   SimReactor::Delays delays;
 
   static Knobs draw(Prng& prng);
-  /// A small image for exhaustive walks: two clusters in one window.
+  /// A small image for exhaustive walks: four clusters in one window.
   static Knobs tiny(uint32_t cluster_bits);
 
   uint64_t cluster_size() const { return uint64_t{1} << cluster_bits; }

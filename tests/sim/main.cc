@@ -211,8 +211,11 @@ History shrink(History history) {
   simplify([](History& h) { h.knobs.clusters_free = UINT64_MAX; });
   simplify([](History& h) { h.knobs.staged_max = 64 * 1024; });
   simplify([](History& h) { h.knobs.lazy_refcounts = false; });
-  for (Life& life : history.lives)
-    std::erase_if(life.clients, [](const auto& c) { return c.empty(); });
+  simplify([](History& h) {
+    for (Life& life : h.lives) {
+      std::erase_if(life.clients, [](const auto& client) { return client.empty(); });
+    }
+  });
   return history;
 }
 

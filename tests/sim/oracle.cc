@@ -85,6 +85,12 @@ bool Oracle::survives_cut(const Cell& cell, const Candidate& v) const {
                       [&](const Candidate& w) { return w.issued > v.answered && durable(w); });
 }
 
+bool Oracle::survives_kill(const Cell& cell, const Candidate& v) const {
+  return survives_cut(cell, v) && std::none_of(cell.begin(), cell.end(), [&](const Candidate& w) {
+           return w.issued > v.answered && w.certain && w.answered_ns < settled_ns_;
+         });
+}
+
 void Oracle::prune(Cell& cell) const {
   if (cell.size() < 4) return;
   const uint64_t oldest_read = reads_.empty() ? clock_ : *reads_.begin();
@@ -120,6 +126,7 @@ void Oracle::end_change(uint64_t change, bool succeeded, bool durable) {
       candidate.answered = now;
       candidate.certain = succeeded && made.certain;
       candidate.durable = succeeded && durable;
+      candidate.answered_ns = now_ns_;
     }
   }
 }
@@ -194,7 +201,12 @@ void Oracle::process_died() {
 }
 
 Result<void> Oracle::observe(uint64_t offset, Bytes data, bool durable) {
-  Result<void> result = check_after_cut(offset, data);
+  Result<void> result =
+      durable ? check_after_cut(offset, data)
+              : check(
+                    offset, data,
+                    [&](const Cell& cell, const Candidate& v) { return survives_kill(cell, v); },
+                    "after the process was killed");
   if (!result) return result;
   const uint64_t now = ++clock_;
   for (uint64_t at = 0; at < data.size(); at += kSectorSize) {
@@ -208,7 +220,8 @@ Result<void> Oracle::observe(uint64_t offset, Bytes data, bool durable) {
                              .answered = now,
                              .certain = true,
                              .durable = durable,
-                             .change = 0});
+                             .change = 0,
+                             .answered_ns = now_ns_});
   }
   return {};
 }

@@ -64,6 +64,11 @@ class Oracle {
   Result<void> check_after_cut(uint64_t offset, Bytes data) const;
   /// The process is gone; nothing is under way any more.
   void process_died();
+  /// For the end of changes from here on: the time.
+  void set_time(int64_t now_ns) { now_ns_ = now_ns; }
+  /// What was answered before this time survives the death of the process, flushed or not
+  /// (docs/engine.md, M6): the next observe() insists on it, unless it sees a power cut.
+  void survives_kill_if_before(int64_t ns) { settled_ns_ = ns; }
   /// Checks what a new process found, and takes it for true from now on.  `durable`: after a power
   /// cut; otherwise a later power cut may still bring older contents back.
   Result<void> observe(uint64_t offset, Bytes data, bool durable);
@@ -80,6 +85,7 @@ class Oracle {
     bool certain = false;
     bool durable = false;
     uint64_t change = 0;
+    int64_t answered_ns = 0;
   };
   using Cell = std::vector<Candidate>;
   struct Change {
@@ -94,6 +100,7 @@ class Oracle {
   }
   bool readable(const Cell& cell, const Candidate& v, uint64_t read) const;
   bool survives_cut(const Cell& cell, const Candidate& v) const;
+  bool survives_kill(const Cell& cell, const Candidate& v) const;
   void prune(Cell& cell) const;
   std::string describe(const Cell& cell,
                        const std::function<bool(const Candidate&)>& allowed) const;
@@ -104,6 +111,8 @@ class Oracle {
   uint64_t size_;
   Token next_token_ = 1;
   uint64_t clock_ = 1;
+  int64_t now_ns_ = 0;
+  int64_t settled_ns_ = INT64_MIN;
   uint64_t flushed_before_ = 0;
   std::multiset<uint64_t> reads_;
   std::map<uint64_t, Change> changes_;

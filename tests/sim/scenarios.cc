@@ -178,17 +178,40 @@ Verdict play_late(uint64_t seed, const RunOptions& options) {
   return verdict;
 }
 
+/// M6: a process that is killed loses no more than the last commit_delay, flushed or not.
+Verdict play_killed(uint64_t seed, const RunOptions& options) {
+  Prng knob_prng = prng_for(seed, kDrawKnobs);
+  Prng prng = prng_for(seed, kDrawSteps);
+  History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
+  history.knobs.delays.late_one_in = 0;
+  Life life = draw_life(history.knobs, prng, prng.between(1, 4), 8);
+  for (std::vector<Step>& client : life.clients) {
+    std::erase_if(client, [](const Step& step) { return step.kind == Step::Kind::flush; });
+    client.push_back({.kind = Step::Kind::pause, .pause_ns = 3600 * kSecond});
+  }
+  life.end = Life::End::kill;
+  life.ends_at_ns =
+      history.knobs.commit_delay + static_cast<int64_t>(prng.below(200)) * kMillisecond;
+  history.lives.push_back(std::move(life));
+  Verdict verdict;
+  add(verdict, history, run_history(history, options));
+  return verdict;
+}
+
 // --- T6: small histories, exhaustively
 // ------------------------------------------------------------
 
-/// The requests that the exhaustive walks are made of, on two clusters.
+/// The requests that the exhaustive walks are made of, on two clusters and the two behind them.
 std::vector<Step> alphabet(const Knobs& knobs) {
   const uint64_t c = knobs.cluster_size();
+  constexpr uint64_t s = kSectorSize;
   using Kind = Step::Kind;
   return {
       {.kind = Kind::write, .offset = 0, .length = c},
       {.kind = Kind::write, .offset = c, .length = c},
-      {.kind = Kind::write, .offset = c - kSectorSize, .length = 2 * kSectorSize},
+      {.kind = Kind::write, .offset = c - s, .length = 2 * s},
+      {.kind = Kind::write, .offset = 0, .length = s},
+      {.kind = Kind::write, .offset = 2 * c, .length = c, .fua = true},
       {.kind = Kind::discard, .offset = 0, .length = c},
       {.kind = Kind::zero, .offset = 0, .length = 2 * c, .may_unmap = true},
       {.kind = Kind::zero, .offset = 0, .length = c},
@@ -199,10 +222,16 @@ std::vector<Step> alphabet(const Knobs& knobs) {
 
 Knobs draw_tiny(Prng& prng) {
   Knobs knobs = Knobs::tiny(prng.one_in(2) ? 9 : 12);
-  if (prng.one_in(4)) knobs.refcount_order = 6;
+  if (prng.one_in(4)) {
+    knobs.version = 2;
+  } else {
+    knobs.refcount_order = static_cast<uint32_t>(prng.one_in(2) ? 4 : prng.below(7));
+    if (prng.one_in(8)) knobs.lazy_refcounts = true;
+  }
   if (prng.one_in(4)) knobs.contents = 0;
-  if (prng.one_in(4)) knobs.clusters_free = 2;
-  if (prng.one_in(4)) knobs.version = 2;
+  if (prng.one_in(3)) knobs.clusters_free = prng.between(0, 2);
+  if (prng.one_in(3)) knobs.table_cache_size = 8 * KiB;
+  if (prng.one_in(6)) knobs.staged_max = 1;
   if (prng.one_in(4)) {
     knobs.backing = Knobs::Backing::raw;
     knobs.backing_size = knobs.size;
@@ -210,15 +239,24 @@ Knobs draw_tiny(Prng& prng) {
   return knobs;
 }
 
-/// Sequences of two or three requests, and every cut after every storage operation.
+/// Seed n takes the n-th sequence of `length` requests of the alphabet, over and over with other
+/// knobs: all of them are met, none is drawn.
+std::vector<Step> sequence(const Knobs& knobs, uint64_t seed, uint64_t length) {
+  const std::vector<Step> letters = alphabet(knobs);
+  std::vector<Step> steps;
+  for (uint64_t i = 0; i < length; ++i) {
+    steps.push_back(letters[seed % letters.size()]);
+    seed /= letters.size();
+  }
+  return steps;
+}
+
+/// Two or three requests, one after another, and every cut after every storage operation.
 Verdict play_cuts(uint64_t seed, const RunOptions& options) {
   Prng prng = prng_for(seed, kDrawKnobs);
   History history{.seed = seed, .knobs = draw_tiny(prng)};
-  const std::vector<Step> steps = alphabet(history.knobs);
   Life life{.seed = prng.next(), .every_cut = true};
-  life.clients.emplace_back();
-  const uint64_t count = prng.between(2, 3);
-  for (uint64_t i = 0; i < count; ++i) life.clients[0].push_back(steps[prng.below(steps.size())]);
+  life.clients.push_back(sequence(history.knobs, seed / 2, 2 + seed % 2));
   history.lives.push_back(std::move(life));
   Verdict verdict;
   add(verdict, history, run_history(history, options));
@@ -231,13 +269,12 @@ Verdict walk_interleavings(uint64_t seed, const RunOptions& options, uint64_t re
                            uint64_t preemptions_max, uint64_t paths_max) {
   Prng prng = prng_for(seed, kDrawKnobs);
   History history{.seed = seed, .knobs = draw_tiny(prng)};
-  const std::vector<Step> steps = alphabet(history.knobs);
   Life life{.seed = prng.next()};
-  for (uint64_t i = 0; i < requests; ++i) {
-    life.clients.push_back({steps[prng.below(steps.size())]});
-  }
-  // What the contents and the image became is seen by a last cut, and by the next life.
-  life.cut_one_in = 16;
+  // Pairs and the like in turn; longer ones are too many, so they are drawn.
+  const uint64_t which = requests == 2 ? seed : prng.next();
+  for (const Step& step : sequence(history.knobs, which, requests)) life.clients.push_back({step});
+  // What the image became is seen by a last cut now and then, and by the next life.
+  life.cut_one_in = 24;
   life.cuts_max = 1;
   history.lives.push_back(std::move(life));
   Verdict verdict;
@@ -245,7 +282,12 @@ Verdict walk_interleavings(uint64_t seed, const RunOptions& options, uint64_t re
   RunOptions chosen = options;
   chosen.chooser = &paths;
   do {
-    if (!add(verdict, history, run_history(history, chosen))) return verdict;
+    RunReport report = run_history(history, chosen);
+    if (!report.failure.empty()) {
+      report.failure += "\nchoices:";
+      for (const size_t choice : paths.path()) report.failure += cat(" ", choice);
+    }
+    if (!add(verdict, history, std::move(report))) return verdict;
   } while (paths.next() && paths.walked() < paths_max);
   return verdict;
 }
@@ -257,19 +299,20 @@ const std::vector<Scenario>& scenarios() {
       {"mix", "several clients, random requests, several lives, cuts (T2)", play_mix, 120},
       {"faults", "the same with I/O errors, failed syncs, a full disk", play_faults, 60},
       {"late", "I/O that completes after everything else (T7)", play_late, 20},
+      {"killed", "a process that dies loses a second at most (M6)", play_killed, 20},
       {"kth-fault", "a fault at the k-th operation, for every k (T5)", play_kth_fault, 4},
       {"no-space", "ENOSPC at the k-th allocation, for every k", play_no_space, 4},
-      {"cuts", "two or three requests, every cut after every operation (T6)", play_cuts, 4},
+      {"cuts", "two or three requests, every cut after every operation (T6)", play_cuts, 8},
       {"pairs", "two requests in every interleaving",
        [](uint64_t seed, const RunOptions& options) {
-         return walk_interleavings(seed, options, 2, UINT64_MAX, 20'000);
+         return walk_interleavings(seed, options, 2, UINT64_MAX, 50'000);
        },
-       2},
+       3},
       {"triples", "three or four requests, at most three preemptions",
        [](uint64_t seed, const RunOptions& options) {
-         return walk_interleavings(seed, options, 3 + seed % 2, 3, 20'000);
+         return walk_interleavings(seed, options, 3 + seed % 2, 3, 50'000);
        },
-       1},
+       2},
   };
   return list;
 }

@@ -206,7 +206,10 @@ class Run {
     };
     process.scope.spawn(main(life, process));
     const bool dies = life.end != Life::End::close;
-    while (!process.ended && !(dies && deliveries >= life.ends_after)) {
+    const auto over = [&] {
+      return dies && (deliveries >= life.ends_after || reactor.now().ns >= life.ends_at_ns);
+    };
+    while (!process.ended && !over()) {
       if (reactor.advance()) continue;
       fail_with(reactor.failure());
       break;
@@ -291,6 +294,7 @@ Task<void> Run::perform(const Step& step, Process& process) {
       fill_sectors(data, step.offset, token);
       const uint64_t change = oracle_.begin_change(step.offset, step.length, token);
       done = co_await image.write(step.offset, data, {.fua = step.fua}).result();
+      oracle_.set_time(process.reactor.now().ns);
       oracle_.end_change(change, done.has_value(), step.fua);
       break;
     }
@@ -299,6 +303,7 @@ Task<void> Run::perform(const Step& step, Process& process) {
       done = co_await image
                  .zero(step.offset, step.length, {.may_unmap = step.may_unmap, .fua = step.fua})
                  .result();
+      oracle_.set_time(process.reactor.now().ns);
       oracle_.end_change(change, done.has_value(), step.fua);
       break;
     }
@@ -314,6 +319,7 @@ Task<void> Run::perform(const Step& step, Process& process) {
       const uint64_t change =
           oracle_.begin_change(start, end > start ? end - start : 0, 0, certain);
       done = co_await image.discard(step.offset, step.length, {.fua = step.fua}).result();
+      oracle_.set_time(process.reactor.now().ns);
       oracle_.end_change(change, done.has_value(), step.fua && certain);
       break;
     }
@@ -338,6 +344,11 @@ void Run::end(const Life& life, Process& process, const ImageVerdict& before, bo
     process.reactor.kill_all();
     oracle_.process_died();
     unclean_ = true;
+    // M6, with time for the commit itself; not where I/O is late or fails.
+    constexpr int64_t kCommitTakes = 30 * kMillisecond;
+    const bool prompt = !faulty_ && knobs_.delays.late_one_in == 0;
+    oracle_.survives_kill_if_before(
+        prompt ? process.reactor.now().ns - knobs_.commit_delay - kCommitTakes : INT64_MIN);
   }
   if (life.end == Life::End::power_cut || lost) {
     Prng prng(mix(life.seed, 4));

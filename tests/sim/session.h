@@ -36,13 +36,14 @@ struct Step {
 struct Life {
   enum class End : uint8_t {
     close,      ///< All requests are answered, the image is closed.
-    kill,       ///< The process dies after `ends_after` deliveries, the machine lives on.
-    power_cut,  ///< The power fails then.
+    kill,       ///< The process dies, the machine lives on.
+    power_cut,  ///< The power fails.
   };
   uint64_t seed = 0;
   std::vector<std::vector<Step>> clients;
   End end = End::close;
-  uint64_t ends_after = 0;
+  uint64_t ends_after = UINT64_MAX;  ///< Not by close: after so many deliveries,
+  int64_t ends_at_ns = INT64_MAX;    ///< or at this time.
   FaultPlan faults;         ///< Of the image's disk, once it is open.
   uint64_t room = 0;        ///< ENOSPC after so many more bytes of blocks; 0: never.
   uint64_t cut_one_in = 0;  ///< Checks a cut after one delivery in so many.
