@@ -81,9 +81,11 @@ void MemoryDevice::poke(uint64_t offset, Bytes data) {
   while (!data.empty()) {
     const uint64_t inside = offset % kPage;
     const uint64_t n = std::min<uint64_t>(kPage - inside, data.size());
-    std::unique_ptr<Page>& page = pages_[offset / kPage];
-    if (!page) page = std::make_unique<Page>();
-    copy(MutableBytes(*page).subspan(inside, n), data.first(n));
+    if (pages_.contains(offset / kPage) || !is_zero(data.first(n))) {
+      std::unique_ptr<Page>& page = pages_[offset / kPage];
+      if (!page) page = std::make_unique<Page>();
+      copy(MutableBytes(*page).subspan(inside, n), data.first(n));
+    }
     offset += n;
     data = data.subspan(n);
   }

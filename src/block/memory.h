@@ -3,7 +3,7 @@
 ///
 /// It grows when it is written past its end, up to the largest file Linux has.  Every request ends
 /// in the turn that began it, and nothing needs a flush to be there.
-/// Memory: pages of 4 KiB, only where something was written.
+/// Memory: pages of 4 KiB, only where something but zeros was written.
 /// Not here: faults and delays (the simulator's disks have them).
 #pragma once
 

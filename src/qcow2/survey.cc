@@ -75,6 +75,7 @@ Task<void> Survey::run() {
 
   co_await count_references();
   co_await compare();
+  if (!behind_end_.empty()) co_await look_behind_end();
   if (copied_drift) co_await visit_copied(Copied::report);
   report.image_end_offset = (highest_ + 1) << geometry().cluster_bits;
   progress(1);
@@ -134,7 +135,7 @@ bool Survey::count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t
 
 Task<void> Survey::read_padded(uint64_t offset, MutableBytes data, Mark mark) {
   const uint64_t there = offset < file_size ? std::min(file_size - offset, data.size()) : 0;
-  co_await file.read(offset, data.first(there), mark);
+  if (there != 0) co_await file.read(offset, data.first(there), mark);
   fill_zero(data.subspan(there));
 }
 
@@ -176,13 +177,15 @@ void Survey::count_l1_entry(uint64_t entry, uint64_t index, bool active, std::st
   if (!geometry().aligned(at)) {
     damage(1, what, "L1 entry ", index, ": L2 table at ", at, " is not cluster aligned");
     count_range(at.value, geometry().cluster_size(), Owner::l2, index, 1, "L2 table");
-    copied_drift |= active;  // Its flag is looked at, too.
+    if (active) behind_end_[geometry().cluster_of(at)] = false;  // Its flag is looked at, too.
+    copied_drift |= active;
     return;
   }
   if (at.value >= file_size) {
     pointed_behind_end = std::min(pointed_behind_end, at.value);
     damage(1, what, "L1 entry ", index, ": L2 table at ", at, ", but the file ends at ",
            hex(file_size));
+    if (active) behind_end_[geometry().cluster_of(at)] = false;
     copied_drift |= active;
     return;
   }
@@ -409,7 +412,8 @@ void Survey::count_host(const L2Use& use, GuestCluster guest, L2Entry entry, Hos
   }
   if (!count_range(at.value, geometry().cluster_size(), Owner::data, guest.value, use.weight,
                    "data")) {
-    if (use.active != 0 && copied) copied_drift = true;
+    if (use.active != 0) behind_end_[geometry().cluster_of(at)] = false;
+    copied_drift |= use.active != 0;
     return;
   }
   if (use.active != 0) counts.find(geometry().cluster_of(at))->see_copied(copied);
@@ -652,10 +656,35 @@ void Survey::compare_cluster(HostCluster cluster, uint64_t refcount, bool writab
   }
 }
 
+/// In the order of the clusters, so that each block is read once.
+Task<void> Survey::look_behind_end() {
+  std::vector<std::byte> block;
+  uint64_t loaded = UINT64_MAX;
+  for (auto& [cluster, counted_once] : behind_end_) {
+    const uint64_t index = geometry().refcount_table_index(cluster);
+    if (index >= blocks.size()) co_return;
+    if (blocks[index] != Block::sound && blocks[index] != Block::suspect) continue;
+    if (index != loaded) {
+      Result<std::vector<std::byte>> read = co_await read_block(index).result();
+      if (!read) {
+        unreadable(read.error());
+        co_return;
+      }
+      block = *std::move(read);
+      loaded = index;
+    }
+    const uint64_t at = geometry().refcount_block_index(cluster);
+    counted_once = get_refcount(block, at, geometry().refcount_order) == 1;
+  }
+}
+
 // ---- 3, and changes to entries.
 
 std::optional<bool> Survey::should_be_copied(HostCluster cluster) const {
-  if (cluster.value >= clusters) return false;  // Nothing there is counted.
+  if (cluster.value >= clusters) {
+    const auto known = behind_end_.find(cluster);
+    return known != behind_end_.end() && known->second;
+  }
   const ReferenceCounts::Cell* cell = counts.find(cluster);
   if (!cell || cell->on_disk() == ReferenceCounts::OnDisk::unknown) return std::nullopt;
   return cell->on_disk() == ReferenceCounts::OnDisk::one;

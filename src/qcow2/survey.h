@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -134,6 +135,7 @@ class Survey {
   Task<void> compare();
   void compare_block(uint64_t index, Bytes block, const std::vector<uint64_t>& regions);
   void compare_cluster(HostCluster cluster, uint64_t refcount, bool writable);
+  Task<void> look_behind_end();
 
   // 3.
   void visit_copied_l2(Copied what, const L2Use& use, MutableBytes table);
@@ -151,6 +153,9 @@ class Survey {
   std::vector<uint64_t> l1_;  ///< The active one.
   std::vector<L2Use> l2_uses_;
   size_t l2_uses_merged_ = 0;
+  /// Clusters behind the end that the active disk points to, and whether their refcount is 1: it
+  /// may be there all the same.
+  std::map<HostCluster, bool> behind_end_;
   uint64_t highest_ = 0;
 };
 
