@@ -42,8 +42,9 @@ Task<std::unique_ptr<Image>> Image::open(Reactor& reactor, Gate& gate, std::stri
                                                          .direct = options.direct,
                                                          .lock = options.lock,
                                                          .share_lock = options.share_lock});
-  co_return co_await open_over(std::make_unique<RawDevice>(std::move(file)), gate,
-                               std::move(options));
+  co_return co_await open_over(
+      std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = options.writable}), gate,
+      std::move(options));
 }
 
 Task<std::unique_ptr<Image>> Image::open_over(std::unique_ptr<Device> file, Gate& gate,

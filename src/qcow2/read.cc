@@ -99,9 +99,13 @@ Task<void> Image::read_mapped(const Mapping& mapping, uint64_t offset, MutableBy
   }
 }
 
-BYRE_CORO_WRAPPER Task<void> Image::read_host(uint64_t at, MutableBytes data, Mark mark) {
+/// A file may end inside its last cluster; what is missing reads as zeros (traps 49 and 71).
+Task<void> Image::read_host(uint64_t at, MutableBytes data, Mark mark) {
   Device& device = data_ ? *data_ : *file_;
-  return device.read(at, data, mark);
+  const uint64_t there =
+      at < device.size() ? std::min<uint64_t>(data.size(), device.size() - at) : 0;
+  if (there != 0) co_await device.read(at, data.first(there), mark);
+  fill_zero(data.subspan(there));
 }
 
 /// What the backing device has; zeros beyond its end, and without one.
@@ -116,8 +120,7 @@ Task<void> Image::read_below(uint64_t offset, MutableBytes data, Mark) {
 
 Task<void> Image::read_compressed(Mapping mapping, uint64_t within, MutableBytes data) {
   std::vector<std::byte> stream(mapping.compressed_size);
-  // A stream may end behind the end of the file; what is missing reads as zeros.
-  co_await file_->read(mapping.compressed_at.value, stream, Mark::read_compressed);
+  co_await read_host(mapping.compressed_at.value, stream, Mark::read_compressed);
   std::vector<std::byte> cluster(cluster_size());
   Result<void> unpacked;
   const Compression compression = head_.header.compression;
