@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # The mutation gate: each patch here breaks one rule of docs/engine.md; the simulator must find each.
 # A patch that no longer applies fails the gate, as does a mutant that survives.
-#   run.sh [NAME...]    BYRE_MUTANT_SEEDS: seeds tried for each (2000)
+#   run.sh [NAME...]    BYRE_MUTANT_SECONDS: time for each scenario on each mutant (60)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 root=$PWD
-seeds=${BYRE_MUTANT_SEEDS:-2000}
+limit=${BYRE_MUTANT_SECONDS:-60}
+# In the order in which they find most, soonest.
+scenarios=(mix faults late no-space kth-fault cuts pairs)
 tree=$root/build/mutants/tree
 names=("$@")
 [[ ${#names[@]} -gt 0 ]] || mapfile -t names < <(cd tests/mutants && ls ./*.patch | sed 's|^\./||; s|\.patch$||' | sort)
@@ -26,7 +28,7 @@ build() {
 refresh
 build || { cat "$log" >&2; echo "the unbroken tree does not build" >&2; exit 1; }
 sim=$(find "$tree/build/release" -type f -name byre-sim)
-"$sim" --seeds 1..100 >"$log" 2>&1 || { tail -n 20 "$log" >&2; echo "the unbroken engine fails its own simulation" >&2; exit 1; }
+"$sim" --smoke >"$log" 2>&1 || { tail -n 20 "$log" >&2; echo "the unbroken engine fails its own simulation" >&2; exit 1; }
 
 failed=0
 printf '%-32s %-10s %s\n' mutant verdict 'found by'
@@ -42,11 +44,20 @@ for name in "${names[@]}"; do
     failed=1
     continue
   fi
-  if timeout -k 5 900 "$sim" --seeds "1..$seeds" >"$log" 2>&1; then
-    printf '%-32s %-10s %s\n' "$name" SURVIVED "$seeds seeds"
-    failed=1
+  found=
+  for scenario in "${scenarios[@]}"; do
+    start=$SECONDS
+    timeout -k 5 "$limit" "$sim" --scenario "$scenario" --seeds 1..100000 >"$log" 2>&1 || true
+    if grep -q '^FAILED' "$log"; then
+      found="$(grep -m1 '^FAILED' "$log" | sed 's/^FAILED //'): $(grep -m1 -A1 '^FAILED' "$log" | tail -n 1 | cut -c1-100)"
+      break
+    fi
+  done
+  if [[ -n $found ]]; then
+    printf '%-32s %-10s %s\n' "$name" found "$found"
   else
-    printf '%-32s %-10s %s\n' "$name" found "$(grep -m1 -iE 'FAIL|seed' "$log" | cut -c1-120)"
+    printf '%-32s %-10s %s\n' "$name" SURVIVED "${#scenarios[@]} scenarios of $limit s"
+    failed=1
   fi
 done
 exit $failed
