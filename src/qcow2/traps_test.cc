@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Ways to get qcow2 wrong that only an engine can fall into, one test each; and what the simulator
+/// has found, kept as short histories.
+#include <gtest/gtest.h>
+
+#include "block/memory.h"
+#include "format/header.h"
+#include "format/refcount.h"
+#include "qcow2/check.h"
+#include "qcow2/create.h"
+#include "qcow2/image.h"
+
+namespace byre {
+namespace {
+
+class ClosedGate final : public Gate {
+  Result<std::unique_ptr<File>> open(std::string_view name, FileOptions) override {
+    return Error(Errc::denied, cat("open ", byre::quoted(name)));
+  }
+  Result<std::unique_ptr<File>> open_named_by_image(std::string_view, std::string_view name,
+                                                    FileOptions) override {
+    return Error(Errc::denied, cat("open ", byre::quoted(name)));
+  }
+};
+
+/// The memory below, with two habits of real disks: syncs that fail, holes that are not made.
+class Below final : public Device {
+ public:
+  explicit Below(MemoryDevice& memory) : memory_(memory) {}
+  uint64_t size() const override { return memory_.size(); }
+  bool writable() const override { return true; }
+  const std::string& name() const override { return memory_.name(); }
+  Reactor& reactor() override { return memory_.reactor(); }
+  BYRE_CORO_WRAPPER Task<void> read(uint64_t o, MutableBytes d, Mark m) override {
+    return memory_.read(o, d, m);
+  }
+  BYRE_CORO_WRAPPER Task<void> write(uint64_t o, Bytes d, WriteOptions p) override {
+    return memory_.write(o, d, p);
+  }
+  Task<void> zero(uint64_t o, uint64_t l, ZeroOptions p) override {
+    if (!holes) co_await fail(unsupported("no holes here"));
+    co_await memory_.zero(o, l, p);
+  }
+  Task<void> discard(uint64_t, uint64_t, DiscardOptions) override { co_return; }
+  Task<void> flush(Mark m) override {
+    if (fail_flushes) co_await fail(Error(Errc::io, "the disk is gone"));
+    co_await memory_.flush(m);
+  }
+  BYRE_CORO_WRAPPER Task<Extent> status(uint64_t o, uint64_t l) override {
+    return memory_.status(o, l);
+  }
+  BYRE_CORO_WRAPPER Task<void> resize(uint64_t s) override { return memory_.resize(s); }
+  bool new_space_is_zero() const override { return true; }
+  bool can_grow() const override { return true; }
+  Task<void> close() override { co_return; }
+
+  bool holes = true;
+  bool fail_flushes = false;
+
+ private:
+  MemoryDevice& memory_;
+};
+
+class Traps : public testing::Test {
+ protected:
+  void create(CreateOptions options = {.size = 1 * MiB}) {
+    const Result<void> made = reactor_->run(create_image(memory_, options));
+    ASSERT_TRUE(made) << made.error().message();
+  }
+  Result<std::unique_ptr<Image>> open(ImageOptions options = {.writable = true}) {
+    auto below = std::make_unique<Below>(memory_);
+    below_ = below.get();
+    return reactor_->run(Image::open_over(std::move(below), gate_, std::move(options)));
+  }
+  uint64_t word(uint64_t at) {
+    std::byte bytes[8];
+    memory_.peek(at, bytes);
+    return load_be<uint64_t>(bytes);
+  }
+  void set_word(uint64_t at, uint64_t value) {
+    std::byte bytes[8];
+    store_be(bytes, 0, value);
+    memory_.poke(at, bytes);
+  }
+  void set_refcount16(uint64_t cluster, uint16_t count) {
+    const uint64_t block = word(word(48));
+    std::byte bytes[2];
+    store_be(bytes, 0, count);
+    memory_.poke(block + cluster * 2, bytes);
+  }
+  void write(Image& image, uint64_t at, uint64_t length, int value) {
+    const std::vector<std::byte> data(length, static_cast<std::byte>(value));
+    const Result<void> done = reactor_->run(image.write(at, data, {}));
+    ASSERT_TRUE(done) << done.error().message();
+  }
+  /// The one value that all bytes of the range have, or -1.
+  int value_at(Image& image, uint64_t at, uint64_t length) {
+    std::vector<std::byte> data(length);
+    if (!reactor_->run(image.read(at, data, Mark::none))) return -2;
+    for (const std::byte b : data) {
+      if (b != data[0]) return -1;
+    }
+    return std::to_integer<int>(data[0]);
+  }
+  void close(Image& image) {
+    const Result<void> closed = reactor_->run(image.close());
+    EXPECT_TRUE(closed) << closed.error().message();
+  }
+
+  std::unique_ptr<Reactor> reactor_ = *make_reactor(ReactorKind::posix);
+  MemoryDevice memory_{*reactor_};
+  ClosedGate gate_;
+  Below* below_ = nullptr;
+};
+
+TEST_F(Traps, Trap8UnknownAutoclearBitsGoAtAWritableOpenOnly) {
+  create();
+  set_word(88, uint64_t{1} << 40);
+  auto reader = open({.writable = false});
+  ASSERT_TRUE(reader);
+  close(**reader);
+  EXPECT_EQ(word(88), uint64_t{1} << 40);
+  auto writer = open();
+  ASSERT_TRUE(writer);
+  EXPECT_EQ(word(88), 0u);
+  close(**writer);
+}
+
+TEST_F(Traps, Trap11ACorruptImageIsReadButNotWritten) {
+  create();
+  set_word(72, kCorrupt);
+  const std::vector<std::byte> before = memory_.bytes();
+  EXPECT_FALSE(open());
+  auto reader = open({.writable = false});
+  ASSERT_TRUE(reader);
+  EXPECT_EQ(value_at(**reader, 0, 4096), 0);
+  close(**reader);
+  EXPECT_EQ(memory_.bytes(), before);
+}
+
+TEST_F(Traps, Trap11ADirtyImageIsRebuiltWithAMessageAndReadWithoutOne) {
+  create();
+  auto writer = open();
+  ASSERT_TRUE(writer);
+  write(**writer, 0, 64 * KiB, 1);
+  close(**writer);
+  set_word(72, kDirty);
+  set_refcount16(5, 0);
+  auto reader = open({.writable = false});
+  ASSERT_TRUE(reader);
+  EXPECT_EQ(value_at(**reader, 0, 64 * KiB), 1);
+  close(**reader);
+  EXPECT_EQ(word(72), kDirty);
+
+  std::string told;
+  auto again = open({.writable = true, .message = [&](const std::string& text) { told = text; }});
+  ASSERT_TRUE(again) << again.error().message();
+  EXPECT_NE(told.find("not closed cleanly"), std::string::npos) << told;
+  write(**again, 64 * KiB, 64 * KiB, 2);
+  EXPECT_EQ(value_at(**again, 0, 64 * KiB), 1);
+  close(**again);
+  EXPECT_EQ(word(72), 0u);
+}
+
+// A table that a snapshot shares: its entries may say COPIED, the L1 entry does not.
+TEST_F(Traps, Trap32ASharedL2TableIsCopiedBeforeItIsChanged) {
+  create();
+  auto writer = open();
+  ASSERT_TRUE(writer);
+  write(**writer, 0, 64 * KiB, 1);
+  close(**writer);
+  const uint64_t l1 = word(40);
+  const uint64_t table = word(l1) & 0x00fffffffffffe00;
+  const uint64_t data = word(table) & 0x00fffffffffffe00;
+  set_word(l1, table);  // COPIED off, as if a snapshot had the other reference.
+  set_refcount16(table / (64 * KiB), 2);
+  set_refcount16(data / (64 * KiB), 2);
+
+  auto again = open();
+  ASSERT_TRUE(again);
+  write(**again, 4096, 4096, 2);
+  EXPECT_EQ(value_at(**again, 0, 4096), 1);
+  EXPECT_EQ(value_at(**again, 4096, 4096), 2);
+  close(**again);
+  std::vector<std::byte> old(64 * KiB);
+  memory_.peek(data, old);
+  EXPECT_EQ(old, std::vector<std::byte>(64 * KiB, std::byte{1}));
+  EXPECT_NE(word(l1) & 0x00fffffffffffe00, table);
+  EXPECT_EQ(word(table) & 0x00fffffffffffe00, data);
+}
+
+TEST_F(Traps, Trap31ACopiedTableWithTwoReferencesIsNotWritten) {
+  create();
+  auto writer = open();
+  ASSERT_TRUE(writer);
+  write(**writer, 0, 64 * KiB, 1);
+  close(**writer);
+  const uint64_t table = word(word(40)) & 0x00fffffffffffe00;
+  set_refcount16(table / (64 * KiB), 2);
+  auto again = open();
+  ASSERT_TRUE(again);
+  const std::vector<std::byte> data(512);
+  const Result<void> done = reactor_->run((*again)->write(128 * KiB, data, {}));
+  ASSERT_FALSE(done);
+  EXPECT_EQ(done.error().code(), Errc::corrupt);
+  close(**again);
+}
+
+TEST_F(Traps, Trap42TwoL1EntriesOnOneTableAreRefused) {
+  create({.size = 64 * MiB, .cluster_size = 512});
+  auto writer = open();
+  ASSERT_TRUE(writer);
+  write(**writer, 0, 512, 1);
+  close(**writer);
+  const uint64_t l1 = word(40);
+  set_word(l1 + 8, word(l1));
+  const auto again = open();
+  ASSERT_FALSE(again);
+  EXPECT_EQ(again.error().code(), Errc::corrupt);
+}
+
+TEST_F(Traps, Trap42AnL2TableBehindTheEndIsAnErrorWhereItIsUsed) {
+  create({.size = 64 * MiB, .cluster_size = 512});
+  set_word(word(40) + 8, 0x8000000000000000 | (1 * GiB));
+  auto reader = open({.writable = false});
+  ASSERT_TRUE(reader);
+  EXPECT_EQ(value_at(**reader, 0, 512), 0);
+  EXPECT_EQ(value_at(**reader, 64 * 512, 512), -2);
+  close(**reader);
+}
+
+// The refcount block that nobody counted: a writer that goes on hands it out and overwrites it.
+TEST_F(Traps, Trap62AnUncountedRefcountBlockIsNotWrittenOver) {
+  create();
+  const uint64_t block = word(word(48));
+  set_refcount16(block / (64 * KiB), 0);
+  const auto writer = open();
+  ASSERT_FALSE(writer);
+  EXPECT_NE(writer.error().message().find("check -r all"), std::string::npos)
+      << writer.error().message();
+}
+
+TEST_F(Traps, Trap97DataBehindATruncatedFileAreAnError) {
+  create();
+  auto writer = open();
+  ASSERT_TRUE(writer);
+  write(**writer, 0, 128 * KiB, 1);
+  close(**writer);
+  const Result<void> cut = reactor_->run(memory_.resize(memory_.size() - 64 * KiB));
+  ASSERT_TRUE(cut);
+  auto reader = open({.writable = false});
+  ASSERT_TRUE(reader);
+  EXPECT_EQ(value_at(**reader, 0, 64 * KiB), 1);
+  EXPECT_EQ(value_at(**reader, 64 * KiB, 64 * KiB), -2);
+  close(**reader);
+}
+
+// Simulation, no-space 25: a freed cluster counts as zeros only when the disk has said that it made
+// a hole.
+TEST_F(Traps, ARecycledClusterOnADiskWithoutHolesIsFilled) {
+  create();
+  auto image = open();
+  ASSERT_TRUE(image);
+  below_->holes = false;
+  write(**image, 0, 64 * KiB, 0x77);
+  ASSERT_TRUE(reactor_->run((*image)->discard(0, 64 * KiB, {})));
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(reactor_->run((*image)->flush()));
+  write(**image, 512 * KiB, 512, 1);  // Gets the freed cluster.
+  EXPECT_EQ(value_at(**image, 512 * KiB, 512), 1);
+  EXPECT_EQ(value_at(**image, 512 * KiB + 512, 63 * KiB), 0);
+  close(**image);
+}
+
+// Simulation, kth-fault 36: after a failed sync nobody knows what a fresh cluster holds.
+TEST_F(Traps, AfterAFailedSyncFreshDataAreAnErrorAndOldDataAreRead) {
+  create();
+  auto image = open();
+  ASSERT_TRUE(image);
+  write(**image, 0, 64 * KiB, 1);
+  ASSERT_TRUE(reactor_->run((*image)->flush()));
+  write(**image, 64 * KiB, 64 * KiB, 2);
+  EXPECT_EQ(value_at(**image, 64 * KiB, 64 * KiB), 2);
+  below_->fail_flushes = true;
+  EXPECT_FALSE(reactor_->run((*image)->flush()));
+  below_->fail_flushes = false;
+  EXPECT_FALSE(reactor_->run((*image)->flush())) << "the error latches";
+  EXPECT_EQ(value_at(**image, 0, 64 * KiB), 1);
+  EXPECT_EQ(value_at(**image, 64 * KiB, 64 * KiB), -2);
+  const std::vector<std::byte> data(512);
+  EXPECT_FALSE(reactor_->run((*image)->write(0, data, {})));
+  EXPECT_FALSE(reactor_->run((*image)->close()));
+
+  auto again = open();
+  ASSERT_TRUE(again);
+  EXPECT_EQ(value_at(**again, 0, 64 * KiB), 1);
+  close(**again);
+}
+
+// A shorter backing file, or none: what a grown disk gains reads as zeros, the tail of its last
+// cluster too.
+TEST_F(Traps, Trap120GrowingShowsNothingOld) {
+  create({.size = 96 * KiB});
+  auto image = open();
+  ASSERT_TRUE(image);
+  write(**image, 0, 96 * KiB, 3);
+  close(**image);
+  const uint64_t table = word(word(40)) & 0x00fffffffffffe00;
+  const uint64_t last = word(table + 8) & 0x00fffffffffffe00;
+  memory_.poke(last + 32 * KiB,
+               std::vector<std::byte>(32 * KiB, std::byte{0x22}));  // Behind the end.
+  auto again = open();
+  ASSERT_TRUE(again);
+  const Result<void> grown = reactor_->run((*again)->resize(1 * MiB));
+  ASSERT_TRUE(grown) << grown.error().message();
+  EXPECT_EQ(value_at(**again, 0, 96 * KiB), 3);
+  EXPECT_EQ(value_at(**again, 96 * KiB, 1 * MiB - 96 * KiB), 0);
+  close(**again);
+}
+
+}  // namespace
+}  // namespace byre
