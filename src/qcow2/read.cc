@@ -202,7 +202,8 @@ Task<Extent> Image::status(uint64_t offset, uint64_t length) {
   }
   extent.length = std::min(extent.length, backing_->size() - offset);
   Extent below = co_await backing_->status(offset, extent.length);
-  below.depth += 1;
+  // Depth 0 without `allocated` means that no layer has it.
+  if (below.allocated || below.depth != 0) ++below.depth;
   below.allocated = false;
   co_return below;
 }
