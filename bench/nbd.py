@@ -51,7 +51,8 @@ def fio(socket, mode, options):
     command = ["fio", "--name=j", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={socket}", f"--rw={mode}", "--bs=4k",
                "--iodepth=32", f"--size={options.size}", "--time_based", f"--runtime={options.seconds}",
                "--randrepeat=1", "--output-format=json"]
-    job = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["jobs"][0]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    job = json.loads(printed[printed.index("{"):])["jobs"][0]  # Notes of the client library may come first.
     return job["read"] if mode == "randread" else job["write"]
 
 
