@@ -9,15 +9,21 @@ of the fault filter, so that nothing depends on timing.  Afterwards three judges
 The controls play the same scripts on the real qemu-io, to show that a session does what it is meant to; a
 version that has been mended skips its control.
 
+Last come such scripts by the dozen, drawn from seeds: requests of all kinds, held and let go at random, where
+each guest cluster has bytes of its own, so that another's are recognised.
+
     BYRE=build/release/byre python3 tests/interop/sessions_test.py
+    BYRE_SEEDS=1-1000 python3 tests/interop/sessions_test.py Session.test_random_scripts
 """
 import os
 import pathlib
+import random
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -60,7 +66,16 @@ class Session(unittest.TestCase):
         for command in commands.strip().splitlines():
             words += ["-c", command.strip()]
         done = run(*words, file or f"blkdebug::{self.image}")
+        if done.returncode == KILLED:
+            self.wait_for_locks()
         return done.returncode, done.stdout
+
+    def wait_for_locks(self):
+        """The kernel may end a killed process's I/O, and let go of its locks, after its parent heard of its death."""
+        for _ in range(100):
+            if "lock" not in run(QEMU_IMG, "info", self.image).stdout:
+                return
+            time.sleep(0.05)
 
     def on_byre(self, commands, *options, code=0, **more):
         got, output = self.play(self.byre, commands, *options, **more)
@@ -144,6 +159,7 @@ class Session(unittest.TestCase):
             aio_read -v 0 512
             wait_break A
             discard 0 64k
+            flush
             write -P 3 128k 64k
             resume A
             aio_flush"""
@@ -210,6 +226,26 @@ class Session(unittest.TestCase):
                 self.assert_sound(leaks=True)
                 self.assert_reads(0, 64 * KIB, 1, 0)
                 self.assert_reads(512 * KIB, 64 * KIB, 2, 0)
+
+    def test_R_F_discard_during_a_commit(self):
+        """A commit that began before the discard does not make its removal durable."""
+        self.create()
+        self.on_qemu("write -P 1 0 64k", file=self.image)
+        self.on_byre("""
+            break l2_update A
+            aio_write -f -P 5 256k 64k
+            wait_break A
+            discard 0 64k
+            resume A
+            aio_flush
+            break l2_update B
+            aio_write -P 2 512k 64k
+            wait_break B
+            sigraise 9""", "-t", "writeback", code=KILLED)
+        self.assert_sound(leaks=True)
+        self.assert_reads(0, 64 * KIB, 1, 0)
+        self.assert_reads(256 * KIB, 64 * KIB, 5)
+        self.assert_reads(512 * KIB, 64 * KIB, 2, 0)
 
     def test_control_F(self):
         self.create()
@@ -289,6 +325,25 @@ class Session(unittest.TestCase):
             self.skipTest("this qemu-io does not show the defect")
         self.assertIn("refcount=", checked.stdout, output)
 
+    def test_R_I_no_pointer_is_durable_before_its_data(self):
+        """The cluster held another range's bytes before; they must not show."""
+        self.create()
+        self.on_qemu("write -P 7 0 64k", file=self.image)
+        self.on_byre("""
+            write -z -u 0 64k
+            flush
+            flush
+            break write_aio A
+            aio_write -P 1 128k 64k
+            wait_break A
+            aio_write -f -P 5 256k 64k
+            sleep 200
+            sigraise 9""", "-t", "writeback", "-d", "ignore", code=KILLED)
+        self.assert_sound(leaks=True)
+        self.assert_reads(0, 64 * KIB, 0)
+        self.assert_reads(128 * KIB, 64 * KIB, 1, 0)
+        self.assert_reads(256 * KIB, 64 * KIB, 5, 0)
+
     def image_opts(self, *rules):
         words = ["driver=qcow2", "file.driver=blkdebug", f"file.image.filename={self.image}"]
         for number, rule in enumerate(rules):
@@ -331,6 +386,80 @@ class Session(unittest.TestCase):
         if checked.returncode == 0:
             self.skipTest("this qemu-io does not show the defect")
         self.assertIn("refcount=1 reference=2", checked.stdout)
+
+    CLUSTERS = 16
+    EVENTS = ("write_aio", "cow_read", "cow_write", "read_aio", "l2_load", "l2_update", "l1_update", "l2_alloc_write",
+              "refblock_update", "flush_to_disk", "cluster_free", "pwritev_zero", "pwritev_done")
+
+    def own_bytes(self, cluster):
+        return set(range(1 + 8 * cluster, 9 + 8 * cluster))
+
+    def random_script(self, rng):
+        """Commands that never wait, so that nothing they hold can stop the script."""
+        lines, tags = [], []
+        for number in range(rng.randrange(40, 200)):
+            cluster = rng.randrange(self.CLUSTERS)
+            first = rng.randrange(16)
+            offset, length = cluster * 64 + 4 * first, 4 * rng.randint(1, 16 - first)
+            if rng.random() < 0.4:
+                offset, length = cluster * 64, 64
+            what = rng.randrange(12)
+            fua = rng.choice(("", "", "-f "))
+            if what < 5:
+                lines.append(f"aio_write -q {fua}-P {rng.choice(sorted(self.own_bytes(cluster)))} {offset}k {length}k")
+            elif what == 5:
+                lines.append(f"aio_write -q {fua}-z {rng.choice(('', '-u '))}{offset}k {length}k")
+            elif what < 8:
+                lines.append(f"aio_discard -q {offset}k {length}k")
+            elif what == 8:
+                lines.append(f"aio_read -v {offset}k 512")
+            elif what == 9:
+                tags.append(f"T{number}")
+                lines.append(f"break {rng.choice(self.EVENTS)} {tags[-1]}")
+            elif what == 10 and tags:
+                lines.append(f"remove_break {tags.pop(rng.randrange(len(tags)))}")
+            else:
+                lines.append(f"sleep {rng.choice((0, 1, 5))}")
+        if rng.random() < 0.5:
+            return "\n".join(lines + ["sigraise 9", ""])
+        return "\n".join(lines + [f"remove_break {tag}" for tag in tags] + ["aio_flush", ""])
+
+    def play_random(self, seed):
+        rng = random.Random(seed)
+        self.create("1M", "-o", rng.choice(("cluster_size=64k", "cluster_size=4k", "extended_l2=on", "compat=0.10",
+                                            "refcount_bits=1", "lazy_refcounts=on")))
+        if rng.random() < 0.5:
+            self.on_qemu("\n".join(f"write -c -P {min(self.own_bytes(cluster))} {cluster * 64}k 64k"
+                                   for cluster in range(0, self.CLUSTERS, 2)), file=self.image)
+        script = self.random_script(rng)
+        done = subprocess.run([self.byre, "-f", "qcow2", "-t", rng.choice(("writeback", "writethrough")), "-d",
+                               rng.choice(("unmap", "ignore")), f"blkdebug::{self.image}"], input=script, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT)
+        if done.returncode == KILLED:
+            self.wait_for_locks()
+        self.assertIn(done.returncode, (0, 1, KILLED), done.stdout[-2000:])
+        self.assertNotIn("failed", done.stdout)
+
+        for offset, line in re.findall(r"^(?:qemu-io> )*([0-9a-f]{8}):  ((?:[0-9a-f]{2} )+)", done.stdout, re.M):
+            cluster = int(offset, 16) // (64 * KIB)
+            self.assertLessEqual({int(byte, 16) for byte in line.split()}, self.own_bytes(cluster) | {0}, "read")
+        if done.returncode != KILLED or not self.is_dirty():
+            self.assert_sound(leaks=done.returncode == KILLED)
+        for cluster in range(self.CLUSTERS):
+            data = Image(str(self.image)).read(cluster * 64 * KIB, 64 * KIB)
+            self.assertLessEqual(set(data), self.own_bytes(cluster) | {0}, f"cluster {cluster}")
+        # Whoever opens it next finds it sound, dirty or not.
+        self.on_byre("read -q 0 1M\nwrite -q 0 4k", file=self.image)
+        self.assert_sound(leaks=True)
+
+    def is_dirty(self):
+        return check(str(self.image))["dirty"]
+
+    def test_random_scripts(self):
+        first, _, last = os.environ.get("BYRE_SEEDS", "1-25").partition("-")
+        for seed in range(int(first), int(last or first) + 1):
+            with self.subTest(seed=seed):
+                self.play_random(seed)
 
 
 if __name__ == "__main__":
