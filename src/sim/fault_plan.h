@@ -22,8 +22,10 @@ struct Fault {
     cut_short,    ///< A transfer of fewer bytes than asked.
     error,        ///< -`error`.
   };
-  /// Of a write, punch or truncate that fails: what of it happened all the same.
-  enum class Applied : uint8_t { no, half, all };
+  /// Of a write, punch or truncate that fails: what of it happened all the same.  `late`: it lands
+  /// after it was answered, before the next sync ends (only writes for which the disk's
+  /// may_land_late says so; others as `no`).
+  enum class Applied : uint8_t { no, half, all, late };
   Kind kind = Kind::none;
   int error = EIO;
   Applied applied = Applied::no;
@@ -91,7 +93,7 @@ class FaultPlan {
                                                    : rates.write_error;
     if (!hit(rate, prng)) return {};
     return {.kind = Fault::Kind::error,
-            .applied = static_cast<Fault::Applied>(prng.below(3)),
+            .applied = static_cast<Fault::Applied>(prng.below(4)),
             .drops = prng.one_in(2),
             .evicts = prng.one_in(2)};
   }

@@ -194,6 +194,7 @@ std::optional<unsigned> SimDisk::begin(uint64_t id, const Op& op, bool writable,
                .keep_size = op.keep_size,
                .began = ++clock_,
                .offset = op.offset};
+  land_late(op.kind == Op::Kind::sync);
   way.result = check(op, writable, block_size);
   if (way.result == 0) {
     way.fault = options_.faults.next(op.kind, prng_);
@@ -255,6 +256,8 @@ void SimDisk::begin_transfer(UnderWay& way, const Op& op, uint32_t block_size) {
   way.result = transfer ? static_cast<int64_t>(length) : 0;
   if (way.fault.kind == Fault::Kind::error) {
     way.result = -way.fault.error;
+    const bool late = way.fault.applied == Fault::Applied::late;
+    if (late && !(options_.may_land_late && options_.may_land_late(op))) return;
     if (way.fault.applied == Fault::Applied::no) return;
   }
 
@@ -275,6 +278,12 @@ void SimDisk::begin_transfer(UnderWay& way, const Op& op, uint32_t block_size) {
   } else if (length != 0) {
     split(way, op.offset, length, kSectorSize);
   }
+  if (way.fault.kind == Fault::Kind::error && way.fault.applied == Fault::Applied::late) {
+    late_.push_back(way);
+    way.parts.clear();
+    way.data = nullptr;
+    way.entry = 0;
+  }
   if (way.fault.kind == Fault::Kind::error && way.fault.applied == Fault::Applied::half) {
     const uint64_t half = prng_.below(way.parts.size() + 1);
     if (way.parts.size() > 1) {
@@ -282,6 +291,18 @@ void SimDisk::begin_transfer(UnderWay& way, const Op& op, uint32_t block_size) {
     } else if (length > kSectorSize) {
       way.parts[0].length = round_down(prng_.between(kSectorSize, length - 1), kSectorSize);
     }
+  }
+}
+
+/// Writes that failed land after all, one in a while; `all`: now, or never.
+void SimDisk::land_late(bool all) {
+  while (!late_.empty() && (all || prng_.one_in(4))) {
+    const UnderWay way = std::move(late_.front());
+    late_.erase(late_.begin());
+    for (const Part& part : way.parts) {
+      if (!all || prng_.one_in(2)) land_part(way, part);
+    }
+    entries_.at(way.entry).completed_at = ++clock_;
   }
 }
 
@@ -511,6 +532,7 @@ void SimDisk::forget_entries() {
   }
   for (const SizeVersion& version : sizes_) needed.insert(version.entry);
   for (const auto& [id, way] : under_way_) needed.insert(way.entry);
+  for (const UnderWay& way : late_) needed.insert(way.entry);
   std::erase_if(entries_, [&](const auto& entry) { return !needed.contains(entry.first); });
 }
 
@@ -521,6 +543,7 @@ std::vector<LogEntry> SimDisk::log() const {
   }
   for (const SizeVersion& version : sizes_) needed.insert(version.entry);
   for (const auto& [id, way] : under_way_) needed.insert(way.entry);
+  for (const UnderWay& way : late_) needed.insert(way.entry);
   std::vector<LogEntry> log;
   for (const auto& [number, entry] : entries_) {
     if (needed.contains(number)) log.push_back(entry.log);
@@ -536,6 +559,7 @@ SimDisk::Versions SimDisk::versions_for_cut() const {
   for (const auto& [id, way] : under_way_) {
     if (way.entry != 0) by_entry.emplace(way.entry, &way);
   }
+  for (const UnderWay& way : late_) by_entry.emplace(way.entry, &way);
   for (const auto& [entry, way] : by_entry) {
     for (const Part& part : way->parts) {
       if (part.landed) continue;
@@ -661,6 +685,7 @@ void SimDisk::power_cut(const CutChoice& choice) {
   BYRE_ASSERT(under_way_.empty());
   SimDisk after = cut(choice);
   after.options_.capacity = options_.capacity;
+  after.options_.may_land_late = options_.may_land_late;
   *this = std::move(after);
 }
 

@@ -21,6 +21,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -88,6 +89,8 @@ class SimDisk {
     /// Writes and reads land in parts now and then.
     bool torn = true;
     FaultPlan faults = {};
+    /// Which writes may land after they failed (Fault::Applied::late).
+    std::function<bool(const Op&)> may_land_late = nullptr;
   };
 
   explicit SimDisk(Options options);
@@ -177,6 +180,7 @@ class SimDisk {
   void land(uint64_t id, const Op& op, unsigned part);
   int64_t finish(uint64_t id, const Op& op);
   void abandon(uint64_t id);
+  void land_late(bool all);
 
   int64_t check(const Op& op, bool writable, uint32_t block_size) const;
   uint64_t blocks_missing(uint64_t offset, uint64_t length) const;
@@ -210,6 +214,7 @@ class SimDisk {
   std::vector<bool> allocated_;
   uint64_t allocated_count_ = 0;
   std::map<uint64_t, UnderWay> under_way_;
+  std::vector<UnderWay> late_;  ///< Failed, and still to land.
   uint64_t syncs_lost_ = 0;
   std::string failure_;
 };

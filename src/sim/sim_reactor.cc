@@ -241,6 +241,7 @@ SimReactor::Step SimReactor::step_by_choice() {
   for (unsigned part = 0; part < parts; ++part) land(id, part);
   complete(id);
   if (after_delivery) after_delivery();
+  if (options_.resume_at_once) resume(ready().size() - 1);
   return Step::delivered;
 }
 

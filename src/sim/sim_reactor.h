@@ -64,6 +64,9 @@ class SimReactor final : public Reactor {
     uint64_t seed = 0;
     Delays delays = {};
     Chooser* chooser = nullptr;
+    /// With a Chooser: who waits for an Op runs in the step that completes it.  Far fewer
+    /// interleavings, and those left out differ little: nothing runs between the two.
+    bool resume_at_once = true;
     uint64_t steps_max = 50'000'000;
   };
 

@@ -51,6 +51,8 @@ void fill_sectors(MutableBytes bytes, uint64_t offset, Token token) {
   }
 }
 
+bool is_stamped(Bytes bytes) { return load_be<uint64_t>(bytes) == kMark; }
+
 Result<Token> recognise(Bytes bytes, uint64_t sector) {
   if (is_zero(bytes)) return Token{0};
   const Stamp& stamp = *view_as<Stamp>(bytes);
@@ -119,16 +121,33 @@ uint64_t Oracle::begin_change(uint64_t offset, uint64_t length, Token token, boo
 void Oracle::end_change(uint64_t change, bool succeeded, bool durable) {
   const Change made = changes_.at(change);
   changes_.erase(change);
+  if (succeeded) {
+    answer(change, made, made.certain, durable);
+  } else {
+    failed_.push_back({change, ++clock_, made});
+  }
+}
+
+void Oracle::answer(uint64_t change, const Change& made, bool certain, bool durable) {
   const uint64_t now = ++clock_;
   for (uint64_t s = made.first; s < made.first + made.count; ++s) {
     for (Candidate& candidate : cells_.at(s)) {
       if (candidate.change != change) continue;
       candidate.answered = now;
-      candidate.certain = succeeded && made.certain;
-      candidate.durable = succeeded && durable;
+      candidate.certain = certain;
+      candidate.durable = durable;
       candidate.answered_ns = now_ns_;
     }
   }
+}
+
+void Oracle::end_flush(uint64_t flush) {
+  flushed_before_ = std::max(flushed_before_, flush);
+  std::erase_if(failed_, [&](const Failed& failed) {
+    if (failed.failed_at >= flush) return false;
+    answer(failed.change, failed.made, false, false);
+    return true;
+  });
 }
 
 uint64_t Oracle::begin_read() {
@@ -188,15 +207,10 @@ Result<void> Oracle::check_after_cut(uint64_t offset, Bytes data) const {
 }
 
 void Oracle::process_died() {
-  const uint64_t now = ++clock_;
-  for (const auto& [change, made] : changes_) {
-    for (uint64_t s = made.first; s < made.first + made.count; ++s) {
-      for (Candidate& candidate : cells_.at(s)) {
-        if (candidate.change == change) candidate.answered = now;
-      }
-    }
-  }
+  for (const auto& [change, made] : changes_) answer(change, made, false, false);
+  for (const Failed& failed : failed_) answer(failed.change, failed.made, false, false);
   changes_.clear();
+  failed_.clear();
   reads_.clear();
 }
 

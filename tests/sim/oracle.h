@@ -9,6 +9,7 @@
 ///    (docs/engine.md, C3).  W is durable when it was answered before a flush began that succeeded,
 ///    or carried FUA.
 ///  * What failed, and a discard that promises nothing, is not certain: it never rules others out.
+///    What failed may still happen, as if it were under way, until the next flush ends.
 ///
 /// Token 0 is zeros.  Any other names one write; its bytes in a sector say sector and token and
 /// have a checksum, so that another range's data, metadata or stale bytes are recognised for what
@@ -35,6 +36,8 @@ using Token = uint64_t;
 void fill_sector(MutableBytes bytes, uint64_t sector, Token token);
 /// The same for a run of sectors from `offset` on.
 void fill_sectors(MutableBytes bytes, uint64_t offset, Token token);
+/// Do these bytes begin like a sector that fill_sector() made?
+bool is_stamped(Bytes bytes);
 /// The token in `bytes`, if they are whole and belong to `sector`.
 Result<Token> recognise(Bytes bytes, uint64_t sector);
 
@@ -54,7 +57,7 @@ class Oracle {
   uint64_t begin_change(uint64_t offset, uint64_t length, Token token, bool certain = true);
   void end_change(uint64_t change, bool succeeded, bool durable);
   uint64_t begin_flush() { return ++clock_; }
-  void end_flush(uint64_t flush) { flushed_before_ = std::max(flushed_before_, flush); }
+  void end_flush(uint64_t flush);
   uint64_t begin_read();
   /// Gives up the read; with `data`, checks what it returned.
   void end_read(uint64_t read);
@@ -98,6 +101,7 @@ class Oracle {
   bool durable(const Candidate& c) const {
     return c.certain && (c.durable || c.answered < flushed_before_);
   }
+  void answer(uint64_t change, const Change& made, bool certain, bool durable);
   bool readable(const Cell& cell, const Candidate& v, uint64_t read) const;
   bool survives_cut(const Cell& cell, const Candidate& v) const;
   bool survives_kill(const Cell& cell, const Candidate& v) const;
@@ -115,7 +119,13 @@ class Oracle {
   int64_t settled_ns_ = INT64_MIN;
   uint64_t flushed_before_ = 0;
   std::multiset<uint64_t> reads_;
-  std::map<uint64_t, Change> changes_;
+  std::map<uint64_t, Change> changes_;  ///< Under way.
+  struct Failed {
+    uint64_t change;
+    uint64_t failed_at;
+    Change made;
+  };
+  std::vector<Failed> failed_;                ///< Since the last flush.
   std::unordered_map<uint64_t, Cell> cells_;  ///< Never iterated.
   std::set<uint64_t> touched_;
 };

@@ -6,7 +6,6 @@
 #include <set>
 #include <utility>
 
-#include "block/raw.h"
 #include "checker.h"
 #include "coro/scope.h"
 #include "oracle.h"
@@ -37,13 +36,6 @@ std::string_view name_of(Step::Kind kind) {
 }
 
 uint64_t mix(uint64_t a, uint64_t b) { return Prng(a * 0x9e3779b97f4a7c15u + b).next(); }
-
-Task<std::unique_ptr<Image>> open_image(Gate& gate, ImageOptions options) {
-  std::unique_ptr<File> file =
-      co_await gate.open("image", {.writable = options.writable, .direct = options.direct});
-  auto raw = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
-  co_return co_await Image::open_over(std::move(raw), gate, std::move(options));
-}
 
 /// Reads the windows of an image, piece by piece.
 Task<void> read_windows(Device& image, const std::vector<Window>& windows,
@@ -85,6 +77,11 @@ class Run {
     if (!start.sound() || start.leaks != knobs_.leaks) {
       fail_with("the starting image is wrong: ", start.text(), "; leaks wanted: ", knobs_.leaks);
     }
+    // Metadata that was written again must not be overtaken by what failed before.
+    disk().options().may_land_late = [](const Op& op) {
+      return op.kind == Op::Kind::write && op.length >= kSectorSize &&
+             is_stamped(bytes_at(op.buffer, kSectorSize));
+    };
     judge("the starting image");
     for (size_t i = 0; i < history_.lives.size() && ok(); ++i) {
       life_ = i;
@@ -136,14 +133,17 @@ class Run {
   };
 
   void live(const Life& life) {
-    const auto process = std::make_shared<Process>(
-        SimReactor::Options{.seed = life.seed, .delays = knobs_.delays, .steps_max = 20'000'000},
-        disks_, gate_options());
+    const auto process =
+        std::make_shared<Process>(SimReactor::Options{.seed = life.seed,
+                                                      .delays = knobs_.delays,
+                                                      .resume_at_once = options_.resume_at_once,
+                                                      .steps_max = 20'000'000},
+                                  disks_, gate_options());
     SimReactor& reactor = process->reactor;
     reactor.trace().sink = options_.sink;
 
     Result<std::unique_ptr<Image>> opened =
-        reactor.finish(open_image(process->gate, knobs_.image_options()));
+        reactor.finish(Image::open(reactor, process->gate, "image", knobs_.image_options()));
     if (!opened) {
       fail_with("the image does not open: ", opened.error().message());
     } else {
@@ -188,7 +188,6 @@ class Run {
 
   void work(const Life& life, Process& process) {
     SimReactor& reactor = process.reactor;
-    if (life_ == 0 && options_.chooser) reactor.set_chooser(options_.chooser);
     uint64_t deliveries = 0;
     uint64_t cuts = 0;
     Prng prng(mix(life.seed, 3));
@@ -218,6 +217,8 @@ class Run {
 
   /// The whole program of one life.
   Task<void> main(const Life& life, Process& process) {
+    for (const Step& step : life.warm_up) co_await perform(step, process);
+    if (life_ == 0 && options_.chooser) process.reactor.set_chooser(options_.chooser);
     process.clients = life.clients.size();
     if (process.clients == 0) process.clients_done.set();
     for (size_t i = 0; i < life.clients.size(); ++i) {
@@ -469,7 +470,7 @@ void Run::check_cut(const CutChoice& choice, bool twice) {
     }
     const auto bury = [&] { SimReactor::bury(reactor); };
     Result<std::unique_ptr<Image>> opened =
-        reactor->finish(open_image(gate, knobs_.image_options()));
+        reactor->finish(Image::open(*reactor, gate, "image", knobs_.image_options()));
     if (!opened) {
       bury();
       return wrong("the image does not open: ", opened.error().message());
@@ -526,6 +527,7 @@ std::string History::text() const {
     text += cat("life ", i, " (", end,
                 life.end == Life::End::close ? "" : cat(" after ", life.ends_after),
                 life.faults.can_fail() ? ", faults" : "", ")\n");
+    for (const Step& step : life.warm_up) text += cat("  first: ", step.text(), "\n");
     for (size_t c = 0; c < life.clients.size(); ++c) {
       for (const Step& step : life.clients[c]) text += cat("  client ", c, ": ", step.text(), "\n");
     }

@@ -40,13 +40,14 @@ struct Life {
     power_cut,  ///< The power fails.
   };
   uint64_t seed = 0;
+  std::vector<Step> warm_up;  ///< One after another, before the clients begin.
   std::vector<std::vector<Step>> clients;
   End end = End::close;
   uint64_t ends_after = UINT64_MAX;  ///< Not by close: after so many deliveries,
   int64_t ends_at_ns = INT64_MAX;    ///< or at this time.
-  FaultPlan faults;         ///< Of the image's disk, once it is open.
-  uint64_t room = 0;        ///< ENOSPC after so many more bytes of blocks; 0: never.
-  uint64_t cut_one_in = 0;  ///< Checks a cut after one delivery in so many.
+  FaultPlan faults;                  ///< Of the image's disk, once it is open.
+  uint64_t room = 0;                 ///< ENOSPC after so many more bytes of blocks; 0: never.
+  uint64_t cut_one_in = 0;           ///< Checks a cut after one delivery in so many.
   uint64_t cuts_max = 0;
   bool every_cut = false;  ///< At each delivery: none, all, prefixes, single ones, pairs.
 };
@@ -62,8 +63,9 @@ struct RunOptions {
   /// Asked before each history is played; false: it is not.
   std::function<bool(const History&)> begun;
   std::function<void(std::string_view)> sink;  ///< Gets the trace.
-  Chooser* chooser =
-      nullptr;  ///< Orders what happens in the first life, until its clients are done.
+  /// Orders what happens in the first life while its clients run.
+  Chooser* chooser = nullptr;
+  bool resume_at_once = true;  ///< See SimReactor::Options.
   /// Judges disks at rest; gives what is wrong with them.
   std::function<std::string(const SimDisks&)> judge;
 };
