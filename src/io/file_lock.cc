@@ -7,15 +7,20 @@
 
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <limits>
 #include <sstream>
+#include <string>
+#include <thread>
 #include <vector>
 
 namespace byre {
 
 namespace {
+
+constexpr std::string_view kNobodyKnown = "another process";
 
 constexpr int kUses = 100;
 constexpr int kForbids = 200;
@@ -78,7 +83,7 @@ std::string holder_of(int fd, int byte) {
       return cat(safe == "'" + name + "'" ? name : safe, " (pid ", pid, ")");
     }
   }
-  return "another process";
+  return std::string(kNobodyKnown);
 }
 
 class Locker {
@@ -103,10 +108,14 @@ class Locker {
     return fcntl(fd_, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
   }
 
-  Error busy(int byte, std::string_view state, std::string_view advice) const {
-    return Error(Errc::busy, cat(byre::quoted(name_), " ", state, holder_of(fd_, byte), advice),
-                 EBUSY);
+  Error busy(int byte, std::string_view state, std::string_view advice) {
+    const std::string holder = holder_of(fd_, byte);
+    holder_seen_ = holder != kNobodyKnown;
+    return Error(Errc::busy, cat(byre::quoted(name_), " ", state, holder, advice), EBUSY);
   }
+
+  /// Was a process found that holds what the last busy() was about?
+  bool holder_seen() const { return holder_seen_; }
 
  private:
   static struct flock describe(int byte, short type) {
@@ -120,13 +129,14 @@ class Locker {
 
   int fd_;
   std::string_view name_;
+  bool holder_seen_ = false;
 };
 
 }  // namespace
 
-Result<void> lock_image(int fd, std::string_view name, bool writable, bool shared) {
-  if (shared && !writable) return {};
-  Locker locker(fd, name);
+namespace {
+
+Result<void> lock_once(Locker& locker, bool writable, bool shared) {
   std::vector<int> bytes = {kUses + kRead};
   if (writable) bytes.insert(bytes.end(), {kUses + kWrite, kUses + kResize});
   if (!shared) bytes.insert(bytes.end(), {kForbids + kWrite, kForbids + kResize});
@@ -152,6 +162,24 @@ Result<void> lock_image(int fd, std::string_view name, bool writable, bool share
                        writable ? "; close it first" : "; close it, or use -U to read it anyway");
   }
   return {};
+}
+
+}  // namespace
+
+Result<void> lock_image(int fd, std::string_view name, bool writable, bool shared) {
+  if (shared && !writable) return {};
+  Locker locker(fd, name);
+  // The kernel gives up a killed process's io_uring, and the locks with it, some time after the
+  // process is gone.  Whoever restarts it should not have to know: a holder that no process shows
+  // is waited for.
+  constexpr int kTries = 100;
+  for (int tried = 1;; ++tried) {
+    Result<void> locked = lock_once(locker, writable, shared);
+    if (locked || locked.error().code() != Errc::busy || locker.holder_seen() || tried == kTries) {
+      return locked;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
 }
 
 }  // namespace byre
