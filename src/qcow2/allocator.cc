@@ -148,6 +148,14 @@ Task<void> Allocator::load_region(uint64_t index) {
   }
 }
 
+/// M5: what no refcount protects is not handed out all the same.
+Result<void> Allocator::check_no_metadata(HostSpan span) const {
+  const auto owned = metadata_.find_in(span);
+  if (!owned) return {};
+  return corrupt("host cluster at ", geometry_.start_of(*owned),
+                 " holds metadata, but its refcount is 0; run check -r all");
+}
+
 Result<void> Allocator::check_space(HostSpan span) const {
   const auto bytes = checked_multiply(span.end().value, geometry_.cluster_size());
   if (!bytes || span.end() > geometry_.host_cluster_limit()) {
@@ -225,10 +233,7 @@ Task<void> Allocator::add_region(uint64_t index) {
     co_return;
   }
   const HostSpan block{geometry_.first_of_refcount_table(index), 1};
-  if (metadata_.contains(block.first)) {
-    co_await fail(corrupt("host cluster at ", geometry_.start_of(block.first),
-                          " holds metadata, but no refcount block counts it; run check -r all"));
-  }
+  co_await check_no_metadata(block);
   co_await prepare_space(block, Use::metadata);
   register_block(index, block.first);
   take(block).keep();
@@ -256,6 +261,7 @@ Task<void> Allocator::grow_table(uint64_t index, uint64_t entries_min) {
     blocks = std::max(blocks, wanted_blocks);
   }
   const HostSpan span{start, table_clusters + blocks};
+  co_await check_no_metadata(span);
   co_await load(table_at_);
   co_await prepare_space(span, Use::metadata);
 
@@ -297,10 +303,7 @@ Task<Reservation> Allocator::reserve(uint64_t count, Use use) {
       ++length;
     HostSpan span{geometry_.first_of_refcount_table(index) + free_at, length};
     hint_ = span.first.value;
-    if (const auto owned = metadata_.find_in(span)) {
-      co_await fail(corrupt("host cluster at ", geometry_.start_of(*owned),
-                            " holds metadata, but its refcount is 0; run check -r all"));
-    }
+    co_await check_no_metadata(span);
     // A run that passes the end of the space is shortened to what fits.
     while (span.count > 1 && !check_space(span)) span.count /= 2;
     co_await prepare_space(span, use);
@@ -326,10 +329,7 @@ Task<Reservation> Allocator::reserve_run(uint64_t count) {
       const HostSpan span{
           geometry_.first_of_refcount_table(index) + static_cast<uint64_t>(found - counts.begin()),
           count};
-      if (const auto owned = metadata_.find_in(span)) {
-        co_await fail(corrupt("host cluster at ", geometry_.start_of(*owned),
-                              " holds metadata, but its refcount is 0; run check -r all"));
-      }
+      co_await check_no_metadata(span);
       co_await prepare_space(span, Use::metadata);
       co_return take(span);
     }
@@ -354,6 +354,7 @@ Task<Reservation> Allocator::reserve_run(uint64_t count) {
   }
   const HostCluster start = geometry_.first_of_refcount_table(index);
   const HostSpan span{start, count + blocks};
+  co_await check_no_metadata(span);
   co_await prepare_space(span, Use::metadata);
   for (uint64_t i = 0; i < blocks; ++i) register_block(index + i, start + (count + i));
   take({start + count, blocks}).keep();
@@ -387,7 +388,15 @@ void Allocator::refold(uint64_t number) {
   }
 }
 
+void Allocator::drop_limbo_reference(HostCluster cluster) {
+  const auto references = limbo_references_.find(cluster);
+  if (references != limbo_references_.end() && --references->second == 0) {
+    limbo_references_.erase(references);
+  }
+}
+
 void Allocator::free_now(HostCluster cluster, bool zeroed) {
+  drop_limbo_reference(cluster);
   change_count(cluster, -1);
   Region& region = region_of(cluster);
   const uint64_t within = geometry_.refcount_block_index(cluster);
@@ -410,12 +419,11 @@ void Allocator::reclaim() {
     moved = true;
     for (uint64_t i = 0; i < span.count; ++i) {
       const HostCluster cluster = span.first + i;
-      const auto references = limbo_references_.find(cluster);
-      if (--references->second == 0) limbo_references_.erase(references);
       if (refcount(cluster) > 1) {
+        drop_limbo_reference(cluster);
         change_count(cluster, -1);
       } else if (options_.punch) {
-        to_punch.push_back(cluster.value);
+        to_punch.push_back(cluster.value);  // Its reference stands until the hole is made.
       } else {
         free_now(cluster, false);
       }

@@ -107,7 +107,8 @@ class Allocator {
   void reclaim();
   /// Is anything in limbo, or being punched?
   bool limbo_empty() const { return limbo_.empty() && punching_ == 0; }
-  /// Waits until everything whose removal is durable by now has left limbo: for I/O and punches only.
+  /// Waits until everything whose removal is durable by now has left limbo: for I/O and punches
+  /// only.
   Task<void> drain_limbo();
   /// A folded generation: what waits for it waits for the next one.
   void refold(uint64_t number);
@@ -155,6 +156,8 @@ class Allocator {
   Result<void> check_space(HostSpan span) const;
   Task<void> punch(std::vector<HostSpan> runs);
   void free_now(HostCluster cluster, bool zeroed);
+  void drop_limbo_reference(HostCluster cluster);
+  Result<void> check_no_metadata(HostSpan span) const;
 
   Device& file_;
   const Geometry& geometry_;

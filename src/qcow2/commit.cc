@@ -86,22 +86,26 @@ Task<void> Committer::finish() {
   if (maybe_dirty_) co_await set_dirty(false);
 }
 
+void Committer::latch(const Error& error) {
+  if (latched_) return;
+  latched_ =
+      Error(Errc::io,
+            cat("a sync failed (", error.message(),
+                "): what was written since the last flush may be lost; open the image again"),
+            error.sys_errno());
+}
+
 Task<void> Committer::sync(Mark mark) {
   if (latched_) co_await fail(latched_.copy());
   Result<void> synced = co_await file_.flush(mark).result();
   if (synced) co_return;
-  if (!latched_) {
-    latched_ =
-        Error(Errc::io,
-              cat("a sync failed (", synced.error().message(),
-                  "): what was written since the last flush may be lost; open the image again"),
-              synced.error().sys_errno());
-  }
+  latch(synced.error());
   co_await std::move(synced);
 }
 
 Task<void> Committer::write_header() {
   const Mutex::Hold hold = co_await header_mutex_.lock();
+  if (latched_) co_await fail(latched_.copy());
   co_await file_.write(0, sector_, {.mark = Mark::header_update}).doing("header");
 }
 
@@ -117,12 +121,15 @@ Task<void> Committer::set_dirty(bool dirty) {
 }
 
 Task<void> Committer::run(Mark mark) {
+  if (latched_) co_await fail(latched_.copy());
   if (stages_.committing) {  // Its pointers could not be written; nothing else goes before it.
     co_await step_refcount_pointers();
     co_await step_cluster_pointers(mark);
     finish_generation();
   }
-  const bool with_refcounts = !lazy_ || write_all_ || stages_.open.refcounts.size() > kPostponedMax;
+  // A table that moves cannot wait: its old place is given up with this generation (O4).
+  const bool with_refcounts = !lazy_ || write_all_ || stages_.open.refcount_table ||
+                              stages_.open.refcounts.size() > kPostponedMax;
   if (!has_work(with_refcounts)) {
     co_await sync(mark);
     co_return;
@@ -151,7 +158,6 @@ void Committer::postpone_refcounts() {
   Generation& to = stages_.open;
   to.refcounts.merge(from.refcounts);  // The open generation has just begun: nothing to add up.
   to.refcount_blocks.merge(from.refcount_blocks);
-  to.refcount_table = std::exchange(from.refcount_table, std::nullopt);
   from.refcounts.clear();
   from.refcount_blocks.clear();
 }
@@ -335,6 +341,13 @@ Task<void> Committer::write_new_l2(uint64_t l1_index) {
   if (table.base) {
     const HostOffset from = geometry_.start_of(*table.base);
     co_await file_.read(from.value, bytes, Mark::l2_load).doing("L2 table at ", from);
+    // The clusters of a shared table are shared, whatever its entries say (O5).
+    const bool shared = allocator_.refcount(*table.base) > 1;
+    for (uint64_t i = 0; shared && i < geometry_.l2_entries(); ++i) {
+      L2Entry entry = load_l2(bytes, i, geometry_);
+      entry.descriptor &= ~kCopied;
+      store_l2(bytes, i, entry, geometry_);
+    }
   }
   const auto begin =
       std::lower_bound(sorted_.begin(), sorted_.end(), geometry_.first_of_l1(l1_index),

@@ -47,6 +47,8 @@ class Committer {
   /// The error of the sync that failed, if one has; what was staged after the sync before it is in
   /// doubt.
   const Error& latched() const { return latched_; }
+  /// Nobody knows any more what the disk says: nothing is written until the image is opened again.
+  void latch(const Error& error);
   /// Syncs the file, with the latch.
   Task<void> sync(Mark mark);
   /// For those who wait for room to stage: notified after every commit, failed or not.

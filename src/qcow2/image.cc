@@ -21,7 +21,6 @@ ImageStats Image::stats() const {
 
 Result<void> Image::check_can_write() const {
   if (!options_.writable) return Error(Errc::read_only, cat(quoted(name()), " is open read-only"));
-  if (broken_) return broken_.copy();
   if (committer_->latched()) return committer_->latched().copy();
   return {};
 }
@@ -55,7 +54,7 @@ Task<void> Image::linger() {
 /// Bounds what is staged: whoever comes when it is full commits first, and gets that commit's
 /// error.
 Task<void> Image::room_to_stage() {
-  while (stages_.open.entries.size() >= options_.staged_max)
+  while (stages_.open.entries.size() >= std::max<uint64_t>(options_.staged_max, 1))
     co_await committer_->flush(Mark::commit_sync);
 }
 
@@ -63,8 +62,25 @@ Task<void> Image::room_to_stage() {
 /// pin.
 Task<void> Image::reclaim_space() {
   if (allocator_->limbo_empty()) co_return;
-  co_await committer_->flush(Mark::commit_sync);
+  co_await committer_->flush_all();
   co_await allocator_->drain_limbo();
+}
+
+/// Makes it possible to release what `old` refers to.  A damaged image may map guest data to
+/// metadata; that is never given up for a guest (M5).
+Task<void> Image::load_old(const Mapping& old) {
+  const HostSpan span = hosts(old, head_.geometry);
+  if (const auto hit = metadata_.find_in(span)) {
+    co_await fail(corrupt("guest data is mapped to ", head_.geometry.start_of(*hit),
+                          ", which holds metadata; run check -r all"));
+  }
+  co_await allocator_->load(span);
+}
+
+/// What the allocator does in the background may leave something to commit.
+Task<void> Image::in_background(Task<void> task) {
+  co_await std::move(task);
+  staged();
 }
 
 /// Map::prepare(), with a second try once freed space has been made usable.
@@ -88,7 +104,7 @@ Task<void> Image::close() {
   while (working_ != 0) co_await idle_.wait();
   if (lingering_) reactor_.cancel(timer_);
   (void)co_await background_.join().result();
-  if (committer_ && !broken_) {
+  if (committer_) {
     Result<void> drained = co_await committer_->flush_all().result();
     // The second commit writes the decrements that the first made possible.
     for (int round = 0;

@@ -163,6 +163,7 @@ class Image final : public Device {
   void publish(GuestCluster cluster, const Mapping& mapping, const Mapping& old);
   Task<void> reclaim_space();
   Task<void> prepare_table(uint64_t l1_index);
+  Task<void> load_old(const Mapping& old);
 
   // zero.cc
   Task<void> zero_checked(uint64_t offset, uint64_t length, ZeroOptions options);
@@ -180,6 +181,7 @@ class Image final : public Device {
   /// Something was staged: a commit follows within options_.commit_delay.
   void staged();
   Task<void> linger();
+  Task<void> in_background(Task<void> task);
   uint64_t cluster_size() const { return head_.geometry.cluster_size(); }
 
   std::unique_ptr<Device> file_;
@@ -197,7 +199,8 @@ class Image final : public Device {
   MetadataSet metadata_;
   RangeLock locks_;
   Mutex resize_mutex_;
-  Error broken_;  ///< Set when nobody knows what the header says: nothing is written any more.
+  RangeLock
+      size_lock_;  ///< Shared: requests that depend on where the disk ends; exclusive: its change.
   std::unique_ptr<Map> map_;
   std::unique_ptr<Allocator> allocator_;  ///< Null when read-only, like the next.
   std::unique_ptr<Committer> committer_;

@@ -30,6 +30,7 @@ Image::Image(std::unique_ptr<Device> file, Head head, ImageOptions options)
       options_(std::move(options)),
       locks_(reactor_.ready()),
       resize_mutex_(reactor_.ready()),
+      size_lock_(reactor_.ready()),
       background_(reactor_.ready()),
       idle_(reactor_.ready()) {}
 
@@ -224,7 +225,9 @@ Task<void> Image::begin_writing() {
     if (run.count != 0) metadata_.add_run(run);
   }
   if (!snapshots_.empty()) {
-    metadata_.add_run({g.cluster_of(header.snapshots_offset), 1});
+    const std::vector<std::byte> snapshot_table = co_await serialize_snapshots(snapshots_);
+    metadata_.add_run(
+        {g.cluster_of(header.snapshots_offset), g.clusters_for(snapshot_table.size())});
   }
 
   const uint64_t entries = header.refcount_table_clusters * g.refcount_table_entries_per_cluster();
@@ -249,7 +252,8 @@ Task<void> Image::begin_writing() {
                          .host_size_max = options_.host_size_max,
                          .growth_step = options_.growth_step},
       std::move(refcounts), table);
-  allocator_->set_spawner([this](Task<void> task) { background_.spawn(std::move(task)); });
+  allocator_->set_spawner(
+      [this](Task<void> task) { background_.spawn(in_background(std::move(task))); });
   committer_ = std::make_unique<Committer>(reactor_.ready(), *file_, g, stages_, epochs_, *map_,
                                            *allocator_, metadata_, MutableBytes(head_.sector),
                                            (header.compatible & kLazyRefcounts) != 0);

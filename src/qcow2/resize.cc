@@ -42,6 +42,9 @@ Task<void> Image::resize(uint64_t size) {
   if (zero_end > size_) co_await zero_checked(size_, zero_end - size_, {.may_unmap = true});
   co_await committer_->flush(Mark::commit_sync);
 
+  // Zeroing and discarding go by where the disk ends: none may be half way.
+  RangeLock::Request change_size(size_lock_, 0, 1, RangeLock::Mode::exclusive);
+  co_await change_size;
   store_size(head_.sector, size);
   Result<void> written = co_await committer_->write_header().result();
   if (written) written = co_await committer_->sync(Mark::commit_sync).result();
@@ -64,8 +67,9 @@ Task<void> Image::grow_l1(uint64_t entries) {
   const HostSpan old{g.cluster_of(head_.header.l1_offset),
                      g.clusters_for(head_.header.l1_entries * uint64_t{8})};
   co_await allocator_->load(old);
-  // Nothing is staged after this: writers wait for the lock.
-  co_await committer_->flush(Mark::commit_sync);
+  // Nothing is staged after this: writers wait for the lock.  The new table's refcounts go down
+  // even where they are lazy (O1).
+  co_await committer_->flush_all();
   std::vector<std::byte> body(clusters * cluster_size());
   for (uint64_t i = 0; i < map_->l1().size(); ++i)
     store_be(MutableBytes(body), i * 8, map_->l1()[i]);
@@ -80,9 +84,8 @@ Task<void> Image::grow_l1(uint64_t entries) {
     // Either table may be the one that counts now (a failed pointer write): neither is given up,
     // none is changed.
     fresh.keep();
-    broken_ = std::move(switched).error().while_doing(
-        "the header could not be written; open the image again");
-    co_await fail(broken_.copy());
+    committer_->latch(switched.error());
+    co_await std::move(switched);
   }
   metadata_.add_run({fresh.first(), clusters});
   fresh.keep();

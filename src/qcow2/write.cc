@@ -153,7 +153,7 @@ Task<void> Image::write_allocating(uint64_t offset, Bytes data) {
   }
 
   for (const Mapping& mapping : old) {
-    if (!mapping.copied) co_await allocator_->load(hosts(mapping, g));
+    if (!mapping.copied) co_await load_old(mapping);
   }
   co_await prepare_table(g.l1_index(first));
   for (uint64_t i = 0; i < old.size();) {

@@ -18,6 +18,8 @@ Task<void> Image::zero(uint64_t offset, uint64_t length, ZeroOptions options) {
   const Working working(*this);
   co_await working.begin();
   co_await check_can_write();
+  RangeLock::Request keep_size(size_lock_, 0, 1, RangeLock::Mode::shared);
+  co_await keep_size;
   if (!within(offset, length, size_)) co_await fail(out_of_range("write zeroes", offset, length));
   if (options.no_fallback && !can_stage_zero()) {
     co_await fail(unsupported("version 2 images cannot express zeros over a backing file"));
@@ -30,6 +32,8 @@ Task<void> Image::discard(uint64_t offset, uint64_t length, DiscardOptions optio
   const Working working(*this);
   co_await working.begin();
   co_await check_can_write();
+  RangeLock::Request keep_size(size_lock_, 0, 1, RangeLock::Mode::shared);
+  co_await keep_size;
   if (!within(offset, length, size_)) co_await fail(out_of_range("discard", offset, length));
   // Version 2 has no way to say "zeros" over a backing file, and old data must not show (trap 90).
   if (options_.discard == DiscardPolicy::ignore || !can_stage_zero()) co_return;
@@ -122,8 +126,7 @@ Task<uint64_t> Image::zero_units(uint64_t offset, uint64_t length, ZeroOptions o
       co_return start + to - offset;
     }
     if (*zeroed == old) continue;
-    const HostSpan span = hosts(old, g);
-    if (span != hosts(*zeroed, g)) co_await allocator_->load(span);
+    if (hosts(old, g) != hosts(*zeroed, g)) co_await load_old(old);
     if (!prepared) co_await prepare_table(g.l1_index(first));
     prepared = true;
     publish(cluster, *zeroed, old);
