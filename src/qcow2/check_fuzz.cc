@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Whole images, as hostile as they come: load_head(), check_image(), repair, and again.
 ///
-/// The last byte says how long the file claims to be: 2 to the power of it, 36 at most; the bytes
+/// The last byte says how long the file claims to be: 2 to the power of it, 30 at most; the bytes
 /// before it are its start.  What must hold: a check changes nothing; a repair leaves exactly what
 /// it reports; a second one finds nothing to do; no guest data that are not also a table change.
 #include <cstdint>
@@ -16,7 +16,7 @@ namespace byre {
 namespace {
 
 constexpr size_t kImageMax = 64 * KiB;
-constexpr uint32_t kSizeBitsMax = 36;
+constexpr uint32_t kSizeBitsMax = 30;
 
 Reactor& reactor() {
   static std::unique_ptr<Reactor> only = [] {

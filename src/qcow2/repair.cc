@@ -317,7 +317,7 @@ Task<void> repair_image(Survey& survey, Repair repair) {
 }
 
 Task<void> clear_repaired_bits(Device& file) {
-  Head head = co_await load_head(file);
+  Head head = co_await load_head(file, OpenFor::repair);
   const uint64_t features = head.header.incompatible;
   if ((features & (kDirty | kCorrupt)) == 0) co_return;
   store_incompatible(head.sector, features & ~(kDirty | kCorrupt));

@@ -13,9 +13,12 @@
 namespace byre {
 namespace {
 
-/// Bytes of L2 tables that are read side by side.
+/// Bytes of tables, and tables, that are read side by side.
 constexpr uint64_t kWindow = 4 * MiB;
 constexpr uint64_t kWindowTablesMax = 64;
+uint64_t window_for(uint64_t cluster_size) {
+  return std::clamp<uint64_t>(kWindow / cluster_size, 1, kWindowTablesMax);
+}
 /// L1 and bitmap tables are read in pieces of this size.
 constexpr uint64_t kPiece = MiB;
 /// A structure that shares its first cluster with another is not followed when it is larger: it
@@ -113,8 +116,8 @@ bool Survey::count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t
   const std::optional<uint64_t> end = checked_add(offset, length);
   if (!end || (*end > file_size && *end - file_size >= geometry().cluster_size())) {
     pointed_behind_end = std::min(pointed_behind_end, std::max(offset, file_size));
-    damage(weight, what, " at ", hex(offset), ": ", length, " bytes, but the file ends at ",
-           hex(file_size));
+    damage(weight, what, " at ", hex(offset), ": ", length,
+           " bytes are not all there: the file ends before");
     return false;
   }
   const HostCluster first = geometry().cluster_of(HostOffset{offset});
@@ -183,8 +186,7 @@ void Survey::count_l1_entry(uint64_t entry, uint64_t index, bool active, std::st
   }
   if (at.value >= file_size) {
     pointed_behind_end = std::min(pointed_behind_end, at.value);
-    damage(1, what, "L1 entry ", index, ": L2 table at ", at, ", but the file ends at ",
-           hex(file_size));
+    damage(1, what, "L1 entry ", index, ": L2 table at ", at, " lies behind the end of the file");
     if (active) behind_end_[geometry().cluster_of(at)] = false;
     copied_drift |= active;
     return;
@@ -247,13 +249,15 @@ void Survey::count_l2_tables() {
 
 Task<void> Survey::each_l2(const VisitL2& visit, Mark mark) {
   const uint64_t size = geometry().cluster_size();
-  const uint64_t window = std::clamp<uint64_t>(kWindow / size, 1, kWindowTablesMax);
+  const uint64_t window = window_for(size);
   std::vector<std::byte> tables(std::min<uint64_t>(window, l2_uses_.size()) * size);
   std::vector<std::byte> before(mark == Mark::l2_update ? size : 0);
   std::vector<char> read(window);
   for (uint64_t done = 0; done < l2_uses_.size(); done += window) {
     const uint64_t count = std::min<uint64_t>(window, l2_uses_.size() - done);
-    co_await read_window(done, count, tables, read);
+    std::vector<HostCluster> wanted;
+    for (uint64_t i = 0; i < count; ++i) wanted.push_back({l2_uses_[done + i].cluster});
+    co_await read_clusters(wanted, tables, read, Mark::l2_load);
     for (uint64_t i = 0; i < count; ++i) {
       if (!read[i]) continue;
       const L2Use& use = l2_uses_[done + i];
@@ -272,23 +276,25 @@ Task<void> Survey::each_l2(const VisitL2& visit, Mark mark) {
   }
 }
 
-Task<void> Survey::read_window(uint64_t first, uint64_t count, MutableBytes tables,
-                               std::vector<char>& read) {
+/// Reads them side by side; what is behind the end is zeros, what cannot be read is reported.
+Task<void> Survey::read_clusters(const std::vector<HostCluster>& wanted, MutableBytes bytes,
+                                 std::vector<char>& read, Mark mark) {
   const uint64_t size = geometry().cluster_size();
   Scope reads(file.reactor().ready());
-  for (uint64_t i = 0; i < count; ++i) {
-    read[i] = 0;
-    reads.spawn(
-        read_l2(HostCluster{l2_uses_[first + i].cluster}, tables.subspan(i * size, size), read[i]));
+  for (uint64_t i = 0; i < wanted.size(); ++i) {
+    reads.spawn(read_cluster(wanted[i], bytes.subspan(i * size, size), read[i], mark));
   }
   co_await reads.join();
 }
 
-Task<void> Survey::read_l2(HostCluster cluster, MutableBytes table, char& read) {
+Task<void> Survey::read_cluster(HostCluster cluster, MutableBytes bytes, char& read, Mark mark) {
   const uint64_t at = geometry().start_of(cluster).value;
-  Result<void> result = co_await read_padded(at, table, Mark::l2_load).result();
+  Result<void> result = co_await read_padded(at, bytes, mark).result();
   read = result.has_value();
-  if (!result) unreadable(std::move(result).error().while_doing(cat("L2 table at ", hex(at))));
+  if (!result) {
+    const std::string_view what = mark == Mark::l2_load ? "L2 table" : "refcount block";
+    unreadable(std::move(result).error().while_doing(cat(what, " at ", hex(at))));
+  }
 }
 
 Task<void> Survey::write_changes(HostOffset at, Bytes before, Bytes after, Mark mark) {
@@ -429,6 +435,8 @@ Task<void> Survey::count_snapshots() {
     } else {
       damage(1, snapshots.error().message());
     }
+    pointed_behind_end =
+        std::min(pointed_behind_end, std::max(head.header.snapshots_offset.value, file_size));
     co_return;
   }
   for (uint64_t i = 0; i < snapshots->size(); ++i) {
@@ -436,6 +444,8 @@ Task<void> Survey::count_snapshots() {
     std::string name = cat("snapshot ", quoted(snapshot.name), ": ");
     if (const Result<void> sound = check_l1_table(snapshot, geometry()); !sound) {
       damage(1, name, sound.error().message());
+      pointed_behind_end =
+          std::min(pointed_behind_end, std::max(snapshot.l1_offset.value, file_size));
       continue;
     }
     if (snapshot.l1_entries < geometry().l1_entries_for(snapshot.disk_size.value_or(0))) {
@@ -583,7 +593,7 @@ void Survey::count_block(uint64_t index) {
     return unsound(Block::lost, decoded.error().message());
   }
   // Behind the end everything reads as zero.
-  if (entry >= file_size) return unsound(Block::none, "the file ends at ", hex(file_size));
+  if (entry >= file_size) return unsound(Block::none, "lies behind the end of the file");
 
   const HostCluster cluster = block_at(index);
   const std::optional<Owner> other = counts.add(cluster, Owner::refcounts, index + 1);
@@ -599,19 +609,28 @@ void Survey::count_block(uint64_t index) {
 
 Task<void> Survey::compare() {
   const std::vector<uint64_t> regions = counts.regions();
-  for (uint64_t i = 0; i < blocks.size(); ++i) {
-    if (geometry().first_of_refcount_table(i).value >= clusters) break;
-    Result<std::vector<std::byte>> block = std::vector<std::byte>();
-    if (blocks[i] == Block::sound || blocks[i] == Block::suspect) {
-      block = co_await read_block(i).result();
+  const std::vector<uint64_t> indices = indices_to_compare(regions);
+  const uint64_t size = geometry().cluster_size();
+  const uint64_t window = window_for(size);
+  std::vector<std::byte> bytes(std::min<uint64_t>(window, indices.size()) * size);
+  std::vector<char> read(window);
+  for (uint64_t done = 0; done < indices.size(); done += window) {
+    const uint64_t count = std::min<uint64_t>(window, indices.size() - done);
+    std::vector<HostCluster> wanted;
+    for (uint64_t i = 0; i < count; ++i) {
+      const bool readable = is_readable(indices[done + i]);
+      wanted.push_back(readable ? block_at(indices[done + i]) : HostCluster{clusters});
     }
-    if (!block) {
-      unreadable(block.error());
-      blocks[i] = Block::lost;
+    co_await read_clusters(wanted, bytes, read, Mark::refcount_load);
+    for (uint64_t i = 0; i < count; ++i) {
+      const uint64_t index = indices[done + i];
+      const bool readable = is_readable(index);
+      if (!read[i]) blocks[index] = Block::lost;
+      compare_block(index, readable && read[i] ? Bytes(bytes).subspan(i * size, size) : Bytes(),
+                    regions);
     }
-    compare_block(i, block ? Bytes(*block) : Bytes(), regions);
-    progress(kShareOfCounting + (1 - kShareOfCounting) * static_cast<double>(i + 1) /
-                                    static_cast<double>(blocks.size()));
+    progress(kShareOfCounting + (1 - kShareOfCounting) * static_cast<double>(done + count) /
+                                    static_cast<double>(indices.size()));
   }
   // What no table entry covers.
   const uint64_t covered = geometry().first_of_refcount_table(blocks.size()).value;
@@ -621,6 +640,20 @@ Task<void> Survey::compare() {
       if (cluster.value >= covered && cluster.value < clusters) compare_cluster(cluster, 0, false);
     }
   }
+}
+
+/// Entries of the refcount table that have a block, or that count clusters which are referenced.
+std::vector<uint64_t> Survey::indices_to_compare(const std::vector<uint64_t>& regions) const {
+  std::vector<uint64_t> indices;
+  auto region = regions.begin();
+  for (uint64_t i = 0; i < blocks.size(); ++i) {
+    if (geometry().first_of_refcount_table(i).value >= clusters) break;
+    const uint64_t end = geometry().first_of_refcount_table(i + 1).value;
+    const bool referenced = region != regions.end() && *region * ReferenceCounts::kRegion < end;
+    while (region != regions.end() && *region * ReferenceCounts::kRegion < end) ++region;
+    if (referenced || blocks[i] != Block::none) indices.push_back(i);
+  }
+  return indices;
 }
 
 /// `block` is empty when there is none or it could not be read.
@@ -663,7 +696,7 @@ Task<void> Survey::look_behind_end() {
   for (auto& [cluster, counted_once] : behind_end_) {
     const uint64_t index = geometry().refcount_table_index(cluster);
     if (index >= blocks.size()) co_return;
-    if (blocks[index] != Block::sound && blocks[index] != Block::suspect) continue;
+    if (!is_readable(index)) continue;
     if (index != loaded) {
       Result<std::vector<std::byte>> read = co_await read_block(index).result();
       if (!read) {

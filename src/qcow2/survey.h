@@ -133,6 +133,10 @@ class Survey {
 
   // 2.
   Task<void> compare();
+  std::vector<uint64_t> indices_to_compare(const std::vector<uint64_t>& regions) const;
+  bool is_readable(uint64_t index) const {
+    return blocks[index] == Block::sound || blocks[index] == Block::suspect;
+  }
   void compare_block(uint64_t index, Bytes block, const std::vector<uint64_t>& regions);
   void compare_cluster(HostCluster cluster, uint64_t refcount, bool writable);
   Task<void> look_behind_end();
@@ -145,9 +149,9 @@ class Survey {
 
   Task<void> each_l2(const VisitL2& visit, Mark mark);
   Task<void> read_padded(uint64_t offset, MutableBytes data, Mark mark);
-  Task<void> read_window(uint64_t first, uint64_t count, MutableBytes tables,
-                         std::vector<char>& read);
-  Task<void> read_l2(HostCluster cluster, MutableBytes table, char& read);
+  Task<void> read_clusters(const std::vector<HostCluster>& wanted, MutableBytes bytes,
+                           std::vector<char>& read, Mark mark);
+  Task<void> read_cluster(HostCluster cluster, MutableBytes bytes, char& read, Mark mark);
   void progress(double fraction) const;
 
   std::vector<uint64_t> l1_;  ///< The active one.
