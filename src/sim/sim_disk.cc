@@ -257,7 +257,8 @@ void SimDisk::begin_transfer(UnderWay& way, const Op& op, uint32_t block_size) {
   if (way.fault.kind == Fault::Kind::error) {
     way.result = -way.fault.error;
     const bool late = way.fault.applied == Fault::Applied::late;
-    if (late && !(options_.may_land_late && options_.may_land_late(op))) return;
+    const bool data = op.kind == Op::Kind::write && options_.may_land_late;
+    if (late && !(data && options_.may_land_late(op))) return;
     if (way.fault.applied == Fault::Applied::no) return;
   }
 

@@ -126,6 +126,9 @@ class SimDisk {
   /// The power cut itself.  No process may have this disk open.
   void power_cut(const CutChoice& choice);
 
+  /// What failed and may still land (Fault::Applied::late) does so now, or never.
+  void settle() { land_late(true); }
+
   /// Puts bytes there, durably, outside simulated time; grows the file to hold them.
   void put(uint64_t offset, Bytes data);
   void set_size(uint64_t size);
