@@ -40,7 +40,7 @@ Task<Opened> open_file(Gate& gate, const CheckArgs& args, FileOptions options) {
   Opened opened;
   const std::string path = co_await path_of(args.image);
   std::unique_ptr<File> file = co_await gate.open(path, options);
-  opened.format = args.format ? co_await parse_format(*args.format) : co_await classify_file(*file);
+  opened.format = co_await format_of(*file, args.format);
   opened.file = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
   co_return std::move(opened);
 }
@@ -50,6 +50,7 @@ void show_findings(Session& session, const CheckReport& report) {
     using Kind = CheckReport::Finding::Kind;
     std::string_view kind = "";
     if (finding.kind == Kind::corruption) kind = "ERROR ";
+    if (finding.kind == Kind::leak) kind = "Leaked ";
     if (finding.kind == Kind::note) kind = "NOTE ";
     session.note(cat(kind, printable(finding.text), finding.repaired ? " (repaired)" : "", "\n"));
   }
@@ -110,28 +111,29 @@ std::string json(const CheckReport& report, const std::string& name) {
   return to_json(json);
 }
 
-/// Checks, and repairs if that is asked for; after a repair the image is checked once more.
+/// Checks, and repairs if that is asked for; a repair is followed by another look, whose result
+/// this is.
 Task<CheckReport> check_and_repair(Session& session, RawDevice& file, CheckArgs args,
                                    Repair repair) {
-  Progress progress(session, args.progress && args.output == OutputFormat::human && !args.quiet);
-  CheckOptions options{.repair = repair};
-  options.progress = [&](double done) {
-    progress.update(static_cast<uint64_t>(done * 10000), 10000);
-  };
-  CheckReport report = co_await check_image(file, options);
+  const bool talks = args.output == OutputFormat::human && !args.quiet;
+  CheckReport report;
+  {
+    Progress progress(session, args.progress && talks);
+    CheckOptions options{.repair = repair};
+    options.progress = [&](double done) {
+      progress.update(static_cast<uint64_t>(done * 10000), 10000);
+    };
+    report = co_await check_image(file, std::move(options));
+  }
   show_findings(session, report);
   if (report.corruptions_fixed == 0 && report.leaks_fixed == 0) co_return report;
   co_await file.flush(Mark::flush);
-  if (args.output == OutputFormat::human && !args.quiet) {
+  if (talks) {
     session.print(cat("The following inconsistencies were found and repaired:\n\n    ",
                       report.leaks_fixed, " leaked clusters\n    ", report.corruptions_fixed,
                       " corruptions\n\nDouble checking the fixed image now...\n"));
   }
-  CheckReport again = co_await check_image(file, {});
-  show_findings(session, again);
-  again.leaks_fixed = report.leaks_fixed;
-  again.corruptions_fixed = report.corruptions_fixed;
-  co_return again;
+  co_return report;
 }
 
 Task<int> check(Session& session, CheckArgs args) {

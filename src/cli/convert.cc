@@ -218,10 +218,15 @@ Task<void> copy(Session& session, ConvertArgs args, const Plan& plan, Disks& dis
   ConvertOptions options = convert_options(args, plan, disks);
   options.progress = [&](uint64_t done, uint64_t total) { progress.update(done, total); };
   std::vector<Device*> sources;
-  for (Disk& source : disks.sources) sources.push_back(source.device.get());
+  std::string about = quoted(plan.target);
+  for (Disk& source : disks.sources) {
+    sources.push_back(source.device.get());
+    about += cat(" or ", quoted(source.device->name()));
+  }
   Convert job(std::move(sources), *disks.target->device, std::move(options));
-  const Session::Interruptible guard(
-      session, {.stop = [&] { job.stop(); }, .waiting_for = [&] { return job.waiting_for(); }});
+  const Session::Interruptible guard(session, {.about = std::move(about),
+                                               .stop = [&] { job.stop(); },
+                                               .waiting_for = [&] { return job.waiting_for(); }});
   co_await job.run();
   progress.update(1, 1);
 }

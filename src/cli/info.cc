@@ -58,13 +58,13 @@ Task<std::vector<Bitmap>> load_bitmaps(Device& file, const Head& head) {
 }
 
 /// `file` is open under `name`.
-Task<Layer> read_layer(std::unique_ptr<File> file, Gate& gate, std::string name,
-                       std::optional<std::string> format, bool share) {
+Task<Layer> read_layer(std::unique_ptr<File> file, std::string name,
+                       std::optional<std::string> format) {
   Layer layer{.name = name};
   layer.device = file->properties().device;
   layer.inode = file->properties().inode;
   layer.actual_size = blocks_in_use(*file);
-  layer.format = format ? co_await parse_format(*format) : co_await classify_file(*file);
+  layer.format = co_await format_of(*file, format);
   layer.size = round_up(file->size(), kSectorSize);
   if (layer.format == DiskFormat::raw) co_return layer;
 
@@ -73,12 +73,6 @@ Task<Layer> read_layer(std::unique_ptr<File> file, Gate& gate, std::string name,
   layer.size = layer.head->header.size;
   layer.snapshots = co_await load_snapshots(device, *layer.head).doing("snapshot table");
   layer.bitmaps = co_await load_bitmaps(device, *layer.head);
-  const auto& data_file = layer.head->extensions.data_file_name;
-  if (layer.head->header.has(kDataFile) && data_file) {
-    Result<std::unique_ptr<File>> data =
-        gate.open_named_by_image(name, *data_file, {.share_lock = share});
-    if (data) layer.actual_size += blocks_in_use(**data);
-  }
   co_return layer;
 }
 
@@ -86,7 +80,7 @@ Task<Layer> open_layer(Gate& gate, std::string name, std::optional<std::string> 
                        bool share) {
   const std::string path = co_await path_of(name);
   std::unique_ptr<File> file = co_await gate.open(path, {.share_lock = share});
-  co_return co_await read_layer(std::move(file), gate, path, format, share);
+  co_return co_await read_layer(std::move(file), path, format);
 }
 
 Task<Layer> open_backing(Gate& gate, const Layer& above, bool share) {
@@ -99,8 +93,7 @@ Task<Layer> open_backing(Gate& gate, const Layer& above, bool share) {
   const std::string path = co_await path_of(named);
   std::unique_ptr<File> file =
       co_await gate.open_named_by_image(above.name, path, {.share_lock = share});
-  co_return co_await read_layer(std::move(file), gate, resolve_name(above.name, path), *format,
-                                share);
+  co_return co_await read_layer(std::move(file), resolve_name(above.name, path), *format);
 }
 
 /// The layers from `image` down, as many as are wanted.

@@ -92,15 +92,32 @@ Task<void> close_all(Chain& chain) {
   }
 }
 
+/// Data whose cluster is a hole in the file (preallocated, or written as zeros) reads as zeros.
+Task<void> look_for_holes(Device& file, Entry& entry) {
+  if (*entry.offset >= file.size()) {
+    entry.zero = true;
+    co_return;
+  }
+  const uint64_t there = std::min(entry.length, file.size() - *entry.offset);
+  const Extent extent = co_await file.status(*entry.offset, there);
+  entry.zero = extent.zero;
+  // What lies behind the end of the file is no other extent than the hole before it.
+  if (!extent.zero || extent.length < there) entry.length = std::min(entry.length, extent.length);
+}
+
 /// What the disk is from `at` on, for at most `length`: the first layer that says.
 Task<Entry> find_entry(Chain& chain, uint64_t at, uint64_t length) {
-  Entry entry{.start = at, .length = length};
-  for (Disk& layer : chain) {
-    const bool last = &layer == &chain.back();
+  Entry entry{.start = at, .length = length, .zero = true};
+  for (size_t depth = 0; depth < chain.size(); ++depth) {
+    Disk& layer = chain[depth];
+    if (at >= layer.size()) break;  // Shorter than the one above it, which reads as zeros here.
+    entry.depth = depth;
     if (at >= layer.device->size()) {
-      // Beyond a layer that is shorter than the one above it.
-      entry.zero = true;
-      entry.present = at < layer.size();
+      // What a raw file lacks of its last sector.
+      entry.length = std::min(entry.length, layer.size() - at);
+      entry.present = true;
+      entry.offset = at;
+      entry.file = layer.device->name();
       co_return entry;
     }
     const uint64_t there = std::min(entry.length, layer.device->size() - at);
@@ -112,18 +129,16 @@ Task<Entry> find_entry(Chain& chain, uint64_t at, uint64_t length) {
       entry.data = extent.data;
       entry.offset = extent.host_offset;
       if (extent.host_offset) entry.file = extent.file;
+      const bool is_plain = layer.image && entry.data && entry.offset;
+      if (is_plain) co_await look_for_holes(layer.image->data_file(), entry);
       co_return entry;
     }
-    if (last) break;
-    ++entry.depth;
-    if (at >= chain[entry.depth].device->size()) {
-      --entry.depth;
-      break;
-    }
   }
-  entry.zero = true;
   co_return entry;
 }
+
+/// As printf's %#x: no 0x in front of 0.
+std::string address(uint64_t value) { return value == 0 ? "0" : hex(value); }
 
 std::string json_line(const Entry& entry) {
   const auto word = [](bool value) { return value ? "true" : "false"; };
@@ -155,8 +170,8 @@ class Printer {
       return unsupported("File contains external, encrypted or compressed clusters.");
     }
     if (entry.data && !entry.zero) {
-      session_.print(fmt::format("{:<#16x}{:<#16x}{:<16}{}\n", entry.start, entry.length,
-                                 *entry.offset == 0 ? "0" : hex(*entry.offset),
+      session_.print(fmt::format("{:<16}{:<16}{:<16}{}\n", address(entry.start),
+                                 address(entry.length), address(*entry.offset),
                                  printable(entry.file)));
     }
     return {};

@@ -236,10 +236,8 @@ std::string option_help(DiskFormat format) {
 
 CreateOptions create_options(const NewDisk& disk) {
   CreateOptions options;
-  options.size = *disk.size;
+  options.size = round_up(*disk.size, kSectorSize);  // Guests see whole sectors.
   if (disk.format == DiskFormat::raw) return options;
-  // Guests see whole sectors.
-  options.size = round_up(*disk.size, kSectorSize);
   options.version = disk.version2 ? 2 : 3;
   options.cluster_size = disk.cluster_size;
   options.refcount_bits = static_cast<uint32_t>(disk.refcount_bits);

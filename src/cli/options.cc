@@ -34,6 +34,12 @@ Task<Disk> open_named(Session& session, Gate& gate, std::string name, OpenArgs a
   co_return std::move(disk);
 }
 
+Task<DiskFormat> format_of(File& file, std::optional<std::string> given) {
+  std::optional<DiskFormat> format;
+  if (given) format = co_await parse_format(*given);
+  co_return co_await find_format(file, format);
+}
+
 Result<CacheMode> cache_mode(const std::string& name, std::string_view what) {
   if (const auto mode = find_cache_mode(name)) return *mode;
   return invalid("Invalid ", what, " option: ", name);

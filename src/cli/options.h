@@ -48,6 +48,9 @@ Argument share_argument() {
 Task<Disk> open_named(Session& session, Gate& gate, std::string name, OpenArgs args,
                       ImageOptions options);
 
+/// The format that the user gave, or that the file's first bytes show.
+Task<DiskFormat> format_of(File& file, std::optional<std::string> given);
+
 /// Puts a failure to open `name` into qemu-img's words.
 Error could_not_open(std::string_view name, Error error);
 

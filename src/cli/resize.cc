@@ -91,8 +91,9 @@ Task<int> resize(Session& session, ResizeArgs args) {
   Disk disk = co_await open_named(session, gate, args.image, args, {.writable = true});
   if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, args.image);
   const Session::Interruptible guard(
-      session,
-      {.stop = [] {}, .waiting_for = [&] { return cat("the new size of ", quoted(args.image)); }});
+      session, {.about = quoted(args.image),
+                .stop = [] {},
+                .waiting_for = [&] { return cat("the new size of ", quoted(args.image)); }});
 
   Result<uint64_t> total = plan(disk, args, *wanted);
   Result<void> done;

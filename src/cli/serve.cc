@@ -368,9 +368,10 @@ Task<int> serve_plan(Session& session, Plan plan) {
 
   Serving serving(session, plan, *disk.device);
   Result<void> served = co_await serving.listen().result();
-  const Session::Interruptible guard(
-      session,
-      {.stop = [&] { serving.stop(); }, .waiting_for = [&] { return serving.waiting_for(); }});
+  const Session::Interruptible guard(session,
+                                     {.about = quoted(plan.image),
+                                      .stop = [&] { serving.stop(); },
+                                      .waiting_for = [&] { return serving.waiting_for(); }});
   if (served) served = co_await announce(session, plan, serving, disk).result();
   if (served && session.interrupted() == 0) served = co_await serving.run().result();
 

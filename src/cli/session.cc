@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/session.h"
 
-#include <fcntl.h>
-#include <signal.h>
-#include <unistd.h>
-
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -15,44 +11,15 @@ namespace byre {
 
 namespace {
 
-constexpr int kSignals[] = {SIGINT, SIGTERM, SIGHUP};
 constexpr int64_t kFirstNotice = 500 * kMillisecond;
 constexpr int64_t kLaterNotices = 10 * kSecond;
-
-// Handlers, and not io/signal.h's descriptor: a blocked signal would not end a process whose thread
-// hangs in open(2) or close(2).  This is what a handler may touch.
-volatile sig_atomic_t signal_seen = 0;
-int wake_pipe[2] = {-1, -1};
-
-void wake() {
-  const char byte = 0;
-  // A full pipe wakes as well.
-  if (write(wake_pipe[1], &byte, 1) < 0) return;
-}
-
-void on_signal(int number) {
-  if (signal_seen != 0) _exit(128 + number);
-  signal_seen = number;
-  const int kept = errno;
-  wake();
-  errno = kept;
-}
-
-void install(void (*handler)(int)) {
-  struct sigaction action = {};
-  action.sa_handler = handler;
-  action.sa_flags = SA_RESTART;
-  for (int number : kSignals) sigaction(number, &action, nullptr);
-}
 
 std::string_view first_line(std::string_view text) { return text.substr(0, text.find('\n')); }
 
 }  // namespace
 
 Session::Session(Reactor& reactor, Options options)
-    : reactor_(reactor), options_(std::move(options)), watchers_(reactor.ready()) {
-  if (wake_pipe[0] < 0) BYRE_ASSERT(pipe2(wake_pipe, O_CLOEXEC | O_NONBLOCK) == 0);
-}
+    : reactor_(reactor), options_(std::move(options)), watchers_(reactor.ready()) {}
 
 Session::~Session() { flush_output(); }
 
@@ -86,25 +53,27 @@ Session::Interruptible::Interruptible(Session& session, Interruption interruptio
     : session_(session) {
   BYRE_ASSERT(!session_.interruption_.stop);
   session_.interruption_ = std::move(interruption);
-  if (!session_.watching_) {
-    session_.watching_ = true;
-    session_.watchers_.spawn(session_.watch());
+  if (session_.interrupts_) {
+    session_.interrupts_->arm();
+    return;
   }
-  install(on_signal);
+  std::string hung =
+      cat(session_.program(), ": interrupted, waiting for ", session_.interruption_.about,
+          ", which does not answer (interrupt again to exit at once)\n");
+  auto interrupts = Interrupts::make(session_.reactor_, {.hung = std::move(hung)});
+  if (!interrupts) return;  // Signals then end the process at once.
+  session_.interrupts_ = *std::move(interrupts);
+  session_.watchers_.spawn(session_.watch());
 }
 
 Session::Interruptible::~Interruptible() {
-  // From here on nothing is worth waiting for.
-  install(SIG_DFL);
+  if (session_.interrupts_) session_.interrupts_->disarm();
   session_.interruption_ = {};
 }
 
-int Session::interrupted() const { return signal_seen; }
-
 Task<void> Session::watch() {
-  Op poll{.kind = Op::Kind::poll, .fd = wake_pipe[0]};
-  co_await reactor_.perform(poll);
-  if (ending_ || !interruption_.stop) co_return;
+  const Result<int> number = co_await interrupts_->wait().result();
+  if (!number || !interruption_.stop) co_return;
   interruption_.stop();
   int64_t pause = kFirstNotice;
   while (!ending_) {
@@ -123,12 +92,12 @@ Task<void> Session::watch() {
 void Session::end_watch() {
   ending_ = true;
   if (timer_set_) reactor_.cancel(timer_);
-  wake();
+  interrupts_->cancel();
 }
 
 Task<int> Session::supervise(Task<int> task) {
   Result<int> result = co_await std::move(task).result();
-  if (watching_) {
+  if (interrupts_) {
     end_watch();
     co_await watchers_.join();
   }

@@ -2,11 +2,11 @@
 /// Session: what a running command has: a reactor, a name to speak under, a terminal, and signals.
 ///
 /// Messages go to stderr as "PROGRAM: message"; PROGRAM is the name that the user called.
-/// Ctrl-C: a command that has something to end in order says so with while_interruptible().  The
-/// first SIGINT, SIGTERM or SIGHUP then calls its `stop`, and if it has not ended soon, the user is
-/// told what it waits for; the second one ends the process in the signal handler itself, so that no
-/// hanging disk can keep it.  Without while_interruptible() signals do what they always do.
-/// Not here: words and options (command.h).
+/// Ctrl-C: a command that has something to end in order says so with an Interruptible.  The first
+/// SIGINT, SIGTERM or SIGHUP then calls its `stop`, and if it has not ended soon, the user is told
+/// what it waits for; the second one ends the process, whatever hangs (io/interrupts.h).  Outside
+/// of an Interruptible signals end the process at once: every image byre writes survives that. Not
+/// here: words and options (command.h).
 #pragma once
 
 #include <functional>
@@ -16,8 +16,8 @@
 #include <vector>
 
 #include "coro/scope.h"
-#include "io/descriptor.h"
 #include "io/gate.h"
+#include "io/interrupts.h"
 #include "io/reactor.h"
 
 namespace byre {
@@ -54,10 +54,11 @@ class Session {
   bool flush_output();
 
   struct Interruption {
+    std::string about;                         ///< The disks that it may have to wait for.
     std::function<void()> stop;                ///< Ask the work to end.
     std::function<std::string()> waiting_for;  ///< What it still waits for; may be empty.
   };
-  /// While it lives, signals mean `interruption`.  One at a time.
+  /// While it lives, signals mean what it says.  One at a time.
   class [[nodiscard]] Interruptible {
    public:
     Interruptible(Session& session, Interruption interruption);
@@ -69,7 +70,7 @@ class Session {
   };
 
   /// The signal that came, or 0.
-  int interrupted() const;
+  int interrupted() const { return interrupts_ ? interrupts_->seen() : 0; }
   /// Runs a command's task and what watches over it.
   Task<int> supervise(Task<int> task);
 
@@ -80,10 +81,10 @@ class Session {
   Reactor& reactor_;
   Options options_;
   Interruption interruption_;
+  std::unique_ptr<Interrupts> interrupts_;  ///< From the first Interruptible on.
   Scope watchers_;
   Op timer_;
   bool timer_set_ = false;
-  bool watching_ = false;
   bool ending_ = false;
   bool output_failed_ = false;
 };

@@ -2,6 +2,7 @@
 #include "job/convert.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace byre {
 
@@ -156,10 +157,12 @@ Task<void> Convert::copy(const Piece& piece, Buffer& buffer) {
   if (piece.kind == Kind::data) co_await read(piece, data);
   co_await in_turn(piece.sequence);
   if (failed_) co_return;
-  // Begins at once, and so before the writes of later pieces.
+  // Begins at once, and so before the writes of later pieces.  The first one ends before the next
+  // begins: while an image loads its first tables, those who wait for them could pass each other.
   Scope writing(target_.reactor().ready());
   if (has_bytes) writing.spawn(write_runs(piece.at, data));
   if (piece.kind == Kind::zero) writing.spawn(zero(piece.at, piece.length));
+  if (has_bytes && std::exchange(first_write_, false)) co_await writing.join();
   end_turn(piece.sequence);
   co_await writing.join();
 }

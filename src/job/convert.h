@@ -110,6 +110,7 @@ class Convert {
 
   Event turn_;
   uint64_t turn_sequence_ = 0;  ///< Whose turn it is to write.
+  bool first_write_ = true;
   bool stopped_ = false;
   bool failed_ = false;
   uint64_t done_ = 0;

@@ -91,8 +91,9 @@ Result<DiskFormat> classify(Bytes start) {
   }
   if (!has_at(start, 0, "QFI\xfb"sv)) return DiskFormat::raw;
   if (start.size() >= 8 && load_be<uint32_t>(start, 4) < 2) {
-    return unsupported("It looks like a qcow image of another version (give the format raw to use ",
-                       "its bytes)");
+    return unsupported(
+        "It looks like a qcow image of version 1, which is not supported (give the format ",
+        "raw to use its bytes)");
   }
   const bool boots = has_at(start, 510, "\x55\xaa"sv);
   const bool is_cd = has_at(start, 0x8001, "CD001"sv);
@@ -103,10 +104,14 @@ Result<DiskFormat> classify(Bytes start) {
   return DiskFormat::qcow2;
 }
 
-Task<DiskFormat> classify_file(File& file) {
-  const Buffer start(kClassifySize);
-  co_await file.read(0, start.bytes());  // What lies behind the end reads as zeros.
-  co_return co_await classify(start.bytes().first(std::min<uint64_t>(kClassifySize, file.size())));
+Task<DiskFormat> find_format(File& file, std::optional<DiskFormat> given) {
+  if (given == DiskFormat::raw) co_return DiskFormat::raw;
+  const Buffer buffer(kClassifySize);
+  co_await file.read(0, buffer.bytes());  // What lies behind the end reads as zeros.
+  const Bytes start = buffer.bytes().first(std::min<uint64_t>(kClassifySize, file.size()));
+  if (!given) co_return co_await classify(start);
+  if (!looks_like_qcow2(start)) co_return invalid("Image is not in qcow2 format");
+  co_return *given;
 }
 
 Result<std::string> path_of(std::string_view name) {
@@ -137,7 +142,7 @@ Task<Disk> open_disk(Reactor& reactor, Gate& gate, std::string name, OpenDiskOpt
 Task<Disk> open_disk_over(std::unique_ptr<File> file, Gate& gate, OpenDiskOptions options) {
   Disk disk;
   disk.guessed = !options.format;
-  disk.format = options.format ? *options.format : co_await classify_file(*file);
+  disk.format = co_await find_format(*file, options.format);
   if (disk.format == DiskFormat::qcow2) {
     auto raw = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
     std::unique_ptr<Image> image =

@@ -34,8 +34,8 @@ inline constexpr uint64_t kClassifySize = 36 * KiB;
 /// format, Errc::denied when it can be taken for two things.
 Result<DiskFormat> classify(Bytes start);
 
-/// classify() with the start of `file`.
-Task<DiskFormat> classify_file(File& file);
+/// The format of `file`: the one `given`, which it must have, or what classify() says.
+Task<DiskFormat> find_format(File& file, std::optional<DiskFormat> given);
 
 /// The path that a user's name means.
 Result<std::string> path_of(std::string_view name);

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/command.h"
+
+#include <gtest/gtest.h>
+
+#include "cli/commands.h"
+
+namespace byre {
+namespace {
+
+struct Args {
+  std::string image;
+  std::optional<std::string> size;
+  std::vector<std::string> more;
+  std::optional<std::string> format;
+  std::optional<uint64_t> start;
+  OutputFormat output = OutputFormat::human;
+  OptionList options;
+  bool quiet = false;
+  bool force = false;
+};
+Task<int> nothing(Session&, Args) { co_return 0; }
+
+const Command<Args> kTwo({
+    .name = "two",
+    .summary = "Take two operands",
+    .args = {operand("IMAGE", &Args::image, "the image"),
+             optional_operand("SIZE", &Args::size, "the size"),
+             option("-f, --format", "FORMAT", &Args::format, "the format"),
+             option("--output", "FORMAT", &Args::output, "human or json"),
+             option("-o", "OPTIONS", &Args::options, "more"),
+             size_option("-s, --start-offset", "OFFSET", &Args::start, "start offset",
+                         "begin there"),
+             flag("-q, --quiet", &Args::quiet, "be quiet"),
+             flag("--force", &Args::force, "overwrite"), refused("-c, --compress", "not yet"),
+             refused("--object", "OBJECT", "no secrets")},
+    .run = nothing,
+});
+const Command<Args> kMany({
+    .name = "many",
+    .summary = "Take many operands",
+    .args = {operand("IMAGE", &Args::image, "the first"),
+             operands("MORE", &Args::more, "the rest")},
+    .run = nothing,
+});
+const Command<Args> kSigned({
+    .name = "signed",
+    .summary = "Take a size with a sign",
+    .args = {operand("IMAGE", &Args::image, "the image"),
+             optional_operand("SIZE", &Args::size, "the size"),
+             flag("-q, --quiet", &Args::quiet, "be quiet")},
+    .too_few = "Not enough arguments",
+    .last_word_is_operand = true,
+    .run = nothing,
+});
+
+using Words = std::vector<std::string>;
+
+Args parsed(const AnyCommand& command, const Words& words) {
+  Args args;
+  const Parsed result = parse(command, words, &args);
+  EXPECT_EQ(result.outcome, Parsed::Outcome::run) << result.error;
+  return args;
+}
+Parsed failed(const AnyCommand& command, const Words& words) {
+  Args args;
+  Parsed result = parse(command, words, &args);
+  EXPECT_EQ(result.outcome, Parsed::Outcome::failed);
+  return result;
+}
+
+TEST(Parse, OptionsMayStandAnywhere) {
+  for (const Words& words :
+       {Words{"-q", "-f", "raw", "x", "1M"}, Words{"x", "1M", "-q", "-f", "raw"},
+        Words{"x", "-qfraw", "1M"}, Words{"--quiet", "x", "--format=raw", "1M"},
+        Words{"x", "--form", "raw", "--qui", "1M"}}) {
+    const Args args = parsed(kTwo, words);
+    EXPECT_EQ(args.image, "x");
+    EXPECT_EQ(args.size, "1M");
+    EXPECT_EQ(args.format, "raw");
+    EXPECT_TRUE(args.quiet);
+    EXPECT_FALSE(args.force);
+  }
+}
+
+TEST(Parse, TwoDashesEndTheOptions) {
+  const Args args = parsed(kTwo, {"-q", "--", "-f", "--force"});
+  EXPECT_EQ(args.image, "-f");
+  EXPECT_EQ(args.size, "--force");
+  EXPECT_FALSE(args.force);
+}
+
+TEST(Parse, ARepeatedOptionListIsOneList) {
+  Args args = parsed(kTwo, {"-o", "a=1,b=2", "x", "-oc=3"});
+  EXPECT_EQ(args.options.pairs.size(), 3u);
+  EXPECT_EQ(args.options.take("c"), "3");
+}
+
+TEST(Parse, ValuesHaveTypes) {
+  const Args args = parsed(kTwo, {"--output=json", "-s", "1.5k", "x"});
+  EXPECT_EQ(args.output, OutputFormat::json);
+  EXPECT_EQ(args.start, 1536u);
+  EXPECT_EQ(failed(kTwo, {"--output=xml", "x"}).error,
+            "--output must be used with human or json as argument.");
+  EXPECT_FALSE(failed(kTwo, {"-s", "abc", "x"}).usage);
+}
+
+TEST(Parse, SaysWhatDoesNotFit) {
+  EXPECT_EQ(failed(kTwo, {"-z", "x"}).error, "unrecognized option '-z'");
+  EXPECT_EQ(failed(kTwo, {"x", "--nix"}).error, "unrecognized option '--nix'");
+  EXPECT_EQ(failed(kTwo, {"x", "--fo"}).error, "unrecognized option '--fo'");  // format or force?
+  EXPECT_EQ(failed(kTwo, {"x", "-f"}).error, "missing argument for option '-f'");
+  EXPECT_EQ(failed(kTwo, {"x", "--format"}).error, "missing argument for option '--format'");
+  EXPECT_EQ(failed(kTwo, {}).error, "Expecting IMAGE");
+  EXPECT_EQ(failed(kTwo, {"x", "1M", "y"}).error, "Unexpected argument: y");
+  EXPECT_EQ(failed(kSigned, {}).error, "Not enough arguments");
+  EXPECT_TRUE(failed(kTwo, {}).usage);
+}
+
+TEST(Parse, RefusedOptionsSayWhy) {
+  for (const Words& words : {Words{"-c", "x"}, Words{"--compress", "x"}, Words{"x", "-qc"}}) {
+    EXPECT_EQ(failed(kTwo, words).error, "option '--compress' is not supported: not yet");
+  }
+  EXPECT_EQ(failed(kTwo, {"--object", "secret,id=a", "x"}).error,
+            "option '--object' is not supported: no secrets");
+}
+
+TEST(Parse, ManyOperands) {
+  const Args args = parsed(kMany, {"a", "b", "c"});
+  EXPECT_EQ(args.image, "a");
+  EXPECT_EQ(args.more, (Words{"b", "c"}));
+  EXPECT_EQ(failed(kMany, {"a"}).error, "Expecting MORE");
+}
+
+TEST(Parse, ALastWordWithADashIsNoOption) {
+  EXPECT_EQ(parsed(kSigned, {"x", "-1M"}).size, "-1M");
+  EXPECT_EQ(parsed(kSigned, {"-q", "x", "-1M"}).size, "-1M");
+  EXPECT_EQ(parsed(kSigned, {"x"}).image, "x");
+  Args args;
+  EXPECT_EQ(parse(kSigned, {"x", "--help"}, &args).outcome, Parsed::Outcome::help);
+}
+
+TEST(Parse, HelpIsEverywhere) {
+  Args args;
+  for (const Words& words : {Words{"-h"}, Words{"--help"}, Words{"x", "-q", "--help"}}) {
+    EXPECT_EQ(parse(kTwo, words, &args).outcome, Parsed::Outcome::help);
+  }
+}
+
+TEST(Help, NamesEveryArgument) {
+  const std::string help = help_of(kTwo, "byre");
+  EXPECT_TRUE(help.starts_with("usage: byre two [options] IMAGE [SIZE]\nTake two operands.\n"))
+      << help;
+  for (std::string_view part : {"-f, --format FORMAT", "--output FORMAT", "-q, --quiet", "--force",
+                                "known, but refused: --compress --object"}) {
+    EXPECT_NE(help.find(part), std::string::npos) << part << "\n" << help;
+  }
+}
+
+// What a man page and a completion will be made of.
+TEST(Commands, AreDescribedInFull) {
+  std::string_view before;
+  for (const AnyCommand* command : byre_commands()) {
+    EXPECT_LT(before, command->name) << "by name";
+    before = command->name;
+    EXPECT_FALSE(command->summary.empty()) << command->name;
+    EXPECT_FALSE(command->summary.ends_with('.')) << command->name;
+    std::string letters;
+    std::vector<std::string_view> names;
+    for (const Argument& argument : command->args) {
+      const std::string where = cat(command->name, " ", argument.spelling());
+      EXPECT_FALSE(argument.help.empty()) << where;
+      EXPECT_EQ(argument.takes_value() || !argument.is_option(), !argument.metavar.empty())
+          << where;
+      if (!argument.is_option()) continue;
+      EXPECT_TRUE(argument.letter != 0 || !argument.name.empty()) << where;
+      if (argument.letter != 0)
+        EXPECT_EQ(letters.find(argument.letter), std::string::npos) << where;
+      letters += argument.letter;
+      const bool taken = std::find(names.begin(), names.end(), argument.name) != names.end();
+      if (!argument.name.empty()) EXPECT_FALSE(taken) << where;
+      names.push_back(argument.name);
+    }
+  }
+}
+
+TEST(Commands, ThoseOfQemuImgAreOurs) {
+  for (const AnyCommand* command : qemu_img_commands()) {
+    EXPECT_EQ(find_command(byre_commands(), command->name), command);
+  }
+  EXPECT_EQ(find_command(byre_commands(), "nix"), nullptr);
+}
+
+}  // namespace
+}  // namespace byre
