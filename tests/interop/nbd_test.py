@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,8 +15,8 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
 import nbd  # noqa: E402
 import rawnbd  # noqa: E402
-from harness import (GIB, KIB, MIB, QEMU, Case, Server, byre_io, free_port, img, main, only_byre,  # noqa: E402
-                     qemu_img, qemu_io, run, until)
+from harness import (BYRE, GIB, KIB, MIB, QEMU, Case, Server, byre_io, free_port, img, main,  # noqa: E402
+                     qemu_img, qemu_io, readable, run, until)
 from rawnbd import Closed, Raw  # noqa: E402
 from stamps import SECTOR, History, Writer  # noqa: E402
 
@@ -327,6 +328,83 @@ class Protocol(Clients):
         self.assert_sound(self.disk)
 
 
+class StandIn(Clients):
+    """byre under the name qemu-nbd; with BYRE_PEER=qemu the real one."""
+
+    def setUp(self):
+        super().setUp()
+        self.program = self.path("qemu-nbd")
+        os.symlink(BYRE if not QEMU else shutil.which("qemu-nbd"), self.program)
+        self.sock = self.path("nbd")
+
+    def connect_here(self, name=""):
+        handle = nbd.NBD()
+        handle.set_export_name(name)
+        handle.connect_unix(self.sock)
+        return handle
+
+    def test_fork_returns_when_it_listens(self):
+        self.create(8 * MIB)
+        pid_file = self.path("pid")
+        run(self.program, "--fork", "--pid-file", pid_file, "-t", "-e", "3", "-k", self.sock, "-f", "qcow2", "-x", "disk",
+            "--discard=unmap", self.disk)
+        with open(pid_file) as file:
+            pid = int(file.read())
+        pidfd = os.pidfd_open(pid)
+        try:
+            handles = [self.connect_here("disk") for _ in range(3)]
+            handles[0].pwrite(pattern(1, MIB), MIB)
+            self.assertEqual(bytes(handles[1].pread(MIB, MIB)), pattern(1, MIB))
+            for handle in handles:
+                handle.shutdown()
+            # -t: it stays.
+            self.connect_here("disk").shutdown()
+            os.kill(pid, signal.SIGTERM)
+            self.assertTrue(readable(pidfd, 60), "it does not end")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+        self.assert_sound(self.disk)
+
+    def test_fork_fails_when_it_cannot_serve(self):
+        done = run(self.program, "--fork", "-k", self.sock, "-f", "qcow2", self.path("absent"), ok=None)
+        self.assertNotEqual(done.code, 0, done)
+        self.assertIn(b"absent", done.err)
+
+    def test_it_ends_with_its_last_client(self):
+        self.create(8 * MIB)
+        qemu_img("snapshot", "-c", "empty", self.disk)
+        process = subprocess.Popen([self.program, "-k", self.sock, "-f", "qcow2", self.disk], stdin=subprocess.DEVNULL)
+        try:
+            handle = until(self.connected, "the server")
+            handle.pwrite(pattern(2, 65536), 0)
+            handle.shutdown()
+            self.assertEqual(process.wait(60), 0)
+        finally:
+            process.kill()
+            process.wait()
+        self.assert_sound(self.disk)
+        # The snapshot does not know of that.
+        process = subprocess.Popen([self.program, "-k", self.sock, "-f", "qcow2", "-l", "empty", self.disk],
+                                   stdin=subprocess.DEVNULL)
+        try:
+            handle = until(self.connected, "the server")
+            self.assertTrue(handle.is_read_only())
+            self.assertEqual(bytes(handle.pread(65536, 0)), bytes(65536))
+            handle.shutdown()
+            self.assertEqual(process.wait(60), 0)
+        finally:
+            process.kill()
+            process.wait()
+
+    def connected(self):
+        try:
+            return self.connect_here()
+        except nbd.Error:
+            return None
+
+
 class Durability(Clients):
     def test_a_flush_covers_what_another_connection_wrote(self):
         self.create(64 * MIB)
@@ -531,6 +609,9 @@ class BadClients(Clients):
             sleepers.append(client)
             self.go_on(10)
         self.go_on()
+        fresh = self.connect(self.serving)
+        fresh.pwrite(b"G" * (8 * MIB), 20 * MIB)
+        self.assertTrue(fresh.pread(8 * MIB, 20 * MIB) == b"G" * (8 * MIB))
         if not QEMU:
             # 64 MiB of payloads per client, as nbd_session.h promises; nothing grows with what is asked for.
             self.assertLess(self.serving.memory_peak(), MEMORY_MAX + 8 * 64 * MIB)
