@@ -49,7 +49,6 @@ struct Plan {
   std::string address = "127.0.0.1";
   uint32_t connections_max = 1024;
   bool until_last_client = false;  ///< End when the last client has gone.
-  bool list = true;
 
   bool quiet = false;    ///< No live line.
   bool announce = true;  ///< Say how to attach.
@@ -87,6 +86,10 @@ std::string shell_quoted(const std::string& text) {
   std::string out = "'";
   for (char c : text) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
   return out + "'";
+}
+
+bool is_loopback(std::string_view address) {
+  return address == "localhost" || address == "::1" || address.starts_with("127.");
 }
 
 struct Address {
@@ -154,7 +157,7 @@ class Serving {
           name.starts_with('/') || listener.port() == 0
               ? unix_address(name, plan_.export_name)
               : tcp_address(name.substr(0, name.rfind(':')), listener.port(), plan_.export_name));
-      server_.add_listener(std::move(listener), {.allow_list = plan_.list});
+      server_.add_listener(std::move(listener), {});
     }
     const bool wants_default = plan_.default_socket && addresses_.empty();
     if (plan_.socket || wants_default) {
@@ -166,12 +169,13 @@ class Serving {
                             listener.error().sys_errno()));
       }
       addresses_.push_back(unix_address(path, plan_.export_name));
-      server_.add_listener(*std::move(listener), {.allow_list = plan_.list});
+      server_.add_listener(*std::move(listener), {});
     }
     if (plan_.port) {
       Listener listener = co_await Listener::listen_tcp(reactor, plan_.address, *plan_.port);
       addresses_.push_back(tcp_address(plan_.address, listener.port(), plan_.export_name));
-      server_.add_listener(std::move(listener), {.allow_list = plan_.list});
+      // Whoever comes over the network must know the name of the export.
+      server_.add_listener(std::move(listener), {.allow_list = is_loopback(plan_.address)});
     }
   }
 
@@ -415,10 +419,6 @@ Result<uint16_t> parse_port(const std::string& text) {
   return static_cast<uint16_t>(*port);
 }
 
-bool is_loopback(std::string_view address) {
-  return address == "localhost" || address == "::1" || address.starts_with("127.");
-}
-
 Task<int> serve(Session& session, ServeArgs args) {
   Plan plan{.image = args.image,
             .open = args,
@@ -444,7 +444,6 @@ Task<int> serve(Session& session, ServeArgs args) {
   }
   if (!args.create && !args.options.empty()) co_return invalid("-o is for --create");
   if (plan.port && !is_loopback(plan.address)) {
-    plan.list = false;
     session.warn(cat("whoever reaches ", plan.address, " can ", plan.read_only ? "read" : "write",
                      " this disk: there is no TLS and no password"));
   }

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -753,23 +754,126 @@ class Guessing(Case):
                 self.assertRegex(result.err, "not supported|Unknown protocol")
 
 
-class Interrupting(Case):
-    def test_ctrl_c_says_what_it_waits_for_and_a_second_one_exits(self):
-        qemu("create", "-q", "-f", "qcow2", "a.qcow2", "64M", cwd=self.ours)
-        for number, code in ((signal.SIGINT, 0), (signal.SIGTERM, 0)):
-            server = subprocess.Popen([f"{self.names}/byre", "serve", "a.qcow2"], cwd=self.ours, stdout=subprocess.PIPE,
-                                      stderr=subprocess.PIPE, text=True)
-            try:
-                while "ready" not in (line := server.stdout.readline()):
-                    self.assertTrue(line, "ended before it was ready")
-                server.send_signal(number)
-                out, err = server.communicate(timeout=PATIENCE)
-            finally:
-                server.kill()
-            self.assertEqual(server.returncode, code, out + err)
-            self.assertIn("ended:", out)
+class Serve(Case):
+    """byre serve, and byre as qemu-nbd; what clients get from it is in nbd_test.py."""
+
+    @classmethod
+    def prepare(cls, folder):
+        os.symlink(BYRE, os.path.join(cls.names, "qemu-nbd"))
+        qemu("create", "-q", "-f", "qcow2", "a.qcow2", "64M", cwd=folder)
+        write("a.qcow2", "write -P 5 0 1M", cwd=folder)
+        qemu("snapshot", "-c", "five", "a.qcow2", cwd=folder)
+        write("a.qcow2", "write -P 6 0 1M", cwd=folder)
+
+    def uri(self, path="a.qcow2.sock", name=""):
+        return f"nbd+unix:///{name}?socket={self.ours}/{path}"
+
+    @contextlib.contextmanager
+    def serving(self, *words, ends_by=signal.SIGTERM, before=(), **popen):
+        """Gives what it said up to "ready"; afterwards it must have ended well and left the image sound."""
+        server = subprocess.Popen([*before, f"{self.names}/byre", "serve", *words], cwd=self.ours, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, text=True, **popen)
+        try:
+            said = ""
+            while not said.splitlines() or not said.splitlines()[-1].startswith("ready: "):
+                line = server.stdout.readline()
+                if not line:
+                    raise AssertionError(f"ended before it was ready: {said}{server.communicate()[1]}")
+                said += line
+            yield said
+            server.send_signal(ends_by)
+            out, err = server.communicate(timeout=PATIENCE)
+        finally:
+            server.kill()
+            server.communicate()
+        self.assertEqual(server.returncode, 0, out + err)
+        self.assertIn("ended:", out)
+        self.sound("a.qcow2")
+
+    def test_signals_end_it_in_order(self):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            with self.subTest(number=number), self.serving("a.qcow2", ends_by=number):
+                must("qemu-io", "-f", "raw", "-c", "write -P 7 3M 100k", self.uri(), cwd=self.ours)
             self.assertFalse(os.path.exists(f"{self.ours}/a.qcow2.sock"))
-            self.sound("a.qcow2")
+
+    def test_says_how_to_attach_once_it_listens(self):
+        with self.serving("a.qcow2", "--port", "0", "--export", "a b") as said:
+            self.assertIn(self.uri(name="a%20b"), said)
+            for tool in ("nbdcopy ", "qemu-system-x86_64 ", "nbd-client "):
+                self.assertIn(tool, said)
+            tcp = re.search(r"^nbd://127\.0\.0\.1:\d+/\S*", said, re.M).group()
+            for uri in (self.uri(name="a%20b"), tcp):
+                self.assertEqual(must("nbdinfo", "--size", uri).strip(), str(64 << 20))
+
+    def test_makes_the_image_if_there_is_none(self):
+        with self.serving("--create", "new.qcow2", "--size", "3M"):
+            self.assertEqual(must("nbdinfo", "--size", self.uri("new.qcow2.sock")).strip(), str(3 << 20))
+        self.sound("new.qcow2")
+        with self.serving("--create", "new.qcow2", "--size", "3M"):
+            pass
+        self.assertIn("not 4194304", self.byre("serve", "--create", "new.qcow2", "--size", "4M").err)
+        with self.serving("--create", "default.qcow2"):
+            self.assertEqual(must("nbdinfo", "--size", self.uri("default.qcow2.sock")).strip(), str(10 << 30))
+        self.assertEqual(self.byre("serve", "nix").code, 1)
+
+    def test_what_may_not_be_written(self):
+        before = digest(f"{self.ours}/a.qcow2")
+        for words, value in (("-r", b"\6"), ("-l five", b"\5"), ("-l 1", b"\5")):
+            with self.subTest(words=words), self.serving(*words.split(), "a.qcow2") as said:
+                self.assertIn("read-only", said)
+                must("nbdcopy", self.uri(), "copy.raw", cwd=self.ours)
+                with open(f"{self.ours}/copy.raw", "rb") as file:
+                    self.assertEqual(file.read(1), value)
+                self.assertIn("is_read_only: true", must("nbdinfo", self.uri()))
+        self.assertEqual(before, digest(f"{self.ours}/a.qcow2"))
+
+    def test_an_image_has_one_writer(self):
+        with self.serving("a.qcow2"):
+            for words in (("serve", "a.qcow2"), ("resize", "a.qcow2", "+1M"), ("info", "a.qcow2")):
+                result = self.byre(*words)
+                self.assertEqual(result.code, 1, str(result))
+                self.assertIn("close it first", result.err)
+            self.assertEqual(self.byre("info", "-U", "a.qcow2").code, 0)
+
+    def test_sockets_that_were_passed_in(self):
+        path = f"{self.ours}/passed.sock"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            passed = listener.fileno()
+
+            activate = f'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&{passed}'
+            with self.serving("a.qcow2", before=("bash", "-c", activate, "-"), pass_fds=(passed,)) as said:
+                self.assertIn(self.uri("passed.sock"), said)
+                self.assertEqual(must("nbdinfo", "--size", self.uri("passed.sock")).strip(), str(64 << 20))
+                self.assertFalse(os.path.exists(f"{self.ours}/a.qcow2.sock"))
+
+    def test_qemu_nbd_goes_to_the_background_and_ends_with_its_last_client(self):
+        nbd = os.path.join(self.names, "qemu-nbd")
+        result = run(nbd, "--fork", "--pid-file", "pid", "-k", f"{self.ours}/s.sock", "-x", "e", "-f", "qcow2", "a.qcow2",
+                     cwd=self.ours)
+        self.assertEqual((result.code, result.out, result.err), (0, "", ""))
+        with open(f"{self.ours}/pid") as file:
+            pid = int(file.read())
+        os.kill(pid, 0)
+        self.assertEqual(must("nbdinfo", "--size", self.uri("s.sock", "e")).strip(), str(64 << 20))
+        deadline = time.monotonic() + PATIENCE
+        while os.path.exists(f"{self.ours}/pid"):
+            self.assertLess(time.monotonic(), deadline, "still there")
+            time.sleep(0.01)
+        self.sound("a.qcow2")
+        result = run(nbd, "--fork", "-k", f"{self.ours}/s.sock", "nix", cwd=self.ours)
+        self.assertEqual(result.code, 1)
+        self.assertIn("qemu-nbd: Could not open 'nix'", result.err)
+
+    def test_qemu_nbd_refuses_what_byre_has_not(self):
+        nbd = os.path.join(self.names, "qemu-nbd")
+        for words in ("-c /dev/nbd0", "-d", "-o 512", "-s", "-B b", "-L", "--tls-creds x", "--object secret,id=a",
+                      "--image-opts", "--detect-zeroes=on", "--aio=fast", "--cache=fast", "-p 1 -k x", "-e x", ""):
+            with self.subTest(words=words):
+                result = run(nbd, *words.split(), *(["a.qcow2"] if words else []), cwd=self.ours)
+                self.assertEqual(result.code, 1, str(result))
+                self.assertTrue(result.err.startswith("qemu-nbd: "), str(result))
 
 
 if __name__ == "__main__":
