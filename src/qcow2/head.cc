@@ -38,6 +38,9 @@ Task<std::vector<std::byte>> read_first_cluster(Device& file) {
   if (wanted > have) {
     co_await file.read(have, MutableBytes(bytes).subspan(have), Mark::header_read);
   }
+  // A file that ends behind the header but inside its first cluster reads as it will once it has
+  // grown: what is missing is zeros.
+  if (bytes.size() >= kHeaderSizeV3) bytes.resize(uint64_t{1} << cluster_bits);
   co_return bytes;
 }
 
