@@ -131,7 +131,15 @@ Task<void> Committer::run(Mark mark) {
   const bool with_refcounts = !lazy_ || write_all_ || stages_.open.refcount_table ||
                               stages_.open.refcounts.size() > kPostponedMax;
   if (!has_work(with_refcounts)) {
+    // Nothing is staged, but limbo may wait for this generation: a reservation that was dropped, a
+    // table that was switched without a commit.
+    const uint64_t number = stages_.open.number;
+    if (!allocator_.limbo_empty()) ++stages_.open.number;
     co_await sync(mark);
+    if (stages_.open.number == number) co_return;
+    stages_.durable_end = number + 1;
+    epochs_.advance();
+    allocator_.reclaim();
     co_return;
   }
   if (!with_refcounts && !dirty_durable_) co_await set_dirty(true);
