@@ -28,11 +28,11 @@ class Wrong(AssertionError):
 
 
 class Op:
-    __slots__ = ("kind", "id", "first", "count", "fua", "covers", "client", "buffer")
+    __slots__ = ("kind", "id", "first", "count", "fua", "covers", "client", "turn", "buffer")
 
     def __init__(self, kind, number, first=0, count=0, fua=False):
         self.kind, self.id, self.first, self.count, self.fua = kind, number, first, count, fua
-        self.covers, self.client, self.buffer = (), 0, None
+        self.covers, self.client, self.turn, self.buffer = (), 0, 0, None
 
     def __repr__(self):
         return f"{self.kind} {self.id} of sectors {self.first}+{self.count}{' fua' if self.fua else ''}"
@@ -151,8 +151,9 @@ class Writer:
         self.busy = []
         self.done = 0
         self.tolerated = ()  # Errors that are no surprise; who got one was perhaps carried out, perhaps not.
-        self.changed_since = [0, 0, 0, 0]  # Sectors: since the last flush that was answered, the one before, ...
+        self.changed_since = [0, 0, 0, 0]  # Sectors: since the last flush was answered, the one before it, ...
         self.requests_since = [0, 0, 0, 0]
+        self.turns = 0
 
     def pick(self):
         draw = self.random.random()
@@ -173,6 +174,7 @@ class Writer:
 
     def submit(self, op):
         op.client = self.random.randrange(len(self.handles))
+        op.turn = self.turns
         handle = self.handles[op.client]
         flags = nbd.CMD_FLAG_FUA if op.fua else 0
         offset, length = op.first * SECTOR, op.count * SECTOR
@@ -197,7 +199,8 @@ class Writer:
         if op.kind in ("write", "zero", "trim"):
             self.changed_since = [sectors + op.count for sectors in self.changed_since]
             self.requests_since = [count + 1 for count in self.requests_since]
-        elif op.kind == "flush":
+        elif op.kind == "flush" and op.turn == self.turns:  # Sent after the one before it was answered.
+            self.turns += 1
             self.changed_since = [0] + self.changed_since[:-1]
             self.requests_since = [0] + self.requests_since[:-1]
 
