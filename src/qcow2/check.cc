@@ -12,7 +12,7 @@
 namespace byre {
 namespace {
 
-/// Each round can uncover what the next one repairs: refcounts, then leaks.
+/// Each round can uncover what the next one repairs.
 constexpr int kRoundsMax = 4;
 
 struct Tally {
@@ -60,8 +60,11 @@ Task<CheckReport> survey_and_repair(Device& file, const CheckOptions& options) {
   }
   for (int round = 0; round < kRoundsMax && can_repair(*survey, options.repair); ++round) {
     const Tally before = tally_of(survey->report);
+    const bool damaged = survey->damaged;
     co_await repair_image(*survey, options.repair);
     survey = co_await look(file, options);
+    // Two owners are one again when the refcounts moved away; what the other had lost is a leak.
+    survey->damaged |= damaged;
     if (tally_of(survey->report) == before) break;
   }
   const bool sound = survey->report.corruptions == 0 && survey->report.check_errors == 0;

@@ -448,7 +448,9 @@ TEST_F(CheckTest, RepairOfRandomDamageHarmsNothing) {
 
     const CheckReport again = check(file);
     EXPECT_EQ(counts_of(again), counts_of(repaired)) << words_of(again);
-    check(file, repair);
+    // Leaks that were kept because of damage that is repaired now may go at the next time.
+    const bool only_leaks = again.corruptions == 0 && again.leaks != 0;
+    if (!only_leaks) check(file, repair);
     EXPECT_TRUE(file.bytes() == after) << "not finished at once\n" << words_of(again);
     if (again.corruptions == 0) {
       const Counts qemu = qemu_counts(after);
@@ -479,9 +481,15 @@ TEST_F(CheckTest, ARefcountThatIsTooSmallIsRaised) {
   count(file, 6, 0);
   const CheckReport found = check(file);
   EXPECT_EQ(found.corruptions, 2u);  // And its COPIED flag.
+
+  // Nothing is freed before: what has no owner now may be what is missing elsewhere.
+  count(file, 20, 1);
+  file.poke(20 * 4096 + 4095, std::vector<std::byte>(1, std::byte{1}));
+  EXPECT_EQ(check(file, Repair::leaks).leaks, 1u);
   const CheckReport repaired = check(file, Repair::all);
   EXPECT_EQ(repaired.corruptions, 0u);
   EXPECT_EQ(repaired.corruptions_fixed, 2u);
+  EXPECT_EQ(repaired.leaks_fixed, 1u);
   EXPECT_EQ(counts_of(check(file)), qemu_counts(file.bytes()));
   EXPECT_EQ(qemu_counts(file.bytes()).code, 0);
 }
@@ -579,6 +587,8 @@ TEST_F(CheckTest, ARefcountBlockThatIsDataAsWellIsNotWritten) {
   Image after(4096);
   file.peek(block, after);
   EXPECT_TRUE(before == after);
+  // All that nobody owns is kept, as nobody knows what it was, but for the old refcount table.
+  EXPECT_EQ(repaired.leaks, 1u) << words_of(repaired);
   EXPECT_EQ(qemu_counts(file.bytes()).corruptions, 0u);
 }
 
@@ -704,9 +714,11 @@ class CheckSimTest : public CheckTest {
   }
   static Image bytes_of_disk(const SimDisk& disk) { return disk.read(0, disk.size()); }
 
-  /// A process that checks the disk.
-  static Result<CheckReport> check_disk(SimDisk& disk, Repair repair, uint64_t seed) {
+  /// A process that checks the disk.  `at_each_step` is called whenever the disk may have changed.
+  static Result<CheckReport> check_disk(SimDisk& disk, Repair repair, uint64_t seed,
+                                        std::function<void()> at_each_step = nullptr) {
     SimReactor reactor(seed);
+    reactor.after_delivery = std::move(at_each_step);
     RawDevice file(std::make_unique<File>(reactor, File::Properties{.name = "disk",
                                                                     .fd = disk.open(reactor, true),
                                                                     .size = disk.size(),
@@ -741,10 +753,18 @@ class CheckSimTest : public CheckTest {
     const uint64_t l2 = get(in_place, get(in_place, 40)) & kOffsetMask;
     put(in_place, l2 + 80, get(in_place, l2 + 80) & ~kCopied);
     images.push_back(in_place.bytes());
-    // A refcount structure that is gone.
+    // A refcount structure of which a part is gone.
     MemoryDevice anew(*reactor_);
-    small_image(anew, {.size = 64 * MiB, .cluster_size = 512}, 30);
-    put(anew, get(anew, 48), 0);
+    small_image(anew, {.size = 64 * MiB, .cluster_size = 512, .refcount_bits = 64}, 20);
+    EXPECT_NE(get(anew, get(anew, 48)), 0u);
+    const uint64_t table = get(anew, 48);
+    const uint64_t end = anew.size();
+    EXPECT_LT(end, 64u * 512);
+    anew.poke(end, Image(20 * 512, std::byte{9}));
+    const uint64_t anew_l2 = get(anew, get(anew, 40)) & kOffsetMask;
+    for (uint64_t i = 0; i < 20; ++i) put(anew, anew_l2 + 8 * (30 + i), (end + i * 512) | kCopied);
+    EXPECT_EQ(get(anew, table + 8), 0u);
+    for (uint64_t cluster = end / 512; cluster < 64; ++cluster) count(anew, cluster, 1);
     images.push_back(anew.bytes());
     // A dirty one.
     MemoryDevice dirty(*reactor_);
@@ -760,38 +780,57 @@ TEST_F(CheckSimTest, ARepairThatIsCutShortAnywhereCanBeRunAgain) {
   uint64_t cuts = 0;
   for (const Image& image : damaged_images()) {
     const Places before(image);
-    SimDisk untouched = disk_with(image);
-    const Result<CheckReport> found = check_disk(untouched, Repair::none, 0);
+    SimDisk disk = disk_with(image);
+    const Result<CheckReport> found = check_disk(disk, Repair::none, 0);
     ASSERT_TRUE(found);
     const std::set<std::string> undercounted_before = undercounted(*found);
+
+    std::vector<SimDisk> left;
+    const auto cut = [&] {
+      if (disk.log().empty()) return;  // All of it is durable.
+      left.push_back(disk.cut(CutChoice::none()));
+      left.push_back(disk.cut(CutChoice::all()));
+      for (uint64_t seed = 0; seed < 4; ++seed) {
+        left.push_back(disk.cut(CutChoice::random(left.size())));
+      }
+    };
+    const Result<CheckReport> whole = check_disk(disk, Repair::all, 1, cut);
+    ASSERT_TRUE(whole) << whole.error().message();
+    left.push_back(disk);
+
+    for (SimDisk& after : left) {
+      SCOPED_TRACE(cat("cut ", ++cuts));
+      const Result<CheckReport> halfway = check_disk(after, Repair::none, cuts);
+      ASSERT_TRUE(halfway) << halfway.error().message();
+      for (const std::string& place : undercounted(*halfway)) {
+        ASSERT_TRUE(undercounted_before.contains(place)) << place;
+      }
+      const Result<CheckReport> report = check_disk(after, Repair::all, cuts);
+      ASSERT_TRUE(report) << report.error().message();
+      ASSERT_EQ(report->corruptions + report->leaks, 0u) << words_of(*report);
+      const Image repaired = bytes_of_disk(after);
+      ASSERT_EQ(word(repaired, 72), 0u);
+      ASSERT_TRUE(Places(repaired).entries == before.entries);
+    }
+  }
+  EXPECT_GT(cuts, 80u);
+}
+
+// A write that fails ends the repair, and nothing is worse than before.
+TEST_F(CheckSimTest, ARepairThatCannotWriteCanBeRunAgain) {
+  for (const Image& image : damaged_images()) {
     for (uint64_t write = 1;; ++write) {
+      SCOPED_TRACE(cat("write ", write));
       SimDisk disk = disk_with(image);
       disk.options().faults.add({.kind = Op::Kind::write, .first = write, .last = UINT64_MAX});
-      const bool finished = check_disk(disk, Repair::all, write).has_value();
-
-      for (uint64_t seed = 0; seed < 4; ++seed) {
-        SCOPED_TRACE(cat("write ", write, ", cut ", seed));
-        SimDisk after = disk.cut(seed == 0   ? CutChoice::none()
-                                 : seed == 1 ? CutChoice::all()
-                                             : CutChoice::random(seed));
-        const Result<CheckReport> halfway = check_disk(after, Repair::none, seed);
-        ASSERT_TRUE(halfway) << halfway.error().message();
-        for (const std::string& place : undercounted(*halfway)) {
-          ASSERT_TRUE(undercounted_before.contains(place)) << place;
-        }
-        const Result<CheckReport> report = check_disk(after, Repair::all, seed);
-        ASSERT_TRUE(report) << report.error().message();
-        ASSERT_EQ(report->corruptions + report->leaks, 0u) << words_of(*report);
-        const Image repaired = bytes_of_disk(after);
-        ASSERT_EQ(word(repaired, 72), 0u);
-        ASSERT_TRUE(Places(repaired).entries == before.entries);
-        ++cuts;
-      }
-      if (finished) break;
+      if (check_disk(disk, Repair::all, write)) break;
+      disk.options().faults.clear();
+      const Result<CheckReport> report = check_disk(disk, Repair::all, write);
+      ASSERT_TRUE(report) << report.error().message();
+      ASSERT_EQ(report->corruptions + report->leaks, 0u) << words_of(*report);
       ASSERT_LT(write, 100u);
     }
   }
-  EXPECT_GT(cuts, 40u);
 }
 
 // What cannot be read is no corruption, and nothing is repaired on the strength of the rest.
@@ -802,8 +841,10 @@ TEST_F(CheckSimTest, WhatCannotBeReadForbidsRepair) {
   count(made, 30, 1);
   made.poke(30 * 4096, std::vector<std::byte>(4096));
   const Image image = made.bytes();
+  SimDisk sound = disk_with(image);
+  ASSERT_TRUE(check_disk(sound, Repair::none, 0));
   uint64_t unreadable = 0;
-  for (uint64_t read = 1; read < 12; ++read) {
+  for (uint64_t read = 1; read <= sound.operations(Op::Kind::read); ++read) {
     SimDisk disk = disk_with(image);
     disk.options().torn = false;
     disk.options().faults.add({.kind = Op::Kind::read, .first = read, .last = read});
