@@ -148,6 +148,15 @@ Task<void> Allocator::load_region(uint64_t index) {
   }
 }
 
+/// A block that was created sparse may have no space on the host yet.
+Task<void> Allocator::back_region(uint64_t index) {
+  if (regions_[index]->backed) co_return;
+  const HostOffset at = geometry_.start_of(block_at(index));
+  co_await file_.allocate(at.value, geometry_.cluster_size())
+      .doing("refcount block ", index, " at ", at);
+  regions_[index]->backed = true;
+}
+
 /// M5: what no refcount protects is not handed out all the same.
 Result<void> Allocator::check_no_metadata(HostSpan span) const {
   const auto owned = metadata_.find_in(span);
@@ -284,6 +293,7 @@ Task<Reservation> Allocator::reserve(uint64_t count, Use use) {
     co_await check_space({{hint_}, 1});
     if (index >= table_.size() || table_[index] == 0) co_await add_region(index);
     if (!regions_[index]) co_await load_region(index);
+    co_await back_region(index);
     const uint64_t from = hint_;  // It may have moved down meanwhile.
     if (geometry_.refcount_table_index({from}) != index) continue;
 

@@ -136,6 +136,7 @@ class Allocator {
   struct Region {
     std::vector<uint8_t> counts;
     std::unordered_map<uint64_t, uint64_t> many;  ///< By index in the region.
+    bool backed = false;  ///< Its block has space on the host, so that a commit can write it (A1).
     std::vector<bool> zeroed;  ///< Punched since its last owner; empty until used.
   };
   struct Limbo {
@@ -145,6 +146,7 @@ class Allocator {
   };
 
   Task<void> load_region(uint64_t index);
+  Task<void> back_region(uint64_t index);
   Task<void> add_region(uint64_t index);
   Task<void> grow_table(uint64_t index, uint64_t entries_min);
   Task<void> prepare_space(HostSpan span, Use use);

@@ -112,6 +112,8 @@ Task<void> Map::prepare(uint64_t l1_index, Allocator& allocator) {
                             ": COPIED is set, but its refcount is ", count,
                             "; writing would change a snapshot; run check -r all"));
     }
+    co_await file_.allocate(geometry_.start_of(*old.l2).value, geometry_.cluster_size())
+        .doing("L2 table");
     verified_.insert(l1_index);
     co_return;
   }

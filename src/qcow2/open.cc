@@ -262,6 +262,12 @@ Task<void> Image::begin_writing() {
     allocator_->reclaim();
     staged();
   });
+  // Space for what commits write in place (A1); a full disk is met again by whoever needs more.
+  for (const HostSpan& run : {HostSpan{{0}, 1}, l1, table}) {
+    if (run.count == 0) continue;
+    const uint64_t length = run.count * cluster_size();
+    (void)co_await file_->allocate(g.start_of(run.first).value, length).result();
+  }
   length_at_open_ = file_->size();
   co_await check_own_refcounts();
 
