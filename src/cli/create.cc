@@ -26,8 +26,7 @@ struct CreateArgs {
 Task<uint64_t> backing_size(Session& session, Gate& gate, std::string name, std::string format) {
   OpenDiskOptions options;
   options.format = co_await parse_format(format);
-  Result<Disk> disk =
-      co_await open_disk(session.reactor(), gate, name, std::move(options)).result();
+  Result<Disk> disk = co_await open_disk(gate, name, std::move(options)).result();
   if (!disk) {
     Error error = could_not_open(name, std::move(disk).error());
     // Here qemu-img names the file once.

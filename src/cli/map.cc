@@ -42,7 +42,7 @@ struct Entry {
 /// The layers of a disk, top first.  Closed by close_all(), whatever happened.
 using Chain = std::vector<Disk>;
 
-Task<Disk> open_below(Session& session, Gate& gate, const Disk& above, OpenArgs args) {
+Task<Disk> open_below(Gate& gate, const Disk& above, OpenArgs args) {
   const Head& head = above.image->head();
   const std::string named = *head.backing_file;
   const std::string upper = above.device->name();
@@ -50,7 +50,6 @@ Task<Disk> open_below(Session& session, Gate& gate, const Disk& above, OpenArgs 
     co_return invalid("Could not open backing file: ", quoted(named),
                       " has no format in the image, and byre does not guess it");
   }
-  static_cast<void>(session);
   OpenDiskOptions options;
   options.format = co_await parse_format(*head.extensions.backing_format);
   options.image.share_lock = args.share;
@@ -69,7 +68,7 @@ Task<void> open_chain(Session& session, Gate& gate, MapArgs args, Chain& chain) 
     }
     const std::string below =
         resolve_name(chain.back().device->name(), *chain.back().image->head().backing_file);
-    Result<Disk> disk = co_await open_below(session, gate, chain.back(), args).result();
+    Result<Disk> disk = co_await open_below(gate, chain.back(), args).result();
     if (!disk) {
       Error inner = could_not_open(below, std::move(disk).error());
       std::string why = inner.message();

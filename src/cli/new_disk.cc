@@ -160,8 +160,7 @@ Result<void> check(const NewDisk& disk) {
   return {};
 }
 
-Task<void> preallocate_raw(Session& session, std::unique_ptr<File> file, Preallocation mode) {
-  static_cast<void>(session);
+Task<void> preallocate_raw(std::unique_ptr<File> file, Preallocation mode) {
   RawDevice device(std::move(file));
   Result<void> done;
   if (mode == Preallocation::falloc) done = co_await device.allocate(0, device.size()).result();
@@ -271,7 +270,7 @@ Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk dis
   co_await std::move(made);
   if (disk.preallocation == Preallocation::off) co_return;
   std::unique_ptr<File> file = co_await gate.open(path, {.writable = true});
-  co_await preallocate_raw(session, std::move(file), disk.preallocation);
+  co_await preallocate_raw(std::move(file), disk.preallocation);
 }
 
 }  // namespace byre

@@ -29,7 +29,7 @@ Task<Disk> open_named(Session& session, Gate& gate, std::string name, OpenArgs a
     co_return could_not_open(name,
                              invalid("force-share=on can only be used with read-only images"));
   }
-  Result<Disk> disk = co_await open_disk(session.reactor(), gate, name, std::move(open)).result();
+  Result<Disk> disk = co_await open_disk(gate, name, std::move(open)).result();
   if (!disk) co_return could_not_open(name, std::move(disk).error());
   co_return std::move(disk);
 }

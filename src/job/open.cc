@@ -128,8 +128,7 @@ Result<std::string> path_of(std::string_view name) {
                      " (a path that has a colon ", "needs ./ in front)");
 }
 
-Task<Disk> open_disk(Reactor& reactor, Gate& gate, std::string name, OpenDiskOptions options) {
-  static_cast<void>(reactor);
+Task<Disk> open_disk(Gate& gate, std::string name, OpenDiskOptions options) {
   const std::string path = co_await path_of(name);
   const FileOptions file_options{.writable = options.image.writable,
                                  .direct = options.image.direct,

@@ -58,7 +58,7 @@ struct Disk {
 };
 
 /// The caller must close() the device.
-Task<Disk> open_disk(Reactor& reactor, Gate& gate, std::string name, OpenDiskOptions options);
+Task<Disk> open_disk(Gate& gate, std::string name, OpenDiskOptions options);
 
 /// The same over a file that is open already.
 Task<Disk> open_disk_over(std::unique_ptr<File> file, Gate& gate, OpenDiskOptions options);

@@ -77,7 +77,7 @@ TEST(PathOf, TakesPathsAndNothingElse) {
 class OpenDiskTest : public testing::Test {
  protected:
   Result<Disk> open(const char* name, OpenDiskOptions options) {
-    return reactor_.run(open_disk(reactor_, gate_, name, std::move(options)));
+    return reactor_.run(open_disk(gate_, name, std::move(options)));
   }
   void make(const char* name, DiskFormat format, uint64_t size) {
     CreateDiskOptions options{.format = format, .sync = false};

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "io/interrupts.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <thread>
+
+#include "coro/scope.h"
+
+namespace byre {
+namespace {
+
+class InterruptsTest : public testing::TestWithParam<ReactorKind> {
+ protected:
+  void SetUp() override {
+    Result<std::unique_ptr<Reactor>> made = make_reactor(GetParam());
+    if (!made) GTEST_SKIP() << made.error().message();
+    reactor_ = *std::move(made);
+  }
+  std::unique_ptr<Interrupts> make(Interrupts::Options options = {}) {
+    Result<std::unique_ptr<Interrupts>> made = Interrupts::make(*reactor_, std::move(options));
+    EXPECT_TRUE(made);
+    return *std::move(made);
+  }
+  static void raise_signal(int number) { kill(getpid(), number); }
+  /// What a thread does that hangs in the kernel: nothing.
+  static void hang() { std::this_thread::sleep_for(std::chrono::seconds(60)); }
+
+  std::unique_ptr<Reactor> reactor_;
+};
+INSTANTIATE_TEST_SUITE_P(Reactors, InterruptsTest,
+                         testing::Values(ReactorKind::uring, ReactorKind::posix));
+using InterruptsDeathTest = InterruptsTest;
+INSTANTIATE_TEST_SUITE_P(Reactors, InterruptsDeathTest,
+                         testing::Values(ReactorKind::uring, ReactorKind::posix));
+
+TEST_P(InterruptsTest, TheFirstSignalEndsTheWait) {
+  for (int number : {SIGINT, SIGTERM, SIGHUP}) {
+    const auto interrupts = make();
+    EXPECT_EQ(interrupts->seen(), 0);
+    raise_signal(number);
+    Result<int> seen = reactor_->run(interrupts->wait());
+    ASSERT_TRUE(seen);
+    EXPECT_EQ(*seen, number);
+    EXPECT_EQ(interrupts->seen(), number);
+  }
+}
+
+TEST_P(InterruptsTest, CancelEndsTheWait) {
+  const auto interrupts = make();
+  Scope scope(reactor_->ready());
+  Result<int> seen = 0;
+  const auto wait = [](Interrupts& from, Result<int>& to) -> Task<void> {
+    to = co_await from.wait().result();
+  };
+  scope.spawn(wait(*interrupts, seen));
+  interrupts->cancel();
+  EXPECT_TRUE(reactor_->run(scope.join()));
+  ASSERT_FALSE(seen);
+  EXPECT_EQ(seen.error().code(), Errc::cancelled);
+}
+
+TEST_P(InterruptsTest, IgnoredSignalsStayIgnored) {
+  signal(SIGHUP, SIG_IGN);
+  {
+    const auto interrupts = make();
+    raise_signal(SIGHUP);
+    raise_signal(SIGHUP);
+    raise_signal(SIGTERM);
+    EXPECT_EQ(*reactor_->run(interrupts->wait()), SIGTERM);
+  }
+  signal(SIGHUP, SIG_DFL);
+}
+
+TEST_P(InterruptsDeathTest, TheSecondSignalEndsAProcessThatHangs) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto die = [&] {
+    const auto interrupts = make();
+    raise_signal(SIGINT);
+    while (interrupts->seen() == 0) std::this_thread::yield();
+    raise_signal(SIGTERM);
+    hang();
+  };
+  EXPECT_EXIT(die(), testing::ExitedWithCode(128 + SIGTERM), "");
+}
+
+TEST_P(InterruptsDeathTest, AHangingThreadIsTalkedFor) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto die = [&] {
+    const auto interrupts = make({.patience = 10 * kMillisecond, .hung = "it hangs\n"});
+    raise_signal(SIGINT);
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    raise_signal(SIGINT);
+    hang();
+  };
+  EXPECT_EXIT(die(), testing::ExitedWithCode(128 + SIGINT), "it hangs");
+}
+
+TEST_P(InterruptsDeathTest, DisarmedTheFirstSignalEndsIt) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto die = [&] {
+    const auto interrupts = make();
+    interrupts->disarm();
+    raise_signal(SIGTERM);
+    hang();
+  };
+  EXPECT_EXIT(die(), testing::ExitedWithCode(128 + SIGTERM), "");
+}
+
+}  // namespace
+}  // namespace byre
