@@ -418,6 +418,34 @@ class ByreWrites(Images):
                 self.assertEqual(describe(self.path("same"))["virtual-size"], -(-below // 512) * 512)
                 os.unlink(self.path("same"))
 
+    @only_byre
+    def test_external_data_files(self):
+        """Made beside the image, or taken as they are; relative names start at the image's folder."""
+        raw = mixed(self.path("raw"), 3 * MIB, 15)
+        os.mkdir(self.path("sub"))
+        self.addCleanup(os.chdir, os.getcwd())
+        for image, name, there in (
+                ("image", "data", False), ("sub/image", "data", False), ("sub/image", "data", True),
+                ("sub/image", self.path("sub/data"), False), ("image", self.path("data"), True)):
+            with self.subTest(image=image, name=name, there=there):
+                data = os.path.join(os.path.dirname(self.path(image)), os.path.basename(name))
+                for old in (self.path(image), data):
+                    if os.path.exists(old):
+                        os.unlink(old)
+                if there:
+                    shutil.copy(raw, data)
+                img("create", "-q", "-f", "qcow2", "-o", f"data_file={name},data_file_raw=on", image, 3 * MIB,
+                    cwd=self.folder)
+                self.assertEqual(os.path.getsize(data), 3 * MIB)
+                if there:
+                    self.assert_same(raw, data)
+                # To QEMU a relative name starts where the process is.
+                os.chdir(os.path.dirname(data))
+                qemu_img("convert", "-n", "-f", "raw", "-O", "qcow2", raw, self.path(image))
+                self.assert_sound(self.path(image))
+                self.read_by_byre(self.path(image), raw)
+                self.assert_same(raw, data)
+
     def test_resized(self):
         for options in ({}, {"cluster_size": 512}, {"extended_l2": "on"}):
             with self.subTest(label(options)):

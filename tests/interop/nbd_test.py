@@ -16,7 +16,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import nbd  # noqa: E402
 import rawnbd  # noqa: E402
 from harness import (BYRE, GIB, KIB, MIB, QEMU, Case, Server, byre_io, free_port, img, main,  # noqa: E402
-                     qemu_img, qemu_io, readable, run, until)
+                     only_byre, qemu_img, qemu_io, readable, run, until)
 from rawnbd import Closed, Raw  # noqa: E402
 from stamps import SECTOR, History, Writer  # noqa: E402
 
@@ -457,6 +457,26 @@ class Durability(Clients):
             with self.server(self.disk, read_only=True) as reader:
                 handle = self.connect(reader)
                 history.check_all(lambda offset, length: handle.pread(length, offset))
+
+    @only_byre
+    def test_told_twice_at_once_it_still_ends_in_order(self):
+        """timeout(1) signals its child and then the child's group: nobody meant to lose anything by that."""
+        self.create(32 * MIB)
+        for turn in range(4):
+            server = self.server(self.disk)
+            handle = self.connect(server)
+            for index in range(50):
+                handle.pwrite(pattern((turn, index).__repr__(), 65536), (50 * turn + index) * 65536 * 2)
+            server.process.terminate()
+            server.process.terminate()
+            server.told = True
+            server.stop()
+            with self.server(self.disk, read_only=True) as reader:
+                handle = self.connect(reader)
+                for index in range(50):
+                    self.assertTrue(bytes(handle.pread(65536, (50 * turn + index) * 65536 * 2))
+                                    == pattern((turn, index).__repr__(), 65536), (turn, index))
+        self.assert_sound(self.disk)
 
     def test_nobody_else_writes_while_it_is_served(self):
         self.create(16 * MIB)
