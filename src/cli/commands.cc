@@ -28,13 +28,9 @@ std::string program_help(std::string_view program, std::span<const AnyCommand* c
     out += fmt::format("  {:<10} {}\n", command->name, command->summary);
   }
   out += cat("\n'", program, " COMMAND --help' has the options of each.\n",
-             "Formats: qcow2 raw\n"
+             "Supported formats: qcow2 raw\n"
              "Called as qemu-img, qemu-io or qemu-nbd (by a link), byre takes their options.\n");
   return out;
-}
-
-std::string version_line(std::string_view program) {
-  return cat(program, program == "byre" ? "" : " (byre)", " version ", BYRE_VERSION, "\n");
 }
 
 int run_subcommand(Session& session, std::span<const AnyCommand* const> commands,
@@ -51,7 +47,7 @@ int run_subcommand(Session& session, std::span<const AnyCommand* const> commands
     return session.flush_output() ? 0 : 1;
   }
   if (first == "-V" || first == "--version") {
-    session.print(version_line(session.program()));
+    session.print(session.version_line());
     return session.flush_output() ? 0 : 1;
   }
   if (first.starts_with('-')) return usage(cat("unrecognized option '", first, "'"));

@@ -27,6 +27,11 @@ OpenPolicy Session::policy(const std::optional<OpenPolicy>& chosen) const {
   return chosen.value_or(stand_in() ? OpenPolicy::any_file : OpenPolicy::same_directory);
 }
 
+std::string Session::version_line() const {
+  if (!stand_in()) return cat(program(), " version ", BYRE_VERSION, "\n");
+  return cat(program(), " version 7.2.0 (byre ", BYRE_VERSION, ")\n");
+}
+
 void Session::print(std::string_view text) {
   if (fwrite(text.data(), 1, text.size(), stdout) != text.size()) output_failed_ = true;
 }
@@ -130,7 +135,7 @@ int finish_parse(Session& session, const AnyCommand& command, const Parsed& pars
       session.print(help_of(command, session.program()));
       return session.flush_output() ? 0 : 1;
     case Parsed::Outcome::version:
-      session.print(cat(session.program(), " version ", BYRE_VERSION, "\n"));
+      session.print(session.version_line());
       return session.flush_output() ? 0 : 1;
     case Parsed::Outcome::failed:
       break;

@@ -39,6 +39,9 @@ class Session {
   const std::string& program() const { return options_.program; }
   const std::vector<std::string>& words() const { return options_.words; }
   bool stand_in() const { return options_.stand_in; }
+  /// "byre version 0.1.0"; a stand-in names the QEMU whose behaviour it has first, since scripts
+  /// look for that.
+  std::string version_line() const;
   /// What images may name, unless an option says otherwise: any file for the stand-ins, files
   /// beside the image for byre.
   OpenPolicy policy(const std::optional<OpenPolicy>& chosen) const;

@@ -2,6 +2,7 @@
 #include "job/create.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #include <cerrno>
 
@@ -12,13 +13,23 @@ namespace byre {
 
 namespace {
 
-/// Makes the external data file, or the one that is there large enough.
+bool is_block_device(const std::string& path) {
+  struct stat status;
+  return stat(path.c_str(), &status) == 0 && S_ISBLK(status.st_mode);
+}
+
+/// Makes the external data file, or the one that is there large enough.  The user named it, so it
+/// may be anywhere.
 Task<void> make_data_file(Gate& gate, std::string path, CreateOptions image, bool sync) {
-  const std::string name = image.data_file;
-  Result<std::unique_ptr<File>> file =
-      gate.open_named_by_image(path, name, {.writable = true, .create = true});
+  const std::string name = resolve_name(path, image.data_file);
+  Result<std::unique_ptr<File>> file = gate.open(name, {.writable = true, .create = true});
   if (!file && file.error().code() == Errc::exists) {
-    file = gate.open_named_by_image(path, name, {.writable = true});
+    file = gate.open(name, {.writable = true});
+    if (file && image.data_file_raw && (*file)->size() > 0) {
+      co_await fail(Error(Errc::exists,
+                          cat("data file ", quoted(name), " has contents, which a new image that ",
+                              "is to show a raw data file as it is would not show")));
+    }
   }
   if (!file) co_await fail(std::move(file).error().while_doing("data file"));
   RawDevice device(*std::move(file), {.growable = true});
@@ -33,8 +44,11 @@ Task<void> make_data_file(Gate& gate, std::string path, CreateOptions image, boo
 Task<void> write_disk(Device& device, CreateDiskOptions options) {
   if (options.format == DiskFormat::qcow2) {
     co_await create_image(device, options.image);
-  } else {
+  } else if (device.can_grow()) {
     co_await device.resize(options.image.size);
+  } else if (device.size() < options.image.size) {
+    co_await fail(Error(Errc::no_space, cat(quoted(device.name()), " has ", device.size(),
+                                            " bytes, the disk needs ", options.image.size)));
   }
   if (options.sync) co_await device.flush(Mark::flush);
 }
@@ -47,9 +61,12 @@ Task<void> create_disk(Reactor& reactor, Gate& gate, std::string path, CreateDis
   if (!options.image.data_file.empty()) {
     co_await make_data_file(gate, path, options.image, options.sync);
   }
-  std::unique_ptr<File> file = co_await gate.open(
-      path,
-      {.writable = true, .direct = options.direct, .create = true, .replace = options.replace});
+  FileOptions how{.writable = true, .direct = options.direct};
+  // A block device is there already, and is never made.
+  const bool over_device = options.replace && is_block_device(path);
+  how.create = !over_device;
+  how.replace = options.replace && !over_device;
+  std::unique_ptr<File> file = co_await gate.open(path, how);
   RawDevice device(std::move(file), {.growable = true});
   Result<void> written = co_await write_disk(device, options).result();
   Result<void> closed = co_await device.close().result();

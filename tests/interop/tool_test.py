@@ -296,6 +296,38 @@ class Create(Case):
             self.assertTrue(file.read().startswith(b"precious" * 1000))
         self.sound("d.qcow2")
 
+    def test_a_data_file_is_made(self):
+        self.same("create", "-f", "qcow2", "-o", "data_file=d.raw", "d.qcow2", "1M", code=0)
+        self.same("create", "-f", "qcow2", "-o", "data_file=r.raw,data_file_raw=on", "r.qcow2", "1M", code=0)
+        for image, data in (("d.qcow2", "d.raw"), ("r.qcow2", "r.raw")):
+            self.sound(image)
+            self.assertEqual(os.path.getsize(f"{self.ours}/{data}"), 1 << 20)
+            self.same_disk(image)
+        result = self.byre("create", "-f", "qcow2", "-o", "data_file=own.raw", "own.qcow2", "1M")
+        self.assertEqual(result.code, 0, str(result))
+        result = self.byre("create", "--force", "-f", "qcow2", "-o", "data_file=base.raw,data_file_raw=on", "r.qcow2", "1M")
+        self.assertEqual(result.code, 1, str(result))
+
+    def test_block_devices(self):
+        loop = shutil.which("losetup", path="/usr/sbin:/sbin:" + os.environ.get("PATH", ""))
+        with open(f"{self.ours}/disk", "wb") as file:
+            file.write(os.urandom(16 << 20))
+        made = run(loop, "-f", "--show", "disk", cwd=self.ours) if loop else None
+        if not made or made.code != 0:
+            self.skipTest("no loop devices here")
+        device = made.out.strip()
+        try:
+            for fmt, words in (("qcow2", ()), ("raw", ()), ("qcow2", ("-t", "none"))):
+                result = run(os.path.join(self.names, "qemu-img"), "convert", *words, "-O", fmt, "base.qcow2", device,
+                             cwd=self.ours)
+                self.assertEqual(result.code, 0, str(result))
+                result = run(QEMU_IMG, "compare", "-f", "qcow2", "-F", fmt, "base.qcow2", device, cwd=self.ours)
+                self.assertEqual(result.code, 0, str(result))
+            self.assertEqual(self.byre("create", "-f", "raw", device, "1M").code, 1, "not without --force")
+            self.assertEqual(self.byre("create", "--force", "-f", "raw", device, "1G").code, 1, "too small")
+        finally:
+            run(loop, "-d", device)
+
     def test_byre_itself_overwrites_nothing_unless_told_to(self):
         before = digest(f"{self.ours}/base.qcow2")
         for words in (("create", "-f", "qcow2", "base.qcow2", "1M"), ("convert", "base.raw", "base.qcow2")):
