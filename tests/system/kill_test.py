@@ -87,6 +87,8 @@ class Life:
             if fio:
                 # Until fio writes, too.
                 writer.work(lambda: fio.poll() is not None or self.connections(server) > len(writer.handles))
+                if fio.poll() is not None:
+                    raise AssertionError(f"fio ended by itself: {server.said()}")
             goal = writer.done + self.random.randint(1, 600)
             writer.work(lambda: writer.done >= goal)
             server.process.kill()
@@ -105,7 +107,8 @@ class Life:
 
     def start_fio(self, server):
         return subprocess.Popen(
-            ["fio", "--name=load", "--ioengine=nbd", f"--uri={server.uri}", f"--offset={SIZE}", f"--size={FIO}",
+            # Without a process of its own, which would outlive the one that is killed.
+            ["fio", "--thread", "--name=load", "--ioengine=nbd", f"--uri={server.uri}", f"--offset={SIZE}", f"--size={FIO}",
              "--rw=randwrite", "--bsrange=4k-128k", "--iodepth=8", "--time_based", "--runtime=600",
              f"--randseed={self.random.randrange(1 << 31)}", "--output=/dev/null"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, cwd=self.folder)
