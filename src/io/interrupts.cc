@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 
 namespace byre {
 
@@ -67,6 +68,7 @@ void* Interrupts::run(void* self) {
 
 void Interrupts::listen() {
   bool told = false;
+  std::chrono::steady_clock::time_point first;
   for (;;) {
     pollfd fds[] = {{signal_fd_.get(), POLLIN, 0}, {stop_fd_.get(), POLLIN, 0}};
     const bool waits_for_reactor = seen_.load() != 0 && !told;
@@ -83,7 +85,13 @@ void Interrupts::listen() {
     signalfd_siginfo info;
     if (read(signal_fd_.get(), &info, sizeof info) != sizeof info) continue;
     const int number = static_cast<int>(info.ssi_signo);
+    const auto now = std::chrono::steady_clock::now();
+    if (armed_.load() && seen_.load() != 0 &&
+        now - first < std::chrono::nanoseconds(options_.grace)) {
+      continue;
+    }
     if (!armed_.load() || seen_.load() != 0) _exit(128 + number);
+    first = now;
     seen_.store(number);
     raise_event(wake_fd_);
   }

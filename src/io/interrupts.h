@@ -6,7 +6,9 @@
 /// program began):
 ///   1. The first one ends wait(), on the reactor's thread.
 ///   2. If that thread does not come to it within `patience`, this one says `hung` on stderr.
-///   3. The second one ends the process at once, with the exit code 128 + its number.
+///   3. The second one ends the process at once, with the exit code 128 + its number; but one that
+///      comes within `grace` of the first is an echo of it (timeout(1) signals its child and then
+///      the child's group).
 /// While disarmed the first one ends the process already.
 /// A process whose thread hangs uninterruptibly is gone only when the disk lets go; nothing in user
 /// space can change that.
@@ -28,6 +30,7 @@ class Interrupts {
  public:
   struct Options {
     int64_t patience = 1 * kSecond;
+    int64_t grace = 300 * kMillisecond;
     std::string hung =
         "interrupted, but the disk does not answer; interrupt again to exit at once\n";
   };

@@ -77,7 +77,7 @@ TEST_P(InterruptsTest, IgnoredSignalsStayIgnored) {
 TEST_P(InterruptsDeathTest, TheSecondSignalEndsAProcessThatHangs) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   const auto die = [&] {
-    const auto interrupts = make();
+    const auto interrupts = make({.grace = 0});
     raise_signal(SIGINT);
     while (interrupts->seen() == 0) std::this_thread::yield();
     raise_signal(SIGTERM);
@@ -86,10 +86,19 @@ TEST_P(InterruptsDeathTest, TheSecondSignalEndsAProcessThatHangs) {
   EXPECT_EXIT(die(), testing::ExitedWithCode(128 + SIGTERM), "");
 }
 
+TEST_P(InterruptsTest, AnEchoOfTheFirstSignalIsNoSecondOne) {
+  const auto interrupts = make({.grace = 1000 * kSecond});
+  raise_signal(SIGTERM);
+  while (interrupts->seen() == 0) std::this_thread::yield();
+  raise_signal(SIGTERM);
+  EXPECT_EQ(*reactor_->run(interrupts->wait()), SIGTERM);
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));  // Had it counted, this were the end.
+}
+
 TEST_P(InterruptsDeathTest, AHangingThreadIsTalkedFor) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   const auto die = [&] {
-    const auto interrupts = make({.patience = 10 * kMillisecond, .hung = "it hangs\n"});
+    const auto interrupts = make({.patience = 10 * kMillisecond, .grace = 0, .hung = "it hangs\n"});
     raise_signal(SIGINT);
     std::this_thread::sleep_for(std::chrono::milliseconds(500));
     raise_signal(SIGINT);
