@@ -13,7 +13,7 @@ namespace byre {
 namespace {
 
 /// Each round can uncover what the next one repairs.
-constexpr int kRoundsMax = 4;
+constexpr int kRoundsMax = 6;
 
 struct Tally {
   uint64_t corruptions = 0;
@@ -54,18 +54,25 @@ Task<CheckReport> survey_and_repair(Device& file, const CheckOptions& options) {
   if (options.repair == Repair::none) co_return std::move(survey->report);
 
   CheckReport first = survey->report;
-  if (can_fix_entries(*survey, options.repair)) {
-    co_await fix_entries(*survey);
-    survey = co_await look(file, options);
-  }
-  for (int round = 0; round < kRoundsMax && can_repair(*survey, options.repair); ++round) {
+  bool damaged = false;
+  bool try_entries = true;
+  for (int round = 0; round < kRoundsMax; ++round) {
     const Tally before = tally_of(survey->report);
-    const bool damaged = survey->damaged;
-    co_await repair_image(*survey, options.repair);
+    const bool entries = try_entries && can_fix_entries(*survey, options.repair);
+    if (entries) {
+      co_await fix_entries(*survey);
+    } else if (can_repair(*survey, options.repair)) {
+      damaged |= survey->damaged;
+      co_await repair_image(*survey, options.repair);
+    } else {
+      break;
+    }
     survey = co_await look(file, options);
     // Two owners are one again when the refcounts moved away; what the other had lost is a leak.
     survey->damaged |= damaged;
-    if (tally_of(survey->report) == before) break;
+    const bool changed = tally_of(survey->report) != before;
+    if (!entries && !changed) break;
+    try_entries = changed;
   }
   const bool sound = survey->report.corruptions == 0 && survey->report.check_errors == 0;
   if (sound) co_await clear_repaired_bits(file);

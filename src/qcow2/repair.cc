@@ -54,6 +54,7 @@ class Repairer {
 
  private:
   enum class Change : uint8_t { raise, lower };
+  static constexpr uint64_t kRegion = ReferenceCounts::kRegion;
 
   const Geometry& geometry() const { return survey_.geometry(); }
   /// The refcount that a cluster is to have in the end.
@@ -116,10 +117,12 @@ class Repairer {
 
   /// Behind the end of the file where it can grow and no entry points there; else in it.
   Task<std::optional<Layout>> find_layout() {
+    if (survey_.snapshots_lost) co_return std::optional<Layout>();
     const std::vector<uint64_t> indices = needed_indices();
     std::optional<Layout> layout = lay_out({survey_.clusters, UINT64_MAX}, indices);
     if (!layout) co_return layout;
-    const uint64_t end = geometry().start_of(layout->end()).value;
+    // A cluster apart: what begins just behind the end counts as there in part.
+    const uint64_t end = geometry().start_of(layout->end() + 1).value;
     if (survey_.file.can_grow() && end <= survey_.pointed_behind_end) co_return layout;
 
     // Elsewhere it may take a block more or less.
@@ -137,12 +140,11 @@ class Repairer {
   std::vector<uint64_t> needed_indices() const {
     std::vector<uint64_t> indices;
     for (const uint64_t region : regions_) {
-      const HostCluster first{region * ReferenceCounts::kRegion};
+      const HostCluster first{region * kRegion};
       if (first.value < survey_.clusters) indices.push_back(geometry().refcount_table_index(first));
     }
     for (uint64_t i = 0; keep_ && i < survey_.blocks.size(); ++i) {
-      const bool inside = geometry().first_of_refcount_table(i).value < survey_.clusters;
-      if (inside && survey_.blocks[i] != Survey::Block::none) indices.push_back(i);
+      if (survey_.blocks[i] != Survey::Block::none) indices.push_back(i);
     }
     std::sort(indices.begin(), indices.end());
     indices.erase(std::unique(indices.begin(), indices.end()), indices.end());
@@ -211,8 +213,17 @@ class Repairer {
     return false;
   }
 
+  /// Without a block all counts are zero; but where clusters are referenced all the same, it was
+  /// lost.
   Survey::Block state_of(uint64_t index) const {
-    return index < survey_.blocks.size() ? survey_.blocks[index] : Survey::Block::none;
+    const auto state = index < survey_.blocks.size() ? survey_.blocks[index] : Survey::Block::none;
+    if (state != Survey::Block::none) return state;
+    const uint64_t end = survey_.geometry().first_of_refcount_table(index + 1).value;
+    const auto region =
+        std::lower_bound(regions_.begin(), regions_.end(),
+                         survey_.geometry().first_of_refcount_table(index).value / kRegion);
+    const bool referenced = region != regions_.end() && *region * kRegion < end;
+    return referenced ? Survey::Block::lost : Survey::Block::none;
   }
 
   Task<void> write_blocks(const Layout& layout) {
@@ -229,7 +240,9 @@ class Repairer {
   }
 
   std::vector<std::byte> new_block(uint64_t index, Bytes old, const Layout& layout) {
-    std::vector<std::byte> block(geometry().cluster_size());
+    // With what it counts behind the end of the file, where damaged entries may lead.
+    std::vector<std::byte> block(old.begin(), old.end());
+    block.resize(geometry().cluster_size());
     const uint32_t order = geometry().refcount_order;
     const uint64_t first = geometry().first_of_refcount_table(index).value;
     const auto set = [&](uint64_t cluster, uint64_t count) {

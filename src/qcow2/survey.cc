@@ -435,8 +435,7 @@ Task<void> Survey::count_snapshots() {
     } else {
       damage(1, snapshots.error().message());
     }
-    pointed_behind_end =
-        std::min(pointed_behind_end, std::max(head.header.snapshots_offset.value, file_size));
+    snapshots_lost = true;
     co_return;
   }
   for (uint64_t i = 0; i < snapshots->size(); ++i) {
@@ -554,10 +553,16 @@ Task<void> Survey::count_refcounts() {
     add_finding(CheckReport::Finding::Kind::corruption, sound.error().message());
     co_return;
   }
-  const uint64_t pointed_by_others = pointed_behind_end;
+  // Not damage: all that it could tell is counted here anyway.
+  if (!within(at, size, round_up(file_size, geometry().cluster_size()))) {
+    refcounts_unsound = true;
+    ++report.corruptions;
+    add_finding(CheckReport::Finding::Kind::corruption, "refcount table at ", hex(at),
+                " lies behind the end of the file");
+    co_return;
+  }
   if (!count_range(at, size, Owner::refcounts, 0, 1, "refcount table")) {
     refcounts_unsound = true;
-    pointed_behind_end = pointed_by_others;  // The header will point elsewhere.
     co_return;
   }
   for (uint64_t i = 0; i < head.header.refcount_table_clusters; ++i) {

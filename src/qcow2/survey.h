@@ -52,6 +52,7 @@ class Survey {
   /// The first byte behind the end of the file that something points to.  The file must not grow
   /// beyond it: what was lost there would seem to be back.
   uint64_t pointed_behind_end = UINT64_MAX;
+  bool snapshots_lost = false;   ///< Their table may lie anywhere: no place is sure to be free.
   bool copied_drift = false;     ///< COPIED flags may contradict refcounts.
   bool fixable_entries = false;  ///< fix_entries() has something to do.
 
