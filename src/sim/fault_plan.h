@@ -52,6 +52,7 @@ class FaultPlan {
     uint64_t read_error = 0;
     uint64_t write_error = 0;  ///< Also punch, zero_range, allocate, truncate.
     uint64_t sync_error = 0;
+    bool always_late = false;  ///< Writes that fail land late, where they may.
   };
 
   FaultPlan() = default;
@@ -93,7 +94,8 @@ class FaultPlan {
                                                    : rates.write_error;
     if (!hit(rate, prng)) return {};
     return {.kind = Fault::Kind::error,
-            .applied = static_cast<Fault::Applied>(prng.below(4)),
+            .applied = rates.always_late ? Fault::Applied::late
+                                         : static_cast<Fault::Applied>(prng.below(4)),
             .drops = prng.one_in(2),
             .evicts = prng.one_in(2)};
   }

@@ -11,8 +11,9 @@
 /// completion: the part takes effect.  3. finish(), at completion: its result.
 ///
 /// kill_all() is the death of the process: what was issued lands or does not, by the seed, and
-/// nothing completes.  The owners then destroy their coroutines (Scope::forget), and new_life()
-/// begins the next process; descriptors of the old one are gone.
+/// nothing completes.  The owners then bury() its coroutines and what they refer to, and new_life()
+/// begins the next process; descriptors of the old one are gone.  (Scope::forget destroys them, but
+/// only if none of them holds or waits for a lock, or has a Scope of its own.)
 ///
 /// When nothing is ready and nothing pending, the simulation has stopped for ever: step() says
 /// idle, finish() gives an error that lists what waits (each simulated client names itself by an

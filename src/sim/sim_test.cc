@@ -191,16 +191,17 @@ TEST(SimReactor, HeldOpsCompleteAfterEverythingElse) {
 TEST(SimReactor, AKilledProcessLeavesNothingBehind) {
   for (uint64_t seed = 0; seed < 50; ++seed) {
     World world(seed);
-    Mutex mutex(world.reactor.ready());
+    const auto mutex = std::make_shared<Mutex>(world.reactor.ready());
     const auto body = [](World& w, Mutex& m) -> Task<void> {
       const Mutex::Hold hold = co_await m.lock();
       co_await writer(w, 0, 100);
     };
-    Scope scope(world.reactor.ready());
-    for (int i = 0; i < 3; ++i) scope.spawn(body(world, mutex));
+    const auto scope = std::make_shared<Scope>(world.reactor.ready());
+    for (int i = 0; i < 3; ++i) scope->spawn(body(world, *mutex));
     world.reactor.run_for(static_cast<int64_t>(seed) * 100 * kMicrosecond);
     world.reactor.kill_all();
-    scope.forget();
+    SimReactor::bury(scope);
+    SimReactor::bury(mutex);
     world.reactor.new_life();
     EXPECT_EQ(world.reactor.step(), SimReactor::Step::idle);
     world.fd = world.disk.open(world.reactor, true);

@@ -49,6 +49,10 @@ class Builder {
     take_exactly(1);
     l1_.resize(std::max<uint64_t>(g_.l1_entries_for(size_), 1));
     l1_at_ = g_.start_of(take(g_.clusters_for(l1_.size() * 8)));
+    next_ += knobs_.gap;
+    uint64_t most = 64;
+    for (const Window& window : knobs_.windows) most += 3 * (window.length / cluster() + 1);
+    far_ = round_up(next_ + most, std::min<uint64_t>(g_.refcount_block_entries(), 4096));
     if (knobs_.contents != 0) {
       for (const Window& window : knobs_.windows) {
         const uint64_t end = std::min(window.offset + window.length, size_);
@@ -83,7 +87,13 @@ class Builder {
   MutableBytes table_for(GuestCluster guest) {
     const uint64_t index = g_.l1_index(guest);
     if (l1_[index] == 0) {
-      l1_[index] = g_.start_of(take(1)).value | kCopied;
+      HostCluster at{far_};
+      if (knobs_.tables_apart) {
+        counts_[far_++] = 1;
+      } else {
+        at = take(1);
+      }
+      l1_[index] = g_.start_of(at).value | kCopied;
       tables_[index].resize(cluster());
     }
     return tables_[index];
@@ -192,7 +202,7 @@ class Builder {
     uint64_t blocks = 1;
     uint64_t table = 1;
     for (;;) {
-      const uint64_t total = next_ + blocks + table;
+      const uint64_t total = std::max(next_ + blocks + table, knobs_.tables_apart ? far_ : 0);
       const uint64_t needed = div_ceil(total, entries);
       const uint64_t needed_table = div_ceil(needed * 8, cluster());
       if (needed <= blocks && needed_table <= table) break;
@@ -276,6 +286,7 @@ class Builder {
   SimDisk* disk_ = nullptr;
   uint64_t next_ = 0;
   uint64_t next_used_ = 0;
+  uint64_t far_ = 0;
   uint64_t pack_ = 0;
   std::map<uint64_t, uint64_t> counts_;
   std::vector<uint64_t> l1_;
@@ -343,6 +354,12 @@ Knobs Knobs::draw(Prng& prng) {
     k.clusters_free = prng.one_in(2) ? 1 : prng.between(0, 12);
   }
 
+  if (prng.one_in(3) && g.refcount_block_entries() <= 4096) {
+    k.gap = prng.below(2 * g.refcount_block_entries());
+  }
+
+  k.tables_apart = prng.one_in(4);
+
   if (prng.one_in(2)) k.table_cache_size = 8 * KiB;
   if (prng.one_in(3)) k.staged_max = prng.between(1, 8);
   k.growth_step = pick<uint64_t>(prng, {1, 4096, 64 * KiB, 16 * MiB});
@@ -389,6 +406,8 @@ std::string Knobs::text() const {
         fmt::format(" backing {} {:#x}", backing == Backing::raw ? "raw" : "qcow2", backing_size);
   }
   text += fmt::format(" contents 1/{}", contents);
+  if (gap != 0) text += fmt::format(" gap {}", gap);
+  if (tables_apart) text += " tables-apart";
   if (clusters_free != UINT64_MAX) text += fmt::format(" free {}", clusters_free);
   text += fmt::format(" cache {} staged_max {} growth {} commit {} ms block {}{}{}{}{}",
                       table_cache_size, staged_max, growth_step, commit_delay / kMillisecond,

@@ -38,6 +38,9 @@ struct Knobs {
   uint64_t backing_size = 0;
   uint64_t contents = 0;   ///< One cluster in so many starts with contents; 0: an empty image.
   bool compressed = true;  ///< Some of the contents are compressed.
+  /// Free clusters before the data, so that other refcount blocks count those than the header.
+  uint64_t gap = 0;
+  bool tables_apart = false;            ///< L2 tables lie far behind the data.
   uint64_t clusters_free = UINT64_MAX;  ///< Leaked clusters fill all but so many of the refcounts.
   uint64_t leaks = 0;                   ///< How many those are (build_disks() says).
 

@@ -208,6 +208,7 @@ History shrink(History history) {
   simplify([](History& h) { h.knobs.block_size = 1; });
   simplify([](History& h) { h.knobs.backing = Knobs::Backing::none; });
   simplify([](History& h) { h.knobs.contents = 0; });
+  simplify([](History& h) { h.knobs.gap = 0; });
   simplify([](History& h) { h.knobs.clusters_free = UINT64_MAX; });
   simplify([](History& h) { h.knobs.staged_max = 64 * 1024; });
   simplify([](History& h) { h.knobs.lazy_refcounts = false; });

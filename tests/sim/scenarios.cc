@@ -94,6 +94,27 @@ Verdict play_faults(uint64_t seed, const RunOptions& options) {
   return verdict;
 }
 
+/// Data writes that fail and land all the same, some time later (H6).
+Verdict play_ghosts(uint64_t seed, const RunOptions& options) {
+  Prng knob_prng = prng_for(seed, kDrawKnobs);
+  Prng prng = prng_for(seed, kDrawSteps);
+  History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
+  Knobs& knobs = history.knobs;  // Where session.cc lets writes land late.
+  knobs.version = 2;
+  knobs.refcount_order = 4;
+  knobs.extended_l2 = knobs.lazy_refcounts = false;
+  knobs.compression = Compression::deflate;
+  knobs.block_size = 1;
+  Life life = draw_life(knobs, prng, prng.between(2, 5), 12);
+  life.faults.rates = {.write_error = prng.between(4, 20), .always_late = true};
+  life.cut_one_in = prng.between(10, 80);
+  life.cuts_max = knobs.cluster_bits == 21 ? 1 : 4;
+  history.lives.push_back(std::move(life));
+  Verdict verdict;
+  add(verdict, history, run_history(history, options));
+  return verdict;
+}
+
 // --- T5: a fault at the k-th operation of a short trace, for every k
 // ------------------------------
 
@@ -229,6 +250,8 @@ Knobs draw_tiny(Prng& prng) {
     if (prng.one_in(8)) knobs.lazy_refcounts = true;
   }
   if (prng.one_in(4)) knobs.contents = 0;
+  if (prng.one_in(2)) knobs.gap = knobs.geometry().refcount_block_entries();
+  knobs.tables_apart = prng.one_in(2);
   if (prng.one_in(3)) knobs.clusters_free = prng.between(0, 2);
   if (prng.one_in(3)) knobs.table_cache_size = 8 * KiB;
   if (prng.one_in(6)) knobs.staged_max = 1;
@@ -312,6 +335,7 @@ const std::vector<Scenario>& scenarios() {
   static const auto& list = *new std::vector<Scenario>{
       {"mix", "several clients, random requests, several lives, cuts (T2)", play_mix, 80},
       {"faults", "the same with I/O errors, failed syncs, a full disk", play_faults, 40},
+      {"ghosts", "writes that fail and land later all the same (H6)", play_ghosts, 10},
       {"late", "I/O that completes after everything else (T7)", play_late, 16},
       {"killed", "a process that dies loses a second at most (M6)", play_killed, 16},
       {"kth-fault", "a fault at the k-th operation, for every k (T5)", play_kth_fault, 3},
