@@ -16,6 +16,7 @@
 
 #include "block/filter_fault.h"
 #include "cli/io_commands.h"
+#include "cli/text.h"
 #include "coro/scope.h"
 #include "io/gate.h"
 #include "qcow2/image.h"
@@ -98,7 +99,7 @@ class IoShell {
   uint64_t size() const { return round_up(device_->size(), kSectorSize); }
 
   void say(std::string_view text) { options_.out(text); }
-  void complain(std::string_view text) { options_.err(text); }
+  void complain(std::string_view text) { options_.err(printable_lines(text)); }
   void report_failure(std::string_view what, const Error& error, bool counts);
   void report_break(std::string_view what, const Error& error);
   /// The filter that breakpoints are for, or why there is none.

@@ -257,13 +257,15 @@ Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk dis
       .format = disk.format, .image = create_options(disk), .replace = replace};
   Result<void> made =
       co_await create_disk(session.reactor(), gate, path, std::move(options)).result();
-  if (!made && made.error().code() == Errc::exists && made.error().sys_errno() == EEXIST) {
+  const std::string open_failed = cat("open ", quoted(path), ": ");
+  const bool is_target = !made && made.error().message().starts_with(open_failed);
+  if (is_target && made.error().code() == Errc::exists) {
     co_await fail(
         Error(Errc::exists, cat("'", path, "' exists already; --force overwrites it"), EEXIST));
   }
-  if (!made && made.error().message().starts_with(cat("open ", quoted(path), ": "))) {
+  if (is_target) {
     // As qemu-img says it.
-    const std::string why = made.error().message().substr(cat("open ", quoted(path), ": ").size());
+    const std::string why = made.error().message().substr(open_failed.size());
     co_await fail(Error(made.error().code(), cat("Could not create '", path, "': ", why),
                         made.error().sys_errno()));
   }

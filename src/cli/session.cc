@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cli/command.h"
+#include "cli/text.h"
 
 namespace byre {
 
@@ -38,7 +39,8 @@ void Session::print(std::string_view text) {
 
 void Session::error(std::string_view message) {
   fflush(stdout);
-  note(cat(program(), ": ", message, "\n"));
+  // Names that an image made up do not drive the terminal.
+  note(printable_lines(cat(program(), ": ", message, "\n")));
 }
 
 void Session::warn(std::string_view message) { error(cat("warning: ", message)); }

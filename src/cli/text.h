@@ -20,6 +20,8 @@ Codepoint next_codepoint(std::string_view text);
 
 /// `text` with control characters and bytes that are not UTF-8 as \xNN; nothing else changes.
 std::string printable(std::string_view text);
+/// The same for a text of several lines: ends of lines stay.
+std::string printable_lines(std::string_view text);
 
 /// A byte count for people, with three digits: "64 MiB", "1.5 GiB", "0 B".
 std::string size_text(uint64_t bytes);
