@@ -11,7 +11,6 @@ namespace byre {
 
 }  // namespace byre
 
-#define BYRE_ASSERT(condition)         \
-  (__builtin_expect(!!(condition), 1) \
-       ? static_cast<void>(0)          \
-       : ::byre::assert_failed(#condition, __FILE__, __LINE__))
+#define BYRE_ASSERT(condition)                               \
+  (__builtin_expect(!!(condition), 1) ? static_cast<void>(0) \
+                                      : ::byre::assert_failed(#condition, __FILE__, __LINE__))

@@ -8,17 +8,28 @@ namespace byre {
 
 std::string_view name_of(Errc code) {
   switch (code) {
-    case Errc::corrupt: return "corrupt";
-    case Errc::io: return "io";
-    case Errc::no_space: return "no_space";
-    case Errc::unsupported: return "unsupported";
-    case Errc::invalid: return "invalid";
-    case Errc::read_only: return "read_only";
-    case Errc::not_found: return "not_found";
-    case Errc::exists: return "exists";
-    case Errc::denied: return "denied";
-    case Errc::cancelled: return "cancelled";
-    case Errc::busy: return "busy";
+    case Errc::corrupt:
+      return "corrupt";
+    case Errc::io:
+      return "io";
+    case Errc::no_space:
+      return "no_space";
+    case Errc::unsupported:
+      return "unsupported";
+    case Errc::invalid:
+      return "invalid";
+    case Errc::read_only:
+      return "read_only";
+    case Errc::not_found:
+      return "not_found";
+    case Errc::exists:
+      return "exists";
+    case Errc::denied:
+      return "denied";
+    case Errc::cancelled:
+      return "cancelled";
+    case Errc::busy:
+      return "busy";
   }
   return "unknown";
 }
@@ -82,16 +93,26 @@ int Error::sys_errno() const {
   if (rep_->sys_errno != 0) return rep_->sys_errno;
   switch (rep_->code) {
     case Errc::corrupt:
-    case Errc::io: return EIO;
-    case Errc::no_space: return ENOSPC;
-    case Errc::unsupported: return ENOTSUP;
-    case Errc::invalid: return EINVAL;
-    case Errc::read_only: return EPERM;
-    case Errc::not_found: return ENOENT;
-    case Errc::exists: return EEXIST;
-    case Errc::denied: return EACCES;
-    case Errc::cancelled: return ECANCELED;
-    case Errc::busy: return EBUSY;
+    case Errc::io:
+      return EIO;
+    case Errc::no_space:
+      return ENOSPC;
+    case Errc::unsupported:
+      return ENOTSUP;
+    case Errc::invalid:
+      return EINVAL;
+    case Errc::read_only:
+      return EPERM;
+    case Errc::not_found:
+      return ENOENT;
+    case Errc::exists:
+      return EEXIST;
+    case Errc::denied:
+      return EACCES;
+    case Errc::cancelled:
+      return ECANCELED;
+    case Errc::busy:
+      return EBUSY;
   }
   return EIO;
 }
@@ -110,20 +131,41 @@ Error errno_error(int number, std::string_view what, std::source_location where)
   Errc code = Errc::io;
   switch (number) {
     case ENOSPC:
-    case EDQUOT: code = Errc::no_space; break;
-    case EFBIG: code = Errc::no_space; break;
-    case EOPNOTSUPP: code = Errc::unsupported; break;
-    case EINVAL: code = Errc::invalid; break;
-    case EROFS: code = Errc::read_only; break;
+    case EDQUOT:
+      code = Errc::no_space;
+      break;
+    case EFBIG:
+      code = Errc::no_space;
+      break;
+    case EOPNOTSUPP:
+      code = Errc::unsupported;
+      break;
+    case EINVAL:
+      code = Errc::invalid;
+      break;
+    case EROFS:
+      code = Errc::read_only;
+      break;
     case ENOENT:
-    case ENOTDIR: code = Errc::not_found; break;
-    case EEXIST: code = Errc::exists; break;
+    case ENOTDIR:
+      code = Errc::not_found;
+      break;
+    case EEXIST:
+      code = Errc::exists;
+      break;
     case EACCES:
-    case EPERM: code = Errc::denied; break;
-    case ECANCELED: code = Errc::cancelled; break;
+    case EPERM:
+      code = Errc::denied;
+      break;
+    case ECANCELED:
+      code = Errc::cancelled;
+      break;
     case EAGAIN:
-    case EBUSY: code = Errc::busy; break;
-    default: break;
+    case EBUSY:
+      code = Errc::busy;
+      break;
+    default:
+      break;
   }
   return Error(code, cat(what, ": ", std::strerror(number)), number, where);
 }

@@ -116,7 +116,9 @@ class [[nodiscard]] Result {
     requires(std::is_convertible_v<U &&, T> && !std::is_same_v<std::remove_cvref_t<U>, Error> &&
              !std::is_same_v<std::remove_cvref_t<U>, Result>)
   Result(U&& value) : held_(T(std::forward<U>(value))) {}
-  Result(Error error) : held_(std::unexpected(std::move(error))) { BYRE_ASSERT(bool(held_.error())); }
+  Result(Error error) : held_(std::unexpected(std::move(error))) {
+    BYRE_ASSERT(bool(held_.error()));
+  }
 
   bool has_value() const { return held_.has_value(); }
   explicit operator bool() const { return has_value(); }

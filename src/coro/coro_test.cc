@@ -143,7 +143,8 @@ TEST(Semaphore, ServesInOrderAndALargeRequestIsNotStarved) {
   Semaphore semaphore(ready, 3);
   Event go(ready);
   std::string log;
-  const auto body = [](Semaphore& s, Event& e, uint64_t units, char name, std::string& out) -> Task<void> {
+  const auto body = [](Semaphore& s, Event& e, uint64_t units, char name,
+                       std::string& out) -> Task<void> {
     const auto hold = co_await s.acquire(units);
     out += name;
     co_await e.wait();
@@ -161,8 +162,8 @@ TEST(Semaphore, ServesInOrderAndALargeRequestIsNotStarved) {
   EXPECT_EQ(log, "abc");
 }
 
-// Against a plain list: whoever holds never conflicts, nobody overtakes a conflicting elder, and all
-// are served in the end.
+// Against a plain list: whoever holds never conflicts, nobody overtakes a conflicting elder, and
+// all are served in the end.
 TEST(RangeLock, AgreesWithABruteForceModel) {
   for (uint64_t seed = 0; seed < 300; ++seed) {
     Prng prng(seed);

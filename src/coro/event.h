@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Event: coroutines that wait until something has happened.
 ///
-/// set() wakes all who wait and lets later ones pass; reset() closes it again.  notify() wakes those
-/// who wait now and leaves it closed: they look again at what they wait for.
-/// Waiters are woken through the ready queue, in order of arrival.  A waiter must not be destroyed
-/// while it waits (task.h, 3), except when the whole reactor is given up.
+/// set() wakes all who wait and lets later ones pass; reset() closes it again.  notify() wakes
+/// those who wait now and leaves it closed: they look again at what they wait for. Waiters are
+/// woken through the ready queue, in order of arrival.  A waiter must not be destroyed while it
+/// waits (task.h, 3), except when the whole reactor is given up.
 #pragma once
 
 #include <coroutine>

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Locks on ranges of indices, shared or exclusive (docs/engine.md, L1).
 ///
-/// A request asks for its whole range at once and waits until no range that overlaps it and conflicts
-/// with it is held *or was asked for earlier*: first come, first served, all or nothing.  Nobody
-/// waits while holding a part, so there is no deadlock among single requests.
-/// downgrade() turns an exclusive hold into a shared one at once; there is no upgrade.
-/// Cost: linear in the number of requests held or waiting (tens); no heap: the records lie in the
-/// waiters' frames and in the holds.
+/// A request asks for its whole range at once and waits until no range that overlaps it and
+/// conflicts with it is held *or was asked for earlier*: first come, first served, all or nothing.
+/// Nobody waits while holding a part, so there is no deadlock among single requests. downgrade()
+/// turns an exclusive hold into a shared one at once; there is no upgrade. Cost: linear in the
+/// number of requests held or waiting (tens); no heap: the records lie in the waiters' frames and
+/// in the holds.
 #pragma once
 
 #include <coroutine>

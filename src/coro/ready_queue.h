@@ -2,9 +2,9 @@
 /// The coroutines that could run now, of one reactor.
 ///
 /// Everything that wakes a coroutine (an I/O that completes, an event, a lock that comes free) puts
-/// it here; only a reactor takes out.  A real reactor takes the oldest; the simulated one takes any,
-/// by its seed, so that each seed is another interleaving.
-/// Cost: a push or a pop is a few instructions; memory is kept once grown.
+/// it here; only a reactor takes out.  A real reactor takes the oldest; the simulated one takes
+/// any, by its seed, so that each seed is another interleaving. Cost: a push or a pop is a few
+/// instructions; memory is kept once grown.
 #pragma once
 
 #include <coroutine>

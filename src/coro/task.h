@@ -242,6 +242,8 @@ BYRE_CORO_WRAPPER inline Task<void> Promise<void>::get_return_object() noexcept 
 /// Ends a Task<void> with an error: `co_await fail(corrupt(...))`.  (A coroutine with a value can
 /// `co_return` the Error itself; the language lets no promise have both return_void and
 /// return_value.)
-inline auto fail(Error error) { return detail::PromiseBase::ResultAwaiter<void>(Result<void>(std::move(error))); }
+inline auto fail(Error error) {
+  return detail::PromiseBase::ResultAwaiter<void>(Result<void>(std::move(error)));
+}
 
 }  // namespace byre
