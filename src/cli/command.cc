@@ -176,8 +176,9 @@ std::string help_of(const AnyCommand& command, std::string_view program) {
     const std::string word = cat(argument.metavar, argument.repeats ? "..." : "");
     operand_words += argument.optional ? cat(" [", word, "]") : cat(" ", word);
   }
-  std::string out = cat("usage: ", program, command.name.empty() ? "" : " ", command.name,
-                        " [options]", operand_words, "\n", command.summary, ".\n");
+  const bool is_program = command.name.empty() || program == cat("qemu-", command.name);
+  std::string out = cat("usage: ", program, is_program ? "" : cat(" ", command.name), " [options]",
+                        operand_words, "\n", command.summary, ".\n");
   if (!command.description.empty()) {
     out += '\n';
     for (const std::string& line : wrap(command.description, kWidth)) out += line + '\n';

@@ -149,6 +149,7 @@ TEST(Parse, HelpIsEverywhere) {
 
 TEST(Help, NamesEveryArgument) {
   const std::string help = help_of(kTwo, "byre");
+  EXPECT_TRUE(help_of(kTwo, "qemu-two").starts_with("usage: qemu-two [options] IMAGE [SIZE]\n"));
   EXPECT_TRUE(help.starts_with("usage: byre two [options] IMAGE [SIZE]\nTake two operands.\n"))
       << help;
   for (std::string_view part : {"-f, --format FORMAT", "--output FORMAT", "-q, --quiet", "--force",
