@@ -107,6 +107,9 @@ Task<void> Image::load(Gate& gate, uint32_t depth) {
   }
   if (options_.writable) {
     co_await check_writable();
+    // What a process that was killed wrote may be in the page cache alone; from here on what is read
+    // counts as durable (O4, O8).
+    co_await file_->flush(Mark::none);
     if (head_.header.has(kDirty)) {
       const CheckReport report = co_await rebuild_refcounts(*file_).doing("rebuild refcounts");
       if (options_.message) {

@@ -35,6 +35,7 @@ class Below final : public Device {
     return memory_.read(o, d, m);
   }
   BYRE_CORO_WRAPPER Task<void> write(uint64_t o, Bytes d, WriteOptions p) override {
+    written_before_sync |= flushes == 0;
     return memory_.write(o, d, p);
   }
   Task<void> zero(uint64_t o, uint64_t l, ZeroOptions p) override {
@@ -44,6 +45,7 @@ class Below final : public Device {
   Task<void> discard(uint64_t, uint64_t, DiscardOptions) override { co_return; }
   Task<void> flush(Mark m) override {
     if (fail_flushes) co_await fail(Error(Errc::io, "the disk is gone"));
+    ++flushes;
     co_await memory_.flush(m);
   }
   BYRE_CORO_WRAPPER Task<Extent> status(uint64_t o, uint64_t l) override {
@@ -56,6 +58,8 @@ class Below final : public Device {
 
   bool holes = true;
   bool fail_flushes = false;
+  int flushes = 0;
+  bool written_before_sync = false;
 
  private:
   MemoryDevice& memory_;
@@ -373,6 +377,29 @@ TEST_F(Traps, ADiscardDoesNotFreeMetadataThatAnEntryPointsTo) {
   EXPECT_EQ(done.error().code(), Errc::corrupt);
   close(**again);
   EXPECT_NE(word(word(40)), 0u);
+}
+
+// Found by the simulator (mix 1452): a process was killed between writing its L2 entries and syncing
+// them; the next one read them from the page cache, took the mapping for durable, and a FUA write in
+// place was answered that a power cut then unmapped.
+TEST_F(Traps, WhatAKilledProcessWroteIsSyncedBeforeItCounts) {
+  create();
+  {
+    auto image = open();
+    ASSERT_TRUE(image);
+    write(**image, 0, 64 * KiB, 1);
+    (*image)->abandon();
+  }
+  auto image = open();
+  ASSERT_TRUE(image);
+  EXPECT_EQ(below_->flushes, 1);
+  EXPECT_FALSE(below_->written_before_sync);
+  close(**image);
+
+  auto reader = open({});
+  ASSERT_TRUE(reader);
+  EXPECT_EQ(below_->flushes, 0);  // Who only reads does not make others wait for the disk.
+  close(**reader);
 }
 
 }  // namespace
