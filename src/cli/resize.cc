@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// `byre resize`: a larger disk.
+/// `byre resize`: a larger or a smaller disk.
 #include "base/checked.h"
 #include "cli/commands.h"
 #include "cli/new_disk.h"
@@ -53,8 +53,6 @@ Result<uint64_t> plan(const Disk& disk, const ResizeArgs& args, const Wanted& wa
           "warning: Shrinking an image will delete all data beyond the shrunken image's end. "
           "Before performing such an operation, make sure there is no important data there.");
     }
-    if (disk.format == DiskFormat::qcow2)
-      return unsupported("shrinking qcow2 images is not supported (yet)");
   }
   if (disk.format == DiskFormat::qcow2 && total % kSectorSize != 0) {
     return invalid("The new size must be a multiple of 512");
@@ -127,7 +125,7 @@ const Command<ResizeArgs> kDefinition({
              option("--preallocation", "MODE", &ResizeArgs::preallocation,
                     "for what is added: off (the default); raw disks also falloc and full"),
              flag("--shrink", &ResizeArgs::shrink,
-                  "allow a smaller size; what is cut off is lost (raw disks only)"),
+                  "allow a smaller size; what is cut off is lost"),
              flag("-q, --quiet", &ResizeArgs::quiet, "print nothing but errors"),
              follow_arguments<ResizeArgs>()},
     .too_few = "Not enough arguments",

@@ -483,6 +483,29 @@ Task<void> Allocator::drain_limbo() {
   }
 }
 
+/// From the last region down to the first that has a cluster in use: most often one is looked at.
+Task<uint64_t> Allocator::find_end_of_use() {
+  for (uint64_t index = table_.size(); index-- > 0;) {
+    if (table_[index] == 0) continue;
+    if (!regions_[index]) co_await load_region(index);
+    const std::vector<uint8_t>& counts = regions_[index]->counts;
+    for (uint64_t within = counts.size(); within-- > 0;) {
+      if (counts[within] != 0)
+        co_return geometry_.first_of_refcount_table(index).value + within + 1;
+    }
+  }
+  co_return 0;
+}
+
+Task<uint64_t> Allocator::truncate_file() {
+  const Mutex::Hold hold = co_await mutex_.lock();  // Nobody takes clusters meanwhile.
+  const uint64_t end = co_await find_end_of_use();
+  end_of_use_ = end;
+  const uint64_t length = end * geometry_.cluster_size();
+  if (file_.can_grow() && length < file_.size()) co_await file_.resize(length);
+  co_return file_.size();
+}
+
 void Allocator::compose_block(uint64_t index, uint64_t sector, MutableBytes out) const {
   const uint64_t per_sector = kSectorSize * 8 / geometry_.refcount_bits();
   const uint64_t first = sector * per_sector;

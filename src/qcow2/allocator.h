@@ -125,6 +125,8 @@ class Allocator {
 
   /// Starts punches.
   void set_spawner(std::function<void(Task<void>)> spawn) { spawn_ = std::move(spawn); }
+  /// Cuts the file off behind the last cluster in use, limbo included; returns its length then.
+  Task<uint64_t> truncate_file();
   /// The end of the highest cluster in use among those known; the file is cut there at close.
   uint64_t end_of_use() const { return end_of_use_; }
   uint64_t clusters_allocated() const { return clusters_allocated_; }
@@ -147,6 +149,7 @@ class Allocator {
 
   Task<void> load_region(uint64_t index);
   Task<void> back_region(uint64_t index);
+  Task<uint64_t> find_end_of_use();
   Task<void> add_region(uint64_t index);
   Task<void> grow_table(uint64_t index, uint64_t entries_min);
   Task<void> prepare_space(HostSpan span, Use use);

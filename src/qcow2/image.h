@@ -106,7 +106,8 @@ class Image final : public Device {
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;
   Task<void> flush(Mark mark = Mark::flush) override;
   Task<Extent> status(uint64_t offset, uint64_t length) override;
-  /// Grows the disk; smaller is refused (for now with Errc::unsupported).
+  /// A new size, durable when this ends.  What is added reads as zeros; what is cut off is lost,
+  /// and the file ends behind the last cluster in use (shrink.cc).
   Task<void> resize(uint64_t size) override;
   /// Drains, commits twice (the second writes the decrements), gives back what the file was grown
   /// ahead: no leak after it.
@@ -174,7 +175,20 @@ class Image final : public Device {
   bool can_stage_zero() const { return geometry().version >= 3 || !backing_; }
 
   // resize.cc
+  Result<void> check_resize(uint64_t size) const;
+  Task<void> grow(uint64_t size);
   Task<void> grow_l1(uint64_t entries);
+
+  // shrink.cc
+  struct CutOff;
+  Task<void> shrink(uint64_t size);
+  Task<void> forget_behind_end();
+  Task<void> zero_tail(uint64_t size);
+  Task<void> cut_tables(uint64_t size, CutOff& off);
+  Task<void> cut_last_table(uint64_t size, CutOff& off);
+  Task<void> free_cut_off(CutOff off);
+  Task<void> empty_limbo();
+  Task<void> truncate_file();
 
   Result<void> check_can_write() const;
   Task<void> room_to_stage();

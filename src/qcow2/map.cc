@@ -117,6 +117,10 @@ Task<void> Map::prepare(uint64_t l1_index, Allocator& allocator) {
     verified_.insert(l1_index);
     co_return;
   }
+  co_await stage_copy(l1_index, old, allocator);
+}
+
+Task<void> Map::stage_copy(uint64_t l1_index, const L1Entry& old, Allocator& allocator) {
   Reservation fresh = co_await allocator.reserve(1, Allocator::Use::metadata);
   metadata_.add(fresh.first());
   stages_.open.l2_tables[l1_index] = NewL2Table{fresh.first(), old.l2};
@@ -124,9 +128,25 @@ Task<void> Map::prepare(uint64_t l1_index, Allocator& allocator) {
   if (old.l2) allocator.release({*old.l2, 1});
 }
 
+Task<void> Map::move_table(uint64_t l1_index, Allocator& allocator) {
+  const Mutex::Hold hold = co_await prepare_mutex_.lock();
+  if (stages_.has_new_l2_table(l1_index)) co_return;
+  const L1Entry old = co_await table_of(l1_index);
+  if (!old.l2) co_return;
+  co_await allocator.load({*old.l2, 1});
+  co_await stage_copy(l1_index, old, allocator);
+}
+
 void Map::stage(GuestCluster cluster, const Mapping& mapping) {
   stages_.open.entries[cluster] = encode_l2(mapping, geometry_);
   stages_.open.links_data |= mapping.allocated != 0;
+}
+
+void Map::replace_l1(std::vector<uint64_t> l1) {
+  for (uint64_t i = 0; i < l1_.size(); ++i) {
+    if (i >= l1.size() || l1[i] != l1_[i]) verified_.erase(i);
+  }
+  l1_ = std::move(l1);
 }
 
 void Map::set_l1(uint64_t index, const L1Entry& entry) {

@@ -47,6 +47,8 @@ class Map {
   /// Makes sure that entries of the L2 table `l1_index` can be staged: reserves a table if there is
   /// none of our own.  Awaits space: hold no pin.
   Task<void> prepare(uint64_t l1_index, Allocator& allocator);
+  /// Stages a copy of the L2 table `l1_index`, if there is one, in the first free cluster.
+  Task<void> move_table(uint64_t l1_index, Allocator& allocator);
   /// From here on `cluster` is `mapping`.  Its table was prepared; its data, if any, are down (M3).
   void stage(GuestCluster cluster, const Mapping& mapping);
 
@@ -54,6 +56,8 @@ class Map {
   const std::vector<uint64_t>& l1() const { return l1_; }
   void set_l1(uint64_t index, const L1Entry& entry);
   void grow_l1(uint64_t entries) { l1_.resize(entries); }
+  /// The table as it is on the disk now, after a switch.
+  void replace_l1(std::vector<uint64_t> l1);
   TableCache& cache() { return cache_; }
   /// Where entry `cluster` lies, given its table.
   HostOffset slice_of(HostCluster table, GuestCluster cluster) const;
@@ -61,6 +65,7 @@ class Map {
 
  private:
   Result<L1Entry> table_of(uint64_t l1_index) const;
+  Task<void> stage_copy(uint64_t l1_index, const L1Entry& old, Allocator& allocator);
   Result<Mapping> decode(GuestCluster cluster, L2Entry entry, bool copied) const;
 
   Device& file_;

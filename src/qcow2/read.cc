@@ -108,11 +108,12 @@ Task<void> Image::read_host(uint64_t at, MutableBytes data, Mark mark) {
   fill_zero(data.subspan(there));
 }
 
-/// What the backing device has; zeros beyond its end, and without one.
+/// What the backing device has; zeros beyond its end, beyond our own, and without one.
 Task<void> Image::read_below(uint64_t offset, MutableBytes data, Mark) {
   uint64_t below = 0;
-  if (backing_ && offset < backing_->size()) {
-    below = std::min<uint64_t>(data.size(), backing_->size() - offset);
+  const uint64_t end = backing_ ? std::min(backing_->size(), size_) : 0;
+  if (offset < end) {
+    below = std::min<uint64_t>(data.size(), end - offset);
     co_await backing_->read(offset, data.first(below), Mark::read_backing);
   }
   fill_zero(data.subspan(below));

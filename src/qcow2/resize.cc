@@ -6,37 +6,54 @@
 
 namespace byre {
 
-/// Grows the disk.  What is added reads as zeros: the tail of the last cluster and whatever a
-/// longer backing file would show are zeroed, durably, before the size changes (traps 119, 120).
 Task<void> Image::resize(uint64_t size) {
   const Working working(*this);
   co_await working.begin();
   co_await check_can_write();
-  const Geometry& g = head_.geometry;
   const Mutex::Hold hold = co_await resize_mutex_.lock();
   if (size == size_) co_return;
-  if (size < size_) co_await fail(unsupported("making a disk smaller"));
+  co_await check_resize(size);
+  if (size < size_) {
+    co_await shrink(size);
+  } else {
+    co_await grow(size);
+  }
+}
+
+/// What keeps the disk from having `size` bytes.
+Result<void> Image::check_resize(uint64_t size) const {
+  const Geometry& g = head_.geometry;
   if (size > g.size_max()) {
-    co_await fail(invalid("a disk with clusters of ", cluster_size(),
-                          " bytes cannot be larger than ", g.size_max(),
-                          " bytes; use larger clusters"));
+    return invalid("a disk with clusters of ", cluster_size(), " bytes cannot be larger than ",
+                   g.size_max(), " bytes; use larger clusters");
   }
   for (const Snapshot& snapshot : snapshots_) {
     if (!snapshot.disk_size) {
-      co_await fail(
-          unsupported("snapshot ", quoted(snapshot.name),
-                      " does not record its disk size, so it would change with the disk"));
+      return unsupported("snapshot ", quoted(snapshot.name),
+                         " does not record its disk size, so it would change with the disk");
     }
   }
-  // Entries behind the disk are VM state, which would become part of it (trap 101).
-  for (uint64_t i = g.l1_entries_for(size_); i < map_->l1().size(); ++i) {
-    if (map_->l1()[i] != 0)
-      co_await fail(unsupported("resizing an image with a VM state in its active layer"));
+  if (head_.extensions.bitmaps) {
+    return unsupported("the image has persistent bitmaps, which are as long as the disk was; ",
+                       "remove them first");
   }
+  return {};
+}
 
+/// What is added reads as zeros: the tail of the last cluster, what a longer backing file would
+/// show, and what entries behind the disk hold, are zeroed, durably, before the size changes (traps
+/// 119, 120, 43).
+Task<void> Image::grow(uint64_t size) {
+  const Geometry& g = head_.geometry;
+  // Entries behind the disk, an applied snapshot's VM state or what an interrupted resize left,
+  // would become part of it (trap 101).
+  const std::vector<uint64_t>& l1 = map_->l1();
+  const auto behind = static_cast<std::ptrdiff_t>(std::min(g.l1_entries_for(size_), l1.size()));
+  if (std::any_of(l1.begin() + behind, l1.end(), [](uint64_t entry) { return entry != 0; }))
+    co_await forget_behind_end();
   const uint64_t entries = g.l1_entries_for(size);
   if (entries > map_->l1().size()) co_await grow_l1(entries).doing("grow the L1 table");
-  uint64_t zero_end = std::min(size, round_up(size_, cluster_size()));
+  uint64_t zero_end = std::min(size, g.l1_entries_for(size_) * g.l1_span());
   if (backing_) zero_end = std::max(zero_end, std::min(size, backing_->size()));
   zero_end = round_up(zero_end, cluster_size());
   if (zero_end > size_) co_await zero_checked(size_, zero_end - size_, {.may_unmap = true});

@@ -18,9 +18,14 @@ Task<void> Image::write(uint64_t offset, Bytes data, WriteOptions options) {
   const Working working(*this);
   co_await working.begin();
   co_await check_can_write();
-  if (!within(offset, data.size(), size_))
-    co_await fail(out_of_range("write", offset, data.size()));
-  const bool durable = co_await write_checked(offset, data, options.fua);
+  bool durable = false;
+  {
+    RangeLock::Request keep_size(size_lock_, 0, 1, RangeLock::Mode::shared);
+    co_await keep_size;
+    if (!within(offset, data.size(), size_))
+      co_await fail(out_of_range("write", offset, data.size()));
+    durable = co_await write_checked(offset, data, options.fua);
+  }
   if (options.fua && !durable) co_await committer_->flush(Mark::flush);
 }
 

@@ -607,12 +607,15 @@ class Resize(Case):
                 self.same("resize", *words)
                 self.assertEqual(os.path.getsize(f"{self.theirs}/disk.raw"), os.path.getsize(f"{self.ours}/disk.raw"))
 
-    def test_shrinking_an_image_is_refused(self):
-        before = digest(f"{self.ours}/a.qcow2")
-        result = self.byre("resize", "--shrink", "a.qcow2", "1M")
-        self.assertEqual(result.code, 1)
-        self.assertIn("not supported", result.err)
-        self.assertEqual(before, digest(f"{self.ours}/a.qcow2"))
+    def test_shrinking(self):
+        for image, size in (("a.qcow2", "33M"), ("a.qcow2", "-512"), ("small.qcow2", "-1k"), ("v2.qcow2", "1M"),
+                            ("over.qcow2", "-64k"), ("a.qcow2", "1M")):
+            with self.subTest(image=image, size=size):
+                self.same("resize", image, size)
+                self.same_disk(image)
+                self.same("resize", "--shrink", image, size, code=0)
+                self.sound(image)
+                self.same_disk(image)
 
 
 class Convert(Case):

@@ -371,6 +371,7 @@ Knobs Knobs::draw(Prng& prng) {
   k.can_punch = !prng.one_in(6);
   k.can_zero_range = !prng.one_in(6);
   if (prng.one_in(3)) k.delays.late_one_in = prng.between(5, 40);
+  k.resizes = prng.one_in(4);
   return k;
 }
 
@@ -408,6 +409,7 @@ std::string Knobs::text() const {
   text += fmt::format(" contents 1/{}", contents);
   if (gap != 0) text += fmt::format(" gap {}", gap);
   if (tables_apart) text += " tables-apart";
+  if (resizes) text += " resizes";
   if (clusters_free != UINT64_MAX) text += fmt::format(" free {}", clusters_free);
   text += fmt::format(" cache {} staged_max {} growth {} commit {} ms block {}{}{}{}{}",
                       table_cache_size, staged_max, growth_step, commit_delay / kMillisecond,

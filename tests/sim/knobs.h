@@ -44,6 +44,9 @@ struct Knobs {
   uint64_t clusters_free = UINT64_MAX;  ///< Leaked clusters fill all but so many of the refcounts.
   uint64_t leaks = 0;                   ///< How many those are (build_disks() says).
 
+  /// Guests change the size of the disk: it is never larger than `size`.
+  bool resizes = false;
+
   // The engine.
   uint64_t table_cache_size = 32 * MiB;
   uint64_t staged_max = 64 * 1024;

@@ -31,24 +31,47 @@ std::string_view name_of(Step::Kind kind) {
       return "flush";
     case Step::Kind::pause:
       return "pause";
+    case Step::Kind::resize:
+      return "resize";
   }
   return "unknown";
 }
 
 uint64_t mix(uint64_t a, uint64_t b) { return Prng(a * 0x9e3779b97f4a7c15u + b).next(); }
 
-/// Reads the windows of an image, piece by piece.
+/// Reads the windows of an image, piece by piece.  Behind the end of a disk that has become smaller
+/// there are the zeros that it would show if it grew again.
 Task<void> read_windows(Device& image, const std::vector<Window>& windows,
                         std::vector<std::vector<std::byte>>& out) {
   for (const Window& window : windows) {
     std::vector<std::byte> data(window.length);
-    for (uint64_t at = 0; at < window.length; at += kReadAtOnce) {
-      const uint64_t length = std::min(kReadAtOnce, window.length - at);
+    const uint64_t there =
+        window.offset < image.size() ? std::min(window.length, image.size() - window.offset) : 0;
+    for (uint64_t at = 0; at < there; at += kReadAtOnce) {
+      const uint64_t length = std::min(kReadAtOnce, there - at);
       co_await image.read(window.offset + at, MutableBytes(data).subspan(at, length),
                           Mark::read_guest);
     }
     out.push_back(std::move(data));
   }
+}
+
+/// What lies behind the end of the disk in its last unit must be zeros, or whoever makes the disk
+/// grow shows old bytes (trap 120).
+Task<void> check_tail(Image& image) {
+  const uint64_t size = image.size();
+  const uint64_t unit = image.geometry().unit_size();
+  if (size % unit == 0) co_return;
+  const Extent last = co_await image.status(size - kSectorSize, kSectorSize);
+  if (!last.data || !last.host_offset || last.depth != 0) co_return;
+  std::vector<std::byte> tail(round_up(size, unit) - size);
+  const uint64_t at = *last.host_offset + kSectorSize;
+  Device& device = image.data_file();
+  if (at >= device.size()) co_return;
+  co_await device.read(at, MutableBytes(tail).first(std::min(tail.size(), device.size() - at)),
+                       Mark::none);
+  if (!is_zero(tail))
+    co_await fail(corrupt("behind the end of the disk, at ", hex(size), ", is data"));
 }
 
 /// The windows, cut off at the end of the disk.
@@ -69,7 +92,8 @@ class Run {
         options_(options),
         knobs_(history.knobs),
         windows_(windows_of(history.knobs)),
-        oracle_(history.knobs.size) {}
+        oracle_(history.knobs.size),
+        size_(history.knobs.size) {}
 
   RunReport run() {
     build_disks(knobs_, mix(history_.seed, 1), disks_, oracle_);
@@ -176,6 +200,11 @@ class Run {
 
   /// Reads everything there is, as the first thing in a life.
   void first_look(Process& process) {
+    if (Result<void> known = check_size(process.image->size()); !known) {
+      return fail_with("on opening: ", known.error().message());
+    }
+    size_ = process.image->size();
+    sizes_wanted_.clear();
     std::vector<std::vector<std::byte>> found;
     const Result<void> read = process.reactor.finish(read_windows(*process.image, windows_, found));
     if (!read) return fail_with("the disk cannot be read: ", read.error().message());
@@ -216,6 +245,14 @@ class Run {
       break;
     }
   }
+
+  /// C6: the size is the one that was answered last, or one that may have been set since.
+  Result<void> check_size(uint64_t size) const {
+    if (size == size_ || sizes_wanted_.contains(size)) return {};
+    return corrupt("the disk has ", size, " bytes instead of ", size_);
+  }
+
+  Task<Result<void>> resize(uint64_t size, Process& process);
 
   /// The whole program of one life.
   Task<void> main(const Life& life, Process& process) {
@@ -259,7 +296,28 @@ class Run {
   bool faulty_ = false;
   bool unclean_ = false;
   bool cut_ = false;
+  uint64_t size_;  ///< Of the disk, as it was answered last.
+  std::multiset<uint64_t> sizes_wanted_;
 };
+
+/// What is cut off becomes zeros, as if it had been discarded.
+Task<Result<void>> Run::resize(uint64_t size, Process& process) {
+  std::vector<uint64_t> changes;
+  for (const Window& window : windows_) {
+    const uint64_t end = window.offset + window.length;
+    const uint64_t start = std::max(window.offset, size);
+    if (start < end) changes.push_back(oracle_.begin_change(start, end - start, 0));
+  }
+  const auto wanted = sizes_wanted_.insert(size);
+  Result<void> done = co_await process.image->resize(size).result();
+  oracle_.set_time(process.reactor.now().ns);
+  for (const uint64_t change : changes) oracle_.end_change(change, done.has_value(), true);
+  if (done) {
+    sizes_wanted_.erase(wanted);
+    size_ = process.image->size();
+  }
+  co_return done;
+}
 
 Task<void> Run::client(const std::vector<Step>& steps, Process& process, size_t number) {
   co_await process.reactor.ready().yield();
@@ -315,10 +373,14 @@ Task<void> Run::perform(const Step& step, Process& process) {
       const uint64_t cluster = knobs_.cluster_size();
       const uint64_t start = round_up(step.offset, cluster);
       uint64_t end = round_down(step.offset + step.length, cluster);
-      if (step.offset + step.length == knobs_.size) end = knobs_.size;
+      const bool at_end = step.offset + step.length == knobs_.size;
+      // The end of the disk, perhaps, which moves.
+      const bool may_be_end = knobs_.resizes && end != step.offset + step.length;
+      if (at_end || may_be_end)
+        end = std::min(round_up(step.offset + step.length, cluster), knobs_.size);
       const bool backed = knobs_.backing != Knobs::Backing::none;
       const bool certain =
-          knobs_.discard == DiscardPolicy::unmap && (knobs_.version >= 3 || !backed);
+          knobs_.discard == DiscardPolicy::unmap && (knobs_.version >= 3 || !backed) && !may_be_end;
       const uint64_t change =
           oracle_.begin_change(start, end > start ? end - start : 0, 0, certain);
       done = co_await image.discard(step.offset, step.length, {.fua = step.fua}).result();
@@ -332,9 +394,14 @@ Task<void> Run::perform(const Step& step, Process& process) {
       if (done) oracle_.end_flush(flush);
       break;
     }
+    case Step::Kind::resize:
+      done = co_await resize(step.length, process);
+      break;
   }
   ++report_.requests;
   if (done) co_return;
+  // Behind the end of a disk that has become smaller.
+  if (knobs_.resizes && done.error().code() == Errc::invalid) co_return;
   ++report_.request_errors;
   if (options_.sink) options_.sink(cat("failed: ", step.text(), ": ", done.error().message()));
   if (!faulty_) fail_with(step.text(), ": ", done.error().message());
@@ -486,12 +553,15 @@ void Run::check_cut(const CutChoice& choice, bool twice) {
       SimReactor::bury(image);
       return wrong("the disk cannot be read: ", read.error().message());
     }
+    Result<void> sound = check_size(image->size());
+    if (sound) sound = reactor->finish(check_tail(*image));
     const Result<void> closed = reactor->finish(image->close());
     if (!closed) {
       bury();
       SimReactor::bury(image);
       return wrong("the image does not close: ", closed.error().message());
     }
+    if (!sound) return wrong(sound.error().message());
     for (size_t i = 0; i < windows_.size(); ++i) {
       if (round == 1 && found[i] != first[i]) {
         return wrong("a second cut during recovery changed what the disk holds");
@@ -515,6 +585,7 @@ void Run::check_cut(const CutChoice& choice, bool twice) {
 
 std::string Step::text() const {
   if (kind == Kind::flush) return "flush";
+  if (kind == Kind::resize) return fmt::format("resize {:#x}", length);
   if (kind == Kind::pause) return fmt::format("pause {} us", pause_ns / 1000);
   return fmt::format("{} {:#x}+{:#x}{}{}", name_of(kind), offset, length, fua ? " fua" : "",
                      may_unmap ? " may_unmap" : "");
@@ -548,6 +619,18 @@ std::vector<Step> draw_steps(const Knobs& knobs, Prng& prng, size_t count) {
   std::vector<Step> steps;
   while (steps.size() < count) {
     Step step;
+    if (knobs.resizes && prng.one_in(10)) {
+      const Window& window = windows[prng.below(windows.size())];
+      step.kind = Step::Kind::resize;
+      step.length = knobs.size;
+      if (!prng.one_in(3)) {
+        step.length = window.offset + prng.between(1, window.length / kSectorSize) * kSectorSize;
+        if (prng.one_in(2)) step.length = round_up(step.length, knobs.cluster_size());
+        step.length = std::min(step.length, knobs.size);
+      }
+      steps.push_back(step);
+      continue;
+    }
     const uint64_t what = prng.below(16);
     if (what == 15) {
       step.kind = Step::Kind::pause;

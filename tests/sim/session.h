@@ -23,10 +23,10 @@
 namespace byre {
 
 struct Step {
-  enum class Kind : uint8_t { read, write, zero, discard, flush, pause };
+  enum class Kind : uint8_t { read, write, zero, discard, flush, pause, resize };
   Kind kind = Kind::read;
   uint64_t offset = 0;
-  uint64_t length = 0;
+  uint64_t length = 0;  ///< Of a resize: the new size of the disk.
   bool fua = false;
   bool may_unmap = false;
   int64_t pause_ns = 0;
