@@ -69,6 +69,7 @@ File::File(Reactor& reactor, Properties properties)
       blocks_(reactor.ready()),
       syncing_(reactor.ready()) {
   BYRE_ASSERT(std::has_single_bit(properties_.block_size) && properties_.block_size <= kBounceMax);
+  BYRE_ASSERT(std::has_single_bit(properties_.memory_alignment));
 }
 
 File::~File() {
@@ -144,7 +145,7 @@ Result<std::unique_ptr<File>> File::adopt(Reactor& reactor, int fd, std::string 
     return errno_error(errno, cat("open ", quoted(properties.name), ": ask for its size"));
   }
   if (flags & O_DIRECT) {
-    properties.block_size = direct_block_size(fd, status);
+    properties.block_size = properties.memory_alignment = direct_block_size(fd, status);
     if (!std::has_single_bit(properties.block_size) || properties.block_size > 64 * KiB) {
       return unsupported("open ", quoted(properties.name), ": cannot find out how O_DIRECT wants ",
                          "its blocks aligned");
@@ -193,8 +194,8 @@ Error File::latch(int64_t result) {
 // --- Reads -------------------------------------------------------------------------------------
 
 bool File::aligned(uint64_t offset, Bytes data) const {
-  return ((offset | data.size() | std::bit_cast<uintptr_t>(data.data())) &
-          (properties_.block_size - 1)) == 0;
+  return ((offset | data.size()) & (properties_.block_size - 1)) == 0 &&
+         (std::bit_cast<uintptr_t>(data.data()) & (properties_.memory_alignment - 1)) == 0;
 }
 
 Task<void> File::read(uint64_t offset, MutableBytes data) {

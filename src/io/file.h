@@ -40,8 +40,9 @@ class File {
     std::string name;  ///< As the user or the gate named it; for messages.
     int fd = -1;
     uint64_t size = 0;  ///< Bytes; follows what this File writes and truncates.
-    /// What O_DIRECT demands of offset, length and memory; 1 when buffered.
+    /// What O_DIRECT demands of offset and length, and of memory; 1 when buffered.
     uint32_t block_size = 1;
+    uint32_t memory_alignment = 1;
     bool writable = false;
     bool block_device = false;       ///< Fixed size; holes are not known to read as zeros.
     bool can_punch = true;           ///< fallocate(PUNCH_HOLE) is worth trying.

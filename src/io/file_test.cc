@@ -189,7 +189,7 @@ class BlockTest : public IoTest {
     const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     return std::make_unique<File>(
         reactor(),
-        File::Properties{.name = path, .fd = fd, .block_size = block_size, .writable = true});
+        File::Properties{.name = path, .fd = fd, .block_size = block_size, .memory_alignment = block_size, .writable = true});
   }
 };
 ON_EVERY_REACTOR(BlockTest);
@@ -305,7 +305,7 @@ TEST_P(FaultTest, ShortAndInterruptedTransfersAreFinished) {
   for (const uint32_t block : {1u, 512u, 4096u}) {
     File::Properties properties = file_->properties();
     properties.fd = dup(properties.fd);
-    properties.block_size = block;
+    properties.block_size = properties.memory_alignment = block;
     File file(*faulty_, properties);
     Prng prng(block);
     faulty_->on_submit = [&](Op& op) -> std::optional<int64_t> {
