@@ -75,4 +75,8 @@ Error Device::out_of_range(std::string_view what, uint64_t offset, uint64_t leng
                  quoted(name()), " at ", hex(size()));
 }
 
+Error Device::no_compression() const {
+  return unsupported(quoted(name()), " cannot store compressed data");
+}
+
 }  // namespace byre

@@ -57,6 +57,10 @@ std::string_view name_of(Mark mark);
 
 struct WriteOptions {
   bool fua = false;  ///< Durable, with the mapping that leads to it, before it is answered.
+  /// Whole clusters (or up to the end of the disk) become compressed streams, as far as they get
+  /// smaller; a device that cannot refuses with Errc::unsupported.
+  bool compressed = false;
+  int compression_level = 0;  ///< format/codec.h; 0: the default.
   Mark mark = Mark::write_guest;
 };
 struct ZeroOptions {
@@ -124,6 +128,8 @@ class Device {
  protected:
   /// The error for a request that passes the end.
   Error out_of_range(std::string_view what, uint64_t offset, uint64_t length) const;
+  /// The error for a compressed write where there are none.
+  Error no_compression() const;
 };
 
 }  // namespace byre

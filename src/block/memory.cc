@@ -23,7 +23,8 @@ Task<void> MemoryDevice::read(uint64_t offset, MutableBytes data, Mark) {
   peek(offset, data);
 }
 
-Task<void> MemoryDevice::write(uint64_t offset, Bytes data, WriteOptions) {
+Task<void> MemoryDevice::write(uint64_t offset, Bytes data, WriteOptions options) {
+  if (options.compressed) co_await fail(no_compression());
   co_await grow("write", offset, data.size());
   poke(offset, data);
 }

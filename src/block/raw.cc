@@ -27,6 +27,7 @@ Task<void> RawDevice::read(uint64_t offset, MutableBytes data, Mark) {
 }
 
 Task<void> RawDevice::write(uint64_t offset, Bytes data, WriteOptions options) {
+  if (options.compressed) co_await fail(no_compression());
   co_await check("write", offset, data.size());
   co_await file_->write(offset, data, options.fua);
 }

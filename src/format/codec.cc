@@ -15,13 +15,9 @@ namespace {
 
 constexpr int kDeflateLevel = 6;
 constexpr int kZstdLevel = 3;
-constexpr int kDeflateLevelMax = 9;
-constexpr int kZstdLevelMax = 19;
 
 /// Negative: raw deflate, without zlib's header.
-constexpr int kWriteWindowBits = -12;
 constexpr int kReadWindowBits = -15;
-constexpr int kMemoryLevel = 9;
 
 /// One of the frames that may follow one another; old formats that libzstd can still read are not.
 bool is_zstd_frame(Bytes stream) {
@@ -42,7 +38,7 @@ struct Codec::Contexts {
   ~Contexts() {
     libdeflate_free_decompressor(fast_inflate);
     if (inflate_ready) inflateEnd(&inflate);
-    if (deflate_level != 0) deflateEnd(&deflate);
+    libdeflate_free_compressor(deflate);
     ZSTD_freeDCtx(zstd_in);
     ZSTD_freeCCtx(zstd_out);
   }
@@ -50,7 +46,7 @@ struct Codec::Contexts {
   libdeflate_decompressor* fast_inflate = nullptr;
   z_stream inflate = {};
   bool inflate_ready = false;
-  z_stream deflate = {};
+  libdeflate_compressor* deflate = nullptr;
   int deflate_level = 0;  ///< Of `deflate`; 0 while there is none.
   ZSTD_DCtx* zstd_in = nullptr;
   ZSTD_CCtx* zstd_out = nullptr;
@@ -121,21 +117,15 @@ Result<void> Codec::Contexts::unzstd_cluster(Bytes stream, MutableBytes cluster)
 
 std::optional<size_t> Codec::Contexts::deflate_cluster(Bytes cluster, MutableBytes stream,
                                                        int level) {
-  if (deflate_level == level) {
-    deflateReset(&deflate);
-  } else {
-    if (deflate_level != 0) deflateEnd(&deflate);
-    deflate = {};
-    BYRE_ASSERT(deflateInit2(&deflate, level, Z_DEFLATED, kWriteWindowBits, kMemoryLevel,
-                             Z_DEFAULT_STRATEGY) == Z_OK);
+  if (deflate_level != level) {
+    libdeflate_free_compressor(deflate);
+    deflate = libdeflate_alloc_compressor(level);
+    BYRE_ASSERT(deflate);
     deflate_level = level;
   }
-  deflate.next_in = u8(cluster);
-  deflate.avail_in = static_cast<uInt>(cluster.size());
-  deflate.next_out = u8(stream);
-  deflate.avail_out = static_cast<uInt>(stream.size());
-  if (::deflate(&deflate, Z_FINISH) != Z_STREAM_END) return std::nullopt;
-  return stream.size() - deflate.avail_out;
+  const size_t size = libdeflate_deflate_compress(deflate, cluster.data(), cluster.size(),
+                                                  stream.data(), stream.size());
+  return size == 0 ? std::nullopt : std::optional(size);
 }
 
 Result<std::optional<size_t>> Codec::Contexts::zstd_cluster(Bytes cluster, MutableBytes stream,
@@ -165,14 +155,14 @@ Result<std::optional<std::vector<std::byte>>> Codec::compress(Compression compre
   if (cluster.size() < 2) return Stream();
   std::vector<std::byte> stream(cluster.size() - 1);
   std::optional<size_t> size;
-  if (compression == Compression::zstd) {
-    if (level == kDefaultLevel) level = kZstdLevel;
-    BYRE_TRY(written,
-             contexts_->zstd_cluster(cluster, stream, std::clamp(level, 1, kZstdLevelMax)));
+  const bool zstd = compression == Compression::zstd;
+  if (level == kDefaultLevel) level = zstd ? kZstdLevel : kDeflateLevel;
+  level = std::clamp(level, 1, level_max(compression));
+  if (zstd) {
+    BYRE_TRY(written, contexts_->zstd_cluster(cluster, stream, level));
     size = written;
   } else {
-    if (level == kDefaultLevel) level = kDeflateLevel;
-    size = contexts_->deflate_cluster(cluster, stream, std::clamp(level, 1, kDeflateLevelMax));
+    size = contexts_->deflate_cluster(cluster, stream, level);
   }
   if (!size) return Stream();
   stream.resize(*size);

@@ -323,6 +323,29 @@ Task<Reservation> Allocator::reserve(uint64_t count, Use use) {
   }
 }
 
+Task<Reservation> Allocator::reserve_behind(HostCluster cluster) {
+  const HostSpan wanted{cluster + 1, 1};
+  const uint64_t index = geometry_.refcount_table_index(wanted.first);
+  const auto is_free = [&] {
+    return wanted.end().value <= end_of_use_ && loaded(wanted) && refcount(wanted.first) == 0;
+  };
+  if (is_free()) {
+    const Mutex::Hold hold = co_await mutex_.lock();
+    co_await back_region(index);
+    if (is_free() && check_no_metadata(wanted)) {
+      if (hint_ == wanted.first.value) ++hint_;
+      co_return take(wanted);
+    }
+  }
+  co_return co_await reserve(1, Use::data);
+}
+
+Reservation Allocator::share(HostCluster cluster) {
+  BYRE_ASSERT(refcount(cluster) < refcount_max(geometry_.refcount_order));  // A5
+  change_count(cluster, 1);
+  return Reservation(*this, {cluster, 1});
+}
+
 Task<Reservation> Allocator::reserve_run(uint64_t count) {
   if (count == 1) co_return co_await reserve(1, Use::metadata);
   const Mutex::Hold hold = co_await mutex_.lock();
@@ -384,6 +407,7 @@ void Allocator::release(HostSpan span) {
     if (references < refcount(cluster)) {
       ++references;
       ++run.count;
+      if (references == refcount(cluster) && packing_ == cluster) packing_.reset();  // P1
       continue;
     }
     push();
@@ -414,6 +438,7 @@ void Allocator::free_now(HostCluster cluster, bool zeroed) {
   if (!region.zeroed.empty()) region.zeroed[within] = zeroed;
   hint_ = std::min(hint_, cluster.value);  // H5
   ++clusters_freed_;
+  if (on_free_) on_free_(cluster);
 }
 
 void Allocator::reclaim() {

@@ -89,6 +89,15 @@ class Allocator {
   /// Takes a run of 1 to `count` free clusters.  Metadata has host blocks when this returns.
   /// Errc::no_space when the file can neither grow nor has room.  Awaits I/O: hold no pin.
   Task<Reservation> reserve(uint64_t count, Use use);
+  /// Takes one cluster for data: the one behind `cluster` if it is free and the file need not grow
+  /// for it, else the first that is.
+  Task<Reservation> reserve_behind(HostCluster cluster);
+  /// One more reference to a cluster that has one; its refcount is below the maximum.
+  Reservation share(HostCluster cluster);
+  /// The cluster that compressed streams are packed into (P1, pack.h), until the last reference to
+  /// it that is not in limbo goes away.
+  std::optional<HostCluster> packing() const { return packing_; }
+  void set_packing(HostCluster cluster) { packing_ = cluster; }
   /// Takes exactly `count` clusters in a row, for tables.
   Task<Reservation> reserve_run(uint64_t count);
 
@@ -127,6 +136,8 @@ class Allocator {
   void set_spawner(std::function<void(Task<void>)> spawn) { spawn_ = std::move(spawn); }
   /// Cuts the file off behind the last cluster in use, limbo included; returns its length then.
   Task<uint64_t> truncate_file();
+  /// Told of each cluster that becomes free.
+  void set_on_free(std::function<void(HostCluster)> told) { on_free_ = std::move(told); }
   /// The end of the highest cluster in use among those known; the file is cut there at close.
   uint64_t end_of_use() const { return end_of_use_; }
   uint64_t clusters_allocated() const { return clusters_allocated_; }
@@ -174,6 +185,7 @@ class Allocator {
   HostSpan table_at_;            ///< With what is staged.
   HostSpan durable_table_at_;
   std::vector<std::unique_ptr<Region>> regions_;
+  std::optional<HostCluster> packing_;
   Mutex mutex_;          ///< Held by whoever takes clusters.
   Mutex load_mutex_;     ///< Held while a region is loaded.
   uint64_t hint_ = 0;    ///< No cluster below is free in a loaded region (H5).
@@ -186,6 +198,7 @@ class Allocator {
   bool reclaiming_ = false;
   Event limbo_moved_;
   std::function<void(Task<void>)> spawn_;
+  std::function<void(HostCluster)> on_free_;
   uint64_t clusters_allocated_ = 0;
   uint64_t clusters_freed_ = 0;
 };

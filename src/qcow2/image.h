@@ -4,6 +4,7 @@
 /// A guest request goes through here like this (docs/engine.md has the rules by name):
 ///   read     pins the epoch, looks its clusters up, reads them, unpins.  Takes no lock.
 ///   write    in place under a shared range lock; else exclusive: reserve, fill, stage.
+///            Compressed: exclusive; compress, place, write, stage.
 ///   zero     whole units are staged as zeros under an exclusive lock; the edges are written.
 ///   discard  whole clusters are staged as zeros; their hosts wait in limbo.
 ///   flush    commits what is staged, and syncs.
@@ -13,14 +14,16 @@
 /// stages_     what requests have changed since the last commit, by generation
 /// epochs_     which I/O may still be using a host cluster
 /// committer_  makes a generation durable
+/// packer_     where compressed streams go
 /// locks_      who may change which guest clusters now
 ///
 /// Invariant: a host cluster is reused only when the removal of its pointer is durable and all I/O
 /// that resolved to it has ended; nothing is pointed to before its contents and refcount are
 /// durable. Threads: belongs to one reactor. Memory: options.table_cache_size, the L1 and refcount
-/// tables (32 and 8 MiB at most), one byte for each host cluster of the 2 GiB regions (at 64 KiB
-/// clusters) that were written to, staged entries up to options.staged_max. Not here: format
-/// (format/), files and locks on them (io/), what may be opened (io/gate.h).
+/// tables (32 and 8 MiB at most), 4 MiB of unpacked clusters, one byte for each host cluster of the
+/// 2 GiB regions (at 64 KiB clusters) that were written to, staged entries up to
+/// options.staged_max. Not here: format (format/), files and locks on them (io/), what may be
+/// opened (io/gate.h).
 #pragma once
 
 #include <cstdint>
@@ -42,7 +45,9 @@
 #include "qcow2/epochs.h"
 #include "qcow2/head.h"
 #include "qcow2/map.h"
+#include "qcow2/pack.h"
 #include "qcow2/stages.h"
+#include "qcow2/unpacked.h"
 
 namespace byre {
 
@@ -77,12 +82,14 @@ struct ImageStats {
   uint64_t commit_failures = 0;
   uint64_t writes_in_place = 0;  ///< Runs of clusters, not requests.
   uint64_t writes_allocating = 0;
+  uint64_t clusters_compressed = 0;  ///< Written as streams.
+  uint64_t clusters_unpacked = 0;    ///< Streams read.
   uint64_t clusters_allocated = 0;
   uint64_t clusters_freed = 0;
   uint64_t table_loads = 0;
 };
 
-class Image final : public Device {
+class Image final : public Device, private Packer::Writer, private UnpackedCache::Source {
  public:
   /// Opens the image that `gate` has under `name`, with its backing chain and data file.
   static Task<std::unique_ptr<Image>> open(Reactor& reactor, Gate& gate, std::string name,
@@ -146,6 +153,7 @@ class Image final : public Device {
   Task<void> read_mapped(const Mapping& mapping, uint64_t offset, MutableBytes data, Mark mark);
   Task<void> read_host(uint64_t at, MutableBytes data, Mark mark);
   Task<void> read_compressed(Mapping mapping, uint64_t within, MutableBytes data);
+  Task<void> unpack(Mapping stream, MutableBytes cluster) override;
   Task<void> read_below(uint64_t offset, MutableBytes data, Mark mark);
 
   // write.cc
@@ -165,6 +173,15 @@ class Image final : public Device {
   Task<void> reclaim_space();
   Task<void> prepare_table(uint64_t l1_index);
   Task<void> load_old(const Mapping& old);
+
+  // compress.cc
+  using Stream = std::optional<std::vector<std::byte>>;  ///< None: it would not be smaller.
+  Task<void> write_compressed(uint64_t offset, Bytes data, int level);
+  Task<std::vector<Stream>> write_streams(uint64_t offset, Bytes data, int level);
+  Task<std::vector<Stream>> compress_clusters(Bytes data, int level);
+  Task<void> compress_some(Bytes data, int level, std::span<Stream> streams);
+  Task<Packer::Placed> place_stream(Bytes stream, bool& reclaimed);
+  Task<void> write_packed(uint64_t at, Bytes bytes) override;
 
   // zero.cc
   Task<void> zero_checked(uint64_t offset, uint64_t length, ZeroOptions options);
@@ -215,9 +232,11 @@ class Image final : public Device {
   Mutex resize_mutex_;
   RangeLock
       size_lock_;  ///< Shared: requests that depend on where the disk ends; exclusive: its change.
+  UnpackedCache unpacked_;
   std::unique_ptr<Map> map_;
   std::unique_ptr<Allocator> allocator_;  ///< Null when read-only, like the next.
   std::unique_ptr<Committer> committer_;
+  std::unique_ptr<Packer> packer_;
   Scope background_;
   Event idle_;  ///< The last request has ended.
   uint64_t working_ = 0;

@@ -75,6 +75,7 @@ Shape draw(Prng& prng) {
   if (c.version == 3) c.refcount_bits = 1u << prng.below(7);
   if (c.version == 3 && c.cluster_size >= 16 * KiB) c.extended_l2 = prng.one_in(2);
   if (c.version == 3) c.lazy_refcounts = prng.one_in(4);
+  if (c.version == 3 && prng.one_in(2)) c.compression = Compression::zstd;
   c.size = c.cluster_size * prng.between(1, 64) +
            (prng.one_in(3) ? 512 * prng.below(c.cluster_size / 512) : 0);
   shape.open = {.writable = true,
@@ -101,7 +102,27 @@ Task<void> client(Image& image, std::vector<std::byte>& model, uint64_t seed, ui
       count = region;
     }
     const MutableBytes range = MutableBytes(model).subspan(first * 512, count * 512);
-    switch (prng.below(8)) {
+    switch (prng.below(10)) {
+      case 8:
+      case 9: {
+        // Whole clusters of the stripe, one in four of them noise that does not get smaller.
+        const uint64_t cluster = image.geometry().cluster_size();
+        const uint64_t start = round_up(slot * region * 512, cluster);
+        const uint64_t clusters = (slot + 1) * region * 512 / cluster;
+        if (start >= clusters * cluster) break;
+        const uint64_t at = start + prng.below(clusters - start / cluster) * cluster;
+        const uint64_t length = prng.between(1, clusters - at / cluster) * cluster;
+        const MutableBytes whole = MutableBytes(model).subspan(at, length);
+        for (uint64_t c = 0; c < length; c += cluster) {
+          const auto value = static_cast<std::byte>(prng.next());
+          const bool noise = prng.one_in(4);
+          const uint64_t plain = prng.below(cluster);
+          for (uint64_t b = 0; b < cluster; ++b)
+            whole[c + b] = noise || b > plain ? static_cast<std::byte>(prng.next()) : value;
+        }
+        co_await image.write(at, whole, {.fua = prng.one_in(8), .compressed = true});
+        break;
+      }
       case 0:
       case 1:
       case 2: {

@@ -139,7 +139,7 @@ Task<void> Map::move_table(uint64_t l1_index, Allocator& allocator) {
 
 void Map::stage(GuestCluster cluster, const Mapping& mapping) {
   stages_.open.entries[cluster] = encode_l2(mapping, geometry_);
-  stages_.open.links_data |= mapping.allocated != 0;
+  stages_.open.links_data |= mapping.allocated != 0 || mapping.compressed;
 }
 
 void Map::replace_l1(std::vector<uint64_t> l1) {

@@ -31,6 +31,7 @@ Image::Image(std::unique_ptr<Device> file, Head head, ImageOptions options)
       locks_(reactor_.ready()),
       resize_mutex_(reactor_.ready()),
       size_lock_(reactor_.ready()),
+      unpacked_(reactor_.ready(), head_.geometry),
       background_(reactor_.ready()),
       idle_(reactor_.ready()) {}
 
@@ -260,6 +261,9 @@ Task<void> Image::begin_writing() {
   committer_ = std::make_unique<Committer>(reactor_.ready(), *file_, g, stages_, epochs_, *map_,
                                            *allocator_, metadata_, MutableBytes(head_.sector),
                                            (header.compatible & kLazyRefcounts) != 0);
+  allocator_->set_on_free([this](HostCluster cluster) { unpacked_.forget(cluster); });
+  packer_ = std::make_unique<Packer>(reactor_.ready(), g, *allocator_,
+                                     static_cast<Packer::Writer&>(*this));
   epochs_.on_quiet([this] {
     if (closed_) return;
     allocator_->reclaim();

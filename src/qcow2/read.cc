@@ -120,18 +120,35 @@ Task<void> Image::read_below(uint64_t offset, MutableBytes data, Mark) {
 }
 
 Task<void> Image::read_compressed(Mapping mapping, uint64_t within, MutableBytes data) {
+  UnpackedCache::Cluster cluster = unpacked_.find(mapping);
+  // Who wants all of it gets it at once; it will hardly be asked for again.
+  if (!cluster && data.size() == cluster_size()) {
+    co_await unpack(mapping, data);
+    co_return;
+  }
+  if (options_.share_lock) {
+    // Another process may write the image: nothing tells when its bytes change.
+    std::vector<std::byte> now(cluster_size());
+    co_await unpack(mapping, now);
+    copy(data, Bytes(now).subspan(within, data.size()));
+    co_return;
+  }
+  if (!cluster) cluster = co_await unpacked_.get(mapping, *this);
+  copy(data, Bytes(*cluster).subspan(within, data.size()));
+}
+
+Task<void> Image::unpack(Mapping mapping, MutableBytes cluster) {
   std::vector<std::byte> stream(mapping.compressed_size);
   co_await read_host(mapping.compressed_at.value, stream, Mark::read_compressed);
-  std::vector<std::byte> cluster(cluster_size());
   Result<void> unpacked;
   const Compression compression = head_.header.compression;
-  auto work = [&] { unpacked = decompress(compression, stream, cluster); };
-  co_await reactor_.offload(std::ref(work));
+  const auto work = [&] { unpacked = decompress(compression, stream, cluster); };
+  co_await reactor_.offload(std::cref(work));
+  ++stats_.clusters_unpacked;
   if (!unpacked) {
     co_await fail(std::move(unpacked).error().while_doing(
         cat("compressed stream at ", mapping.compressed_at, " in ", quoted(name()))));
   }
-  copy(data, Bytes(cluster).subspan(within, data.size()));
 }
 
 Task<Extent> Image::status(uint64_t offset, uint64_t length) {

@@ -24,7 +24,11 @@ Task<void> Image::write(uint64_t offset, Bytes data, WriteOptions options) {
     co_await keep_size;
     if (!within(offset, data.size(), size_))
       co_await fail(out_of_range("write", offset, data.size()));
-    durable = co_await write_checked(offset, data, options.fua);
+    if (options.compressed) {
+      co_await write_compressed(offset, data, options.compression_level);
+    } else {
+      durable = co_await write_checked(offset, data, options.fua);
+    }
   }
   if (options.fua && !durable) co_await committer_->flush(Mark::flush);
 }
@@ -347,7 +351,8 @@ Task<void> Image::fill_around(const Mapping& old, uint64_t at, MutableBytes edge
 void Image::publish(GuestCluster cluster, const Mapping& mapping, const Mapping& old) {
   map_->stage(cluster, mapping);
   const HostSpan before = hosts(old, head_.geometry);
-  if (before != hosts(mapping, head_.geometry)) allocator_->release(before);
+  // A stream has references of its own, even in the cluster that the old one was in.
+  if (mapping.compressed || before != hosts(mapping, head_.geometry)) allocator_->release(before);
   staged();
 }
 

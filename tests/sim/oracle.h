@@ -32,7 +32,8 @@ namespace byre {
 
 using Token = uint64_t;
 
-/// The contents that `token` gives to guest sector `sector`.  Three in four compress well.
+/// The contents that `token` gives to guest sector `sector`.  Two in four compress well, one to
+/// about half, one not at all.
 void fill_sector(MutableBytes bytes, uint64_t sector, Token token);
 /// The same for a run of sectors from `offset` on.
 void fill_sectors(MutableBytes bytes, uint64_t offset, Token token);

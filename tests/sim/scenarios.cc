@@ -233,6 +233,8 @@ std::vector<Step> alphabet(const Knobs& knobs) {
       {.kind = Kind::write, .offset = c - s, .length = 2 * s},
       {.kind = Kind::write, .offset = 0, .length = s},
       {.kind = Kind::write, .offset = 2 * c, .length = c, .fua = true},
+      {.kind = Kind::write, .offset = 0, .length = c, .compressed = true},
+      {.kind = Kind::write, .offset = c, .length = 2 * c, .compressed = true},
       {.kind = Kind::discard, .offset = 0, .length = c},
       {.kind = Kind::zero, .offset = 0, .length = 2 * c, .may_unmap = true},
       {.kind = Kind::zero, .offset = 0, .length = c},

@@ -354,7 +354,9 @@ Task<void> Run::perform(const Step& step, Process& process) {
       std::vector<std::byte> data(step.length);
       fill_sectors(data, step.offset, token);
       const uint64_t change = oracle_.begin_change(step.offset, step.length, token);
-      done = co_await image.write(step.offset, data, {.fua = step.fua}).result();
+      done =
+          co_await image.write(step.offset, data, {.fua = step.fua, .compressed = step.compressed})
+              .result();
       oracle_.set_time(process.reactor.now().ns);
       oracle_.end_change(change, done.has_value(), step.fua);
       break;
@@ -587,8 +589,8 @@ std::string Step::text() const {
   if (kind == Kind::flush) return "flush";
   if (kind == Kind::resize) return fmt::format("resize {:#x}", length);
   if (kind == Kind::pause) return fmt::format("pause {} us", pause_ns / 1000);
-  return fmt::format("{} {:#x}+{:#x}{}{}", name_of(kind), offset, length, fua ? " fua" : "",
-                     may_unmap ? " may_unmap" : "");
+  return fmt::format("{} {:#x}+{:#x}{}{}{}", name_of(kind), offset, length, fua ? " fua" : "",
+                     may_unmap ? " may_unmap" : "", compressed ? " compressed" : "");
 }
 
 std::string History::text() const {
@@ -664,6 +666,11 @@ std::vector<Step> draw_steps(const Knobs& knobs, Prng& prng, size_t count) {
       step.length = prng.between(1, std::max<uint64_t>(longest / kSectorSize, 1)) * kSectorSize;
       step.length = std::min(step.length, end - step.offset);
     }
+    // Streams are made of whole clusters.
+    const bool ends_whole =
+        (step.offset + step.length) % cluster == 0 || step.offset + step.length == knobs.size;
+    step.compressed = step.kind == Step::Kind::write && step.offset % cluster == 0 && ends_whole &&
+                      prng.one_in(2);
     steps.push_back(step);
   }
   return steps;

@@ -29,6 +29,7 @@ struct Step {
   uint64_t length = 0;  ///< Of a resize: the new size of the disk.
   bool fua = false;
   bool may_unmap = false;
+  bool compressed = false;
   int64_t pause_ns = 0;
   std::string text() const;
 };

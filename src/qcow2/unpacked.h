@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+/// UnpackedCache: the last few compressed clusters that were read, unpacked, so that small reads
+/// one behind the other unpack each cluster once.
+///
+/// An entry is named by where its stream lies: offset and size in the image's file.  Those bytes
+/// change only after a host cluster that they touch was free: as long as anything refers to the
+/// cluster, streams are only added behind others (pack.h).  So an entry is right until the
+/// allocator says that one of its clusters is free (Allocator::set_on_free), and is dropped then.
+/// Who asks for a stream holds a pin or a lock since before the lookup that named it (H1), which
+/// keeps its clusters from being free: nobody can ask by an old name after the bytes have changed,
+/// and nobody who still unpacks the old bytes can leave an entry behind. Those who miss together
+/// wait for one of them; when that fails, the others try for themselves. Cost: a walk over at most
+/// 64 entries.  Memory: kBytesMax, or two clusters if they are larger.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/bytes.h"
+#include "coro/event.h"
+#include "coro/task.h"
+#include "format/l2.h"
+
+namespace byre {
+
+class UnpackedCache {
+ public:
+  static constexpr uint64_t kBytesMax = 4 * MiB;
+  using Cluster = std::shared_ptr<const std::vector<std::byte>>;
+
+  /// Reads and unpacks a stream.
+  class Source {
+   public:
+    virtual Task<void> unpack(Mapping stream, MutableBytes cluster) = 0;
+
+   protected:
+    ~Source() = default;
+  };
+  UnpackedCache(ReadyQueue& ready, const Geometry& geometry);
+  UnpackedCache(const UnpackedCache&) = delete;
+  ~UnpackedCache();
+
+  /// The cluster of `stream` if it is here; null otherwise.
+  Cluster find(const Mapping& stream);
+  /// Has `source` unpack it if it is not.
+  Task<Cluster> get(Mapping stream, Source& source);
+  /// `cluster` is free: its bytes will change.
+  void forget(HostCluster cluster);
+
+ private:
+  struct Entry;
+  std::shared_ptr<Entry> look_up(const Mapping& stream);
+
+  ReadyQueue& ready_;
+  const Geometry& geometry_;
+  const size_t entries_max_;
+  std::vector<std::shared_ptr<Entry>> entries_;  ///< The one that was used last comes last.
+};
+
+}  // namespace byre
