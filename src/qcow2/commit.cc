@@ -106,7 +106,10 @@ Task<void> Committer::sync(Mark mark) {
 Task<void> Committer::write_header() {
   const Mutex::Hold hold = co_await header_mutex_.lock();
   if (latched_) co_await fail(latched_.copy());
-  co_await file_.write(0, sector_, {.mark = Mark::header_update}).doing("header");
+  // A copy: others may change fields meanwhile.  That one of those goes down with this write is no
+  // harm, as each is changed only when what it needs is durable.
+  const std::vector<std::byte> now(sector_.begin(), sector_.end());
+  co_await file_.write(0, now, {.mark = Mark::header_update}).doing("header");
 }
 
 /// O7: set before the refcounts may fall behind, cleared when they are true again.
