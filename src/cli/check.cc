@@ -6,6 +6,7 @@
 
 #include "block/raw.h"
 #include "cli/commands.h"
+#include "cli/findings.h"
 #include "cli/json.h"
 #include "cli/options.h"
 #include "cli/progress.h"
@@ -27,6 +28,7 @@ struct CheckArgs : OpenArgs {
   OutputFormat output = OutputFormat::human;
   std::optional<std::string> repair;
   std::string cache = "writeback";
+  bool findings = false;
   bool progress = false;
   bool quiet = false;
 };
@@ -43,17 +45,6 @@ Task<Opened> open_file(Gate& gate, const CheckArgs& args, FileOptions options) {
   opened.format = co_await format_of(*file, args.format);
   opened.file = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
   co_return std::move(opened);
-}
-
-void show_findings(Session& session, const CheckReport& report) {
-  for (const CheckReport::Finding& finding : report.findings) {
-    using Kind = CheckReport::Finding::Kind;
-    std::string_view kind = "";
-    if (finding.kind == Kind::corruption) kind = "ERROR ";
-    if (finding.kind == Kind::leak) kind = "Leaked ";
-    if (finding.kind == Kind::note) kind = "NOTE ";
-    session.note(cat(kind, printable(finding.text), finding.repaired ? " (repaired)" : "", "\n"));
-  }
 }
 
 double percent(uint64_t part, uint64_t whole) {
@@ -91,7 +82,7 @@ std::string human(const CheckReport& report) {
 }
 
 /// The keys in qemu-img's order; those that are zero are left out, as it does.
-std::string json(const CheckReport& report, const std::string& name) {
+Json json_of(const CheckReport& report, const std::string& name) {
   Json json = Json::object();
   const auto add = [&](const char* key, uint64_t value) {
     if (value != 0) json[key] = value;
@@ -108,7 +99,7 @@ std::string json(const CheckReport& report, const std::string& name) {
   json["filename"] = name;
   json["format"] = "qcow2";
   add("fragmented-clusters", report.fragmented_clusters);
-  return to_json(json);
+  return json;
 }
 
 /// Checks, and repairs if that is asked for; a repair is followed by another look, whose result
@@ -119,13 +110,13 @@ Task<CheckReport> check_and_repair(Session& session, RawDevice& file, CheckArgs 
   CheckReport report;
   {
     Progress progress(session, args.progress && talks);
-    CheckOptions options{.repair = repair};
+    CheckOptions options{.repair = repair, .attribute = args.findings};
     options.progress = [&](double done) {
       progress.update(static_cast<uint64_t>(done * 10000), 10000);
     };
     report = co_await check_image(file, std::move(options));
   }
-  show_findings(session, report);
+  show_findings(session, report.findings);
   if (report.corruptions_fixed == 0 && report.leaks_fixed == 0) co_return report;
   co_await file.flush(Mark::flush);
   if (talks) {
@@ -147,6 +138,10 @@ Task<int> check(Session& session, CheckArgs args) {
       co_return finish_parse(session, kCheck, failed);
     }
     repair = *args.repair == "leaks" ? Repair::leaks : Repair::all;
+  }
+  if (args.findings && args.output != OutputFormat::json) {
+    session.error("--findings needs --output=json");
+    co_return kCheckFailed;
   }
   const CacheMode cache = co_await cache_mode(args.cache, "source cache");
   if (args.share && repair != Repair::none) {
@@ -185,7 +180,9 @@ Task<int> check(Session& session, CheckArgs args) {
   }
   co_await std::move(closed);
   if (args.output == OutputFormat::json) {
-    session.print(json(*report, args.image));
+    Json json = json_of(*report, args.image);
+    if (args.findings) json["findings"] = json_of_findings(report->findings);
+    session.print(to_json(json));
   } else if (!args.quiet) {
     session.print(human(*report));
   }
@@ -207,6 +204,9 @@ const Command<CheckArgs> kDefinition({
              option("-r, --repair", "WHAT", &CheckArgs::repair,
                     "leaks: free clusters that nothing uses; all: repair errors, too"),
              option("--output", "FORMAT", &CheckArgs::output, "human (the default) or json"),
+             flag("--findings", &CheckArgs::findings,
+                  "with --output=json: each finding as data, with the guest ranges and snapshots "
+                  "that it touches, its likely cause, and what a repair does about it"),
              option("-T, --source-cache", "CACHE", &CheckArgs::cache,
                     "how the image is read: writeback (the default), none (past the page cache), "
                     "writethrough, directsync or unsafe"),

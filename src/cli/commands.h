@@ -15,6 +15,7 @@ extern const AnyCommand& kCreate;
 extern const AnyCommand& kInfo;
 extern const AnyCommand& kIo;
 extern const AnyCommand& kMap;
+extern const AnyCommand& kRepair;
 extern const AnyCommand& kResize;
 extern const AnyCommand& kServe;
 /// `serve` with the options of qemu-nbd.

@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "qcow2/check.h"
 
+#include <algorithm>
 #include <memory>
 #include <string_view>
+#include <tuple>
 #include <unordered_set>
 #include <utility>
 
-#include "qcow2/repair.h"
-#include "qcow2/survey.h"
+#include "qcow2/owners.h"
+#include "qcow2/rounds.h"
+#include "qcow2/separate.h"
 
 namespace byre {
 namespace {
 
 /// Each round can uncover what the next one repairs.
-constexpr int kRoundsMax = 6;
+constexpr int kRoundsMax = 12;
 
 struct Tally {
   uint64_t corruptions = 0;
@@ -25,14 +28,14 @@ Tally tally_of(const CheckReport& report) { return {report.corruptions, report.l
 /// What was found first and is not found any more was repaired.
 CheckReport merge(CheckReport first, CheckReport last, uint64_t findings_max) {
   std::unordered_set<std::string_view> left;
-  for (const CheckReport::Finding& finding : last.findings) left.insert(finding.text);
-  std::vector<CheckReport::Finding> findings;
-  for (CheckReport::Finding& finding : first.findings) {
+  for (const Finding& finding : last.findings) left.insert(finding.text);
+  std::vector<Finding> findings;
+  for (Finding& finding : first.findings) {
     if (left.contains(finding.text)) continue;
     finding.repaired = true;
     findings.push_back(std::move(finding));
   }
-  for (CheckReport::Finding& finding : last.findings) {
+  for (Finding& finding : last.findings) {
     if (findings.size() < findings_max) findings.push_back(std::move(finding));
   }
   last.findings = std::move(findings);
@@ -43,43 +46,116 @@ CheckReport merge(CheckReport first, CheckReport last, uint64_t findings_max) {
   return last;
 }
 
+bool is_doubtful(FindingKind kind) {
+  switch (kind) {
+    case FindingKind::behind_end:
+    case FindingKind::misaligned:
+    case FindingKind::reserved_bits:
+    case FindingKind::subclusters:
+    case FindingKind::two_owners:
+    case FindingKind::shared_table:
+    case FindingKind::crossed_streams:
+    case FindingKind::bad_stream:
+      return true;
+    default:
+      return false;
+  }
+}
+
+/// Puts together what lies side by side and is seen alike.
+void normalise(std::vector<Finding::Guest>& guests) {
+  const auto view = [](const Finding::Guest& guest) {
+    return std::tie(guest.active, guest.snapshots);
+  };
+  for (Finding::Guest& guest : guests) std::sort(guest.snapshots.begin(), guest.snapshots.end());
+  std::sort(guests.begin(), guests.end(), [&](const auto& a, const auto& b) {
+    if (view(a) != view(b)) return view(b) < view(a);
+    return a.offset < b.offset;
+  });
+  size_t kept = 0;
+  for (Finding::Guest& guest : guests) {
+    if (!guest.active && guest.snapshots.empty()) continue;
+    if (kept != 0) {
+      Finding::Guest& last = guests[kept - 1];
+      if (view(last) == view(guest) && guest.offset <= last.offset + last.length) {
+        last.length = std::max(last.length, guest.offset + guest.length - last.offset);
+        continue;
+      }
+    }
+    if (&guests[kept] != &guest) guests[kept] = std::move(guest);
+    ++kept;
+  }
+  guests.resize(kept);
+}
+
 Task<std::unique_ptr<Survey>> look(Device& file, const CheckOptions& options) {
   auto survey = std::make_unique<Survey>(file, options);
   co_await survey->run();
+  if (options.attribute && !survey->report.findings.empty()) co_await attribute(*survey);
   co_return survey;
 }
 
-Task<CheckReport> survey_and_repair(Device& file, const CheckOptions& options) {
-  std::unique_ptr<Survey> survey = co_await look(file, options);
-  if (options.repair == Repair::none) co_return std::move(survey->report);
+}  // namespace
 
-  CheckReport first = survey->report;
-  bool damaged = false;
+Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, bool copy_data) {
+  RepairRounds rounds;
+  std::unique_ptr<Survey> survey = co_await look(file, options);
+  rounds.first = survey->report;
+  survey->keep_orphans = options.keep_orphans;
+  for (const Finding& finding : survey->report.findings) {
+    if (!is_doubtful(finding.kind)) continue;
+    rounds.log.in_doubt.insert(rounds.log.in_doubt.end(), finding.guests.begin(),
+                               finding.guests.end());
+  }
+  bool separating = true;
   bool try_entries = true;
   for (int round = 0; round < kRoundsMax; ++round) {
     const Tally before = tally_of(survey->report);
-    const bool entries = try_entries && can_fix_entries(*survey, options.repair);
-    if (entries) {
-      co_await fix_entries(*survey);
+    bool stuck_is_the_end = true;
+    if (try_entries && can_fix_entries(*survey, options.repair)) {
+      co_await fix_entries(*survey, rounds.log);
+      stuck_is_the_end = false;
+      try_entries = false;
+    } else if (separating && can_separate(*survey, options.repair)) {
+      rounds.damaged |= survey->damaged;
+      const uint64_t actions = rounds.log.actions_count;
+      co_await separate(*survey, rounds.log, copy_data);
+      separating = rounds.log.actions_count != actions;
+      stuck_is_the_end = false;
     } else if (can_repair(*survey, options.repair)) {
-      damaged |= survey->damaged;
-      co_await repair_image(*survey, options.repair);
+      rounds.damaged |= survey->damaged;
+      co_await repair_image(*survey, options.repair, rounds.log);
     } else {
       break;
     }
     survey = co_await look(file, options);
     // Two owners are one again when the refcounts moved away; what the other had lost is a leak.
-    survey->damaged |= damaged;
+    survey->keep_orphans = options.keep_orphans || rounds.damaged;
     const bool changed = tally_of(survey->report) != before;
-    if (!entries && !changed) break;
-    try_entries = changed;
+    if (!changed && stuck_is_the_end) break;
+    if (changed) try_entries = true;
   }
-  const bool sound = survey->report.corruptions == 0 && survey->report.check_errors == 0;
-  if (sound) co_await clear_repaired_bits(file);
-  co_return merge(std::move(first), std::move(survey->report), options.findings_max);
+  rounds.sound = survey->report.corruptions == 0 && survey->report.check_errors == 0;
+  if (rounds.sound) co_await clear_repaired_bits(file);
+  normalise(rounds.log.in_doubt);
+  rounds.last = std::move(survey);
+  co_return std::move(rounds);
 }
 
-}  // namespace
+Task<CheckReport> survey_and_repair(Device& file, CheckOptions options) {
+  if (options.repair == Repair::none) {
+    const std::unique_ptr<Survey> survey = co_await look(file, options);
+    co_return std::move(survey->report);
+  }
+  RepairRounds rounds = co_await repair_in_rounds(file, options, true);
+  CheckReport report =
+      merge(std::move(rounds.first), std::move(rounds.last->report), options.findings_max);
+  if (rounds.log.actions_count != 0 && rounds.damaged) {
+    report.in_doubt = std::move(rounds.log.in_doubt);
+  }
+  if (rounds.last->keep_orphans) report.orphans_kept = rounds.last->orphan_clusters();
+  co_return std::move(report);
+}
 
 Task<CheckReport> check_image(Device& file, CheckOptions options) {
   if (options.repair != Repair::none && !file.writable()) {
@@ -90,7 +166,7 @@ Task<CheckReport> check_image(Device& file, CheckOptions options) {
 }
 
 Task<CheckReport> rebuild_refcounts(Device& file) {
-  const CheckOptions options{.repair = Repair::all};
+  const CheckOptions options{.repair = Repair::refcounts};
   co_return co_await survey_and_repair(file, options)
       .doing("rebuild the refcounts of ", quoted(file.name()));
 }

@@ -18,28 +18,39 @@
 #include <string>
 #include <vector>
 
+#include "qcow2/finding.h"
 #include "qcow2/head.h"
 
 namespace byre {
 
-enum class Repair : uint8_t { none, leaks, all };
+enum class Repair : uint8_t {
+  none,
+  leaks,      ///< What nothing uses is freed.
+  refcounts,  ///< And refcounts and flags become true.
+  all,        ///< And what two things use is copied, so that each has its own (separate.h).
+};
 
 struct CheckOptions {
   Repair repair = Repair::none;
   /// Called now and then with a fraction from 0 to 1.
   std::function<void(double)> progress;
   uint64_t findings_max = 10000;  ///< Kept with words; all are counted.
+  /// Find out whom each finding touches: guest ranges, snapshots, likely causes.  Costs another
+  /// look at the L2 tables, and only when something was found.
+  bool attribute = false;
+  /// With a repair: leave what nothing refers to as it is.  It is left anyway where damage was
+  /// found, since it may be the only copy of what was lost.
+  bool keep_orphans = false;
 };
 
 struct CheckReport {
-  struct Finding {
-    enum class Kind : uint8_t { corruption, leak, note } kind;
-    std::string text;  ///< One sentence: structure, where, what is wrong.
-    bool repaired = false;
-  };
   std::vector<Finding> findings;
-  uint64_t corruptions = 0;  ///< Left after repair.
-  uint64_t leaks = 0;        ///< Leaked clusters left after repair.
+  /// After a repair of clusters with two owners: parts of the disk that may not hold what was last
+  /// written there.
+  std::vector<Finding::Guest> in_doubt;
+  uint64_t orphans_kept = 0;  ///< Of `leaks`: left because they may be the only copy of something.
+  uint64_t corruptions = 0;   ///< Left after repair.
+  uint64_t leaks = 0;         ///< Leaked clusters left after repair.
   /// Of `corruptions`: what qemu-img 7.2 does not count: two owners of one cluster where the
   /// refcount is large enough, zero flags in images that have none, COPIED on entries that lead
   /// nowhere, data at another offset of the data file than its own.

@@ -52,6 +52,7 @@ std::optional<Owner> ReferenceCounts::add(HostCluster cluster, Owner owner, uint
   }
   if ((before == owner && cell.identity == hash) || cell.aliased) return std::nullopt;
   cell.aliased = 1;
+  has_aliases_ = true;
   return before;
 }
 
@@ -80,6 +81,18 @@ const ReferenceCounts::Cell* ReferenceCounts::find(HostCluster cluster) const {
     last_ = region->second.get();
   }
   return &(*last_)[cluster.value % kRegion];
+}
+
+std::vector<HostCluster> ReferenceCounts::aliased() const {
+  std::vector<HostCluster> found;
+  if (!has_aliases_) return found;
+  for (const auto& [index, region] : regions_) {
+    for (uint64_t i = 0; i < kRegion; ++i) {
+      if ((*region)[i].aliased) found.push_back({index * kRegion + i});
+    }
+  }
+  std::sort(found.begin(), found.end());
+  return found;
 }
 
 std::vector<uint64_t> ReferenceCounts::regions() const {

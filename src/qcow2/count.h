@@ -64,6 +64,14 @@ class ReferenceCounts {
   Cell* find(HostCluster cluster);
   const Cell* find(HostCluster cluster) const;
 
+  /// Clusters with more than one owner, ascending.
+  std::vector<HostCluster> aliased() const;
+  void set_aliased(Cell& cell) {
+    cell.aliased = 1;
+    has_aliases_ = true;
+  }
+  bool has_aliases() const { return has_aliases_; }
+
   /// Indices of all regions (cluster / kRegion), ascending.
   std::vector<uint64_t> regions() const;
 
@@ -75,6 +83,7 @@ class ReferenceCounts {
 
   std::unordered_map<uint64_t, std::unique_ptr<Region>> regions_;
   std::unordered_map<uint64_t, uint64_t> many_;
+  bool has_aliases_ = false;
   mutable uint64_t last_index_ = UINT64_MAX;
   mutable Region* last_ = nullptr;
 };

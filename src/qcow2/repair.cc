@@ -31,8 +31,8 @@ struct Layout {
 
 class Repairer {
  public:
-  explicit Repairer(Survey& survey)
-      : survey_(survey), regions_(survey.counts.regions()), keep_(!may_free(survey)) {}
+  Repairer(Survey& survey, RepairLog& log)
+      : survey_(survey), log_(log), regions_(survey.counts.regions()), keep_(!may_free(survey)) {}
 
   Task<void> run(Repair repair) {
     if (repair == Repair::leaks) {
@@ -50,16 +50,52 @@ class Repairer {
       }
     }
     co_await sync();
+    tell();
+  }
+
+  Task<std::vector<HostSpan>> room_for(uint64_t count) {
+    std::vector<HostSpan> room;
+    const uint64_t end = geometry().start_of(HostCluster{survey_.clusters + count + 1}).value;
+    if (survey_.file.can_grow() && end <= survey_.pointed_behind_end) {
+      room.push_back({{survey_.clusters}, count});
+      co_return room;
+    }
+    keep_ = true;
+    uint64_t found = 0;
+    for (Room next{1, 0}; found < count;) {
+      next = co_await next_room(next.first + next.count, count - found);
+      if (next.count == 0) {
+        co_await fail(Error(Errc::no_space, cat("no room for ", count, " clusters of copies")));
+      }
+      room.push_back({{next.first}, next.count});
+      found += next.count;
+    }
+    co_return room;
   }
 
  private:
+  void tell() {
+    if (raised_ != 0) {
+      log_.add({.kind = RepairAction::Kind::set_refcounts,
+                .clusters = raised_,
+                .text = cat("raise the refcounts of ", raised_, " clusters")});
+    }
+    if (lowered_ != 0) {
+      log_.add({.kind = RepairAction::Kind::free_clusters,
+                .clusters = lowered_,
+                .text = cat("lower the refcounts of ", lowered_,
+                            " clusters that have fewer references, or none")});
+    }
+  }
   enum class Change : uint8_t { raise, lower };
   static constexpr uint64_t kRegion = ReferenceCounts::kRegion;
 
   const Geometry& geometry() const { return survey_.geometry(); }
+  bool keeps_some() const { return keep_ || survey_.keep_orphans; }
   /// The refcount that a cluster is to have in the end.
   uint64_t wanted(uint64_t references, uint64_t refcount) const {
-    const uint64_t count = keep_ ? std::max(references, refcount) : references;
+    const bool kept = keep_ || (references == 0 && survey_.keep_orphans);
+    const uint64_t count = kept ? std::max(references, refcount) : references;
     return std::min(count, refcount_max(geometry().refcount_order));
   }
 
@@ -95,6 +131,7 @@ class Repairer {
       if (ReferenceCounts::Cell* cell = survey_.counts.find(cluster)) cell->set_on_disk(in_the_end);
       if (change == Change::raise ? refcount < in_the_end : refcount > in_the_end) {
         set_refcount(block, cluster.value - first, geometry().refcount_order, in_the_end);
+        ++(change == Change::raise ? raised_ : lowered_);
       }
     });
   }
@@ -105,6 +142,13 @@ class Repairer {
     std::sort(survey_.refcount_clusters.begin(), survey_.refcount_clusters.end());
     for (const HostCluster cluster : survey_.refcount_clusters) survey_.counts.drop(cluster);
 
+    log_.add({.kind = RepairAction::Kind::rewrite_refcounts,
+              .host_offset = survey_.head.header.refcount_table_offset.value,
+              .to = geometry().start_of(layout.table).value,
+              .length = layout.count() << geometry().cluster_bits,
+              .clusters = layout.count(),
+              .text = cat("write the refcount table and ", layout.indices.size(),
+                          " refcount blocks anew, at ", geometry().start_of(layout.table))});
     co_await write_blocks(layout);
     co_await write_table(layout);
     co_await sync();
@@ -143,7 +187,7 @@ class Repairer {
       const HostCluster first{region * kRegion};
       if (first.value < survey_.clusters) indices.push_back(geometry().refcount_table_index(first));
     }
-    for (uint64_t i = 0; keep_ && i < survey_.blocks.size(); ++i) {
+    for (uint64_t i = 0; keeps_some() && i < survey_.blocks.size(); ++i) {
       if (survey_.blocks[i] != Survey::Block::none) indices.push_back(i);
     }
     std::sort(indices.begin(), indices.end());
@@ -183,7 +227,7 @@ class Repairer {
     uint64_t loaded = UINT64_MAX;
     for (uint64_t cluster = from; cluster < stop && room.count < enough; ++cluster) {
       const uint64_t index = geometry().refcount_table_index({cluster});
-      if (index != loaded && keep_ && state_of(index) == Survey::Block::sound) {
+      if (index != loaded && keeps_some() && state_of(index) == Survey::Block::sound) {
         block = co_await survey_.read_block(index);
         loaded = index;
       }
@@ -199,7 +243,7 @@ class Repairer {
 
   bool is_free(uint64_t cluster, Bytes block) const {
     if (survey_.counts.references({cluster}) != 0) return false;
-    if (!keep_) return true;
+    if (!keeps_some()) return true;
     switch (state_of(geometry().refcount_table_index({cluster}))) {
       case Survey::Block::none:
         return true;
@@ -230,7 +274,7 @@ class Repairer {
     for (size_t i = 0; i < layout.indices.size(); ++i) {
       const uint64_t index = layout.indices[i];
       std::vector<std::byte> old;
-      if (keep_ && state_of(index) == Survey::Block::sound) {
+      if (keeps_some() && state_of(index) == Survey::Block::sound) {
         old = co_await survey_.read_block(index);
       }
       const std::vector<std::byte> block = new_block(index, old, layout);
@@ -249,8 +293,8 @@ class Repairer {
       set_refcount(block, cluster - first, order, count);
     };
     // What cannot be known is not given away.
-    const bool unknown = keep_ && (state_of(index) == Survey::Block::suspect ||
-                                   state_of(index) == Survey::Block::lost);
+    const bool unknown = keeps_some() && (state_of(index) == Survey::Block::suspect ||
+                                          state_of(index) == Survey::Block::lost);
     for (uint64_t i = first; unknown && i < survey_.block_end(index).value; ++i) {
       if (!is_old_structure({i})) set(i, 1);
     }
@@ -291,6 +335,9 @@ class Repairer {
   }
 
   Survey& survey_;
+  RepairLog& log_;
+  uint64_t raised_ = 0;
+  uint64_t lowered_ = 0;
   const std::vector<uint64_t> regions_;
   bool keep_;  ///< No refcount sinks.
 };
@@ -306,26 +353,51 @@ Task<void> forget_unknown_features(Survey& survey) {
 
 }  // namespace
 
+std::string_view name_of(RepairAction::Kind kind) {
+  switch (kind) {
+    case RepairAction::Kind::copy:
+      return "copy";
+    case RepairAction::Kind::set_refcounts:
+      return "set-refcounts";
+    case RepairAction::Kind::rewrite_refcounts:
+      return "rewrite-refcounts";
+    case RepairAction::Kind::free_clusters:
+      return "free";
+    case RepairAction::Kind::fix_flags:
+      return "fix-flags";
+  }
+  return "unknown";
+}
+
+Task<std::vector<HostSpan>> find_room(Survey& survey, uint64_t count) {
+  RepairLog none;
+  Repairer repairer(survey, none);
+  co_return co_await repairer.room_for(count);
+}
+
 bool can_repair(const Survey& survey, Repair repair) {
   if (repair == Repair::none || survey.report.check_errors != 0) return false;
-  const bool leaks = survey.report.leaks != 0 && may_free(survey);
+  const uint64_t kept = survey.keep_orphans ? survey.orphan_clusters() : 0;
+  const bool leaks = survey.report.leaks > kept && may_free(survey);
   if (repair == Repair::leaks) return leaks && !survey.undercounted && !survey.refcounts_unsound;
   return leaks || survey.undercounted || survey.refcounts_unsound || survey.copied_drift;
 }
 
 bool can_fix_entries(const Survey& survey, Repair repair) {
-  return repair == Repair::all && survey.fixable_entries && survey.report.check_errors == 0;
+  return repair >= Repair::refcounts && survey.fixable_entries && survey.report.check_errors == 0;
 }
 
-Task<void> fix_entries(Survey& survey) {
+Task<void> fix_entries(Survey& survey, RepairLog& log) {
+  log.add({.kind = RepairAction::Kind::fix_flags,
+           .text = "clear flags and offsets that mean nothing where they are"});
   co_await forget_unknown_features(survey);
   co_await survey.fix_entries();
   co_await survey.file.flush(Mark::commit_sync);
 }
 
-Task<void> repair_image(Survey& survey, Repair repair) {
+Task<void> repair_image(Survey& survey, Repair repair, RepairLog& log) {
   co_await forget_unknown_features(survey);
-  Repairer repairer(survey);
+  Repairer repairer(survey, log);
   co_await repairer.run(repair);
 }
 

@@ -8,17 +8,49 @@
 /// Not here: what to do about entries that lead nowhere; they are left as they are.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "qcow2/survey.h"
 
 namespace byre {
 
+/// Something that a repair did, or would do.
+struct RepairAction {
+  enum class Kind : uint8_t { copy, set_refcounts, rewrite_refcounts, free_clusters, fix_flags };
+  Kind kind = Kind::copy;
+  uint64_t host_offset = 0;
+  uint64_t to = 0;      ///< Where to, of what is written anew or copied.
+  uint64_t length = 0;  ///< Bytes.
+  uint64_t clusters = 0;
+  uint64_t guest_offset = 0;
+  std::string text;
+};
+std::string_view name_of(RepairAction::Kind kind);
+
+struct RepairLog {
+  static constexpr size_t kActionsMax = 10000;
+  std::vector<RepairAction> actions;
+  uint64_t actions_count = 0;
+  /// Parts of the disk that may not hold what was last written there.
+  std::vector<Finding::Guest> in_doubt;
+
+  void add(RepairAction action) {
+    ++actions_count;
+    if (actions.size() < kActionsMax) actions.push_back(std::move(action));
+  }
+};
+
 /// Would repair_image() change something?
 bool can_repair(const Survey& survey, Repair repair);
 /// One round of it; the survey is stale afterwards.
-Task<void> repair_image(Survey& survey, Repair repair);
+Task<void> repair_image(Survey& survey, Repair repair, RepairLog& log);
 /// Clears, in L2 entries, what means nothing and hides nothing; the survey is stale afterwards.
 bool can_fix_entries(const Survey& survey, Repair repair);
-Task<void> fix_entries(Survey& survey);
+Task<void> fix_entries(Survey& survey, RepairLog& log);
+/// Runs of `count` clusters in all that nobody uses: one behind the end of a file that can grow,
+/// else what is free in it.  Fails with Errc::no_space.
+Task<std::vector<HostSpan>> find_room(Survey& survey, uint64_t count);
 /// Clears the dirty and the corrupt bit, when they are set.
 Task<void> clear_repaired_bits(Device& file);
 

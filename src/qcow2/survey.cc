@@ -33,38 +33,47 @@ constexpr uint64_t kEncryptionHeader = 2;
 constexpr uint64_t kBitmapDirectory = 3;
 constexpr uint64_t kFirstBitmap = 16;
 
+/// What leaves a cluster with these two owners behind.
+Cause cause_of_alias(Owner one, Owner other) {
+  if (one == Owner::data && other == Owner::data) return Cause::reuse_race;
+  const bool packed = one == Owner::compressed || other == Owner::compressed;
+  const bool plain = one == Owner::data || other == Owner::data;
+  return packed && plain ? Cause::stale_packing : Cause::unknown;
+}
+
 }  // namespace
 
 // ---- Findings.
 
-template <class... Parts>
-void Survey::add_finding(CheckReport::Finding::Kind kind, const Parts&... parts) {
-  if (report.findings.size() >= options.findings_max) return;
-  report.findings.push_back({.kind = kind, .text = cat(parts...)});
-}
-
-template <class... Parts>
-void Survey::damage(uint64_t weight, const Parts&... parts) {
-  damaged = true;
-  report.corruptions += weight;
-  add_finding(CheckReport::Finding::Kind::corruption, parts...);
-}
-
-template <class... Parts>
-void Survey::damage_beyond_qemu(uint64_t weight, const Parts&... parts) {
-  report.corruptions_beyond_qemu += weight;
-  damage(weight, parts...);
-}
-
-template <class... Parts>
-void Survey::note(const Parts&... parts) {
-  add_finding(CheckReport::Finding::Kind::note, parts...);
+void Survey::store(Severity severity, const Place& place, std::string text) {
+  Finding finding{.severity = severity,
+                  .kind = place.kind,
+                  .structure = std::string(place.structure),
+                  .host_offset = place.at,
+                  .host_length = place.length,
+                  .cause = place.cause,
+                  .remedy = place.remedy,
+                  .text = std::move(text),
+                  .entry = place.entry};
+  if (place.use) finding.l2_table = geometry().start_of(HostCluster{place.use->cluster}).value;
+  if (place.guest) {
+    Finding::Guest guest{.offset = geometry().start_of(*place.guest).value,
+                         .length = place.guest_clusters << geometry().cluster_bits};
+    if (place.use) guest.active = place.use->active != 0;
+    if (place.l1) {
+      guest.active = place.l1->active;
+      if (!guest.active) guest.snapshots.push_back(place.l1->snapshot);
+    }
+    finding.guests.push_back(std::move(guest));
+    finding.guests_count = 1;
+  }
+  report.findings.push_back(std::move(finding));
 }
 
 void Survey::unreadable(const Error& error) {
   damaged = true;
   ++report.check_errors;
-  note(error.message());
+  note(FindingKind::unreadable, error.message());
 }
 
 // ---- The walk.
@@ -74,7 +83,9 @@ Task<void> Survey::run() {
   head = co_await load_head(file, OpenFor::repair);
   clusters = geometry().clusters_for(file_size);
   report.total_clusters = geometry().clusters_for(head.header.size);
-  for (std::string& oddity : oddities(head.header, head.extensions)) note(oddity);
+  for (std::string& oddity : oddities(head.header, head.extensions)) {
+    note(FindingKind::oddity, oddity);
+  }
 
   co_await count_references();
   co_await compare();
@@ -91,7 +102,7 @@ void Survey::progress(double fraction) const {
 Task<void> Survey::count_references() {
   const Header& header = head.header;
   count_range(0, geometry().cluster_size(), Owner::header, 0, 1, "header");
-  co_await count_l1(header.l1_offset, header.l1_entries, 0, "");
+  co_await count_l1(header.l1_offset, header.l1_entries, 0, "", "");
   co_await count_snapshots();
   if (const std::optional<CryptoHeader>& crypto = head.extensions.crypto_header) {
     count_range(crypto->offset.value, crypto->length, Owner::other, kEncryptionHeader, 1,
@@ -111,12 +122,16 @@ Task<void> Survey::count_references() {
 /// when it ends a whole cluster or more behind the end of the file.  (The last cluster of the file
 /// may be there in part.)
 bool Survey::count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t identity,
-                         uint64_t weight, std::string_view what) {
+                         uint64_t weight, std::string_view what, const Met* met) {
   if (length == 0) return true;
   const std::optional<uint64_t> end = checked_add(offset, length);
   if (!end || (*end > file_size && *end - file_size >= geometry().cluster_size())) {
     pointed_behind_end = std::min(pointed_behind_end, std::max(offset, file_size));
-    damage(weight, what, " at ", hex(offset), ": ", length,
+    Place place = met ? entry_place(*met, FindingKind::behind_end)
+                      : Place{.kind = FindingKind::behind_end, .at = offset, .length = length};
+    place.structure = what;
+    place.cause = Cause::truncated_file;
+    damage(weight, place, what, " at ", hex(offset), ": ", length,
            " bytes are not all there: the file ends before");
     return false;
   }
@@ -127,7 +142,15 @@ bool Survey::count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t
   for (HostCluster cluster = first; cluster <= last; ++cluster) {
     const std::optional<Owner> other = counts.add(cluster, owner, identity, weight);
     if (other) {
-      damage_beyond_qemu(1, "cluster at ", geometry().start_of(cluster), ": ", what, " at ",
+      Place shared = place_of(cluster);
+      shared.structure = what;
+      if (met) {
+        shared.use = met->use;
+        shared.guest = met->guest;
+        shared.entry = met->entry.descriptor;
+      }
+      shared.cause = cause_of_alias(*other, owner);
+      damage_beyond_qemu(1, shared, "cluster at ", geometry().start_of(cluster), ": ", what, " at ",
                          hex(offset), " lies in ", name_of(*other));
     }
     if (const auto* cell = counts.find(cluster); cell->aliased) alone = false;
@@ -145,9 +168,12 @@ Task<void> Survey::read_padded(uint64_t offset, MutableBytes data, Mark mark) {
 // ---- L1 tables, active and not.
 
 /// `what` is put in front of findings; the active table's is empty.
-Task<void> Survey::count_l1(HostOffset at, uint64_t entries, uint64_t identity, std::string what) {
+Task<void> Survey::count_l1(HostOffset at, uint64_t entries, uint64_t identity, std::string what,
+                            std::string snapshot) {
   if (!count_range(at.value, entries * 8, Owner::l1, identity, 1, what + "L1 table")) co_return;
   const bool active = identity == 0;
+  const L1Table l1{.at = at, .entries = entries, .active = active, .snapshot = snapshot};
+  l1_tables.push_back(l1);
   std::vector<std::byte> piece;
   for (uint64_t done = 0; done < entries;) {
     const uint64_t count = std::min(entries - done, kPiece / 8);
@@ -161,24 +187,37 @@ Task<void> Survey::count_l1(HostOffset at, uint64_t entries, uint64_t identity, 
     for (uint64_t i = 0; i < count; ++i) {
       const uint64_t entry = load_l1_entry(piece, i);
       if (active) l1_.push_back(entry);
-      if (entry != 0) count_l1_entry(entry, done + i, active, what);
+      if (entry != 0) count_l1_entry(entry, done + i, l1, what);
     }
     done += count;
   }
 }
 
-void Survey::count_l1_entry(uint64_t entry, uint64_t index, bool active, std::string_view what) {
+void Survey::count_l1_entry(uint64_t entry, uint64_t index, const L1Table& l1,
+                            std::string_view what) {
+  const bool active = l1.active;
+  Place place{.structure = "L1 entry",
+              .at = l1.at.value + index * 8,
+              .length = 8,
+              .guest = geometry().first_of_l1(index),
+              .guest_clusters = geometry().l2_entries(),
+              .l1 = &l1,
+              .entry = entry};
+  const auto broken = [&](FindingKind kind, const auto&... parts) {
+    place.kind = kind;
+    damage(1, place, what, "L1 entry ", index, ": ", parts...);
+  };
   if ((entry & ~(kCopied | kOffsetMask)) != 0) {
-    damage(1, what, "L1 entry ", index, ": ", hex(entry), ": reserved bits are set");
+    broken(FindingKind::reserved_bits, hex(entry), ": reserved bits are set");
   }
   const HostOffset at{entry & kOffsetMask};
   if (at.value == 0) {
     // There was one: what it pointed to is still there, as a leak.
-    if (entry == kCopied) damage(1, what, "L1 entry ", index, ": COPIED, but no L2 table");
+    if (entry == kCopied) broken(FindingKind::stray_flag, "COPIED, but no L2 table");
     return;
   }
   if (!geometry().aligned(at)) {
-    damage(1, what, "L1 entry ", index, ": L2 table at ", at, " is not cluster aligned");
+    broken(FindingKind::misaligned, "L2 table at ", at, " is not cluster aligned");
     count_range(at.value, geometry().cluster_size(), Owner::l2, index, 1, "L2 table");
     if (active) behind_end_[geometry().cluster_of(at)] = false;  // Its flag is looked at, too.
     copied_drift |= active;
@@ -186,7 +225,8 @@ void Survey::count_l1_entry(uint64_t entry, uint64_t index, bool active, std::st
   }
   if (at.value >= file_size) {
     pointed_behind_end = std::min(pointed_behind_end, at.value);
-    damage(1, what, "L1 entry ", index, ": L2 table at ", at, " lies behind the end of the file");
+    place.cause = Cause::truncated_file;
+    broken(FindingKind::behind_end, "L2 table at ", at, " lies behind the end of the file");
     if (active) behind_end_[geometry().cluster_of(at)] = false;
     copied_drift |= active;
     return;
@@ -216,7 +256,11 @@ void Survey::merge_l2_uses() {
     L2Use& same = l2_uses_[kept - 1];
     if (same.l1_index != use.l1_index && !same.shared) {
       same.shared = true;
-      damage_beyond_qemu(1, "L1 entries ", same.l1_index, " and ", use.l1_index,
+      Place place = place_of(HostCluster{use.cluster});
+      place.kind = FindingKind::shared_table;
+      place.structure = "L2 table";
+      place.cause = Cause::failed_l1_update;
+      damage_beyond_qemu(1, place, "L1 entries ", same.l1_index, " and ", use.l1_index,
                          " point to the same L2 table at ",
                          geometry().start_of(HostCluster{use.cluster}));
     }
@@ -235,11 +279,16 @@ void Survey::count_l2_tables() {
     const HostCluster cluster{use.cluster};
     const std::optional<Owner> other = counts.add(cluster, Owner::l2, use.l1_index, use.weight);
     if (other) {
-      damage_beyond_qemu(1, "cluster at ", geometry().start_of(cluster), ": L2 table ",
+      Place place = place_of(cluster);
+      place.structure = "L2 table";
+      place.guest = geometry().first_of_l1(use.l1_index);
+      place.guest_clusters = geometry().l2_entries();
+      place.use = &use;
+      damage_beyond_qemu(1, place, "cluster at ", geometry().start_of(cluster), ": L2 table ",
                          use.l1_index, " lies in ", name_of(*other));
     }
     ReferenceCounts::Cell& cell = *counts.find(cluster);
-    if (use.shared) cell.aliased = 1;
+    if (use.shared) counts.set_aliased(cell);
     if (use.copied_set) cell.see_copied(true);
     if (use.copied_clear) cell.see_copied(false);
   }
@@ -311,6 +360,25 @@ Task<void> Survey::write_changes(HostOffset at, Bytes before, Bytes after, Mark 
   co_await file.write(at.value + from, after.subspan(from, to - from), {.mark = mark});
 }
 
+Survey::Place Survey::place_of(HostCluster cluster) const {
+  return {.kind = FindingKind::two_owners,
+          .at = geometry().start_of(cluster).value,
+          .length = geometry().cluster_size(),
+          .remedy = Remedy::separate};
+}
+
+Survey::Place Survey::entry_place(const Met& met, FindingKind kind) const {
+  const uint64_t table = geometry().start_of(HostCluster{met.use->cluster}).value;
+  const uint64_t size = geometry().l2_entry_size();
+  return {.kind = kind,
+          .structure = "L2 entry",
+          .at = table + geometry().l2_index(met.guest) * size,
+          .length = size,
+          .use = met.use,
+          .guest = met.guest,
+          .entry = met.entry.descriptor};
+}
+
 /// How the data of the table before it lie, to tell what is fragmented.
 struct Survey::Run {
   uint64_t next = 0;
@@ -331,11 +399,12 @@ void Survey::count_entry(const L2Use& use, uint64_t index, L2Entry entry, Run& r
   if ((descriptor & kCompressed) != 0) return count_compressed(use, guest, entry, run);
 
   if ((descriptor & ~(kCopied | kOffsetMask | kReadsZero)) != 0) {
-    damage(use.weight, "cluster ", guest, ": L2 entry ", hex(descriptor),
-           ": reserved bits are set");
+    damage(use.weight, entry_place({&use, guest, entry}, FindingKind::reserved_bits), "cluster ",
+           guest, ": L2 entry ", hex(descriptor), ": reserved bits are set");
   }
   if ((descriptor & kReadsZero) != 0 && (geometry().version < 3 || geometry().extended_l2)) {
-    damage_beyond_qemu(use.weight, "cluster ", guest, ": L2 entry ", hex(descriptor),
+    damage_beyond_qemu(use.weight, entry_place({&use, guest, entry}, FindingKind::stray_flag),
+                       "cluster ", guest, ": L2 entry ", hex(descriptor),
                        ": zero flag, which this kind of image does not have");
   }
   const HostOffset at{descriptor & kOffsetMask};
@@ -344,7 +413,8 @@ void Survey::count_entry(const L2Use& use, uint64_t index, L2Entry entry, Run& r
   check_subclusters(use, guest, entry, has_host);
   if (has_host) return count_host(use, guest, entry, at, run);
   if (copied) {
-    damage_beyond_qemu(use.weight, "cluster ", guest, ": L2 entry ", hex(descriptor),
+    damage_beyond_qemu(use.weight, entry_place({&use, guest, entry}, FindingKind::stray_flag),
+                       "cluster ", guest, ": L2 entry ", hex(descriptor),
                        ": COPIED, but no host cluster");
   }
 }
@@ -353,13 +423,13 @@ bool Survey::check_subclusters(const L2Use& use, GuestCluster guest, L2Entry ent
   const uint64_t allocated = entry.bitmap & UINT32_MAX;
   const uint64_t zero = entry.bitmap >> 32;
   if (allocated != 0 && !has_host) {
-    damage(use.weight, "cluster ", guest, ": subclusters ", hex(entry.bitmap),
-           " are allocated nowhere");
+    damage(use.weight, entry_place({&use, guest, entry}, FindingKind::subclusters), "cluster ",
+           guest, ": subclusters ", hex(entry.bitmap), " are allocated nowhere");
     return false;
   }
   if ((allocated & zero) != 0) {
-    damage(use.weight, "cluster ", guest, ": subclusters ", hex(entry.bitmap),
-           " are allocated and zero at once");
+    damage(use.weight, entry_place({&use, guest, entry}, FindingKind::subclusters), "cluster ",
+           guest, ": subclusters ", hex(entry.bitmap), " are allocated and zero at once");
     return false;
   }
   return true;
@@ -369,23 +439,28 @@ void Survey::count_compressed(const L2Use& use, GuestCluster guest, L2Entry entr
   const uint64_t descriptor = entry.descriptor;
   if ((descriptor & kCopied) != 0) {
     report.corruptions += use.weight;
-    add_finding(CheckReport::Finding::Kind::corruption, "cluster ", guest, ": L2 entry ",
-                hex(descriptor), ": COPIED on compressed data");
+    Place place = entry_place({&use, guest, entry}, FindingKind::stray_flag);
+    place.remedy = Remedy::fix_flag;
+    add_finding(Severity::corruption, place, "cluster ", guest, ": L2 entry ", hex(descriptor),
+                ": COPIED on compressed data");
     fixable_entries = true;
   }
   if (geometry().data_file) {
-    return damage(use.weight, "cluster ", guest, ": L2 entry ", hex(descriptor),
+    return damage(use.weight, entry_place({&use, guest, entry}, FindingKind::stray_flag),
+                  "cluster ", guest, ": L2 entry ", hex(descriptor),
                   ": compressed, in an external data file");
   }
   if (entry.bitmap != 0) {
-    return damage(use.weight, "cluster ", guest, ": L2 entry ", hex(descriptor),
+    return damage(use.weight, entry_place({&use, guest, entry}, FindingKind::subclusters),
+                  "cluster ", guest, ": L2 entry ", hex(descriptor),
                   ": compressed, with subclusters ", hex(entry.bitmap));
   }
   const uint32_t offset_bits = geometry().compressed_offset_bits();
   const uint64_t field = descriptor & ~(kCopied | kCompressed);
   const uint64_t at = field & ((uint64_t{1} << offset_bits) - 1);
   const uint64_t size = ((field >> offset_bits) + 1) * kSectorSize - at % kSectorSize;
-  count_range(at, size, Owner::compressed, 0, use.weight, "compressed data");
+  const Met met{&use, guest, entry};
+  count_range(at, size, Owner::compressed, 0, use.weight, "compressed data", &met);
   if (use.active != 0) {
     // They never follow one another cluster by cluster.
     report.allocated_clusters += use.active;
@@ -397,9 +472,13 @@ void Survey::count_compressed(const L2Use& use, GuestCluster guest, L2Entry entr
 void Survey::count_host(const L2Use& use, GuestCluster guest, L2Entry entry, HostOffset at,
                         Run& run) {
   if (!geometry().aligned(at)) {
-    damage(use.weight, "cluster ", guest, ": host cluster at ", at, " is not cluster aligned");
     const bool reads_zero = (entry.descriptor & kReadsZero) != 0;
-    if (reads_zero && geometry().version >= 3 && !geometry().extended_l2) fixable_entries = true;
+    const bool fixable = reads_zero && geometry().version >= 3 && !geometry().extended_l2;
+    Place place = entry_place({&use, guest, entry}, FindingKind::misaligned);
+    if (fixable) place.remedy = Remedy::fix_flag;
+    damage(use.weight, place, "cluster ", guest, ": host cluster at ", at,
+           " is not cluster aligned");
+    fixable_entries |= fixable;
   }
   if (use.active != 0) {
     report.allocated_clusters += use.active;
@@ -410,14 +489,16 @@ void Survey::count_host(const L2Use& use, GuestCluster guest, L2Entry entry, Hos
   const bool copied = (entry.descriptor & kCopied) != 0;
   if (geometry().data_file) {
     if (at.value != geometry().start_of(guest).value) {
-      damage_beyond_qemu(use.weight, "cluster ", guest, ": at ", at,
+      damage_beyond_qemu(use.weight, entry_place({&use, guest, entry}, FindingKind::misplaced),
+                         "cluster ", guest, ": at ", at,
                          " of the data file, where another guest cluster belongs");
     }
     if (use.active != 0 && !copied) copied_drift = true;
     return;
   }
+  const Met met{&use, guest, entry};
   if (!count_range(at.value, geometry().cluster_size(), Owner::data, guest.value, use.weight,
-                   "data")) {
+                   "data", &met)) {
     if (use.active != 0) behind_end_[geometry().cluster_of(at)] = false;
     copied_drift |= use.active != 0;
     return;
@@ -433,7 +514,11 @@ Task<void> Survey::count_snapshots() {
     if (snapshots.error().code() == Errc::io) {
       unreadable(snapshots.error());
     } else {
-      damage(1, snapshots.error().message());
+      damage(1,
+             {.kind = FindingKind::snapshot,
+              .structure = "snapshot table",
+              .at = head.header.snapshots_offset.value},
+             snapshots.error().message());
     }
     snapshots_lost = true;
     co_return;
@@ -442,16 +527,21 @@ Task<void> Survey::count_snapshots() {
     const Snapshot& snapshot = (*snapshots)[i];
     std::string name = cat("snapshot ", quoted(snapshot.name), ": ");
     if (const Result<void> sound = check_l1_table(snapshot, geometry()); !sound) {
-      damage(1, name, sound.error().message());
+      damage(1,
+             {.kind = FindingKind::snapshot,
+              .structure = "snapshot's L1 table",
+              .at = snapshot.l1_offset.value},
+             name, sound.error().message());
       pointed_behind_end =
           std::min(pointed_behind_end, std::max(snapshot.l1_offset.value, file_size));
       continue;
     }
     if (snapshot.l1_entries < geometry().l1_entries_for(snapshot.disk_size.value_or(0))) {
-      note(name, "L1 table of ", snapshot.l1_entries, " entries is too short for its disk of ",
-           *snapshot.disk_size, " bytes");
+      note(FindingKind::snapshot, name, "L1 table of ", snapshot.l1_entries,
+           " entries is too short for its disk of ", *snapshot.disk_size, " bytes");
     }
-    co_await count_l1(snapshot.l1_offset, snapshot.l1_entries, i + 1, std::move(name));
+    co_await count_l1(snapshot.l1_offset, snapshot.l1_entries, i + 1, std::move(name),
+                      snapshot.name);
   }
   if (snapshots->empty()) co_return;
   const uint64_t at = head.header.snapshots_offset.value;
@@ -459,7 +549,8 @@ Task<void> Survey::count_snapshots() {
   if (table) {
     count_range(at, table->size(), Owner::other, kSnapshotTable, 1, "snapshot table");
   } else {
-    damage(1, "snapshot table at ", hex(at), ": ", table.error().message());
+    damage(1, {.kind = FindingKind::snapshot, .structure = "snapshot table", .at = at},
+           "snapshot table at ", hex(at), ": ", table.error().message());
   }
 }
 
@@ -482,13 +573,18 @@ Task<void> Survey::count_bitmaps() {
   const Result<std::vector<Bitmap>> bitmaps =
       parse_bitmap_directory(bytes, extension->count, geometry());
   if (!bitmaps) {
-    damage(1, bitmaps.error().message());
+    damage(1,
+           {.kind = FindingKind::bitmap,
+            .structure = "bitmap directory",
+            .at = at,
+            .length = extension->directory_size},
+           bitmaps.error().message());
     co_return;
   }
   for (uint64_t i = 0; i < bitmaps->size(); ++i) {
     const Bitmap& bitmap = (*bitmaps)[i];
     if (const Result<void> usable = check_usable(bitmap, head.header.size, geometry()); !usable) {
-      note(usable.error().message());
+      note(FindingKind::bitmap, usable.error().message());
     }
     co_await count_bitmap(bitmap, i);
   }
@@ -515,7 +611,13 @@ Task<void> Survey::count_bitmap(const Bitmap& bitmap, uint64_t index) {
       if (raw == 0) continue;
       const Result<BitmapTableEntry> entry = decode_bitmap_table_entry(raw, geometry());
       if (!entry) {
-        damage(1, name, entry.error().message());
+        damage(1,
+               {.kind = FindingKind::bitmap,
+                .structure = "bitmap table",
+                .at = at + done + i,
+                .length = 8,
+                .entry = raw},
+               name, entry.error().message());
       } else if (entry->data) {
         // Each cluster of bitmap data is an owner of its own.
         const uint64_t own = (identity + 1) ^ (done + i) << 24;
@@ -550,15 +652,25 @@ Task<void> Survey::count_refcounts() {
   if (const Result<void> sound = check_refcount_table(head.header); !sound) {
     refcounts_unsound = true;
     ++report.corruptions;
-    add_finding(CheckReport::Finding::Kind::corruption, sound.error().message());
+    add_finding(Severity::corruption,
+                {.kind = FindingKind::refcount_table,
+                 .structure = "refcount table",
+                 .at = at,
+                 .remedy = Remedy::rewrite_counts},
+                sound.error().message());
     co_return;
   }
   // Not damage: all that it could tell is counted here anyway.
   if (!within(at, size, round_up(file_size, geometry().cluster_size()))) {
     refcounts_unsound = true;
     ++report.corruptions;
-    add_finding(CheckReport::Finding::Kind::corruption, "refcount table at ", hex(at),
-                " lies behind the end of the file");
+    add_finding(Severity::corruption,
+                {.kind = FindingKind::refcount_table,
+                 .structure = "refcount table",
+                 .at = at,
+                 .length = size,
+                 .remedy = Remedy::rewrite_counts},
+                "refcount table at ", hex(at), " lies behind the end of the file");
     co_return;
   }
   if (!count_range(at, size, Owner::refcounts, 0, 1, "refcount table")) {
@@ -591,8 +703,14 @@ void Survey::count_block(uint64_t index) {
     refcounts_unsound = true;
     blocks[index] = block;
     report.corruptions += 1;
-    add_finding(CheckReport::Finding::Kind::corruption, "refcount block ", index, " at ",
-                hex(entry), ": ", parts...);
+    add_finding(Severity::corruption,
+                {.kind = FindingKind::refcount_block,
+                 .structure = "refcount block",
+                 .at = entry,
+                 .length = geometry().cluster_size(),
+                 .entry = entry,
+                 .remedy = Remedy::rewrite_counts},
+                "refcount block ", index, " at ", hex(entry), ": ", parts...);
   };
   if (const auto decoded = decode_refcount_table_entry(entry, geometry()); !decoded) {
     return unsound(Block::lost, decoded.error().message());
@@ -684,12 +802,33 @@ void Survey::compare_cluster(HostCluster cluster, uint64_t refcount, bool writab
     undercounted = true;
     if (references > refcount_max(geometry().refcount_order)) damaged = true;
     if (!writable) refcounts_unsound = true;
-    add_finding(CheckReport::Finding::Kind::corruption, "cluster at ", geometry().start_of(cluster),
+    Place place = place_of(cluster);
+    place.kind = FindingKind::refcount_too_small;
+    place.structure = name_of(cell->owner());
+    place.remedy = writable ? Remedy::set_refcount : Remedy::rewrite_counts;
+    const bool second_of_region = geometry().refcount_block_index(cluster) == 1;
+    if (refcount == 0 && cell->owner() == Owner::refcounts && second_of_region) {
+      place.cause = Cause::vmd_refcount_block;
+    }
+    add_finding(Severity::corruption, place, "cluster at ", geometry().start_of(cluster),
                 ": refcount is ", refcount, ", references are ", references, " (",
                 name_of(cell->owner()), ")");
   } else if (refcount > references) {
     ++report.leaks;
-    add_finding(CheckReport::Finding::Kind::leak, "cluster at ", geometry().start_of(cluster),
+    if (references == 0) {
+      if (!orphans.empty() && orphans.back().end() == cluster) {
+        ++orphans.back().count;
+      } else {
+        orphans.push_back({cluster, 1});
+      }
+    }
+    Place place = place_of(cluster);
+    place.kind = FindingKind::refcount_too_large;
+    place.structure = cell ? name_of(cell->owner()) : name_of(Owner::nobody);
+    place.remedy = damaged ? Remedy::set_aside
+                           : (references == 0 ? Remedy::free_cluster : Remedy::set_refcount);
+    place.cause = damaged ? Cause::unknown : Cause::cut_short;
+    add_finding(Severity::leak, place, "cluster at ", geometry().start_of(cluster),
                 ": refcount is ", refcount, ", references are ", references);
   }
 }
@@ -728,11 +867,11 @@ std::optional<bool> Survey::should_be_copied(HostCluster cluster) const {
   return cell->on_disk() == ReferenceCounts::OnDisk::one;
 }
 
-void Survey::report_copied(uint64_t weight, std::string_view what, uint64_t entry) {
+void Survey::report_copied(uint64_t weight, const Place& place, std::string_view what) {
   report.corruptions += weight;
-  const bool copied = (entry & kCopied) != 0;
+  const bool copied = (place.entry & kCopied) != 0;
   add_finding(
-      CheckReport::Finding::Kind::corruption, what, ": ", hex(entry),
+      Severity::corruption, place, what, ": ", hex(place.entry),
       copied ? ": COPIED, but the refcount is not 1" : ": not COPIED, but the refcount is 1");
 }
 
@@ -759,7 +898,17 @@ Task<void> Survey::visit_copied_l1(Copied what) {
     const bool copied = (l1_[i] & kCopied) != 0;
     if (!wanted || *wanted == copied) continue;
     if (what == Copied::report) {
-      report_copied(1, cat("L1 entry ", i), l1_[i]);
+      report_copied(1,
+                    {.kind = FindingKind::copied,
+                     .structure = "L1 entry",
+                     .at = at.value + i * 8,
+                     .length = 8,
+                     .guest = geometry().first_of_l1(i),
+                     .guest_clusters = geometry().l2_entries(),
+                     .l1 = &l1_tables.front(),
+                     .entry = l1_[i],
+                     .remedy = Remedy::fix_flag},
+                    cat("L1 entry ", i));
     } else if (l2.value < file_size && *wanted == (what == Copied::set)) {
       l1_[i] ^= kCopied;
     }
@@ -785,7 +934,9 @@ void Survey::visit_copied_l2(Copied what, const L2Use& use, MutableBytes table) 
     if (!wanted || *wanted == copied) continue;
     if (what == Copied::report) {
       const GuestCluster guest = geometry().first_of_l1(use.l1_index) + i;
-      report_copied(use.active, cat("cluster ", guest, ": L2 entry"), entry.descriptor);
+      Place place = entry_place({&use, guest, entry}, FindingKind::copied);
+      place.remedy = Remedy::fix_flag;
+      report_copied(use.active, place, cat("cluster ", guest, ": L2 entry"));
       continue;
     }
     const bool there = geometry().data_file || at.value < file_size;

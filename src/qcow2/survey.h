@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,7 @@
 #include "format/refcount.h"
 #include "qcow2/check.h"
 #include "qcow2/count.h"
+#include "qcow2/finding.h"
 #include "qcow2/head.h"
 
 namespace byre {
@@ -52,6 +54,7 @@ class Survey {
   /// The first byte behind the end of the file that something points to.  The file must not grow
   /// beyond it: what was lost there would seem to be back.
   uint64_t pointed_behind_end = UINT64_MAX;
+  bool keep_orphans = false;     ///< Free nothing that may be the only copy of lost data.
   bool snapshots_lost = false;   ///< Their table may lie anywhere: no place is sure to be free.
   bool copied_drift = false;     ///< COPIED flags may contradict refcounts.
   bool fixable_entries = false;  ///< fix_entries() has something to do.
@@ -88,7 +91,24 @@ class Survey {
   enum class Copied : uint8_t { report, clear, set };
   Task<void> visit_copied(Copied what);
 
- private:
+  /// The L1 tables that could be walked, the active one first.
+  struct L1Table {
+    HostOffset at;
+    uint64_t entries = 0;
+    bool active = false;
+    std::string snapshot;  ///< Its name, unless active.
+  };
+  std::vector<L1Table> l1_tables;
+  /// Runs of clusters that have a refcount and no reference, ascending.
+  std::vector<HostSpan> orphans;
+  uint64_t orphan_clusters() const {
+    uint64_t count = 0;
+    for (const HostSpan& span : orphans) count += span.count;
+    return count;
+  }
+  /// Clusters in which compressed streams overlap; known only when that was asked for.
+  std::set<HostCluster> crossed;
+
   /// An L2 table and who points to it.
   struct L2Use {
     uint64_t cluster = 0;
@@ -100,27 +120,72 @@ class Survey {
     bool shared = false;        ///< By different places of the disk.
   };
   using VisitL2 = std::function<void(const L2Use&, MutableBytes)>;
+  /// Reads every L2 table, in the order of the file; with Mark::l2_update what visit() changes is
+  /// written back.
+  Task<void> each_l2(const VisitL2& visit, Mark mark);
+  /// Counts what an L2 table refers to.
+  void count_l2(const L2Use& use, Bytes table);
+  const std::vector<L2Use>& l2_uses() const { return l2_uses_; }
+  /// Reads; what lies behind the end of the file is zeros.
+  Task<void> read_padded(uint64_t offset, MutableBytes data, Mark mark);
+  void unreadable(const Error& error);
 
+  /// What a finding is about; what is not known stays as it is.
+  struct Place {
+    FindingKind kind = FindingKind::oddity;
+    std::string_view structure = {};
+    uint64_t at = 0;  ///< In the file, with `length` bytes.
+    uint64_t length = 0;
+    const L2Use* use = nullptr;  ///< It is an entry of this L2 table.
+    std::optional<GuestCluster> guest = {};
+    uint64_t guest_clusters = 1;
+    const L1Table* l1 = nullptr;  ///< It is an entry of this L1 table.
+    uint64_t entry = 0;           ///< The entry.
+    Remedy remedy = Remedy::refuse;
+    Cause cause = Cause::unknown;
+  };
   template <class... Parts>
-  void add_finding(CheckReport::Finding::Kind kind, const Parts&... parts);
+  void add_finding(Severity severity, const Place& place, const Parts&... parts) {
+    if (report.findings.size() < options.findings_max) store(severity, place, cat(parts...));
+  }
+  /// References may be wrong or missing: a corruption, and nothing is freed.
   template <class... Parts>
-  void damage(uint64_t weight, const Parts&... parts);
+  void damage(uint64_t weight, const Place& place, const Parts&... parts) {
+    damaged = true;
+    report.corruptions += weight;
+    add_finding(Severity::corruption, place, parts...);
+  }
   /// The same for what QEMU does not count.
   template <class... Parts>
-  void damage_beyond_qemu(uint64_t weight, const Parts&... parts);
+  void damage_beyond_qemu(uint64_t weight, const Place& place, const Parts&... parts) {
+    report.corruptions_beyond_qemu += weight;
+    damage(weight, place, parts...);
+  }
+
+ private:
+  void store(Severity severity, const Place& place, std::string text);
+  Place place_of(HostCluster cluster) const;
+  /// An entry of an L2 table.
+  struct Met {
+    const L2Use* use;
+    GuestCluster guest;
+    L2Entry entry;
+  };
+  Place entry_place(const Met& met, FindingKind kind) const;
   template <class... Parts>
-  void note(const Parts&... parts);
-  void unreadable(const Error& error);
+  void note(FindingKind kind, const Parts&... parts) {
+    add_finding(Severity::note, {.kind = kind, .remedy = Remedy::none}, parts...);
+  }
 
   // 1.
   Task<void> count_references();
   bool count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t identity,
-                   uint64_t weight, std::string_view what);
-  Task<void> count_l1(HostOffset at, uint64_t entries, uint64_t identity, std::string what);
-  void count_l1_entry(uint64_t entry, uint64_t index, bool active, std::string_view what);
+                   uint64_t weight, std::string_view what, const Met* met = nullptr);
+  Task<void> count_l1(HostOffset at, uint64_t entries, uint64_t identity, std::string what,
+                      std::string snapshot);
+  void count_l1_entry(uint64_t entry, uint64_t index, const L1Table& l1, std::string_view what);
   void merge_l2_uses();
   void count_l2_tables();
-  void count_l2(const L2Use& use, Bytes table);
   struct Run;
   void count_entry(const L2Use& use, uint64_t index, L2Entry entry, Run& run);
   void count_compressed(const L2Use& use, GuestCluster guest, L2Entry entry, Run& run);
@@ -146,10 +211,8 @@ class Survey {
   void visit_copied_l2(Copied what, const L2Use& use, MutableBytes table);
   Task<void> visit_copied_l1(Copied what);
   std::optional<bool> should_be_copied(HostCluster cluster) const;
-  void report_copied(uint64_t weight, std::string_view what, uint64_t entry);
+  void report_copied(uint64_t weight, const Place& place, std::string_view what);
 
-  Task<void> each_l2(const VisitL2& visit, Mark mark);
-  Task<void> read_padded(uint64_t offset, MutableBytes data, Mark mark);
   Task<void> read_clusters(const std::vector<HostCluster>& wanted, MutableBytes bytes,
                            std::vector<char>& read, Mark mark);
   Task<void> read_cluster(HostCluster cluster, MutableBytes bytes, char& read, Mark mark);

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/findings.h"
+
+#include "cli/text.h"
+
+namespace byre {
+namespace {
+
+std::string_view name_of(Severity severity) {
+  switch (severity) {
+    case Severity::corruption:
+      return "corruption";
+    case Severity::leak:
+      return "leak";
+    case Severity::note:
+      return "note";
+  }
+  return "unknown";
+}
+
+Json json_of(const Finding::Guest& guest) {
+  Json json = Json::object();
+  json["offset"] = guest.offset;
+  json["length"] = guest.length;
+  json["active"] = guest.active;
+  json["snapshots"] = guest.snapshots;
+  return json;
+}
+
+Json json_of(const Finding& finding) {
+  Json json = Json::object();
+  json["severity"] = std::string(name_of(finding.severity));
+  json["kind"] = std::string(byre::name_of(finding.kind));
+  if (!finding.structure.empty()) json["structure"] = finding.structure;
+  if (finding.host_offset != 0 || finding.host_length != 0) {
+    json["host-offset"] = finding.host_offset;
+    json["host-length"] = finding.host_length;
+  }
+  if (finding.entry != 0) json["entry"] = finding.entry;
+  if (finding.l2_table != 0) json["l2-table"] = finding.l2_table;
+  if (finding.guests_count != 0) {
+    json["guests-count"] = finding.guests_count;
+    json["guests"] = Json::array();
+    for (const Finding::Guest& guest : finding.guests) json["guests"].push_back(json_of(guest));
+  }
+  json["cause"] = std::string(byre::name_of(finding.cause));
+  if (finding.intended != 0) json["intended-offset"] = finding.intended;
+  json["remedy"] = std::string(byre::name_of(finding.remedy));
+  json["repaired"] = finding.repaired;
+  json["text"] = finding.text;
+  return json;
+}
+
+}  // namespace
+
+Json json_of_findings(const std::vector<Finding>& findings) {
+  Json list = Json::array();
+  for (const Finding& finding : findings) list.push_back(json_of(finding));
+  return list;
+}
+
+void show_findings(Session& session, const std::vector<Finding>& findings) {
+  for (const Finding& finding : findings) {
+    std::string_view kind = "";
+    if (finding.severity == Severity::corruption) kind = "ERROR ";
+    if (finding.severity == Severity::leak) kind = "Leaked ";
+    if (finding.severity == Severity::note) kind = "NOTE ";
+    session.note(cat(kind, printable(finding.text), finding.repaired ? " (repaired)" : "", "\n"));
+  }
+}
+
+}  // namespace byre

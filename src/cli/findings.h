@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Findings of a check as JSON and as lines for people; `check`, `repair` and `dump` share them.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "cli/json.h"
+#include "cli/session.h"
+#include "qcow2/finding.h"
+
+namespace byre {
+
+/// A list of objects; keys that say nothing are left out.
+Json json_of_findings(const std::vector<Finding>& findings);
+/// One line each, to stderr.
+void show_findings(Session& session, const std::vector<Finding>& findings);
+
+}  // namespace byre

@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0
+/// `byre repair`: what would a repair do; do it; take it back.
+#include <nlohmann/json.hpp>
+
+#include "block/raw.h"
+#include "cli/commands.h"
+#include "cli/findings.h"
+#include "cli/options.h"
+#include "cli/progress.h"
+#include "cli/text.h"
+#include "job/create.h"
+#include "qcow2/recover.h"
+#include "qcow2/undo.h"
+
+namespace byre {
+
+namespace {
+
+/// Exit codes.
+constexpr int kRepaired = 0;  ///< Or there was nothing to do.
+constexpr int kFailed = 1;    ///< Or refused.
+constexpr int kToDo = 2;      ///< A plan that would change something.
+constexpr int kOrphansLeft = 3;
+
+constexpr uint64_t kRangesShown = 1000;
+
+struct RepairArgs : OpenArgs {
+  std::string image;
+  OutputFormat output = OutputFormat::human;
+  bool apply = false;
+  std::optional<std::string> undo;
+  std::optional<std::string> journal;
+  std::optional<std::string> save_orphans;
+  bool free_orphans = false;
+  bool progress = false;
+  bool quiet = false;
+};
+
+Task<std::unique_ptr<RawDevice>> open_image(Gate& gate, RepairArgs args, bool writable) {
+  const std::string path = co_await path_of(args.image);
+  Result<std::unique_ptr<File>> file =
+      gate.open(path, {.writable = writable, .share_lock = args.share && !writable});
+  if (!file) co_await fail(could_not_open(args.image, std::move(file).error()));
+  if (co_await format_of(**file, args.format) != DiskFormat::qcow2) {
+    co_await fail(unsupported(byre::quoted(args.image), " is not a qcow2 image"));
+  }
+  co_return std::make_unique<RawDevice>(*std::move(file), RawOptions{.growable = true});
+}
+
+// ---- What is shown.
+
+Json json_of(const RepairAction& action) {
+  Json json = Json::object();
+  json["kind"] = std::string(name_of(action.kind));
+  if (action.host_offset != 0) json["host-offset"] = action.host_offset;
+  if (action.to != 0) json["to"] = action.to;
+  if (action.length != 0) json["length"] = action.length;
+  if (action.clusters != 0) json["clusters"] = action.clusters;
+  if (action.kind == RepairAction::Kind::copy) json["guest-offset"] = action.guest_offset;
+  json["text"] = action.text;
+  return json;
+}
+
+Json json_of(const Orphan& orphan) {
+  Json json = Json::object();
+  json["host-offset"] = orphan.at.value;
+  json["length"] = orphan.length;
+  json["looks"] = std::string(name_of(orphan.looks));
+  std::string start;
+  for (const std::byte byte : orphan.start) {
+    start += fmt::format("{:02x}", std::to_integer<unsigned>(byte));
+  }
+  json["start"] = start;
+  return json;
+}
+
+Json json_of(const Finding::Guest& guest) {
+  Json json = Json::object();
+  json["offset"] = guest.offset;
+  json["length"] = guest.length;
+  json["active"] = guest.active;
+  json["snapshots"] = guest.snapshots;
+  return json;
+}
+
+template <class Item>
+Json list_of(const std::vector<Item>& items) {
+  Json list = Json::array();
+  for (const Item& item : items) list.push_back(json_of(item));
+  return list;
+}
+
+Json json_of(const Recovery& recovery, const RepairArgs& args, bool applied) {
+  Json json = Json::object();
+  json["filename"] = args.image;
+  json["format"] = "qcow2";
+  json["needed"] = recovery.needed;
+  json["accepted"] = recovery.refused.empty();
+  if (!recovery.refused.empty()) json["refused"] = recovery.refused;
+  json["applied"] = applied;
+  json["corruptions"] = recovery.found.corruptions;
+  json["leaks"] = recovery.found.leaks;
+  json["corruptions-left"] = recovery.left.corruptions;
+  json["leaks-left"] = recovery.left.leaks;
+  json["findings"] = json_of_findings(recovery.found.findings);
+  json["actions-count"] = recovery.log.actions_count;
+  json["actions"] = list_of(recovery.log.actions);
+  json["in-doubt"] = list_of(recovery.log.in_doubt);
+  json["orphan-clusters"] = recovery.orphan_clusters;
+  json["orphans"] = list_of(recovery.orphans);
+  json["orphans-saved"] = recovery.orphans_saved;
+  json["orphans-freed"] = recovery.orphans_freed;
+  return json;
+}
+
+std::string seen_by(const Finding::Guest& guest) {
+  std::string out = guest.active ? "the disk" : "";
+  for (const std::string& name : guest.snapshots) {
+    out += cat(out.empty() ? "" : ", ", "snapshot ", byre::quoted(name));
+  }
+  return out;
+}
+
+/// "\nHeading:\n", and a line each.
+template <class Item, class Line>
+std::string listing(std::string_view heading, const std::vector<Item>& items, Line line) {
+  if (items.empty()) return "";
+  std::string out = cat("\n", heading, ":\n");
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (i == kRangesShown) {
+      out += cat("  and ", items.size() - i, " more (--output=json lists them)\n");
+      break;
+    }
+    out += cat("  ", line(items[i]), "\n");
+  }
+  return out;
+}
+
+std::string line_of(const Orphan& orphan) {
+  std::string start;
+  for (const std::byte byte : orphan.start) {
+    start += fmt::format(" {:02x}", std::to_integer<unsigned>(byte));
+  }
+  return cat(orphan.at, ", ", orphan.length, " bytes: ", name_of(orphan.looks),
+             orphan.looks == Orphan::Looks::zeros ? "" : cat(", starting with", start));
+}
+
+std::string human(const Recovery& recovery, bool applied) {
+  std::string out = cat(recovery.found.corruptions, " corruptions and ", recovery.found.leaks,
+                        " leaked clusters were found.\n");
+  if (!recovery.needed) return out + "There is nothing to repair.\n";
+  const std::string_view what = applied ? "What was done" : "What a repair would do";
+  if (recovery.refused.empty()) {
+    out += listing(what, recovery.log.actions, [](const RepairAction& a) { return a.text; });
+  }
+  out += listing("Guest ranges in doubt: check what they hold (file systems, databases)",
+                 recovery.log.in_doubt, [](const Finding::Guest& guest) {
+                   return cat(hex(guest.offset), ", ", guest.length, " bytes, seen by ",
+                              seen_by(guest));
+                 });
+  out += listing("Clusters that nothing uses", recovery.orphans, line_of);
+  return out;
+}
+
+/// What happens to orphans, in a sentence.
+std::string fate_of_orphans(const Recovery& recovery, const RepairArgs& args, bool applied) {
+  if (recovery.orphan_clusters == 0) return "";
+  if (recovery.orphans_freed) {
+    const std::string saved =
+        args.save_orphans ? cat(applied ? "saved to " : "would be saved to ",
+                                byre::quoted(*args.save_orphans), " at the offsets they have, and ")
+                          : "";
+    return cat("\nThese clusters ", applied ? "were " : "", saved,
+               applied ? "freed.\n" : "would be freed.\n");
+  }
+  return "\nThese clusters stay, since they may be the only copy of something: save and free them "
+         "with --save-orphans FILE, or free them with --free-orphans.\n";
+}
+
+// ---- What is done.
+
+struct Journal {
+  std::unique_ptr<RawDevice> file;
+  std::optional<UndoJournal> journal;
+};
+
+/// A new journal, or the one of a repair that was cut off.
+Task<Journal> open_journal(Session& session, Gate& gate, RawDevice& image, std::string path) {
+  Journal opened;
+  Result<std::unique_ptr<File>> file = gate.open(path, {.writable = true, .create = true});
+  const bool is_new = file.has_value();
+  if (!file && file.error().code() == Errc::exists) file = gate.open(path, {.writable = true});
+  if (!file) co_await fail(std::move(file).error().while_doing("undo journal"));
+  opened.file = std::make_unique<RawDevice>(*std::move(file), RawOptions{.growable = true});
+  // One that was made and never written is new, too.
+  if (is_new || opened.file->size() == 0) {
+    opened.journal = co_await UndoJournal::begin(image, *opened.file);
+    co_await sync_folder(session.reactor(), path);
+    co_return std::move(opened);
+  }
+  opened.journal = co_await UndoJournal::load(*opened.file);
+  co_await opened.journal->check(image).doing("continue the repair of undo journal ", byre::quoted(path));
+  co_await opened.journal->trim();
+  co_return std::move(opened);
+}
+
+Task<Recovery> apply(Session& session, Gate& gate, RawDevice& image, RepairArgs args,
+                     const Recovery& plan) {
+  const std::string path = args.journal.value_or(args.image + ".undo");
+  std::unique_ptr<RawDevice> orphans;
+  RecoverOptions options{.free_orphans = args.free_orphans};
+  if (args.save_orphans && plan.orphan_clusters != 0) {
+    std::unique_ptr<File> file =
+        co_await gate.open(*args.save_orphans, {.writable = true, .create = true});
+    orphans = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
+    options.save_orphans_to = orphans.get();
+    co_await sync_folder(session.reactor(), *args.save_orphans);
+  }
+  Journal journal = co_await open_journal(session, gate, image, path);
+  UndoDevice device(image, *journal.journal);
+  Result<Recovery> done = co_await apply_recovery(device, options).result();
+  Result<void> closed = co_await journal.file->close().result();
+  if (orphans) {
+    Result<void> saved = co_await orphans->close().result();
+    if (done) co_await std::move(saved);
+  }
+  if (!done) {
+    co_await fail(std::move(done).error().while_doing(
+        cat("repair (run it again, or take it back with --undo ", byre::quoted(path), ")")));
+  }
+  co_await std::move(closed);
+  if (!args.quiet && args.output == OutputFormat::human) {
+    session.print(cat("To take it all back: ", session.program(), " repair --undo ", byre::quoted(path),
+                      " ", byre::quoted(args.image), "\n"));
+  }
+  co_return *std::move(done);
+}
+
+Task<int> undo(Session& session, RepairArgs args) {
+  SystemGate gate(session.reactor(), OpenPolicy::nothing);
+  std::unique_ptr<RawDevice> image = co_await open_image(gate, args, true);
+  std::unique_ptr<File> file = co_await gate.open(*args.undo, {});
+  RawDevice journal(std::move(file), {});
+  Session::Interruptible guard(
+      session,
+      {.stop = [] {},
+       .waiting_for =
+           [&] { return cat("the repair of ", byre::quoted(args.image), " to be taken back"); }});
+  Result<void> undone = co_await undo_repair(*image, journal).result();
+  Result<void> closed = co_await image->close().result();
+  co_await journal.close();
+  co_await std::move(undone);
+  co_await std::move(closed);
+  if (!args.quiet && args.output == OutputFormat::human) {
+    session.print(cat(byre::quoted(args.image), " is what it was before the repair.\n"));
+  } else if (args.output == OutputFormat::json) {
+    Json json = Json::object();
+    json["filename"] = args.image;
+    json["undone"] = true;
+    session.print(to_json(json));
+  }
+  co_return kRepaired;
+}
+
+int show(Session& session, const Recovery& recovery, const RepairArgs& args, bool applied) {
+  if (args.output == OutputFormat::json) {
+    session.print(to_json(json_of(recovery, args, applied)));
+  } else if (!args.quiet) {
+    show_findings(session, recovery.found.findings);
+    session.print(
+        printable_lines(human(recovery, applied) + fate_of_orphans(recovery, args, applied)));
+  }
+  if (!recovery.refused.empty()) {
+    session.error(printable(cat(byre::quoted(args.image),
+                                " cannot be repaired without loss and was not "
+                                "touched: ",
+                                recovery.refused)));
+    return kFailed;
+  }
+  if (!recovery.needed) return kRepaired;
+  if (!applied) {
+    if (args.output == OutputFormat::human && !args.quiet) {
+      session.print("\nNothing was changed; --apply does it.\n");
+    }
+    return kToDo;
+  }
+  return recovery.left.leaks != 0 ? kOrphansLeft : kRepaired;
+}
+
+Result<void> check_args(const RepairArgs& args) {
+  if (args.undo && (args.apply || args.journal || args.save_orphans || args.free_orphans)) {
+    return invalid("--undo goes with no other option of a repair");
+  }
+  if (args.journal && !args.apply) return invalid("--journal needs --apply");
+  if (args.share && (args.apply || args.undo)) {
+    return invalid("-U only goes with looking; an image that others write cannot be repaired");
+  }
+  return {};
+}
+
+Task<int> repair(Session& session, RepairArgs args) {
+  co_await check_args(args);
+  if (args.undo) co_return co_await undo(session, std::move(args));
+
+  SystemGate gate(session.reactor(), OpenPolicy::nothing);
+  std::unique_ptr<RawDevice> image = co_await open_image(gate, args, args.apply);
+  const bool talks = args.output == OutputFormat::human && !args.quiet;
+  Result<Recovery> recovery = Recovery{};
+  {
+    Progress progress(session, args.progress && talks);
+    // A plan takes the fate of orphans as it will be.
+    RecoverOptions options{.free_orphans = args.free_orphans || args.save_orphans.has_value()};
+    options.progress = [&](double done) {
+      progress.update(static_cast<uint64_t>(done * 10000), 10000);
+    };
+    recovery = co_await plan_recovery(*image, std::move(options)).result();
+  }
+  const bool applies = args.apply && recovery && recovery->needed && recovery->refused.empty();
+  if (applies) {
+    // A repair that was begun is ended: a half-repaired image helps nobody.
+    Session::Interruptible guard(
+        session, {.stop = [] {},
+                  .waiting_for = [&] { return cat("the repair of ", byre::quoted(args.image)); }});
+    const Recovery plan = *std::move(recovery);
+    recovery = co_await apply(session, gate, *image, args, plan).result();
+  }
+  Result<void> closed = co_await image->close().result();
+  if (!recovery) co_await fail(std::move(recovery).error());
+  co_await std::move(closed);
+  co_return show(session, *recovery, args, applies);
+}
+
+const Command<RepairArgs> kDefinition({
+    .name = "repair",
+    .summary = "Show what a repair of an image would do, do it, or take it back",
+    .description =
+        "Without --apply nothing is changed. An image is repaired whole or not touched at all. "
+        "What is overwritten goes to an undo journal first, which takes the repair back byte for "
+        "byte as long as nobody else changed the image. Exit codes: 0 repaired, or nothing to do; "
+        "1 failed or refused; 2 there is something to do; 3 repaired, but clusters were left that "
+        "may be the only copy of something.",
+    .args = {operand("IMAGE", &RepairArgs::image, "the image file"), format_argument<RepairArgs>(),
+             flag("--apply", &RepairArgs::apply, "do it"),
+             option("--journal", "FILE", &RepairArgs::journal,
+                    "the undo journal to write, or to go on with; IMAGE.undo without it"),
+             option("--undo", "FILE", &RepairArgs::undo,
+                    "take back the repair that wrote this journal"),
+             option("--save-orphans", "FILE", &RepairArgs::save_orphans,
+                    "copy clusters that nothing uses to this new file, at the offsets that they "
+                    "have in the image, before they are freed"),
+             flag("--free-orphans", &RepairArgs::free_orphans,
+                  "free such clusters even where damage was found and they may be the only copy of "
+                  "what was lost"),
+             option("--output", "FORMAT", &RepairArgs::output, "human (the default) or json"),
+             share_argument<RepairArgs>(),
+             flag("-p, --progress", &RepairArgs::progress, "show how far it is"),
+             flag("-q, --quiet", &RepairArgs::quiet, "print nothing but errors")},
+    .too_few = "Expecting one image file name",
+    .too_many = "Expecting one image file name",
+    .run = repair,
+});
+
+}  // namespace
+
+const AnyCommand& kRepair = kDefinition;
+
+}  // namespace byre
