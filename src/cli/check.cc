@@ -117,6 +117,19 @@ Task<CheckReport> check_and_repair(Session& session, RawDevice& file, CheckArgs 
     report = co_await check_image(file, std::move(options));
   }
   show_findings(session, report.findings);
+  for (const Finding::Guest& guest : report.in_doubt) {
+    std::string seen = guest.active ? "the disk" : "";
+    for (const std::string& name : guest.snapshots) {
+      seen += cat(seen.empty() ? "" : ", ", "snapshot ", byre::quoted(name));
+    }
+    session.note(cat("NOTE guest range at ", hex(guest.offset), ", ", guest.length,
+                     " bytes, seen by ", seen, ": check what it holds\n"));
+  }
+  if (report.orphans_kept != 0) {
+    session.note(cat("NOTE ", report.orphans_kept,
+                     " leaked clusters were kept, since they may be the only copy of something; "
+                     "`byre repair --save-orphans` saves and frees them\n"));
+  }
   if (report.corruptions_fixed == 0 && report.leaks_fixed == 0) co_return report;
   co_await file.flush(Mark::flush);
   if (talks) {
