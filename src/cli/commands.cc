@@ -60,7 +60,7 @@ int run_subcommand(Session& session, std::span<const AnyCommand* const> commands
 
 std::span<const AnyCommand* const> byre_commands() {
   static const std::array kCommands = {
-      &kCheck, &kConvert, &kCreate, &kInfo, &kIo, &kMap, &kRepair, &kResize, &kServe,
+      &kCheck, &kConvert, &kCreate, &kDump, &kInfo, &kIo, &kMap, &kRepair, &kResize, &kServe,
   };
   return kCommands;
 }

@@ -12,6 +12,7 @@ namespace byre {
 extern const AnyCommand& kCheck;
 extern const AnyCommand& kConvert;
 extern const AnyCommand& kCreate;
+extern const AnyCommand& kDump;
 extern const AnyCommand& kInfo;
 extern const AnyCommand& kIo;
 extern const AnyCommand& kMap;
