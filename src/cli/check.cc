@@ -29,6 +29,7 @@ struct CheckArgs : OpenArgs {
   std::optional<std::string> repair;
   std::string cache = "writeback";
   bool findings = false;
+  bool decode = false;
   bool progress = false;
   bool quiet = false;
 };
@@ -110,7 +111,7 @@ Task<CheckReport> check_and_repair(Session& session, RawDevice& file, CheckArgs 
   CheckReport report;
   {
     Progress progress(session, args.progress && talks);
-    CheckOptions options{.repair = repair, .attribute = args.findings};
+    CheckOptions options{.repair = repair, .attribute = args.findings, .decode = args.decode};
     options.progress = [&](double done) {
       progress.update(static_cast<uint64_t>(done * 10000), 10000);
     };
@@ -220,6 +221,8 @@ const Command<CheckArgs> kDefinition({
              flag("--findings", &CheckArgs::findings,
                   "with --output=json: each finding as data, with the guest ranges and snapshots "
                   "that it touches, its likely cause, and what a repair does about it"),
+             flag("--decode", &CheckArgs::decode,
+                  "inflate every compressed cluster, and look whether their data overlap"),
              option("-T, --source-cache", "CACHE", &CheckArgs::cache,
                     "how the image is read: writeback (the default), none (past the page cache), "
                     "writethrough, directsync or unsafe"),

@@ -11,6 +11,7 @@
 #include "qcow2/owners.h"
 #include "qcow2/rounds.h"
 #include "qcow2/separate.h"
+#include "qcow2/streams.h"
 
 namespace byre {
 namespace {
@@ -91,6 +92,7 @@ void normalise(std::vector<Finding::Guest>& guests) {
 Task<std::unique_ptr<Survey>> look(Device& file, const CheckOptions& options) {
   auto survey = std::make_unique<Survey>(file, options);
   co_await survey->run();
+  if (options.streams || options.decode) co_await check_streams(*survey, options.decode);
   if (options.attribute && !survey->report.findings.empty()) co_await attribute(*survey);
   co_return survey;
 }
@@ -119,7 +121,7 @@ Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, b
     } else if (separating && can_separate(*survey, options.repair)) {
       rounds.damaged |= survey->damaged;
       const uint64_t actions = rounds.log.actions_count;
-      co_await separate(*survey, rounds.log, copy_data);
+      rounds.not_separated = co_await separate(*survey, rounds.log, copy_data);
       separating = rounds.log.actions_count != actions;
       stuck_is_the_end = false;
     } else if (can_repair(*survey, options.repair)) {

@@ -38,6 +38,9 @@ struct CheckOptions {
   /// Find out whom each finding touches: guest ranges, snapshots, likely causes.  Costs another
   /// look at the L2 tables, and only when something was found.
   bool attribute = false;
+  /// Look whether compressed streams overlap, and whether each inflates (streams.h).
+  bool streams = false;
+  bool decode = false;
   /// With a repair: leave what nothing refers to as it is.  It is left anyway where damage was
   /// found, since it may be the only copy of what was lost.
   bool keep_orphans = false;

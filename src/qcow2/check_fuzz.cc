@@ -3,7 +3,8 @@
 ///
 /// The last byte says how long the file claims to be: 2 to the power of it, 30 at most; the bytes
 /// before it are its start.  What must hold: a check changes nothing; a repair leaves exactly what
-/// it reports; a second one finds nothing to do; no guest data that are not also a table change.
+/// it reports; a second one finds nothing to do; no guest data that are not also a table change; a
+/// recovery is whole or not at all, and can be undone.
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -11,6 +12,8 @@
 #include "block/memory.h"
 #include "qcow2/check.h"
 #include "qcow2/head.h"
+#include "qcow2/recover.h"
+#include "qcow2/undo.h"
 
 namespace byre {
 namespace {
@@ -31,6 +34,31 @@ bool same(const CheckReport& a, const CheckReport& b) {
   return a.corruptions == b.corruptions && a.leaks == b.leaks && a.check_errors == b.check_errors;
 }
 
+/// What is accepted is made whole, what is refused is not touched, and undo restores every byte.
+void recover_and_undo(Bytes bytes, uint64_t size) {
+  MemoryDevice file(reactor(), bytes, "fuzz");
+  if (size > file.size() && !reactor().run(file.resize(size))) std::abort();
+  const uint64_t length = file.size();
+  const std::vector<std::byte> start(bytes.begin(), bytes.end());
+  std::vector<std::byte> now(bytes.size());
+  const Result<Recovery> plan = reactor().run(plan_recovery(file, {.free_orphans = true}));
+  BYRE_ASSERT(plan.has_value());
+  file.peek(0, now);
+  BYRE_ASSERT(now == start && file.size() == length);
+  if (!plan->refused.empty() || !plan->needed) return;
+
+  MemoryDevice kept(reactor(), 0, "journal");
+  Result<UndoJournal> journal = reactor().run(UndoJournal::begin(file, kept));
+  BYRE_ASSERT(journal.has_value());
+  UndoDevice device(file, *journal);
+  const Result<Recovery> done = reactor().run(apply_recovery(device, {.free_orphans = true}));
+  BYRE_ASSERT(done.has_value() && done->refused.empty());
+  BYRE_ASSERT(done->left.corruptions == 0 && done->left.leaks == 0);
+  BYRE_ASSERT(reactor().run(undo_repair(file, kept)).has_value());
+  file.peek(0, now);
+  BYRE_ASSERT(now == start && file.size() == length);
+}
+
 void check_and_repair(Bytes bytes, uint64_t size) {
   MemoryDevice file(reactor(), bytes, "fuzz");
   if (size > file.size() && !reactor().run(file.resize(size))) std::abort();
@@ -43,7 +71,8 @@ void check_and_repair(Bytes bytes, uint64_t size) {
   if (!found) return;
   BYRE_ASSERT(found->check_errors == 0);
 
-  CheckOptions all{.repair = Repair::all, .findings_max = 100};
+  recover_and_undo(bytes, size);
+  CheckOptions all{.repair = Repair::refcounts, .findings_max = 100};
   const Result<CheckReport> repaired = reactor().run(check_image(file, all));
   BYRE_ASSERT(repaired.has_value());
   const Result<CheckReport> left = reactor().run(check_image(file, {}));

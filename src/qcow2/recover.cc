@@ -27,14 +27,18 @@ std::string reason_against(const CheckReport& left) {
 }
 
 Task<Recovery> carry_out(Device& file, const RecoverOptions& options, bool for_good) {
-  const CheckOptions check{
-      .repair = Repair::all, .progress = options.progress, .attribute = true, .keep_orphans = true};
+  const CheckOptions check{.repair = Repair::all,
+                           .progress = options.progress,
+                           .attribute = true,
+                           .streams = true,
+                           .keep_orphans = true};
   RepairRounds rounds = co_await repair_in_rounds(file, check, for_good);
   Recovery recovery;
   recovery.found = std::move(rounds.first);
   recovery.log = std::move(rounds.log);
   if (!rounds.sound) {
-    recovery.refused = reason_against(rounds.last->report);
+    recovery.refused = rounds.not_separated.empty() ? reason_against(rounds.last->report)
+                                                    : std::move(rounds.not_separated);
     recovery.left = std::move(rounds.last->report);
     co_return std::move(recovery);
   }

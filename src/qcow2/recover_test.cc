@@ -180,6 +180,39 @@ TEST_F(RecoverTest, DataInAClusterOfCompressedDataMovesAway) {
   must("qemu-io -f qcow2 -c 'read -q -P 2 0 64k' -c 'read -q -P 3 132k 60k' after");
 }
 
+// Two streams that overlap: the second begins in the middle of the first.
+TEST_F(RecoverTest, CrossedStreamsGetAPlaceEachAndAreNamed) {
+  std::string noise(512 * 1024, 0);
+  Prng prng(7);
+  for (char& c : noise) c = static_cast<char>('a' + prng.below(16));
+  std::ofstream(folder_ / "noise", std::ios::binary) << noise;
+  must("qemu-img convert -c -f raw -O qcow2 -o cluster_size=4k noise made");
+  ImageBytes image = load("made");
+  MemoryDevice file(*reactor_, image);
+  const uint64_t l2 = l2_of(file);
+  EXPECT_EQ(reactor_->run(check_image(file, {.decode = true}))->corruptions, 0u);
+  // Each is more than two sectors long.
+  put(file, l2 + 8, get(file, l2) + 512);
+  const Result<CheckReport> report =
+      reactor_->run(check_image(file, {.attribute = true, .decode = true}));
+  ASSERT_TRUE(report);
+  const Finding* crossed = find(*report, FindingKind::crossed_streams);
+  ASSERT_TRUE(crossed) << words_of(*report);
+  EXPECT_EQ(crossed->cause, Cause::stale_packing);
+  EXPECT_EQ(crossed->guests[0].offset, 4096u);
+  const Finding* bad = find(*report, FindingKind::bad_stream);
+  ASSERT_TRUE(bad) << words_of(*report);
+  EXPECT_EQ(bad->guests[0].offset, 4096u);
+
+  const Recovery repaired = repair(file, {.free_orphans = true});
+  EXPECT_EQ(repaired.refused, "");
+  EXPECT_EQ(repaired.left.corruptions + repaired.left.leaks, 0u) << words_of(repaired.left);
+  EXPECT_NE(repaired.log.in_doubt.size(), 0u);
+  const Result<CheckReport> after = reactor_->run(check_image(file, {.decode = true}));
+  EXPECT_EQ(find(*after, FindingKind::crossed_streams), nullptr) << words_of(*after);
+  EXPECT_EQ(qemu_counts(file.bytes()).code, 0);
+}
+
 // The OpenBSD report of 2026: a refcount block in the second cluster of its region is not counted.
 TEST_F(RecoverTest, AnUncountedRefcountBlockIsKnownByItsPlace) {
   MemoryDevice file(*reactor_);

@@ -16,8 +16,9 @@ struct RepairRounds {
   CheckReport first;             ///< What was found.
   std::unique_ptr<Survey> last;  ///< How it is now.
   RepairLog log;
-  bool damaged = false;  ///< References were wrong or missing, at the beginning or on the way.
-  bool sound = false;    ///< Now.
+  bool damaged = false;       ///< References were wrong or missing, at the beginning or on the way.
+  bool sound = false;         ///< Now.
+  std::string not_separated;  ///< Why copies could not be made, if so.
 };
 
 /// `copy_data` false: for a plan (separate.h).

@@ -21,7 +21,7 @@ class Separator {
   Separator(Survey& survey, RepairLog& log, bool copy_data)
       : survey_(survey), log_(log), copy_data_(copy_data), owners_(survey) {}
 
-  Task<void> run() {
+  Task<std::string> run() {
     std::vector<HostCluster> wanted = survey_.counts.aliased();
     wanted.insert(wanted.end(), survey_.crossed.begin(), survey_.crossed.end());
     co_await owners_.find(wanted, UINT64_MAX);
@@ -32,14 +32,22 @@ class Separator {
       wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
       for (const HostCluster cluster : wanted) plan_cluster(cluster);
     }
-    if (moves_.empty()) co_return;
-    co_await place();
+    if (moves_.empty()) co_return std::string();
+    Result<void> placed = co_await place().result();
+    if (!placed) {
+      const Errc code = placed.error().code();
+      if (code != Errc::unsupported && code != Errc::no_space) {
+        co_await fail(std::move(placed).error());
+      }
+      co_return placed.error().message();
+    }
     for (const Move& move : moves_) co_await copy(move);
     co_await count();
     co_await survey_.file.flush(Mark::commit_sync);
     co_await link();
     co_await survey_.file.flush(Mark::commit_sync);
     tell();
+    co_return std::string();
   }
 
  private:
@@ -349,9 +357,9 @@ bool can_separate(const Survey& survey, Repair repair) {
          (survey.counts.has_aliases() || !survey.crossed.empty());
 }
 
-Task<void> separate(Survey& survey, RepairLog& log, bool copy_data) {
+Task<std::string> separate(Survey& survey, RepairLog& log, bool copy_data) {
   Separator separator(survey, log, copy_data);
-  co_await separator.run();
+  co_return co_await separator.run();
 }
 
 }  // namespace byre

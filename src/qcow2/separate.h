@@ -25,8 +25,9 @@ namespace byre {
 /// Is something used twice, and may it be separated?
 bool can_separate(const Survey& survey, Repair repair);
 
-/// One round; the survey is stale afterwards.  `copy_data` false: for a plan that is only tried,
-/// the contents of data clusters are not copied.
-Task<void> separate(Survey& survey, RepairLog& log, bool copy_data);
+/// One round; the survey is stale afterwards.  Gives the reason when there is no room for the
+/// copies; then nothing was written.  `copy_data` false: for a plan that is only tried, the
+/// contents of data clusters are not copied.
+Task<std::string> separate(Survey& survey, RepairLog& log, bool copy_data);
 
 }  // namespace byre

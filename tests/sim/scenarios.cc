@@ -343,6 +343,8 @@ const std::vector<Scenario>& scenarios() {
       {"kth-fault", "a fault at the k-th operation, for every k (T5)", play_kth_fault, 3},
       {"no-space", "ENOSPC at the k-th allocation, for every k", play_no_space, 3},
       {"cuts", "two or three requests, every cut after every operation (T6)", play_cuts, 5},
+      {"repair", "damaged images, repaired and undone, cut off anywhere (R1 to R5)", play_repair,
+       12},
       {"pairs", "two requests in every order of their I/O",
        [](uint64_t seed, const RunOptions& options) {
          return walk_interleavings(seed, options, {});

@@ -35,4 +35,7 @@ struct Scenario {
 
 const std::vector<Scenario>& scenarios();
 
+/// repair_scenario.cc
+Verdict play_repair(uint64_t seed, const RunOptions& options);
+
 }  // namespace byre

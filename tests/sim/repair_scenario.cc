@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Damaged images, repaired under an undo journal, with power cuts at every step: of the repair and
+/// of the undo (docs/engine.md, R1 to R5).
+///
+/// A small image is made by hand, some entries are then led astray.  At each cut: no cluster has
+/// fewer counts than references that had not before; undo restores every byte; the repair run again
+/// ends sound; undo restores every byte then, too.  In the end: what each guest cluster reads is
+/// what it read before, and orphans are still there unless they were let go.
+#include <algorithm>
+#include <memory>
+
+#include "block/raw.h"
+#include "checker.h"
+#include "format/l2.h"
+#include "format/refcount.h"
+#include "qcow2/create.h"
+#include "qcow2/recover.h"
+#include "qcow2/undo.h"
+#include "scenarios.h"
+
+namespace byre {
+
+namespace {
+
+using Content = std::vector<std::byte>;
+
+uint64_t word(const Content& image, uint64_t at) {
+  return at + 8 <= image.size() ? load_be<uint64_t>(image, at) : 0;
+}
+
+Content content_of(const SimDisk& disk) { return disk.read(0, disk.size()); }
+
+std::unique_ptr<RawDevice> device_on(SimReactor& reactor, SimDisk& disk, const char* name) {
+  return std::make_unique<RawDevice>(
+      std::make_unique<File>(
+          reactor,
+          File::Properties{
+              .name = name, .fd = disk.open(reactor, true), .size = disk.size(), .writable = true}),
+      RawOptions{.growable = true});
+}
+
+class RepairRun {
+ public:
+  RepairRun(uint64_t seed, Verdict& verdict)
+      : seed_(seed), prng_(seed * 64 + 21), verdict_(verdict) {}
+
+  void run() {
+    make_image();
+    if (!verdict_.failure.empty()) return;
+    for (uint64_t n = prng_.between(1, 3); n != 0; --n) lead_astray();
+    disk_.put(0, image_);
+    before_ = content_of(disk_);
+    undercounted_ = undercounted(disk_);
+    guests_ = guests_of(before_);
+
+    const std::optional<Recovery> plan = plan_it();
+    if (!plan) return;
+    if (content_of(disk_) != before_) return fail("a plan wrote to the image");
+    verdict_.histories = 1;
+    if (!plan->refused.empty() || !plan->needed) return;
+    keep_orphans(*plan);
+    if (verdict_.failure.empty()) repair_with_cuts();
+  }
+
+ private:
+  void fail(std::string why) {
+    if (verdict_.failure.empty()) {
+      verdict_.failure = cat("seed ", seed_, ": ", why);
+      verdict_.disks["image"] = disk_;
+      verdict_.disks["journal"] = kept_;
+    }
+  }
+
+  // The image.
+
+  void make_image() {
+    const uint64_t size = prng_.one_in(2) ? 512 : 4096;
+    cluster_ = size;
+    SimDisk fresh;
+    SimReactor reactor(seed_);
+    const auto device = device_on(reactor, fresh, "image");
+    const uint32_t bits = 1u << prng_.between(3, 6);
+    const CreateOptions options{.size = 4 * MiB, .cluster_size = size, .refcount_bits = bits};
+    if (!reactor.finish(create_image(*device, options))) return fail("not created");
+    image_ = content_of(fresh);
+    order_ = load_be<uint32_t>(image_, 96);
+    l1_ = word(image_, 40);
+    block_ = word(image_, word(image_, 48));
+    entries_ = prng_.between(4, 20);
+    const uint64_t l2 = append(std::byte{0});
+    store_be(image_, l1_, l2 | kCopied);
+    for (uint64_t i = 0; i < entries_; ++i) {
+      const uint64_t at = append(std::byte{static_cast<uint8_t>(i + 1)});
+      store_be(image_, l2 + 8 * i, at | kCopied);
+    }
+    l2_ = l2;
+  }
+
+  /// A new cluster, counted once.
+  uint64_t append(std::byte filling) {
+    const uint64_t at = round_up(image_.size(), cluster_);
+    image_.resize(at + cluster_, filling);
+    set_count(at, 1);
+    return at;
+  }
+  void set_count(uint64_t at, uint64_t count) {
+    const MutableBytes block = MutableBytes(image_).subspan(block_, cluster_);
+    if (at / cluster_ < cluster_ * 8 >> order_) set_refcount(block, at / cluster_, order_, count);
+  }
+
+  void lead_astray() {
+    const uint64_t one = prng_.below(entries_);
+    const uint64_t other = prng_.below(entries_);
+    switch (prng_.below(6)) {
+      case 0:  // Two entries on one cluster: peer defect j.
+      case 1:
+        store_be(image_, l2_ + 8 * one, word(image_, l2_ + 8 * other));
+        break;
+      case 2:  // Two L1 entries on one table.
+        store_be(image_, l1_ + 8, word(image_, l1_));
+        break;
+      case 3:  // Data in a table.
+        store_be(image_, l2_ + 8 * one, (prng_.one_in(2) ? l2_ : block_) | kCopied);
+        break;
+      case 4:  // A count.
+        set_count(word(image_, l2_ + 8 * one) & kOffsetMask, prng_.below(3));
+        break;
+      default:  // A leak.
+        append(std::byte{0xee});
+        break;
+    }
+  }
+
+  /// What each guest cluster reads.
+  std::vector<Content> guests_of(const Content& image) const {
+    std::vector<Content> guests;
+    for (uint64_t i = 0; i < 2 * entries_per_table(); ++i) {
+      const uint64_t table = word(image, l1_ + 8 * (i / entries_per_table())) & kOffsetMask;
+      const uint64_t at =
+          table == 0 ? 0 : word(image, table + 8 * (i % entries_per_table())) & kOffsetMask;
+      Content data(cluster_);
+      if (at != 0 && at + cluster_ <= image.size()) copy(data, Bytes(image).subspan(at, cluster_));
+      guests.push_back(at == 0 ? Content() : std::move(data));
+    }
+    return guests;
+  }
+  uint64_t entries_per_table() const { return cluster_ / 8; }
+
+  static std::vector<std::string> undercounted(const SimDisk& disk) {
+    std::vector<std::string> found;
+    for (const std::string& error : check_bytes(disk).errors) {
+      if (error.find("has refcount") != std::string::npos &&
+          error.find("references") != std::string::npos) {
+        found.push_back(error.substr(0, error.find(" (")));
+      }
+    }
+    std::sort(found.begin(), found.end());
+    return found;
+  }
+
+  // What is done to it.
+
+  std::optional<Recovery> plan_it() {
+    SimReactor reactor(seed_);
+    const auto image = device_on(reactor, disk_, "image");
+    Result<Recovery> plan = reactor.finish(plan_recovery(*image, {}));
+    if (plan) return *std::move(plan);
+    fail(plan.error().message());
+    return std::nullopt;
+  }
+
+  void keep_orphans(const Recovery& plan) {
+    SimDisk disk = disk_;
+    SimReactor reactor(seed_);
+    const auto image = device_on(reactor, disk, "image");
+    const Result<Recovery> done = reactor.finish(recover(*image, {}));
+    if (!done) return fail(done.error().message());
+    if (plan.found.corruptions_beyond_qemu == 0) return;  // No owner lost anything.
+    if (done->orphans_freed || check_bytes(disk).leaks != done->orphan_clusters) {
+      fail(
+          cat("R1: of ", done->orphan_clusters, " orphans ", check_bytes(disk).leaks, " are left"));
+    }
+  }
+
+  static Task<Recovery> work(Device& image, Device& journal_file) {
+    std::optional<UndoJournal> journal;
+    if (journal_file.size() == 0) {
+      journal = co_await UndoJournal::begin(image, journal_file);
+    } else {
+      journal = co_await UndoJournal::load(journal_file);
+      co_await journal->check(image);
+      co_await journal->trim();
+    }
+    UndoDevice device(image, *journal);
+    co_return co_await recover(device, {.free_orphans = true});
+  }
+
+  Result<Recovery> repair(SimDisk& disk, SimDisk& kept, std::function<void()> at_each_step = {}) {
+    SimReactor reactor(prng_.next());
+    reactor.after_delivery = std::move(at_each_step);
+    const auto image = device_on(reactor, disk, "image");
+    const auto journal = device_on(reactor, kept, "journal");
+    return reactor.finish(work(*image, *journal));
+  }
+
+  Result<void> undo(SimDisk& disk, SimDisk& kept, std::function<void()> at_each_step = {}) {
+    SimReactor reactor(prng_.next());
+    reactor.after_delivery = std::move(at_each_step);
+    const auto image = device_on(reactor, disk, "image");
+    const auto journal = device_on(reactor, kept, "journal");
+    return reactor.finish(undo_repair(*image, *journal));
+  }
+
+  static bool is_journal(SimDisk kept) {
+    SimReactor reactor(1);
+    const auto file = device_on(reactor, kept, "journal");
+    return reactor.finish(UndoJournal::load(*file)).has_value();
+  }
+
+  void repair_with_cuts() {
+    const auto cut = [&] {
+      if (!verdict_.failure.empty() || (disk_.log().empty() && kept_.log().empty())) return;
+      if (!prng_.one_in(3)) return;
+      const uint64_t draw = prng_.next();
+      const bool extremes = prng_.one_in(2);
+      at_cut(disk_.cut(extremes ? CutChoice::all() : CutChoice::random(draw)),
+             kept_.cut(extremes ? CutChoice::none() : CutChoice::random(~draw)));
+    };
+    const Result<Recovery> done = repair(disk_, kept_, cut);
+    if (!verdict_.failure.empty()) return;
+    if (!done) return fail(done.error().message());
+    check_repaired(disk_);
+    if (guests_of(content_of(disk_)) != guests_) return fail("R2: a guest cluster reads otherwise");
+
+    std::vector<std::pair<SimDisk, SimDisk>> half_undone;
+    const auto cut_undo = [&] {
+      if (disk_.log().empty() || !prng_.one_in(2)) return;
+      half_undone.emplace_back(disk_.cut(CutChoice::random(prng_.next())), kept_);
+    };
+    if (const Result<void> undone = undo(disk_, kept_, cut_undo); !undone) {
+      return fail(undone.error().message());
+    }
+    if (content_of(disk_) != before_) return fail("R5: undo left something");
+    for (auto& [disk, kept] : half_undone) {
+      ++verdict_.cuts;
+      const Result<void> again = undo(disk, kept);
+      if (!again) return fail(cat("R5: undo after a cut: ", again.error().message()));
+      if (content_of(disk) != before_) return fail("R5: an undo that was cut off left something");
+    }
+  }
+
+  void check_repaired(const SimDisk& disk) {
+    const ImageVerdict verdict = check_bytes(disk);
+    if (!verdict.sound() || verdict.leaks != 0)
+      fail(cat("not sound after repair: ", verdict.text()));
+  }
+
+  void at_cut(SimDisk disk, SimDisk kept) {
+    ++verdict_.cuts;
+    for (const std::string& place : undercounted(disk)) {
+      if (!std::binary_search(undercounted_.begin(), undercounted_.end(), place)) {
+        return fail(cat("R3: at a cut: ", place, " has too few counts"));
+      }
+    }
+    if (!is_journal(kept)) {
+      if (content_of(disk) != before_) fail("R5: written to before there was a journal");
+      return;
+    }
+    SimDisk disk_alone = disk;
+    SimDisk kept_alone = kept;
+    if (const Result<void> undone = undo(disk_alone, kept_alone); !undone) {
+      return fail(cat("R5: undo at a cut: ", undone.error().message()));
+    }
+    if (content_of(disk_alone) != before_) return fail("R5: undo at a cut left something");
+    if (const Result<Recovery> again = repair(disk, kept); !again) {
+      return fail(cat("R3: repair after a cut: ", again.error().message()));
+    }
+    check_repaired(disk);
+    if (guests_of(content_of(disk)) != guests_)
+      return fail("R2: after a cut a cluster reads otherwise");
+    if (const Result<void> undone = undo(disk, kept); !undone || content_of(disk) != before_) {
+      fail("R5: undo of a repair that was run again");
+    }
+  }
+
+  const uint64_t seed_;
+  Prng prng_;
+  Verdict& verdict_;
+  Content image_;
+  uint64_t cluster_ = 0;
+  uint32_t order_ = 0;
+  uint64_t l1_ = 0;
+  uint64_t l2_ = 0;
+  uint64_t block_ = 0;
+  uint64_t entries_ = 0;
+  SimDisk disk_;
+  SimDisk kept_;
+  Content before_;
+  std::vector<std::string> undercounted_;
+  std::vector<Content> guests_;
+};
+
+}  // namespace
+
+Verdict play_repair(uint64_t seed, const RunOptions&) {
+  Verdict verdict;
+  RepairRun run(seed, verdict);
+  run.run();
+  verdict.hash = Prng(seed ^ verdict.cuts).next();
+  return verdict;
+}
+
+}  // namespace byre
