@@ -68,14 +68,15 @@ class StreamCheck {
 
   void find_crossed() {
     const Stream* longest = nullptr;
+    const Stream* previous = nullptr;
     for (const Stream& stream : streams_) {
-      if (longest && stream.at < longest->end() - kSectorSize) cross(*longest, stream);
-      // Both end in one sector: only one of them can begin in it.
-      if (longest && stream.at == longest->at && stream.size == longest->size &&
-          stream.size <= kSectorSize) {
+      if (longest && stream.at < longest->end() - kSectorSize) {
         cross(*longest, stream);
+      } else if (previous && stream.at == previous->at) {
+        cross(*previous, stream);  // Both in one sector.
       }
       if (!longest || stream.end() > longest->end()) longest = &stream;
+      previous = &stream;
     }
   }
 
