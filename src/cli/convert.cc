@@ -9,6 +9,7 @@
 #include "cli/new_disk.h"
 #include "cli/options.h"
 #include "cli/progress.h"
+#include "format/codec.h"
 
 namespace byre {
 
@@ -26,6 +27,8 @@ struct ConvertArgs : OpenArgs {
   std::optional<std::string> snapshot;
   std::optional<uint64_t> sparse_size;
   std::optional<std::string> requests;
+  std::optional<std::string> level;
+  bool compress = false;
   std::string cache = "unsafe";
   std::string source_cache = "writeback";
   bool out_of_order = false;
@@ -47,6 +50,7 @@ struct Plan {
   CacheMode source_cache = CacheMode::writeback;
   uint64_t sparse_size = 4 * KiB;
   unsigned requests = kRequestsMax;
+  int level = kDefaultLevel;
 };
 
 Result<void> plan_backing(const ConvertArgs& args, Plan& plan) {
@@ -67,6 +71,37 @@ Result<void> plan_backing(const ConvertArgs& args, Plan& plan) {
     return invalid(
         "Having a backing file for the target makes no sense when concatenating multiple ",
         "input images");
+  }
+  return {};
+}
+
+constexpr std::string_view kCannotCompress = "Compression not supported for this file format";
+
+Result<int> level_of(const std::string& text, Compression compression) {
+  const int most = level_max(compression);
+  const Result<uint64_t> level = parse_number(text, 1, static_cast<uint64_t>(most));
+  if (!level) {
+    return invalid("Invalid compression level '", text, "'; ",
+                   compression == Compression::zstd ? "zstd" : "zlib", " has 1 to ", most);
+  }
+  return static_cast<int>(*level);
+}
+
+/// With -n the type of compression is the target's, and level_of() is asked later.
+Result<void> plan_compression(const ConvertArgs& args, Plan& plan) {
+  if (!args.compress) {
+    if (args.level) return invalid("--compression-level requires use of -c flag");
+    return {};
+  }
+  if (plan.format == DiskFormat::raw || !plan.disk.data_file.empty()) {
+    return invalid(kCannotCompress);
+  }
+  if (plan.disk.preallocation != Preallocation::off) {
+    return invalid("Compression and preallocation not supported at the same time");
+  }
+  if (args.level && !args.no_create) {
+    BYRE_TRY(level, level_of(*args.level, plan.disk.compression));
+    plan.level = level;
   }
   return {};
 }
@@ -116,6 +151,8 @@ Result<Plan> make_plan(const ConvertArgs& args) {
   BYRE_TRY(disk, read_new_disk(plan.format, args.options));
   plan.disk = disk;
   if (Result<void> backing = plan_backing(args, plan); !backing) return std::move(backing).error();
+  Result<void> compression = plan_compression(args, plan);
+  if (!compression) return std::move(compression).error();
   return plan;
 }
 
@@ -194,6 +231,13 @@ Task<void> open_target(Session& session, Gate& gate, ConvertArgs args, Plan& pla
   const OpenArgs target_args{.format = std::string(name_of(plan.format)), .follow = args.follow};
   ImageOptions options{.writable = true, .direct = is_direct(plan.cache)};
   disks.target = co_await open_named(session, gate, plan.target, target_args, options);
+  if (!args.compress) co_return;
+  if (!disks.target->image || disks.target->image->geometry().data_file) {
+    co_await fail(invalid(kCannotCompress));
+  }
+  if (args.level) {
+    plan.level = co_await level_of(*args.level, disks.target->image->head().header.compression);
+  }
 }
 
 ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks& disks) {
@@ -207,6 +251,8 @@ ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks&
   // -B says that the target's backing disk holds what the source's does.
   options.target_has_backing = backed && !plan.disk.backing_file.empty();
   if (backed) options.target_backing_size = round_up(target.image->backing()->size(), kSectorSize);
+  options.compressed = args.compress;
+  options.compression_level = plan.level;
   options.in_order = !args.out_of_order;
   options.fua = is_write_through(plan.cache);
   options.requests_max = plan.requests;
@@ -284,6 +330,11 @@ const Command<ConvertArgs> kDefinition({
                      "everything is written and the target gets all its blocks"),
          option("-m, --parallel", "COUNT", &ConvertArgs::requests,
                 "requests under way at a time, 1 to 16 (the default)"),
+         flag("-c, --compress", &ConvertArgs::compress,
+              "write compressed clusters, on all cores; what does not get smaller is written as it "
+              "is (qcow2 only; -o compression_type=zlib or zstd)"),
+         option("--compression-level", "LEVEL", &ConvertArgs::level,
+                "with -c: 1 (fast) to 12 for zlib, to 19 for zstd; 6 and 3 by default"),
          flag("-W, --out-of-order", &ConvertArgs::out_of_order,
               "write what was read first, instead of in the order of the disk"),
          flag("-n, --no-create", &ConvertArgs::no_create, "write into a target that exists"),
@@ -301,7 +352,6 @@ const Command<ConvertArgs> kDefinition({
               "overwrite a target that exists (under the name qemu-img always)"),
          flag("-p, --progress", &ConvertArgs::progress, "show how far it is"),
          flag("-q, --quiet", &ConvertArgs::quiet, "print nothing but errors"),
-         refused("-c, --compress", "images cannot be written compressed (yet)"),
          refused("-C, --copy-range-offloading", "copies are not left to the file system (yet)"),
          refused("-r, --rate-limit", "RATE", "copies cannot be throttled (yet)"),
          refused("--bitmaps", "bitmaps are not copied (yet)"),

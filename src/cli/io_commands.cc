@@ -164,6 +164,12 @@ Result<void> take_range(const Line& line, IoTransfer& transfer) {
   BYRE_TRY(length, size_of(line.operands[1]));
   transfer.offset = offset;
   transfer.lengths = {length};
+  if (transfer.vm_state || transfer.compressed) {
+    for (const auto& [value, name] : {std::pair(offset, "offset"), std::pair(length, "count")}) {
+      if (value % kSectorSize != 0)
+        return invalid(value, " is not a sector-aligned value for '", name, "'");
+    }
+  }
   if (length > kRequestMax && !transfer.no_fallback) {
     return invalid("length cannot exceed ", kRequestMax, transfer.is_write ? " without -n" : "",
                    ", given ", line.operands[1]);
@@ -421,7 +427,7 @@ constexpr Row kRows[] = {
      parse_bare<IoAioFlush>},
     {"aio_read", "", 2, -1, kFile, kReads, "CP:iqv", "[-Ciqv] [-P pattern] off len [len..]",
      "reads in the background", parse_read},
-    {"aio_write", "", 2, -1, kFile, kWrites, "CfiP:quz", "[-Cfiquz] [-P pattern] off len [len..]",
+    {"aio_write", "", 2, -1, kFile, kWrites, "CcfiP:quz", "[-Ccfiquz] [-P pattern] off len [len..]",
      "writes in the background", parse_write},
     {"alloc", "a", 1, 2, kFile, kReads, "", "offset [count]",
      "counts the bytes of a range that the file itself holds", parse_alloc},

@@ -305,10 +305,7 @@ Result<void> IoShell::check_range(uint64_t offset, uint64_t length) const {
 Task<void> IoShell::transfer(IoTransfer request, std::string source) {
   const Instant began = reactor_.now();
   Result<void> result = check_range(request.offset, request.length());
-  if (request.vm_state || request.compressed) {
-    result = unsupported(request.vm_state ? "VM state" : "a compressed write",
-                         " is not supported by byre io");
-  }
+  if (request.vm_state) result = unsupported("VM state is not supported by byre io");
   if (result && !request.is_write) result = co_await do_read(request, began).result();
   if (result && request.is_write) result = co_await do_write(request, source).result();
   if (!result) {
@@ -371,7 +368,7 @@ Task<void> IoShell::do_write(const IoTransfer& request, const std::string& sourc
       copy(data.subspan(at), bytes_of(std::string_view(source).substr(0, length)));
     }
   }
-  co_await device_->write(request.offset, data, {.fua = fua});
+  co_await device_->write(request.offset, data, {.fua = fua, .compressed = request.compressed});
 }
 
 Task<void> IoShell::perform(IoDiscard command) {

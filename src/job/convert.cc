@@ -27,9 +27,11 @@ class Counted {
 Convert::Convert(std::vector<Device*> sources, Device& target, ConvertOptions options)
     : target_(target),
       options_(std::move(options)),
+      unit_(options_.compressed ? target.preferred_size() : 1),
       cursor_lock_(target.reactor().ready()),
       turn_(target.reactor().ready()) {
   BYRE_ASSERT(options_.requests_max > 0 && options_.request_size >= kSectorSize);
+  BYRE_ASSERT(options_.request_size % unit_ == 0);
   for (Device* device : sources) {
     const uint64_t size = round_up(device->size(), kSectorSize);
     sources_.push_back({.device = device, .start = total_, .size = size});
@@ -127,16 +129,30 @@ Task<std::optional<Convert::Piece>> Convert::next() {
   }
 
   // Pieces end at multiples of their size, so that no cluster of the target is in two of them.
-  Piece piece{.kind = extent_kind_, .at = position_, .source = &source};
+  Piece piece{.kind = extent_kind_, .at = position_};
   const bool is_large = piece.kind == Kind::zero || piece.kind == Kind::skip;
   const uint64_t step = is_large ? kZeroStep : options_.request_size;
   piece.length = std::min(extent_left_, round_down(position_, step) + step - position_);
   // Rounding up to a sector, which only the last piece of a source can need.
   if (offset + piece.length == source.device->size()) piece.length = source.size - offset;
+  make_whole(piece);
   extent_left_ -= std::min(extent_left_, piece.length);
   position_ += piece.length;
   piece.sequence = next_sequence_++;
   co_return std::optional(piece);
+}
+
+/// Cuts the piece off at a multiple of the unit; what is left of one is read with what follows it.
+void Convert::make_whole(Piece& piece) const {
+  const uint64_t end = piece.at + piece.length;
+  if (end == total_ || end % unit_ == 0) return;
+  const uint64_t whole = round_down(end, unit_);
+  if (whole > piece.at) {
+    piece.length = whole - piece.at;
+  } else {
+    piece.kind = Kind::data;
+    piece.length = std::min(piece.at + unit_, total_) - piece.at;
+  }
 }
 
 Convert::Kind Convert::kind_of(const Extent& extent, uint64_t at) const {
@@ -154,7 +170,7 @@ Task<void> Convert::copy(const Piece& piece, Buffer& buffer) {
   if (has_bytes && buffer.size() == 0) buffer = Buffer(options_.request_size);
   const MutableBytes data = has_bytes ? buffer.bytes().first(piece.length) : MutableBytes();
   if (piece.kind == Kind::fill) fill_zero(data);
-  if (piece.kind == Kind::data) co_await read(piece, data);
+  if (piece.kind == Kind::data) co_await read(piece.at, data);
   co_await in_turn(piece.sequence);
   if (failed_) co_return;
   // Begins at once, and so before the writes of later pieces.  The first one ends before the next
@@ -167,18 +183,24 @@ Task<void> Convert::copy(const Piece& piece, Buffer& buffer) {
   co_await writing.join();
 }
 
-Task<void> Convert::read(const Piece& piece, MutableBytes data) {
+Task<void> Convert::read(uint64_t at, MutableBytes data) {
   const Counted counted(under_way_.reads);
-  const uint64_t offset = piece.at - piece.source->start;
-  const uint64_t there = std::min<uint64_t>(data.size(), piece.source->device->size() - offset);
-  co_await piece.source->device->read(offset, data.first(there), Mark::read_guest);
-  fill_zero(data.subspan(there));
+  for (const Source& source : sources_) {
+    const uint64_t from = std::max(at, source.start);
+    const uint64_t to = std::min(at + data.size(), source.start + source.size);
+    if (from >= to) continue;
+    const MutableBytes part = data.subspan(from - at, to - from);
+    const uint64_t offset = from - source.start;
+    const uint64_t there = std::min<uint64_t>(part.size(), source.device->size() - offset);
+    co_await source.device->read(offset, part.first(there), Mark::read_guest);
+    fill_zero(part.subspan(there));
+  }
 }
 
 /// Writes `data`, or what of it is not zero.
 Task<void> Convert::write_runs(uint64_t at, Bytes data) {
-  const uint64_t unit = options_.sparse_size;
-  if (unit == 0) {
+  const uint64_t unit = std::max(options_.sparse_size, unit_);
+  if (options_.sparse_size == 0) {
     co_await write(at, data);
     co_return;
   }
@@ -205,7 +227,13 @@ Task<void> Convert::write_runs(uint64_t at, Bytes data) {
 
 Task<void> Convert::write(uint64_t at, Bytes data) {
   const Counted counted(under_way_.writes);
-  co_await target_.write(at, data, {.fua = options_.fua});
+  // Behind the end of the sources a cluster of a larger target may be left in part.
+  const uint64_t end = at + data.size();
+  const bool whole = end % unit_ == 0 || end == target_.size();
+  co_await target_.write(at, data,
+                         {.fua = options_.fua,
+                          .compressed = options_.compressed && whole,
+                          .compression_level = options_.compression_level});
 }
 
 Task<void> Convert::zero(uint64_t at, uint64_t length) {

@@ -40,6 +40,10 @@ struct ConvertOptions {
   bool target_has_backing = false;
   /// Size of that backing disk: beyond it the target reads as zeros.
   uint64_t target_backing_size = 0;
+  /// Written as compressed streams, in whole multiples of the target's preferred_size(): where one
+  /// of those is not zeros throughout, all of it is data.
+  bool compressed = false;
+  int compression_level = 0;  ///< format/codec.h; 0: the default.
   bool in_order = true;
   bool fua = false;  ///< Every write is durable before it counts as done.
   unsigned requests_max = 16;
@@ -80,15 +84,15 @@ class Convert {
     Kind kind = Kind::data;
     uint64_t at = 0;  ///< In the target.
     uint64_t length = 0;
-    Source* source = nullptr;
     uint64_t sequence = 0;
   };
 
   Task<void> work();
   Task<std::optional<Piece>> next();
   Kind kind_of(const Extent& extent, uint64_t at) const;
+  void make_whole(Piece& piece) const;
   Task<void> copy(const Piece& piece, Buffer& buffer);
-  Task<void> read(const Piece& piece, MutableBytes data);
+  Task<void> read(uint64_t at, MutableBytes data);
   Task<void> write_runs(uint64_t at, Bytes data);
   Task<void> write(uint64_t at, Bytes data);
   Task<void> zero(uint64_t at, uint64_t length);
@@ -98,6 +102,7 @@ class Convert {
   std::vector<Source> sources_;
   Device& target_;
   const ConvertOptions options_;
+  const uint64_t unit_;  ///< Pieces begin and end at its multiples, but for the last.
   uint64_t total_ = 0;
 
   Mutex cursor_lock_;  ///< Over everything up to next_sequence_: status() may wait.

@@ -152,7 +152,7 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   Task<void> read_pinned(uint64_t offset, MutableBytes data, Mark mark);
   Task<void> read_mapped(const Mapping& mapping, uint64_t offset, MutableBytes data, Mark mark);
   Task<void> read_host(uint64_t at, MutableBytes data, Mark mark);
-  Task<void> read_compressed(Mapping mapping, uint64_t within, MutableBytes data);
+  Task<void> read_compressed(Mapping mapping, uint64_t within, MutableBytes data, Mark mark);
   Task<void> unpack(Mapping stream, MutableBytes cluster) override;
   Task<void> read_below(uint64_t offset, MutableBytes data, Mark mark);
 

@@ -67,7 +67,7 @@ Task<void> Image::read_mapped(const Mapping& mapping, uint64_t offset, MutableBy
   const Geometry& g = head_.geometry;
   uint64_t within = g.offset_in_cluster(GuestOffset{offset});
   if (mapping.compressed) {
-    co_await read_compressed(mapping, within, data);
+    co_await read_compressed(mapping, within, data, mark);
     co_return;
   }
   const uint32_t allocated = mapping.allocated;
@@ -119,15 +119,16 @@ Task<void> Image::read_below(uint64_t offset, MutableBytes data, Mark) {
   fill_zero(data.subspan(below));
 }
 
-Task<void> Image::read_compressed(Mapping mapping, uint64_t within, MutableBytes data) {
+Task<void> Image::read_compressed(Mapping mapping, uint64_t within, MutableBytes data, Mark mark) {
   UnpackedCache::Cluster cluster = unpacked_.find(mapping);
   // Who wants all of it gets it at once; it will hardly be asked for again.
   if (!cluster && data.size() == cluster_size()) {
     co_await unpack(mapping, data);
     co_return;
   }
-  if (options_.share_lock) {
-    // Another process may write the image: nothing tells when its bytes change.
+  // A copy up is the last use of its stream, and waits for no reader.  Where another process may
+  // write the image nothing tells when its bytes change.
+  if (!cluster && (mark == Mark::copy_up_read || options_.share_lock)) {
     std::vector<std::byte> now(cluster_size());
     co_await unpack(mapping, now);
     copy(data, Bytes(now).subspan(within, data.size()));

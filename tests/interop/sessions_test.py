@@ -152,6 +152,67 @@ class Session(unittest.TestCase):
             self.skipTest("this qemu-io does not show the defect")
         self.assertEqual(code, 1)
 
+    def through_compress(self):
+        """qemu-io has no aio_write -c, but a filter that makes every write a compressed one."""
+        return ("driver=compress,file.driver=qcow2,file.file.driver=blkdebug,"
+                f"file.file.image.filename={self.image}")
+
+    def session_B(self, write, reuse, discard):
+        return f"""
+            break write_compressed A
+            {write} -P 1 0 64k
+            wait_break A
+            {discard} 0 64k
+            {reuse} 128k 64k
+            resume A
+            aio_flush"""
+
+    def test_R_B_compressed_write_against_discard_and_reuse(self):
+        for reuse in ("write -P 3", "aio_write -c -P 3"):
+            for discard in ("aio_discard", "aio_write -z -u"):
+                with self.subTest(reuse=reuse, discard=discard):
+                    self.create()
+                    output = self.on_byre(self.session_B("aio_write -c", reuse, discard))
+                    self.assertNotIn("failed", output)
+                    self.assert_sound()
+                    self.assert_reads(128 * KIB, 64 * KIB, 3)
+                    self.assert_reads(0, 64 * KIB, 1, 0)
+
+    def test_control_B(self):
+        self.create()
+        noise = self.folder / "noise"
+        noise.write_bytes(random.Random(1).randbytes(64 * KIB))
+        self.play(QEMU_IO, self.session_B("aio_write", f"write -s {noise}", "discard"), "--image-opts",
+                  file=self.through_compress())
+        if Image(str(self.image)).read(128 * KIB, 64 * KIB) == noise.read_bytes():
+            self.skipTest("this qemu-io does not show the defect")
+
+    def session_C(self):
+        return """
+            write -c -P 1 0 64k
+            discard 0 64k
+            write -P 3 128k 64k
+            write -c -P 4 256k 64k
+            read -P 3 128k 64k
+            read -P 4 256k 64k"""
+
+    def test_R_C_packing_cursor_and_its_cluster(self):
+        for again in (self.session_C(), self.session_C().replace("write -P 3", "write -P 3 512k 64k\nwrite -P 3"),
+                      self.session_C().replace("write -P 3", "flush\nflush\nwrite -P 3")):
+            self.create()
+            output = self.on_byre(again)
+            self.assertNotIn("failed", output)
+            self.assert_sound()
+            self.assert_reads(0, 64 * KIB, 0)
+            self.assert_reads(128 * KIB, 64 * KIB, 3)
+            self.assert_reads(256 * KIB, 64 * KIB, 4)
+
+    def test_control_C(self):
+        self.create()
+        _, output = self.play(QEMU_IO, self.session_C(), file=self.image)
+        if "verification failed" not in output:
+            self.skipTest("this qemu-io does not show the defect")
+
     def session_D(self):
         return """
             write -P 1 0 64k
@@ -201,6 +262,18 @@ class Session(unittest.TestCase):
         self.assert_reads(0, 4 * KIB, 2)
         self.assert_reads(4 * KIB, 60 * KIB, 1)
         self.assert_reads(128 * KIB, 64 * KIB, 3)
+
+    def test_R_E_with_streams_that_byre_made(self):
+        """They share a host cluster, and the one that is read loses its reference meanwhile."""
+        self.create()
+        self.on_byre("write -c -P 1 0 64k\nwrite -c -P 5 512k 64k")
+        output = self.on_byre(self.session_E().replace("write -P 2 0 4k", "write -c -P 2 0 64k\nwrite -P 4 512k 4k"))
+        self.assertNotIn("failed", output)
+        self.assert_sound()
+        self.assert_reads(0, 64 * KIB, 2)
+        self.assert_reads(128 * KIB, 64 * KIB, 3)
+        self.assert_reads(512 * KIB, 4 * KIB, 4)
+        self.assert_reads(516 * KIB, 60 * KIB, 5)
 
     def test_control_E(self):
         self.create()
@@ -344,6 +417,66 @@ class Session(unittest.TestCase):
         self.assert_reads(128 * KIB, 64 * KIB, 1, 0)
         self.assert_reads(256 * KIB, 64 * KIB, 5, 0)
 
+    def session_I(self, write):
+        return f"""
+            break write_compressed A
+            {write} -P 1 0 64k
+            wait_break A
+            flush
+            sigraise 9"""
+
+    def test_R_I_no_stream_is_pointed_to_before_its_data(self):
+        self.create()
+        self.on_byre(self.session_I("aio_write -c"), "-t", "writeback", code=KILLED)
+        self.assert_sound(leaks=True)
+        self.assert_reads(0, 64 * KIB, 0)
+
+    def test_R_I_over_older_data(self):
+        for older in ("write -P 7", "write -c -P 7"):
+            with self.subTest(older=older):
+                self.create()
+                self.on_qemu(f"{older} 0 64k", file=self.image)
+                self.on_byre(self.session_I("aio_write -c"), "-t", "writeback", code=KILLED)
+                self.assert_sound(leaks=True)
+                self.assert_reads(0, 64 * KIB, 7)
+
+    def test_control_I(self):
+        self.create()
+        self.play(QEMU_IO, self.session_I("aio_write"), "-t", "writeback", "--image-opts", file=self.through_compress())
+        code, output = self.play(QEMU_IO, "read 0 64k", "-r", file=self.image)
+        if code == 0:
+            self.skipTest("this qemu-io does not show the defect")
+        self.assertIn("Input/output error", output)
+
+    def session_K(self):
+        return """
+            write -c -P 1 0 64k
+            read -P 7 0 64k
+            write -c -P 2 64k 64k"""
+
+    def test_R_K_failed_write_of_a_stream(self):
+        for older in ("write -P 7", "write -c -P 7"):
+            with self.subTest(older=older):
+                self.create()
+                self.on_qemu(f"{older} 0 64k", file=self.image)
+                code, output = self.play(self.byre, self.session_K(), "--image-opts",
+                                         file=self.image_opts("event=write_compressed,iotype=write,once=on"))
+                self.assertEqual(code, 1)
+                self.assertEqual(output.count("write failed: Input/output error"), 1, output)
+                self.assertNotIn("verification", output)
+                self.assert_sound()
+                self.assert_reads(0, 64 * KIB, 7)
+                self.assert_reads(64 * KIB, 64 * KIB, 2)
+
+    def test_control_K(self):
+        self.create()
+        self.play(QEMU_IO, self.session_K(), "--image-opts",
+                  file=self.image_opts("event=write_compressed,iotype=write,once=on"))
+        code, output = self.play(QEMU_IO, "read 0 64k", "-r", file=self.image)
+        if code == 0:
+            self.skipTest("this qemu-io does not show the defect")
+        self.assertIn("Input/output error", output)
+
     def image_opts(self, *rules):
         words = ["driver=qcow2", "file.driver=blkdebug", f"file.image.filename={self.image}"]
         for number, rule in enumerate(rules):
@@ -388,8 +521,9 @@ class Session(unittest.TestCase):
         self.assertIn("refcount=1 reference=2", checked.stdout)
 
     CLUSTERS = 16
-    EVENTS = ("write_aio", "cow_read", "cow_write", "read_aio", "l2_load", "l2_update", "l1_update", "l2_alloc_write",
-              "refblock_update", "flush_to_disk", "cluster_free", "pwritev_zero", "pwritev_done")
+    EVENTS = ("write_compressed", "read_compressed", "write_aio", "cow_read", "cow_write", "read_aio", "l2_load",
+              "l2_update", "l1_update", "l2_alloc_write", "refblock_update",
+              "flush_to_disk", "cluster_free", "pwritev_zero", "pwritev_done")
 
     def own_bytes(self, cluster):
         return set(range(1 + 8 * cluster, 9 + 8 * cluster))
@@ -403,7 +537,7 @@ class Session(unittest.TestCase):
             offset, length = cluster * 64 + 4 * first, 4 * rng.randint(1, 16 - first)
             if rng.random() < 0.4:
                 offset, length = cluster * 64, 64
-            what = rng.randrange(12)
+            what = rng.randrange(14)
             fua = rng.choice(("", "", "-f "))
             if what < 5:
                 lines.append(f"aio_write -q {fua}-P {rng.choice(sorted(self.own_bytes(cluster)))} {offset}k {length}k")
@@ -418,6 +552,8 @@ class Session(unittest.TestCase):
                 lines.append(f"break {rng.choice(self.EVENTS)} {tags[-1]}")
             elif what == 10 and tags:
                 lines.append(f"remove_break {tags.pop(rng.randrange(len(tags)))}")
+            elif what > 11:
+                lines.append(f"aio_write -q -c -P {rng.choice(sorted(self.own_bytes(cluster)))} {cluster * 64}k 64k")
             else:
                 lines.append(f"sleep {rng.choice((0, 1, 5))}")
         if rng.random() < 0.5:
