@@ -76,8 +76,9 @@ TEST(IoCommands, AWriteHasItsFlags) {
   EXPECT_EQ(parsed<IoTransfer>("write 0 1").fill, std::byte{0xcd});
   EXPECT_EQ(parsed<IoTransfer>("w -P 010 0 1").fill, std::byte{8});
   EXPECT_EQ(parsed<IoTransfer>("write -s file 0 1").source_file, "file");
-  EXPECT_TRUE(parsed<IoTransfer>("write -c 0 1").compressed);
-  EXPECT_TRUE(parsed<IoTransfer>("write -b 0 1").vm_state);
+  EXPECT_TRUE(parsed<IoTransfer>("write -c 0 512").compressed);
+  EXPECT_TRUE(parsed<IoTransfer>("aio_write -c 0 512").compressed);
+  EXPECT_TRUE(parsed<IoTransfer>("write -b 0 512").vm_state);
   EXPECT_TRUE(parsed<IoTransfer>("aio_write -zu 0 1").background);
 }
 
@@ -101,6 +102,8 @@ TEST(IoCommands, AVectorIsOneRequestOverItsBuffers) {
 TEST(IoCommands, FlagsThatContradictAreRefused) {
   EXPECT_EQ(refused_out("write -u 0 1"), "-u requires -z to be specified\n");
   EXPECT_EQ(refused_out("write -n 0 1"), "-n requires -z to be specified\n");
+  EXPECT_EQ(refused_out("write -c 0 100"), "100 is not a sector-aligned value for 'count'\n");
+  EXPECT_EQ(refused_out("write -b 1 512"), "1 is not a sector-aligned value for 'offset'\n");
   EXPECT_EQ(refused_out("write -b -z 0 1"), "-b and -z cannot be specified at the same time\n");
   EXPECT_EQ(refused_out("write -cf 0 1"), "-f and -b or -c cannot be specified at the same time\n");
   for (const char* line : {"write -z -P 1 0 1", "write -z -s f 0 1", "write -P 1 -s f 0 1"}) {

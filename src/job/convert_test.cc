@@ -39,6 +39,12 @@ class Watched final : public Filter {
     written += data.size();
     all_fua = all_fua && options.fua;
     running_max = std::max(running_max, ++running);
+    if (options.compressed) {
+      ++compressed;
+      EXPECT_EQ(offset % preferred_size(), 0u);
+      EXPECT_TRUE(data.size() % preferred_size() == 0 || offset + data.size() == size());
+      options.compressed = false;
+    }
     const Result<void> done = co_await below().write(offset, data, options).result();
     --running;
     if (!done) co_await fail(done.error().copy());
@@ -55,6 +61,7 @@ class Watched final : public Filter {
   uint64_t written = 0;
   uint64_t read_bytes = 0;
   uint64_t flushes = 0;
+  uint64_t compressed = 0;
   unsigned running = 0;
   unsigned running_max = 0;
   bool all_fua = true;
@@ -119,6 +126,29 @@ TEST_P(ConvertTest, ANewTargetHoldsWhatTheSourcesDo) {
   EXPECT_EQ(target.flushes, 1u);
   EXPECT_LE(target.running_max, options.requests_max);
   if (options.sparse_size == 0) EXPECT_EQ(target.written, job.total());
+}
+
+// Extents, holes and sources end where they like; compressed writes are whole all the same.
+TEST_P(ConvertTest, CompressedWritesAreWhole) {
+  const Data a = patchwork(prng_, prng_.between(1, MiB));
+  const Data b = patchwork(prng_, prng_.between(1, MiB));
+  auto first = disk("a", a);
+  auto second = disk("b", b);
+  Data before = patchwork(prng_, prng_.one_in(2) ? 0 : 3 * MiB);
+  Watched target = watched("target", before);
+  ConvertOptions options = small(prng_);
+  options.compressed = true;
+  Convert job({first.get(), second.get()}, target, options);
+  if (before.empty()) {
+    ASSERT_TRUE(reactor_.run(target.resize(job.total())));
+  }
+  ASSERT_TRUE(reactor_.run(job.run()));
+  Data expected = a;
+  expected.resize(round_up(a.size(), kSectorSize));
+  expected.insert(expected.end(), b.begin(), b.end());
+  expected.resize(std::max<size_t>(before.size(), job.total()));
+  EXPECT_EQ(contents("target"), expected);
+  EXPECT_GT(target.compressed, 0u);
 }
 
 TEST_P(ConvertTest, WhatTheTargetHeldIsGone) {
