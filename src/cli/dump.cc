@@ -30,7 +30,7 @@ struct DumpArgs : OpenArgs {
 /// Entries of a table are read in pieces.
 constexpr uint64_t kPiece = MiB;
 /// More rows of a table than anybody reads; a range of it is what is wanted then.
-constexpr uint64_t kRowsMax = 1 << 22;
+constexpr uint64_t kRowsMax = 1 << 19;
 
 /// Where rows go.
 class Rows {

@@ -56,6 +56,16 @@ std::optional<Owner> ReferenceCounts::add(HostCluster cluster, Owner owner, uint
   return before;
 }
 
+ReferenceCounts::Cell* ReferenceCounts::add_first(HostCluster cluster, Owner owner,
+                                                  uint64_t identity, uint64_t weight) {
+  Cell& cell = at(cluster);
+  if (cell.owner() != Owner::nobody || weight >= kMany) return nullptr;
+  cell.count = weight & kMany;
+  cell.owner_bits = static_cast<uint32_t>(owner) & 7u;
+  cell.identity = hash14(identity) & 0x3fffu;
+  return &cell;
+}
+
 void ReferenceCounts::drop(HostCluster cluster) {
   const uint64_t count = references(cluster);
   BYRE_ASSERT(count != 0);

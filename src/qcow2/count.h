@@ -56,10 +56,16 @@ class ReferenceCounts {
   /// the first time: what it was before.
   std::optional<Owner> add(HostCluster cluster, Owner owner, uint64_t identity,
                            uint64_t weight = 1);
+  /// The same for a cluster that nobody has claimed yet; null, and nothing done, for any other.
+  Cell* add_first(HostCluster cluster, Owner owner, uint64_t identity, uint64_t weight);
   /// Takes one reference back.
   void drop(HostCluster cluster);
 
   uint64_t references(HostCluster cluster) const;
+  /// Of a cluster whose cell is known.
+  uint64_t references_of(HostCluster cluster, const Cell& cell) const {
+    return cell.count == kMany ? many_.at(cluster.value) : cell.count;
+  }
   /// Null when nothing references it.
   Cell* find(HostCluster cluster);
   const Cell* find(HostCluster cluster) const;

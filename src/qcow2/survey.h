@@ -188,6 +188,7 @@ class Survey {
   void count_l2_tables();
   struct Run;
   void count_entry(const L2Use& use, uint64_t index, L2Entry entry, Run& run);
+  bool count_plain(const L2Use& use, uint64_t index, uint64_t descriptor, Run& run);
   void count_compressed(const L2Use& use, GuestCluster guest, L2Entry entry, Run& run);
   void count_host(const L2Use& use, GuestCluster guest, L2Entry entry, HostOffset at, Run& run);
   bool check_subclusters(const L2Use& use, GuestCluster guest, L2Entry entry, bool has_host);
