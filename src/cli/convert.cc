@@ -334,7 +334,7 @@ const Command<ConvertArgs> kDefinition({
               "write compressed clusters, on all cores; what does not get smaller is written as it "
               "is (qcow2 only; -o compression_type=zlib or zstd)"),
          option("--compression-level", "LEVEL", &ConvertArgs::level,
-                "with -c: 1 (fast) to 12 for zlib, to 19 for zstd; 6 and 3 by default"),
+                "with -c: 1 (fast) to 12 for zlib, to 19 for zstd; 3 by default"),
          flag("-W, --out-of-order", &ConvertArgs::out_of_order,
               "write what was read first, instead of in the order of the disk"),
          flag("-n, --no-create", &ConvertArgs::no_create, "write into a target that exists"),

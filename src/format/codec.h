@@ -26,7 +26,7 @@
 
 namespace byre {
 
-/// Stands for the level that fits most: 6 for deflate, 3 for zstd.
+/// Stands for the level that fits most: 3 for both.
 inline constexpr int kDefaultLevel = 0;
 /// The highest level; the lowest is 1.
 constexpr int level_max(Compression compression) {
