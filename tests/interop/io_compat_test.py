@@ -117,7 +117,7 @@ class Compare(unittest.TestCase):
                        "write 8E 1", "write 0 64kB", "read 16E 1", "read 9999999999999999999 1", "read 0.3 1",
                        "read 1e3 1", "read -P 0x 0 512", "read -P -1 0 512", "read -P 1k 0 512", "readv 0 3G",
                        "aio_write 0 3G", "writev 0 1G 1G", "writev 1 x", "aio_read x 1", "discard x 1",
-                       "discard 0 2 3", "aio_write -z 0 1 2", "aio_write -u 0 1", "aio_write -c 0 1", "readv 0",
+                       "discard 0 2 3", "aio_write -z 0 1 2", "aio_write -u 0 1", "readv 0",
                        "read 0 -P", "read", "flush x", "map x", "length x", "sleep", "sleep x", "sleep -5",
                        "truncate", "truncate x", "truncate -x 5M", "truncate -m foo 5M", "alloc",
                        "alloc x", "alloc 0 x", "alloc -1", "sigraise", "sigraise x", "sigraise 999", "break x",
