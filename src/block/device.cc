@@ -51,6 +51,8 @@ std::string_view name_of(Mark mark) {
       return "refcount_table_grow";
     case Mark::snapshot_load:
       return "snapshot_load";
+    case Mark::snapshot_update:
+      return "snapshot_update";
     case Mark::bitmap_load:
       return "bitmap_load";
     case Mark::flush:

@@ -48,6 +48,7 @@ enum class Mark : uint8_t {
   refcount_table_update,
   refcount_table_grow,
   snapshot_load,
+  snapshot_update,
   bitmap_load,
   flush,          ///< A sync that a guest's flush asked for.
   commit_sync,    ///< A sync between the steps of a commit.

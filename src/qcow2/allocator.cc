@@ -481,24 +481,113 @@ void Allocator::reclaim() {
   if (moved && limbo_moved_.has_waiters()) limbo_moved_.notify();
 }
 
+/// True if the run reads as zeros from here on.
+Task<bool> Allocator::make_hole(HostSpan run) {
+  if (!options_.punch) co_return false;
+  const uint64_t offset = geometry_.start_of(run.first).value;
+  const uint64_t length = run.count * geometry_.cluster_size();
+  // zero(), not discard(): only that promises zeros for the next owner (A4).
+  Result<void> punched =
+      co_await file_.zero(offset, length, {.may_unmap = true, .no_fallback = true}).result();
+  // Blocks that cannot be given back are no reason to fail: the cluster is free all the same.
+  if (!punched && punched.error().code() == Errc::unsupported) options_.punch = false;
+  co_return punched.has_value() && fresh_is_zero_;
+}
+
 /// Holes for clusters that nothing points to, on the disk or in flight; free only afterwards (D2).
 Task<void> Allocator::punch(std::vector<HostSpan> runs) {
   for (const HostSpan& run : runs) {
-    const uint64_t offset = geometry_.start_of(run.first).value;
-    const uint64_t length = run.count * geometry_.cluster_size();
-    bool zeroed = false;
-    if (options_.punch) {
-      // zero(), not discard(): only that promises zeros for the next owner (A4).
-      Result<void> punched =
-          co_await file_.zero(offset, length, {.may_unmap = true, .no_fallback = true}).result();
-      zeroed = punched.has_value() && fresh_is_zero_;
-      // Blocks that cannot be given back are no reason to fail: the cluster is free all the same.
-      if (!punched && punched.error().code() == Errc::unsupported) options_.punch = false;
-    }
+    const bool zeroed = co_await make_hole(run);
     for (uint64_t i = 0; i < run.count; ++i) free_now(run.first + i, zeroed);
   }
   --punching_;
   limbo_moved_.notify();
+}
+
+std::unordered_set<HostCluster> Allocator::refcount_blocks() const {
+  std::unordered_set<HostCluster> blocks;
+  for (uint64_t i = 0; i < table_.size(); ++i) {
+    if (table_[i] != 0) blocks.insert(block_at(i));
+  }
+  return blocks;
+}
+
+Result<void> Allocator::can_raise(const RefcountChanges& changes) const {
+  const uint64_t most = refcount_max(geometry_.refcount_order);
+  Result<void> result;
+  changes.each([&](HostCluster cluster, uint64_t change) {
+    const uint64_t count = refcount(cluster);
+    if (count <= most && change <= most - count) return true;
+    result = Error(Errc::invalid,
+                   cat("host cluster at ", geometry_.start_of(cluster), " has ", count,
+                       " references, and refcounts of ", geometry_.refcount_bits(), " bits end at ",
+                       most, "; delete a snapshot, or use wider refcounts"),
+                   EFBIG);
+    return false;
+  });
+  return result;
+}
+
+Result<void> Allocator::can_lower(const RefcountChanges& changes) const {
+  Result<void> result;
+  changes.each([&](HostCluster cluster, uint64_t change) {
+    if (refcount(cluster) >= change) return true;
+    result = corrupt("host cluster at ", geometry_.start_of(cluster), " has refcount ",
+                     refcount(cluster), ", but at least ", change, " references; run check -r all");
+    return false;
+  });
+  return result;
+}
+
+/// The commit writes whole sectors, so one entry for each is enough.
+void Allocator::mark_for_commit(HostCluster cluster) {
+  const uint64_t per_sector = kSectorSize * 8 / geometry_.refcount_bits();
+  stages_.open.refcounts.try_emplace({round_down(cluster.value, per_sector)}, 0);
+}
+
+void Allocator::raise(const RefcountChanges& changes) {
+  changes.each([&](HostCluster cluster, uint64_t change) {
+    set_count(cluster, refcount(cluster) + change);
+    mark_for_commit(cluster);
+    return true;
+  });
+}
+
+void Allocator::lower(const RefcountChanges& changes) {
+  changes.each([&](HostCluster cluster, uint64_t change) {
+    const uint64_t count = refcount(cluster);
+    BYRE_ASSERT(count >= change);
+    set_count(cluster, count - change);
+    mark_for_commit(cluster);
+    if (count == change) {
+      metadata_.remove(cluster);
+      hint_ = std::min(hint_, cluster.value);  // H5
+      ++clusters_freed_;
+    }
+    return true;
+  });
+}
+
+Task<void> Allocator::punch_freed(const RefcountChanges& changes) {
+  std::vector<HostSpan> runs;
+  if (!options_.punch) co_return;
+  changes.each([&](HostCluster cluster, uint64_t change) {
+    if (refcount(cluster) != change) return true;
+    if (!runs.empty() && runs.back().end() == cluster) {
+      ++runs.back().count;
+    } else {
+      runs.push_back({cluster, 1});
+    }
+    return true;
+  });
+  for (const HostSpan& run : runs) {
+    const bool zeroed = co_await make_hole(run);
+    for (uint64_t i = 0; zeroed && i < run.count; ++i) {
+      Region& region = region_of(run.first + i);
+      if (region.zeroed.empty()) region.zeroed.resize(region.counts.size());
+      region.zeroed[geometry_.refcount_block_index(run.first + i)] = true;
+    }
+  }
 }
 
 Task<void> Allocator::drain_limbo() {

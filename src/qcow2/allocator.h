@@ -29,6 +29,7 @@
 #include <memory>
 #include <optional>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "block/device.h"
@@ -37,6 +38,7 @@
 #include "format/types.h"
 #include "qcow2/epochs.h"
 #include "qcow2/metadata_set.h"
+#include "qcow2/refcount_changes.h"
 #include "qcow2/stages.h"
 
 namespace byre {
@@ -112,6 +114,20 @@ class Allocator {
   /// In memory, of a loaded region.
   uint64_t refcount(HostCluster cluster) const;
 
+  /// Large steps (snapshots), made while nothing is in limbo and nobody else changes references:
+  /// all at once in memory, written by the next commit.  Regions are loaded. Would every count
+  /// still fit its width (A5)?
+  Result<void> can_raise(const RefcountChanges& changes) const;
+  void raise(const RefcountChanges& changes);
+  /// Does every count cover what it is to lose?
+  Result<void> can_lower(const RefcountChanges& changes) const;
+  /// Takes back a raise(), or references whose removal is durable (O3) and that no I/O uses (H3).
+  /// What nobody refers to any more is free.
+  void lower(const RefcountChanges& changes);
+  /// Before that lower(): holes for the clusters that it will free, if the policy wants them (D2).
+  Task<void> punch_freed(const RefcountChanges& changes);
+  std::unordered_set<HostCluster> refcount_blocks() const;
+
   /// Moves on what may leave limbo: called when a commit or an epoch has ended.
   void reclaim();
   /// Is anything in limbo, or being punched?
@@ -174,6 +190,8 @@ class Allocator {
   void free_now(HostCluster cluster, bool zeroed);
   void drop_limbo_reference(HostCluster cluster);
   Result<void> check_no_metadata(HostSpan span) const;
+  void mark_for_commit(HostCluster cluster);
+  Task<bool> make_hole(HostSpan run);
 
   Device& file_;
   const Geometry& geometry_;

@@ -112,15 +112,25 @@ Task<void> Committer::write_header() {
   co_await file_.write(0, now, {.mark = Mark::header_update}).doing("header");
 }
 
-/// O7: set before the refcounts may fall behind, cleared when they are true again.
-Task<void> Committer::set_dirty(bool dirty) {
-  const uint64_t features = load_be<uint64_t>(sector_, 72);
-  store_incompatible(sector_, dirty ? features | kDirty : features & ~kDirty);
-  dirty_durable_ = false;
-  maybe_dirty_ = true;  // If the write fails, the disk may have it all the same.
+Task<void> Committer::sync_header() {
   co_await write_header();
   co_await sync(Mark::commit_sync);
+  const bool dirty = geometry_.version >= 3 && (load_be<uint64_t>(sector_, 72) & kDirty) != 0;
   dirty_durable_ = maybe_dirty_ = dirty;
+}
+
+void Committer::put_dirty(bool dirty) {
+  if (geometry_.version < 3) return;
+  const uint64_t features = load_be<uint64_t>(sector_, 72);
+  store_incompatible(sector_, dirty || keep_dirty_ ? features | kDirty : features & ~kDirty);
+  dirty_durable_ = false;
+  maybe_dirty_ = true;  // If the write fails, the disk may have it all the same.
+}
+
+/// O7: set before the refcounts may fall behind, cleared when they are true again.
+Task<void> Committer::set_dirty(bool dirty) {
+  put_dirty(dirty);
+  co_await sync_header();
 }
 
 Task<void> Committer::run(Mark mark) {

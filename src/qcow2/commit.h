@@ -58,6 +58,16 @@ class Committer {
 
   /// Writes the header's sector; one write at a time.
   Task<void> write_header();
+  /// write_header(), then a sync.
+  Task<void> sync_header();
+  /// The dirty bit as the next write of the header has it (O7).  Version 2 has none.
+  void put_dirty(bool dirty);
+  /// Writes it.
+  Task<void> set_dirty(bool dirty);
+  /// Is the bit set on the disk, for sure?
+  bool dirty_durable() const { return dirty_durable_; }
+  /// Something could not be put right: the bit stays, so that the next open rebuilds.
+  void keep_dirty() { keep_dirty_ = true; }
 
  private:
   struct Job;
@@ -69,7 +79,6 @@ class Committer {
   void finish_generation();
   void postpone_refcounts();
   bool has_work(bool with_refcounts) const;
-  Task<void> set_dirty(bool dirty);
 
   Task<void> perform(Jobs& jobs);
   Task<void> worker(Jobs& jobs);
@@ -92,6 +101,7 @@ class Committer {
   bool write_all_ = false;
   bool dirty_durable_ = false;  ///< The dirty bit is set on the disk, for sure.
   bool maybe_dirty_ = false;    ///< It may be.
+  bool keep_dirty_ = false;
 
   uint64_t wanted_ = 0;  ///< The last flush that came.
   uint64_t done_ = 0;    ///< Flushes up to this one are served.

@@ -46,6 +46,7 @@
 #include "qcow2/head.h"
 #include "qcow2/map.h"
 #include "qcow2/pack.h"
+#include "qcow2/snapshot.h"
 #include "qcow2/stages.h"
 #include "qcow2/unpacked.h"
 
@@ -116,6 +117,13 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   /// A new size, durable when this ends.  What is added reads as zeros; what is cut off is lost,
   /// and the file ends behind the last cluster in use (shrink.cc).
   Task<void> resize(uint64_t size) override;
+  // Internal snapshots (snapshot.h); each is durable when it ends.  The guest's reads go on, its
+  // writes wait.  `which` is an id or a name, and fits one snapshot only.
+  Task<void> create_snapshot(NewSnapshot snapshot);
+  /// The disk becomes what it was, its size as well; what it is now is lost.
+  Task<void> apply_snapshot(SnapshotKey which);
+  Task<void> delete_snapshot(SnapshotKey which);
+  Task<void> rename_snapshot(SnapshotKey which, std::string name);
   /// Drains, commits twice (the second writes the decrements), gives back what the file was grown
   /// ahead: no leak after it.
   Task<void> close() override;
@@ -134,6 +142,7 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
 
  private:
   class Working;  // Counts a request while it runs, so that close() can wait.
+  class SnapshotChange;
 
   Image(std::unique_ptr<Device> file, Head head, ImageOptions options);
 
@@ -142,7 +151,6 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   static Task<std::unique_ptr<Image>> open_at_depth(std::unique_ptr<Device> file, Gate& gate,
                                                     ImageOptions options, uint32_t depth);
   Result<void> check_writable() const;
-  Task<uint64_t> find_snapshot();
   Task<void> open_data_file(Gate& gate);
   Task<void> open_backing(Gate& gate, uint32_t depth);
   Task<void> check_own_refcounts();

@@ -149,6 +149,15 @@ void Map::replace_l1(std::vector<uint64_t> l1) {
   l1_ = std::move(l1);
 }
 
+void Map::reset_l1(std::vector<uint64_t> l1) {
+  BYRE_ASSERT(stages_.open.entries.empty() && stages_.open.l2_tables.empty());
+  BYRE_ASSERT(!stages_.committing ||
+              (stages_.committing->entries.empty() && stages_.committing->l2_tables.empty()));
+  l1_ = std::move(l1);
+  verified_.clear();
+  cache_.forget_all();
+}
+
 void Map::set_l1(uint64_t index, const L1Entry& entry) {
   l1_[index] = encode_l1(entry, geometry_);
   verified_.insert(index);

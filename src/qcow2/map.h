@@ -58,6 +58,9 @@ class Map {
   void grow_l1(uint64_t entries) { l1_.resize(entries); }
   /// The table as it is on the disk now, after a switch.
   void replace_l1(std::vector<uint64_t> l1);
+  /// Another L1 table, or other COPIED flags: everything known of the tables is forgotten, all
+  /// slices of them (S2).  Nothing is staged.
+  void reset_l1(std::vector<uint64_t> l1);
   TableCache& cache() { return cache_; }
   /// Where entry `cluster` lies, given its table.
   HostOffset slice_of(HostCluster table, GuestCluster cluster) const;

@@ -34,6 +34,13 @@ class MetadataSet {
   bool contains(HostCluster cluster) const {
     return clusters_.contains(cluster) || in_run(cluster);
   }
+  /// Is it part of the header's, an L1 table's, the refcount table's, the snapshot table's run?
+  bool in_run(HostCluster cluster) const {
+    for (const HostSpan& run : runs_) {
+      if (cluster.value - run.first.value < run.count) return true;
+    }
+    return false;
+  }
   /// The first metadata cluster in a run, if any.
   std::optional<HostCluster> find_in(HostSpan run) const {
     for (uint64_t i = 0; i < run.count; ++i) {
@@ -43,12 +50,6 @@ class MetadataSet {
   }
 
  private:
-  bool in_run(HostCluster cluster) const {
-    for (const HostSpan& run : runs_) {
-      if (cluster.value - run.first.value < run.count) return true;
-    }
-    return false;
-  }
   std::vector<HostSpan> runs_;
   std::unordered_set<HostCluster> clusters_;
 };

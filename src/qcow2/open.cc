@@ -96,7 +96,7 @@ Task<void> Image::load(Gate& gate, uint32_t depth) {
   if (!options_.snapshot.empty()) {
     if (options_.writable)
       co_await fail(Error(Errc::read_only, "an internal snapshot can only be read"));
-    const Snapshot& snapshot = snapshots_[co_await find_snapshot()];
+    const Snapshot& snapshot = snapshots_[co_await find_snapshot(snapshots_, {options_.snapshot})];
     co_await check_l1_table(snapshot, head_.geometry);
     l1_at = snapshot.l1_offset;
     l1_entries = snapshot.l1_entries;
@@ -129,18 +129,6 @@ Task<void> Image::load(Gate& gate, uint32_t depth) {
   if (head_.header.has(kDataFile)) co_await open_data_file(gate).doing("data file");
   if (head_.backing_file && !options_.without_backing) co_await open_backing(gate, depth);
   if (options_.writable) co_await begin_writing();
-}
-
-Task<uint64_t> Image::find_snapshot() {
-  const std::string& wanted = options_.snapshot;
-  std::optional<uint64_t> found;
-  for (uint64_t i = 0; i < snapshots_.size(); ++i) {
-    if (snapshots_[i].id != wanted && snapshots_[i].name != wanted) continue;
-    if (found) co_return invalid("more than one snapshot has the id or name ", quoted(wanted));
-    found = i;
-  }
-  if (!found) co_return Error(Errc::not_found, cat("no snapshot ", quoted(wanted)));
-  co_return *found;
 }
 
 Task<void> Image::open_data_file(Gate& gate) {

@@ -14,6 +14,8 @@ Task<void> Image::read(uint64_t offset, MutableBytes data, Mark mark) {
   co_await working.begin();
   if (!within(offset, data.size(), size_)) co_await fail(out_of_range("read", offset, data.size()));
   co_await read_pinned(offset, data, mark);
+  // The disk may have become smaller, and what lies behind it is no longer its own.
+  if (!within(offset, data.size(), size_)) co_await fail(out_of_range("read", offset, data.size()));
 }
 
 /// One pin for all pieces (docs/engine.md, 2.3).  Clusters that follow each other on the host are

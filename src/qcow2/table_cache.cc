@@ -96,4 +96,9 @@ void TableCache::forget(HostOffset at, uint64_t length) {
   }
 }
 
+void TableCache::forget_all() {
+  for (auto& [at, slot] : index_) slot->indexed = false;
+  index_.clear();
+}
+
 }  // namespace byre

@@ -62,6 +62,7 @@ class TableCache {
   Task<Ref> get(HostOffset at);
   /// Drops what is kept of [at, at + length).
   void forget(HostOffset at, uint64_t length);
+  void forget_all();
   uint64_t loads() const { return loads_; }
 
  private:
