@@ -19,6 +19,7 @@ extern const AnyCommand& kMap;
 extern const AnyCommand& kRepair;
 extern const AnyCommand& kResize;
 extern const AnyCommand& kServe;
+extern const AnyCommand& kSnapshot;
 /// `serve` with the options of qemu-nbd.
 extern const AnyCommand& kQemuNbd;
 

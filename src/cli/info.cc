@@ -6,7 +6,6 @@
 /// damaged, encrypted or of features unknown to the engine can still be looked at.
 #include <sys/stat.h>
 
-#include <ctime>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -14,6 +13,7 @@
 #include "cli/commands.h"
 #include "cli/json.h"
 #include "cli/options.h"
+#include "cli/snapshot_list.h"
 #include "cli/text.h"
 #include "format/bitmap.h"
 #include "qcow2/head.h"
@@ -200,32 +200,6 @@ Json to_json_value(const Layer& layer) {
   return json;
 }
 
-std::string date_text(uint32_t seconds) {
-  const time_t time = seconds;
-  tm local{};
-  if (!localtime_r(&time, &local)) return "";
-  char text[64];
-  const size_t length = strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S", &local);
-  return std::string(text, length);
-}
-
-std::string snapshot_lines(const std::vector<Snapshot>& snapshots) {
-  std::string out = "Snapshot list:\n";
-  out += fmt::format("{:<9} {:<16} {:>8}{:>20}{:>13}{:>11}\n", "ID", "TAG", "VM SIZE", "DATE",
-                     "VM CLOCK", "ICOUNT");
-  for (const Snapshot& snapshot : snapshots) {
-    const uint64_t ms = snapshot.vm_clock_nanoseconds / 1'000'000;
-    const std::string clock = fmt::format("{:02}:{:02}:{:02}.{:03}", ms / 3'600'000,
-                                          ms / 60'000 % 60, ms / 1000 % 60, ms % 1000);
-    const bool counted = snapshot.icount && *snapshot.icount != UINT64_MAX;
-    out +=
-        fmt::format("{:<9} {:<16} {:>8}{:>20}{:>13}{:>11}\n", printable(snapshot.id),
-                    printable(snapshot.name), size_text(snapshot.vm_state_size),
-                    date_text(snapshot.date_seconds), clock, counted ? cat(*snapshot.icount) : "");
-  }
-  return out;
-}
-
 std::string human(const Layer& layer) {
   std::string out = cat("image: ", printable(layer.name), "\nfile format: ", name_of(layer.format),
                         "\nvirtual size: ", size_text(layer.size), " (", layer.size, " bytes)\n",
@@ -244,7 +218,7 @@ std::string human(const Layer& layer) {
       out += cat("backing file format: ", printable(*format), "\n");
     }
   }
-  if (!layer.snapshots.empty()) out += snapshot_lines(layer.snapshots);
+  if (!layer.snapshots.empty()) out += snapshot_list(layer.snapshots);
   return out + "Format specific information:\n" + to_listing(specific(layer), 1);
 }
 

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+/// `byre snapshot`: lists, creates, applies, deletes and renames the snapshots inside an image.
+#include "qcow2/snapshot.h"
+
+#include "block/raw.h"
+#include "cli/commands.h"
+#include "cli/options.h"
+#include "cli/snapshot_list.h"
+#include "cli/text.h"
+#include "io/wall_clock.h"
+
+namespace byre {
+
+namespace {
+
+struct SnapshotArgs : OpenArgs {
+  std::string image;
+  std::vector<std::string> list;  ///< One word for each -l.
+  std::vector<std::string> apply;
+  std::vector<std::string> create;
+  std::vector<std::string> remove;
+  std::vector<std::string> rename;
+  std::optional<std::string> to;
+  bool quiet = false;
+
+  size_t actions() const {
+    return list.size() + apply.size() + create.size() + remove.size() + rename.size();
+  }
+};
+
+/// "ID_OR_NAME", "snapshot.id=ID" or "snapshot.name=NAME".
+SnapshotKey key_of(std::string_view word) {
+  constexpr std::string_view kId = "snapshot.id=";
+  constexpr std::string_view kName = "snapshot.name=";
+  if (word.starts_with(kId)) return {std::string(word.substr(kId.size())), SnapshotKey::By::id};
+  if (word.starts_with(kName))
+    return {std::string(word.substr(kName.size())), SnapshotKey::By::name};
+  return {std::string(word), SnapshotKey::By::id_or_name};
+}
+
+/// Reads the first cluster and the snapshot table, nothing else.
+Task<std::vector<Snapshot>> load_list(Gate& gate, SnapshotArgs args) {
+  std::unique_ptr<File> file =
+      co_await gate.open(co_await path_of(args.image), {.share_lock = args.share});
+  if (co_await format_of(*file, args.format) == DiskFormat::raw) {
+    co_return std::vector<Snapshot>();
+  }
+  RawDevice device(std::move(file));
+  const Head head = co_await load_head(device);
+  co_return co_await load_snapshots(device, head);
+}
+
+Task<int> list(Session& session, SnapshotArgs args) {
+  SystemGate gate(session.reactor(), session.policy(args.follow));
+  Result<std::vector<Snapshot>> snapshots = co_await load_list(gate, args).result();
+  if (!snapshots) co_return could_not_open(args.image, std::move(snapshots).error());
+  if (!snapshots->empty()) session.print(snapshot_list(*snapshots));
+  co_return 0;
+}
+
+/// What qemu-img says of a disk that has no snapshots: "Could not VERB snapshot 'x': WHY".
+Error of_no_image(std::string_view verb, std::string_view word) {
+  std::string_view why = "Block driver does not support snapshots";
+  if (verb == "create") why = "-95 (Operation not supported)";
+  if (verb == "delete") why = "snapshot not found";
+  return unsupported("Could not ", verb, " snapshot '", word, "': ", why);
+}
+
+/// What the words ask for, to be done to an open image.
+struct Action {
+  std::string_view verb;
+  std::string word;
+  std::string to;
+};
+
+Task<void> perform(Image& image, Action action) {
+  if (action.verb == "create") {
+    const WallTime now = wall_time();
+    // QEMU, too, keeps 32 bits of it.
+    co_await image.create_snapshot({.name = action.word,
+                                    .date_seconds = static_cast<uint32_t>(now.seconds),
+                                    .date_nanoseconds = now.nanoseconds});
+  } else if (action.verb == "apply") {
+    co_await image.apply_snapshot(key_of(action.word));
+  } else if (action.verb == "delete") {
+    co_await image.delete_snapshot(key_of(action.word));
+  } else {
+    co_await image.rename_snapshot(key_of(action.word), action.to);
+  }
+}
+
+/// The engine says what it was doing, too: once is enough.
+Error in_words(const Action& action, Error error) {
+  if (error.code() == Errc::not_found) {
+    if (action.verb == "apply") {
+      return Error(Errc::not_found, cat("Could not apply snapshot '", action.word,
+                                        "': Failed to load snapshot: No such file or directory"));
+    }
+    return Error(Errc::not_found, cat("Could not ", action.verb, " snapshot '", action.word,
+                                      "': snapshot not found"));
+  }
+  std::string why = error.message();
+  const std::string own = cat(action.verb, " snapshot ", quoted(key_of(action.word).word), ": ");
+  if (why.starts_with(own)) why.erase(0, own.size());
+  return Error(error.code(), cat("Could not ", action.verb, " snapshot '", action.word, "': ", why),
+               error.sys_errno(), error.where());
+}
+
+Task<int> change(Session& session, SnapshotArgs args, Action action) {
+  SystemGate gate(session.reactor(), session.policy(args.follow));
+  Disk disk = co_await open_named(session, gate, args.image, args, {.writable = true});
+  if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, args.image);
+  const Session::Interruptible guard(
+      session, {.about = quoted(args.image),
+                .stop = [] {},
+                .waiting_for = [&] { return cat("the snapshots of ", quoted(args.image)); }});
+  Result<void> done;
+  if (disk.image && !action.verb.empty()) done = co_await perform(*disk.image, action).result();
+  if (!disk.image && !action.verb.empty()) done = of_no_image(action.verb, action.word);
+  if (!done && disk.image) done = in_words(action, std::move(done).error());
+  Result<void> closed = co_await disk.device->close().result();
+  co_await std::move(done);
+  co_await std::move(closed);
+  co_return 0;
+}
+
+Task<int> snapshot(Session& session, SnapshotArgs args) {
+  const auto wrong = [&](std::string text) {
+    const Parsed parsed{
+        .outcome = Parsed::Outcome::failed, .error = std::move(text), .usage = true};
+    return finish_parse(session, kSnapshot, parsed);
+  };
+  if (args.actions() > 1) co_return wrong("Cannot mix '-l', '-a', '-c', '-d'");
+  if (args.to.has_value() != !args.rename.empty()) {
+    co_return wrong("--rename SNAPSHOT and --to NAME go together");
+  }
+  // qemu-img opens the image, and does nothing with it.
+  if (args.actions() == 0 && session.stand_in()) co_return co_await change(session, args, {});
+  if (!args.apply.empty()) co_return co_await change(session, args, {"apply", args.apply[0], ""});
+  if (!args.create.empty())
+    co_return co_await change(session, args, {"create", args.create[0], ""});
+  if (!args.remove.empty())
+    co_return co_await change(session, args, {"delete", args.remove[0], ""});
+  if (!args.rename.empty()) {
+    co_return co_await change(session, args, {"rename", args.rename[0], *args.to});
+  }
+  co_return co_await list(session, args);
+}
+
+Argument list_flag() {
+  Argument argument =
+      detail::named(Argument::Kind::flag, "-l, --list", "", "list them (the default)");
+  argument.store = [](void* args, std::string_view) -> Result<void> {
+    static_cast<SnapshotArgs*>(args)->list.emplace_back();
+    return {};
+  };
+  return argument;
+}
+
+const Command<SnapshotArgs> kDefinition({
+    .name = "snapshot",
+    .summary = "List, create, apply, delete and rename the snapshots inside an image",
+    .description =
+        "SNAPSHOT is an id or a name; where a word could mean two, byre refuses and says which: "
+        "snapshot.id=ID and snapshot.name=NAME choose. Applying one gives the disk up as it is "
+        "now; "
+        "create another one first to keep it. Killed at any moment, each of these leaves the image "
+        "as it was or as it should be.",
+    .args = {operand("IMAGE", &SnapshotArgs::image, "the image file"), list_flag(),
+             option("-c, --create", "NAME", &SnapshotArgs::create,
+                    "keep the disk as it is now under this name"),
+             option("-a, --apply", "SNAPSHOT", &SnapshotArgs::apply,
+                    "make the disk what it was then, its size as well"),
+             option("-d, --delete", "SNAPSHOT", &SnapshotArgs::remove, "give it up"),
+             option("--rename", "SNAPSHOT", &SnapshotArgs::rename, "give it the name --to"),
+             option("--to", "NAME", &SnapshotArgs::to, "the new name, for --rename"),
+             format_argument<SnapshotArgs>(),
+             flag("-q, --quiet", &SnapshotArgs::quiet, "for scripts that give it: nothing is printed anyway"),
+             share_argument<SnapshotArgs>(), follow_arguments<SnapshotArgs>()},
+    .too_few = "Expecting one image file name",
+    .too_many = "Expecting one image file name",
+    .run = snapshot,
+});
+
+}  // namespace
+
+const AnyCommand& kSnapshot = kDefinition;
+
+}  // namespace byre

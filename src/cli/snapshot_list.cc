@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/snapshot_list.h"
+
+#include <fmt/format.h>
+
+#include <ctime>
+
+#include "base/error.h"
+#include "cli/text.h"
+
+namespace byre {
+
+namespace {
+
+std::string date_text(uint32_t seconds) {
+  const time_t time = seconds;
+  tm local{};
+  if (!localtime_r(&time, &local)) return "";
+  char text[64];
+  const size_t length = strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S", &local);
+  return std::string(text, length);
+}
+
+}  // namespace
+
+std::string snapshot_list(const std::vector<Snapshot>& snapshots) {
+  std::string out = "Snapshot list:\n";
+  out += fmt::format("{:<9} {:<16} {:>8}{:>20}{:>13}{:>11}\n", "ID", "TAG", "VM SIZE", "DATE",
+                     "VM CLOCK", "ICOUNT");
+  for (const Snapshot& snapshot : snapshots) {
+    const uint64_t ms = snapshot.vm_clock_nanoseconds / 1'000'000;
+    const std::string clock = fmt::format("{:02}:{:02}:{:02}.{:03}", ms / 3'600'000,
+                                          ms / 60'000 % 60, ms / 1000 % 60, ms % 1000);
+    const bool counted = snapshot.icount && *snapshot.icount != UINT64_MAX;
+    out +=
+        fmt::format("{:<9} {:<16} {:>8}{:>20}{:>13}{:>11}\n", printable(snapshot.id),
+                    printable(snapshot.name), size_text(snapshot.vm_state_size),
+                    date_text(snapshot.date_seconds), clock, counted ? cat(*snapshot.icount) : "");
+  }
+  return out;
+}
+
+}  // namespace byre
