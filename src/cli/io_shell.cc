@@ -304,8 +304,9 @@ Result<void> IoShell::check_range(uint64_t offset, uint64_t length) const {
 /// Does one request and says how it went.
 Task<void> IoShell::transfer(IoTransfer request, std::string source) {
   const Instant began = reactor_.now();
-  Result<void> result = check_range(request.offset, request.length());
-  if (request.vm_state) result = unsupported("VM state is not supported by byre io");
+  Result<void> result;
+  if (!request.vm_state) result = check_range(request.offset, request.length());
+  if (request.vm_state && !image_) result = unsupported("a raw disk has no VM state");
   if (result && !request.is_write) result = co_await do_read(request, began).result();
   if (result && request.is_write) result = co_await do_write(request, source).result();
   if (!result) {
@@ -327,8 +328,12 @@ Task<void> IoShell::do_read(const IoTransfer& request, Instant began) {
   const uint64_t end = device_->size();  // Perhaps inside the last sector.
   const uint64_t there =
       request.offset < end ? std::min<uint64_t>(data.size(), end - request.offset) : 0;
-  if (there > 0) co_await device_->read(request.offset, data.first(there));
-  fill_zero(data.subspan(there));
+  if (request.vm_state) {
+    co_await image_->read_vm_state(request.offset, data);
+  } else {
+    if (there > 0) co_await device_->read(request.offset, data.first(there));
+    fill_zero(data.subspan(there));
+  }
   const Instant ended = reactor_.now();
 
   if (request.expect) {
@@ -368,7 +373,12 @@ Task<void> IoShell::do_write(const IoTransfer& request, const std::string& sourc
       copy(data.subspan(at), bytes_of(std::string_view(source).substr(0, length)));
     }
   }
-  co_await device_->write(request.offset, data, {.fua = fua, .compressed = request.compressed});
+  if (!request.vm_state) {
+    co_await device_->write(request.offset, data, {.fua = fua, .compressed = request.compressed});
+    co_return;
+  }
+  co_await image_->write_vm_state(request.offset, data);
+  if (fua) co_await device_->flush();
 }
 
 Task<void> IoShell::perform(IoDiscard command) {

@@ -563,6 +563,8 @@ void Allocator::lower(const RefcountChanges& changes) {
       metadata_.remove(cluster);
       hint_ = std::min(hint_, cluster.value);  // H5
       ++clusters_freed_;
+      if (packing_ == cluster) packing_.reset();  // P1
+      if (on_free_) on_free_(cluster);
     }
     return true;
   });

@@ -124,6 +124,10 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   Task<void> apply_snapshot(SnapshotKey which);
   Task<void> delete_snapshot(SnapshotKey which);
   Task<void> rename_snapshot(SnapshotKey which, std::string name);
+  // The state of a virtual machine, behind the disk (vm_state.cc).
+  uint64_t vm_state_offset() const;
+  Task<void> read_vm_state(uint64_t offset, MutableBytes data);
+  Task<void> write_vm_state(uint64_t offset, Bytes data);
   /// Drains, commits twice (the second writes the decrements), gives back what the file was grown
   /// ahead: no leak after it.
   Task<void> close() override;
@@ -198,6 +202,9 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   std::optional<Mapping> zeroed_mapping(const Mapping& old, uint32_t units, uint64_t start,
                                         bool may_unmap) const;
   bool can_stage_zero() const { return geometry().version >= 3 || !backing_; }
+
+  // vm_state.cc
+  Result<uint64_t> vm_state_range(uint64_t offset, uint64_t length) const;
 
   // resize.cc
   Result<void> check_resize(uint64_t size) const;

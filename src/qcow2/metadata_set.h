@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -22,20 +23,30 @@ class MetadataSet {
   void remove(HostCluster cluster) { clusters_.erase(cluster); }
   bool add_run(HostSpan run) {
     bool alone = true;
-    for (const HostSpan& other : runs_) {
-      alone &= run.end().value <= other.first.value || other.end().value <= run.first.value;
+    for (uint64_t i = 0; i < run.count; ++i) alone &= !in_run(run.first + i);
+    if (run.count > kShortRun) {
+      runs_.push_back(run);
+    } else {
+      for (uint64_t i = 0; i < run.count; ++i) ++in_short_runs_[run.first + i];
     }
-    runs_.push_back(run);
     return alone;
   }
   void remove_run(HostSpan run) {
-    runs_.erase(std::remove(runs_.begin(), runs_.end(), run), runs_.end());
+    if (run.count > kShortRun) {
+      runs_.erase(std::remove(runs_.begin(), runs_.end(), run), runs_.end());
+      return;
+    }
+    for (uint64_t i = 0; i < run.count; ++i) {
+      const auto found = in_short_runs_.find(run.first + i);
+      if (found != in_short_runs_.end() && --found->second == 0) in_short_runs_.erase(found);
+    }
   }
   bool contains(HostCluster cluster) const {
     return clusters_.contains(cluster) || in_run(cluster);
   }
   /// Is it part of the header's, an L1 table's, the refcount table's, the snapshot table's run?
   bool in_run(HostCluster cluster) const {
+    if (in_short_runs_.contains(cluster)) return true;
     for (const HostSpan& run : runs_) {
       if (cluster.value - run.first.value < run.count) return true;
     }
@@ -50,7 +61,10 @@ class MetadataSet {
   }
 
  private:
+  /// Runs up to this long are kept by the cluster: an image may have 65536 snapshots.
+  static constexpr uint64_t kShortRun = 16;
   std::vector<HostSpan> runs_;
+  std::unordered_map<HostCluster, uint32_t> in_short_runs_;
   std::unordered_set<HostCluster> clusters_;
 };
 

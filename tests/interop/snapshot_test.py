@@ -240,6 +240,35 @@ class Table(Case):
         qemu_io(image, "read -b -P 7 0 128k")
 
 
+    def test_a_vm_state_is_read_and_written_by_both(self):
+        for shape in (dict(), dict(cluster_size=512), dict(compat="0.10"), dict(extended_l2="on")):
+            with self.subTest(**shape):
+                image, base = self.path("disk.qcow2"), self.path("base.raw")
+                with open(base, "wb") as file:
+                    file.write(b"x" * 4 * MIB)  # Longer than the disk: no VM state shows through.
+                qemu_img("create", "-q", "-f", "qcow2", *options_of(**shape), "-b", base, "-F", "raw", image, "1M")
+                options = ("-f", "qcow2", "--follow", "any")
+                byre_io(image, "write -b -P 5 512 200k", "read -b -P 5 512 200k", "read -b -P 0 0 512",
+                        "read -b -P 0 900k 64k", "read -P 0x78 0 1M", options=options)
+                self.assert_sound(image)
+                qemu_io(image, "read -b -P 5 512 200k", "read -P 0x78 0 1M", "write -b -P 6 300k 100k")
+                byre_io(image, "read -b -P 5 512 200k", "read -b -P 6 300k 100k", options=options)
+                img("snapshot", "--follow", "any", "-c", "s", image)
+                byre_io(image, "write -b -P 9 0 400k", options=options)
+                self.assert_sound(image)
+                img("snapshot", "--follow", "any", "-a", "s", image)
+                self.assert_sound(image)
+                qemu_io(image, "read -b -P 5 512 200k", "read -b -P 6 300k 100k", "read -P 0x78 0 1M")
+                for name in ("disk.qcow2", "base.raw"):
+                    os.unlink(self.path(name))
+
+    def test_a_raw_disk_has_no_vm_state(self):
+        raw = self.path("disk.raw")
+        qemu_img("create", "-q", "-f", "raw", raw, "1M")
+        for words in ("read -b 0 512", "write -b 0 512"):
+            self.assertIn("Operation not supported", byre_io(raw, words, options=("-f", "raw"), ok=(0, 1)).text)
+
+
 class PeerDefects(Case):
     @only_byre
     def test_e5_an_overflow_leaves_no_leaks(self):

@@ -410,6 +410,7 @@ std::string Knobs::text() const {
   if (gap != 0) text += fmt::format(" gap {}", gap);
   if (tables_apart) text += " tables-apart";
   if (resizes) text += " resizes";
+  if (snapshots) text += " snapshots";
   if (clusters_free != UINT64_MAX) text += fmt::format(" free {}", clusters_free);
   text += fmt::format(" cache {} staged_max {} growth {} commit {} ms block {}{}{}{}{}",
                       table_cache_size, staged_max, growth_step, commit_delay / kMillisecond,

@@ -46,6 +46,8 @@ struct Knobs {
 
   /// Guests change the size of the disk: it is never larger than `size`.
   bool resizes = false;
+  /// Guests make, apply and delete snapshots.
+  bool snapshots = false;
 
   // The engine.
   uint64_t table_cache_size = 32 * MiB;

@@ -119,6 +119,47 @@ uint64_t Oracle::begin_change(uint64_t offset, uint64_t length, Token token, boo
   return change;
 }
 
+Oracle::Contents Oracle::contents_since(uint64_t began, uint64_t offset, uint64_t length) const {
+  Contents contents(length / kSectorSize);
+  for (uint64_t i = 0; i < contents.size(); ++i) {
+    const Cell& here = cell(offset / kSectorSize + i);
+    for (const Candidate& v : here) {
+      if (readable(here, v, began)) contents[i].push_back(v.token);
+    }
+  }
+  return contents;
+}
+
+uint64_t Oracle::begin_restore(uint64_t offset, const Contents& contents) {
+  const uint64_t change = ++clock_;
+  const Change made{offset / kSectorSize, contents.size(), true};
+  changes_.emplace(change, made);
+  for (uint64_t i = 0; i < made.count; ++i) {
+    const uint64_t s = made.first + i;
+    Cell& here = cells_.try_emplace(s, cell(s)).first->second;
+    prune(here);
+    for (const Token token : contents[i]) {
+      here.push_back({.token = token, .issued = change, .answered = kNever, .change = change});
+    }
+    touched_.insert(s);
+  }
+  return change;
+}
+
+Result<void> Oracle::check_copy(uint64_t offset, Bytes data, const Contents& contents) {
+  for (uint64_t i = 0; i < contents.size(); ++i) {
+    const uint64_t sector = offset / kSectorSize + i;
+    const Result<Token> token = recognise(data.subspan(i * kSectorSize, kSectorSize), sector);
+    if (!token) return corrupt("guest sector ", hex(sector), " holds ", token.error().message());
+    if (std::find(contents[i].begin(), contents[i].end(), *token) != contents[i].end()) continue;
+    std::string allowed;
+    for (const Token other : contents[i]) allowed += cat(" ", name_of_token(other));
+    return corrupt("guest sector ", hex(sector), " holds ", name_of_token(*token),
+                   "; allowed:", allowed);
+  }
+  return {};
+}
+
 void Oracle::end_change(uint64_t change, bool succeeded, bool durable) {
   const Change made = changes_.at(change);
   changes_.erase(change);

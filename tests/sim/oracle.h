@@ -57,6 +57,14 @@ class Oracle {
   /// A write, zero or discard of whole sectors.
   uint64_t begin_change(uint64_t offset, uint64_t length, Token token, bool certain = true);
   void end_change(uint64_t change, bool succeeded, bool durable);
+  /// What each sector of a range could be.
+  using Contents = std::vector<std::vector<Token>>;
+  /// What a copy that was made between `began` and now may hold.
+  Contents contents_since(uint64_t began, uint64_t offset, uint64_t length) const;
+  /// The range becomes what a copy of it holds.
+  uint64_t begin_restore(uint64_t offset, const Contents& contents);
+  /// Are these bytes what the copy may hold?
+  static Result<void> check_copy(uint64_t offset, Bytes data, const Contents& contents);
   uint64_t begin_flush() { return ++clock_; }
   void end_flush(uint64_t flush);
   uint64_t begin_read();

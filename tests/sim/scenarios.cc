@@ -199,6 +199,104 @@ Verdict play_late(uint64_t seed, const RunOptions& options) {
   return verdict;
 }
 
+// --- T3: snapshots ------------------------------------------------------------------------------
+
+/// Snapshots are made, applied and deleted among the requests of several clients (S1, C5): cuts,
+/// killed processes, and in every third history errors of the disk or a full one.
+Verdict play_snapshots(uint64_t seed, const RunOptions& options) {
+  Prng knob_prng = prng_for(seed, kDrawKnobs);
+  Prng prng = prng_for(seed, kDrawSteps);
+  Prng fault_prng = prng_for(seed, kDrawFaults);
+  History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
+  history.knobs.snapshots = true;
+  history.knobs.resizes = false;  // A snapshot has the size of its time (snapshot_test.cc).
+  const bool faults = prng.one_in(3);
+  const uint64_t lives = prng.between(2, 4);
+  for (uint64_t i = 0; i < lives; ++i) {
+    Life life = draw_life(history.knobs, prng, prng.between(1, 4), 14);
+    const uint64_t way = prng.below(4);
+    life.end = way < 2 ? Life::End::close : way == 2 ? Life::End::kill : Life::End::power_cut;
+    life.ends_after = prng.between(1, 250);
+    life.cut_one_in = prng.between(4, 40);
+    life.cuts_max = history.knobs.cluster_bits == 21   ? 1
+                    : history.knobs.cluster_bits == 16 ? 4
+                                                       : 10;
+    life.faults.rates = prng.one_in(2) ? FaultPlan::harmless() : FaultPlan::Rates{};
+    if (faults) {
+      life.faults = FaultPlan::draw(fault_prng);
+      if (fault_prng.one_in(4)) {
+        life.room = fault_prng.between(1, 32) * 4096;
+      } else if (fault_prng.one_in(4)) {
+        life.faults.no_space(fault_prng.between(1, 30), fault_prng.between(1, 5));
+      }
+    }
+    history.lives.push_back(std::move(life));
+  }
+  Verdict verdict;
+  add(verdict, history, run_history(history, options));
+  return verdict;
+}
+
+/// A short history around one change of the snapshots, a fault at its k-th operation, for every k;
+/// every third seed sees every cut instead.
+Verdict play_snapshot_faults(uint64_t seed, const RunOptions& options) {
+  Prng prng = prng_for(seed, kDrawKnobs);
+  using Kind = Step::Kind;
+  History base{.seed = seed, .knobs = Knobs::tiny(prng.one_in(2) ? 9 : 12)};
+  Knobs& knobs = base.knobs;
+  knobs.snapshots = true;
+  if (prng.one_in(3)) knobs.version = 2;
+  if (knobs.version == 3 && prng.one_in(5)) knobs.lazy_refcounts = true;
+  if (prng.one_in(2)) knobs.gap = knobs.geometry().refcount_block_entries();
+  if (prng.one_in(3)) knobs.clusters_free = prng.between(0, 6);
+  knobs.tables_apart = prng.one_in(2);
+  const uint64_t c = knobs.cluster_size();
+  const Kind changes[] = {Kind::create_snapshot, Kind::apply_snapshot, Kind::delete_snapshot};
+  Life before{.seed = prng.next()};
+  before.clients.push_back({{.kind = Kind::create_snapshot},
+                            {.kind = Kind::write, .offset = 0, .length = 2 * c},
+                            {.kind = Kind::create_snapshot},
+                            {.kind = Kind::write, .offset = c, .length = c}});
+  Life life{.seed = prng.next()};
+  life.clients.push_back({{.kind = Kind::write, .offset = 0, .length = c},
+                          {.kind = changes[seed % 3], .offset = seed / 3},
+                          {.kind = Kind::write, .offset = 2 * c, .length = c},
+                          {.kind = Kind::flush},
+                          {.kind = Kind::write, .offset = 0, .length = c}});
+  base.lives = {before, life};
+  Verdict verdict;
+  if (seed / 3 % 3 == 0) {
+    base.lives[1].every_cut = true;
+    base.lives[1].clients[0].resize(3);
+    add(verdict, base, run_history(base, options));
+    return verdict;
+  }
+  Prng fault_prng = prng_for(seed, kDrawFaults);
+  for (const Op::Kind kind :
+       {Op::Kind::write, Op::Kind::sync, Op::Kind::punch, Op::Kind::allocate, Op::Kind::read}) {
+    for (uint64_t k = 1; k <= 40; ++k) {
+      History history = base;
+      history.lives[1].faults.add(
+          {.kind = kind,
+           .first = k,
+           .last = fault_prng.one_in(4) ? k + fault_prng.below(4) : k,
+           .fault = {.kind = Fault::Kind::error,
+                     .applied = static_cast<Fault::Applied>(fault_prng.below(4)),
+                     .drops = fault_prng.one_in(2),
+                     .evicts = fault_prng.one_in(2)}});
+      const uint64_t way = fault_prng.below(4);
+      history.lives[1].end = way == 0 ? Life::End::power_cut : Life::End::close;
+      history.lives[1].ends_after = fault_prng.between(5, 80);
+      history.lives[1].cut_one_in = 12;
+      history.lives[1].cuts_max = 3;
+      const uint64_t errors = verdict.request_errors;
+      if (!add(verdict, history, run_history(history, options))) return verdict;
+      if (verdict.request_errors == errors && k > 30) break;
+    }
+  }
+  return verdict;
+}
+
 /// M6: a process that is killed loses no more than the last commit_delay, flushed or not.
 Verdict play_killed(uint64_t seed, const RunOptions& options) {
   Prng knob_prng = prng_for(seed, kDrawKnobs);
@@ -342,6 +440,9 @@ const std::vector<Scenario>& scenarios() {
       {"killed", "a process that dies loses a second at most (M6)", play_killed, 16},
       {"kth-fault", "a fault at the k-th operation, for every k (T5)", play_kth_fault, 3},
       {"no-space", "ENOSPC at the k-th allocation, for every k", play_no_space, 3},
+      {"snapshots", "snapshots made, applied, deleted among requests (T3)", play_snapshots, 40},
+      {"snapshot-faults", "one change of the snapshots: a fault at each operation, or every cut",
+       play_snapshot_faults, 6},
       {"cuts", "two or three requests, every cut after every operation (T6)", play_cuts, 5},
       {"repair", "damaged images, repaired and undone, cut off anywhere (R1 to R5)", play_repair,
        12},

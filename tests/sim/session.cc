@@ -2,7 +2,9 @@
 #include "session.h"
 
 #include <algorithm>
+#include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -33,6 +35,12 @@ std::string_view name_of(Step::Kind kind) {
       return "pause";
     case Step::Kind::resize:
       return "resize";
+    case Step::Kind::create_snapshot:
+      return "snapshot";
+    case Step::Kind::apply_snapshot:
+      return "apply snapshot";
+    case Step::Kind::delete_snapshot:
+      return "delete snapshot";
   }
   return "unknown";
 }
@@ -84,6 +92,14 @@ std::vector<Window> windows_of(const Knobs& knobs) {
   }
   return windows;
 }
+
+/// A snapshot as the model has it, by its name.
+struct Copy {
+  uint64_t began = 0;                      ///< While it is being made: when that began.
+  bool certain = false;                    ///< It is there, after any cut.
+  bool going = false;                      ///< It is being deleted, or that failed: it may be gone.
+  std::vector<Oracle::Contents> contents;  ///< Of each window, once it was made.
+};
 
 class Run {
  public:
@@ -178,6 +194,7 @@ class Run {
     }
     if (ok()) {
       const ImageVerdict before = check_bytes(disk());
+      drift_ = before.copied_drift;
       const uint64_t lost_before = disk().syncs_lost();
       disk().options().faults = life.faults;
       if (life.room != 0) disk().options().capacity = disk().allocated_bytes() + life.room;
@@ -205,6 +222,9 @@ class Run {
     }
     size_ = process.image->size();
     sizes_wanted_.clear();
+    const Result<void> copies = process.reactor.finish(
+        look_at_snapshots(process.reactor, process.gate, process.image->snapshots(), true));
+    if (!copies) return fail_with("on opening: ", copies.error().message());
     std::vector<std::vector<std::byte>> found;
     const Result<void> read = process.reactor.finish(read_windows(*process.image, windows_, found));
     if (!read) return fail_with("the disk cannot be read: ", read.error().message());
@@ -254,6 +274,14 @@ class Run {
 
   Task<Result<void>> resize(uint64_t size, Process& process);
 
+  Task<Result<void>> create_snapshot(Process& process);
+  Task<Result<void>> apply_snapshot(uint64_t which, Process& process);
+  Task<Result<void>> delete_snapshot(uint64_t which, Process& process);
+  std::vector<Oracle::Contents> copy_since(uint64_t began) const;
+  std::optional<std::string> choose(uint64_t which) const;
+  Task<void> look_at_snapshots(Reactor& reactor, Gate& gate, const std::vector<Snapshot>& list,
+                               bool settle);
+
   /// The whole program of one life.
   Task<void> main(const Life& life, Process& process) {
     for (const Step& step : life.warm_up) co_await perform(step, process);
@@ -298,7 +326,107 @@ class Run {
   bool cut_ = false;
   uint64_t size_;  ///< Of the disk, as it was answered last.
   std::multiset<uint64_t> sizes_wanted_;
+  uint64_t drift_ = 0;  ///< Missing COPIED flags at the start of the life.
+  std::map<std::string, Copy> copies_;
+  uint64_t copies_made_ = 0;
 };
+
+std::vector<Oracle::Contents> Run::copy_since(uint64_t began) const {
+  std::vector<Oracle::Contents> contents;
+  for (const Window& window : windows_) {
+    contents.push_back(oracle_.contents_since(began, window.offset, window.length));
+  }
+  return contents;
+}
+
+/// A snapshot that is there and not about to go.
+std::optional<std::string> Run::choose(uint64_t which) const {
+  std::vector<std::string> there;
+  for (const auto& [name, copy] : copies_) {
+    if (copy.certain && !copy.going) there.push_back(name);
+  }
+  if (there.empty()) return std::nullopt;
+  return there[which % there.size()];
+}
+
+Task<Result<void>> Run::create_snapshot(Process& process) {
+  const std::string name = cat("copy ", ++copies_made_);
+  const uint64_t began = oracle_.begin_read();
+  copies_[name] = {.began = began, .contents = {}};
+  Result<void> done = co_await process.image->create_snapshot({.name = name}).result();
+  Copy& copy = copies_.at(name);
+  copy.contents = copy_since(began);
+  copy.certain = done.has_value();
+  oracle_.end_read(began);
+  // Refused: nothing was changed.
+  if (!done && done.error().code() == Errc::invalid) copies_.erase(name);
+  co_return done;
+}
+
+Task<Result<void>> Run::apply_snapshot(uint64_t which, Process& process) {
+  const std::optional<std::string> name = choose(which);
+  if (!name) co_return Result<void>();
+  const std::vector<Oracle::Contents> contents = copies_.at(*name).contents;
+  std::vector<uint64_t> changes;
+  for (size_t i = 0; i < windows_.size(); ++i) {
+    changes.push_back(oracle_.begin_restore(windows_[i].offset, contents[i]));
+  }
+  Result<void> done = co_await process.image->apply_snapshot({*name}).result();
+  oracle_.set_time(process.reactor.now().ns);
+  for (const uint64_t change : changes) oracle_.end_change(change, done.has_value(), true);
+  co_return done;
+}
+
+Task<Result<void>> Run::delete_snapshot(uint64_t which, Process& process) {
+  const std::optional<std::string> name = choose(which);
+  if (!name) co_return Result<void>();
+  copies_.at(*name).going = true;
+  Result<void> done = co_await process.image->delete_snapshot({*name}).result();
+  if (done) copies_.erase(*name);
+  co_return done;
+}
+
+/// C5: those that must be there are, no others, and each holds what the disk held when it was made.
+/// `settle`: what is found is the truth from now on.
+Task<void> Run::look_at_snapshots(Reactor& reactor, Gate& gate, const std::vector<Snapshot>& list,
+                                  bool settle) {
+  std::set<std::string> found;
+  for (const Snapshot& snapshot : list) {
+    const auto known = copies_.find(snapshot.name);
+    if (known == copies_.end() || !found.insert(snapshot.name).second) {
+      co_await fail(corrupt("snapshot ", quoted(snapshot.name), " should not be there"));
+    }
+    Copy& copy = known->second;
+    const std::vector<Oracle::Contents> contents =
+        copy.contents.empty() ? copy_since(copy.began) : copy.contents;
+    ImageOptions options = knobs_.image_options();
+    options.writable = options.lock = false;
+    options.snapshot = snapshot.name;
+    std::unique_ptr<Image> image = co_await Image::open(reactor, gate, "image", options);
+    std::vector<std::vector<std::byte>> data;
+    Result<void> right = co_await read_windows(*image, windows_, data).result();
+    for (size_t i = 0; right && i < windows_.size(); ++i) {
+      right = Oracle::check_copy(windows_[i].offset, data[i], contents[i]);
+    }
+    co_await image->close();
+    co_await std::move(right).doing("snapshot ", quoted(snapshot.name));
+    if (!settle) continue;
+    copy = {.certain = true, .contents = {}};
+    for (size_t i = 0; i < windows_.size(); ++i) {
+      Oracle::Contents& exact = copy.contents.emplace_back();
+      for (uint64_t at = 0; at < data[i].size(); at += kSectorSize) {
+        exact.push_back({*recognise(Bytes(data[i]).subspan(at, kSectorSize),
+                                    (windows_[i].offset + at) / kSectorSize)});
+      }
+    }
+  }
+  for (const auto& [name, copy] : copies_) {
+    if (copy.certain && !copy.going && !found.contains(name)) {
+      co_await fail(corrupt("snapshot ", quoted(name), " is gone"));
+    }
+  }
+  if (settle) std::erase_if(copies_, [&](const auto& each) { return !found.contains(each.first); });
+}
 
 /// What is cut off becomes zeros, as if it had been discarded.
 Task<Result<void>> Run::resize(uint64_t size, Process& process) {
@@ -399,11 +527,25 @@ Task<void> Run::perform(const Step& step, Process& process) {
     case Step::Kind::resize:
       done = co_await resize(step.length, process);
       break;
+    case Step::Kind::create_snapshot:
+      done = co_await create_snapshot(process);
+      break;
+    case Step::Kind::apply_snapshot:
+      done = co_await apply_snapshot(step.offset, process);
+      break;
+    case Step::Kind::delete_snapshot:
+      done = co_await delete_snapshot(step.offset, process);
+      break;
   }
   ++report_.requests;
   if (done) co_return;
   // Behind the end of a disk that has become smaller.
   if (knobs_.resizes && done.error().code() == Errc::invalid) co_return;
+  // Refcounts that would not fit; a snapshot that another client has just deleted.
+  if (step.is_of_snapshot() &&
+      (done.error().code() == Errc::invalid || done.error().code() == Errc::not_found)) {
+    co_return;
+  }
   ++report_.request_errors;
   if (options_.sink) options_.sink(cat("failed: ", step.text(), ": ", done.error().message()));
   if (!faulty_) fail_with(step.text(), ": ", done.error().message());
@@ -437,10 +579,16 @@ void Run::end(const Life& life, Process& process, const ImageVerdict& before, bo
   const ImageVerdict after = check_bytes(disk());
   if (!after.sound()) return fail_with("afterwards the image is not sound: ", after.text());
   if (process.closed_well && !unclean_) {
-    if (after.dirty) return fail_with("dirty after a clean close");
+    // It stays where a change of the snapshots could not be put right (S1).
+    if (after.dirty && !(faulty_ && knobs_.snapshots))
+      return fail_with("dirty after a clean close");
     if (!faulty_ && !before.dirty && after.leaks > before.leaks) {
       return fail_with("a clean close leaks: ", after.leaks, " clusters, ", before.leaks,
                        " before");
+    }
+    if (!faulty_ && !before.dirty && after.copied_drift > before.copied_drift) {
+      return fail_with("COPIED is missing after a clean close: ", after.copied_drift, " entries, ",
+                       before.copied_drift, " before");
     }
   }
   judge("at the end of the life");
@@ -526,6 +674,10 @@ void Run::check_cut(const CutChoice& choice, bool twice) {
     SimDisk& disk = disks.find("image")->second;
     const ImageVerdict before = check_bytes(disk);
     if (!before.sound()) return wrong("the image is not sound: ", before.text());
+    // C2: version 3 has the dirty bit for that.
+    if (knobs_.version >= 3 && !before.dirty && before.copied_drift > drift_) {
+      return wrong("COPIED is missing, and the image is not dirty: ", before.text());
+    }
     const auto reactor =
         std::make_shared<SimReactor>(mix(report_.cuts, static_cast<uint64_t>(round)));
     SimGate gate(*reactor, disks, gate_options());
@@ -557,6 +709,9 @@ void Run::check_cut(const CutChoice& choice, bool twice) {
     }
     Result<void> sound = check_size(image->size());
     if (sound) sound = reactor->finish(check_tail(*image));
+    if (sound && knobs_.snapshots) {
+      sound = reactor->finish(look_at_snapshots(*reactor, gate, image->snapshots(), false));
+    }
     const Result<void> closed = reactor->finish(image->close());
     if (!closed) {
       bury();
@@ -588,6 +743,7 @@ void Run::check_cut(const CutChoice& choice, bool twice) {
 std::string Step::text() const {
   if (kind == Kind::flush) return "flush";
   if (kind == Kind::resize) return fmt::format("resize {:#x}", length);
+  if (is_of_snapshot()) return cat(name_of(kind), " ", offset);
   if (kind == Kind::pause) return fmt::format("pause {} us", pause_ns / 1000);
   return fmt::format("{} {:#x}+{:#x}{}{}{}", name_of(kind), offset, length, fua ? " fua" : "",
                      may_unmap ? " may_unmap" : "", compressed ? " compressed" : "");
@@ -630,6 +786,15 @@ std::vector<Step> draw_steps(const Knobs& knobs, Prng& prng, size_t count) {
         if (prng.one_in(2)) step.length = round_up(step.length, knobs.cluster_size());
         step.length = std::min(step.length, knobs.size);
       }
+      steps.push_back(step);
+      continue;
+    }
+    if (knobs.snapshots && prng.one_in(5)) {
+      const uint64_t which = prng.below(4);
+      step.kind = which < 2    ? Step::Kind::create_snapshot
+                  : which == 2 ? Step::Kind::apply_snapshot
+                               : Step::Kind::delete_snapshot;
+      step.offset = prng.below(1000);
       steps.push_back(step);
       continue;
     }

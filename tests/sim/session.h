@@ -23,7 +23,18 @@
 namespace byre {
 
 struct Step {
-  enum class Kind : uint8_t { read, write, zero, discard, flush, pause, resize };
+  enum class Kind : uint8_t {
+    read,
+    write,
+    zero,
+    discard,
+    flush,
+    pause,
+    resize,
+    create_snapshot,
+    apply_snapshot,  ///< `offset` chooses among those there are, like the next one.
+    delete_snapshot,
+  };
   Kind kind = Kind::read;
   uint64_t offset = 0;
   uint64_t length = 0;  ///< Of a resize: the new size of the disk.
@@ -31,6 +42,10 @@ struct Step {
   bool may_unmap = false;
   bool compressed = false;
   int64_t pause_ns = 0;
+  bool is_of_snapshot() const {
+    return kind == Kind::create_snapshot || kind == Kind::apply_snapshot ||
+           kind == Kind::delete_snapshot;
+  }
   std::string text() const;
 };
 
