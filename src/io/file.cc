@@ -74,6 +74,7 @@ File::File(Reactor& reactor, Properties properties)
 
 File::~File() {
   BYRE_ASSERT(blocks_.empty() && syncing_.empty());
+  if (properties_.locked) unlock_image(properties_.fd);
   if (properties_.fd >= 0) ::close(properties_.fd);
 }
 
@@ -138,6 +139,7 @@ Result<std::unique_ptr<File>> File::adopt(Reactor& reactor, int fd, std::string 
                         .fd = fd,
                         .size = static_cast<uint64_t>(status.st_size),
                         .writable = options.writable,
+                        .locked = options.lock,
                         .block_device = block_device,
                         .device = block_device ? status.st_rdev : status.st_dev,
                         .inode = block_device ? 0 : status.st_ino};

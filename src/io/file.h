@@ -44,6 +44,7 @@ class File {
     uint32_t block_size = 1;
     uint32_t memory_alignment = 1;
     bool writable = false;
+    bool locked = false;             ///< The image locks were taken, and go when it is closed.
     bool block_device = false;       ///< Fixed size; holes are not known to read as zeros.
     bool can_punch = true;           ///< fallocate(PUNCH_HOLE) is worth trying.
     bool can_zero = true;            ///< fallocate(ZERO_RANGE) is worth trying.

@@ -182,4 +182,14 @@ Result<void> lock_image(int fd, std::string_view name, bool writable, bool share
   }
 }
 
+void unlock_image(int fd) {
+  struct flock lock{};
+  lock.l_type = F_UNLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_start = kUses;
+  lock.l_len = kForbids + 100 - kUses;
+  // It cannot fail in a way that anybody could mend, and close() follows.
+  (void)fcntl(fd, F_OFD_SETLK, &lock);
+}
+
 }  // namespace byre

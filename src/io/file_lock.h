@@ -13,7 +13,9 @@
 ///   reader, shared     nothing
 ///
 /// These are the sets of qemu-io, qemu-nbd and qemu-img for qcow2 images.  The locks go with the
-/// descriptor.
+/// open file description: the kernel may hold that for a moment after close(), as io_uring's
+/// workers let go of it only behind the completion; so whoever closes unlocks first, and who is
+/// started right after finds the image free.
 #pragma once
 
 #include <string_view>
@@ -25,5 +27,7 @@ namespace byre {
 /// Takes the locks, or fails with Errc::busy and names who is in the way; Errc::unsupported where
 /// the file system has no such locks.
 Result<void> lock_image(int fd, std::string_view name, bool writable, bool shared);
+/// Gives them back.
+void unlock_image(int fd);
 
 }  // namespace byre

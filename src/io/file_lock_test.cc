@@ -93,6 +93,18 @@ class FileLockTest : public testing::Test {
   std::unique_ptr<Reactor> reactor_;
 };
 
+// The kernel's io_uring workers may hold a description a moment longer than the process that closed
+// it; here a duplicate does.
+TEST_F(FileLockTest, ClosingUnlocksWhoeverElseHoldsTheDescription) {
+  const std::string path = folder_ / "f";
+  auto writer = File::open(*reactor_, path, {.writable = true, .create = true});
+  ASSERT_TRUE(writer) << writer.error().message();
+  const Descriptor held(dup((*writer)->properties().fd));
+  EXPECT_FALSE(open(path, true));
+  writer->reset();
+  EXPECT_TRUE(open(path, true));
+}
+
 TEST_F(FileLockTest, OneWriterOrManyReaders) {
   const std::string path = folder_ / "f";
   {

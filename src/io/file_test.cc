@@ -187,9 +187,11 @@ class BlockTest : public IoTest {
   std::unique_ptr<File> open_with_blocks(uint32_t block_size) {
     const std::string path = folder_ / "f";
     const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    return std::make_unique<File>(
-        reactor(),
-        File::Properties{.name = path, .fd = fd, .block_size = block_size, .memory_alignment = block_size, .writable = true});
+    return std::make_unique<File>(reactor(), File::Properties{.name = path,
+                                                              .fd = fd,
+                                                              .block_size = block_size,
+                                                              .memory_alignment = block_size,
+                                                              .writable = true});
   }
 };
 ON_EVERY_REACTOR(BlockTest);

@@ -22,8 +22,9 @@ using SimDisks = std::map<std::string, SimDisk, std::less<>>;
 class SimGate final : public Gate {
  public:
   struct Options {
-    uint32_t block_size = 1;  ///< What descriptors opened with `direct` demand of offset and length.
-    bool direct = false;      ///< Open all of them so, asked for or not.
+    uint32_t block_size =
+        1;                ///< What descriptors opened with `direct` demand of offset and length.
+    bool direct = false;  ///< Open all of them so, asked for or not.
   };
   SimGate(SimReactor& reactor, SimDisks& disks, Options options)
       : reactor_(reactor), disks_(disks), options_(options) {}
