@@ -3,6 +3,7 @@
 /// has found, kept as short histories.
 #include <gtest/gtest.h>
 
+#include "base/prng.h"
 #include "block/memory.h"
 #include "format/header.h"
 #include "format/refcount.h"
@@ -36,6 +37,7 @@ class Below final : public Device {
   }
   BYRE_CORO_WRAPPER Task<void> write(uint64_t o, Bytes d, WriteOptions p) override {
     written_before_sync |= flushes == 0;
+    if (fail_streams && p.mark == Mark::write_compressed) return failed_write();
     return memory_.write(o, d, p);
   }
   Task<void> zero(uint64_t o, uint64_t l, ZeroOptions p) override {
@@ -56,6 +58,9 @@ class Below final : public Device {
   bool can_grow() const override { return true; }
   Task<void> close() override { co_return; }
 
+  static Task<void> failed_write() { co_await fail(Error(Errc::io, "no stream today")); }
+
+  bool fail_streams = false;
   bool holes = true;
   bool fail_flushes = false;
   int flushes = 0;
@@ -231,6 +236,95 @@ TEST_F(Traps, Trap42AnL2TableBehindTheEndIsAnErrorWhereItIsUsed) {
   EXPECT_EQ(value_at(**reader, 0, 512), 0);
   EXPECT_EQ(value_at(**reader, 64 * 512, 512), -2);
   close(**reader);
+}
+
+// Stale by design: tables of a snapshot say COPIED of clusters that are shared by now, or were.
+TEST_F(Traps, Trap30CopiedInATableOfASnapshotMeansNothing) {
+  create();
+  auto writer = open();
+  ASSERT_TRUE(writer);
+  write(**writer, 0, 64 * KiB, 1);
+  ASSERT_TRUE(reactor_->run((*writer)->create_snapshot({.name = "s"})));
+  write(**writer, 0, 64 * KiB, 2);
+  const uint64_t l1 = (*writer)->snapshots().at(0).l1_offset.value;
+  close(**writer);
+  const uint64_t table = word(l1);
+  set_word(l1, table ^ (uint64_t{1} << 63));
+  const uint64_t entry = word(table & 0x00fffffffffffe00);
+  set_word(table & 0x00fffffffffffe00, entry ^ (uint64_t{1} << 63));
+  const Result<CheckReport> report = reactor_->run(check_image(memory_, {}));
+  ASSERT_TRUE(report) << report.error().message();
+  EXPECT_EQ(report->corruptions + report->leaks, 0u);
+  auto reader = open({.snapshot = "s"});
+  ASSERT_TRUE(reader) << reader.error().message();
+  EXPECT_EQ(value_at(**reader, 0, 64 * KiB), 1);
+  close(**reader);
+}
+
+/// Data that become a stream of some 2000 bytes, so that at 4 KiB clusters the second of two lies in
+/// two host clusters.
+std::vector<std::byte> half_random(int seed) {
+  std::vector<std::byte> data(4 * KiB);
+  Prng prng(static_cast<uint64_t>(seed));
+  for (size_t i = 0; i < 2700; ++i) data[i] = static_cast<std::byte>(prng.below(256));
+  return data;
+}
+
+// Three streams one behind the other: the second shares a host cluster with each of the others.
+TEST_F(Traps, Trap56And57AStreamGivesUpEachOfItsClustersAndNoneOfItsNeighbours) {
+  create({.size = 1 * MiB, .cluster_size = 4 * KiB});
+  auto writer = open();
+  ASSERT_TRUE(writer);
+  for (uint64_t i = 0; i < 3; ++i) {
+    const auto data = half_random(static_cast<int>(i));
+    const Result<void> done =
+        reactor_->run((*writer)->write(i * 4 * KiB, data, {.compressed = true}));
+    ASSERT_TRUE(done) << done.error().message();
+  }
+  close(**writer);
+  const auto leaks_and_errors = [&] {
+    const Result<CheckReport> report = reactor_->run(check_image(memory_, {}));
+    EXPECT_TRUE(report);
+    return report ? report->leaks + report->corruptions : ~uint64_t{0};
+  };
+  EXPECT_EQ(leaks_and_errors(), 0u);
+
+  for (const bool discard : {false, true}) {
+    auto again = open();
+    ASSERT_TRUE(again);
+    if (discard) {
+      ASSERT_TRUE(reactor_->run((*again)->discard(0, 4 * KiB, {})));
+    } else {
+      write(**again, 4 * KiB, 512, 7);  // Trap 56: the stream becomes an ordinary cluster.
+    }
+    close(**again);
+    EXPECT_EQ(leaks_and_errors(), 0u);
+    auto reader = open({});
+    ASSERT_TRUE(reader);
+    std::vector<std::byte> data(4 * KiB);
+    ASSERT_TRUE(reactor_->run((*reader)->read(8 * KiB, data, Mark::none)));
+    EXPECT_EQ(data, half_random(2));  // Trap 57: what it shared a cluster with is still there.
+    ASSERT_TRUE(reactor_->run((*reader)->read(4 * KiB, data, Mark::none)));
+    EXPECT_TRUE(std::equal(data.begin() + 512, data.end(), half_random(1).begin() + 512));
+    close(**reader);
+  }
+}
+
+// Trap 58: the entry follows the stream, not the other way round.
+TEST_F(Traps, Trap58AStreamThatCouldNotBeWrittenIsNotPointedTo) {
+  create();
+  auto writer = open();
+  ASSERT_TRUE(writer);
+  write(**writer, 0, 64 * KiB, 1);
+  below_->fail_streams = true;
+  const std::vector<std::byte> data(64 * KiB, std::byte{2});
+  EXPECT_FALSE(reactor_->run((*writer)->write(0, data, {.compressed = true})));
+  EXPECT_EQ(value_at(**writer, 0, 64 * KiB), 1);
+  below_->fail_streams = false;
+  close(**writer);
+  const Result<CheckReport> report = reactor_->run(check_image(memory_, {}));
+  ASSERT_TRUE(report);
+  EXPECT_EQ(report->corruptions + report->leaks, 0u);
 }
 
 // The refcount block that nobody counted: a writer that goes on hands it out and overwrites it.

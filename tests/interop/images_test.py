@@ -297,7 +297,7 @@ class QemuWrites(Images):
                         self.assert_same(before, out)
 
     def test_bitmaps_stay_true(self):
-        """byre writes to an image with a bitmap only when the bitmap stays true; else it says no."""
+        """Trap 9: byre writes to an image with a bitmap only when the bitmap stays true; else it says no."""
         image, raw = self.path("image"), mixed(self.path("raw"), 3 * MIB, 7)
         qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, image)
         qemu_img("bitmap", "--add", "-g", "64k", image, "backup")
