@@ -3,6 +3,7 @@
 # The mutation gate: each patch here breaks one rule of docs/engine.md; the simulator must find each.
 # A patch that no longer applies fails the gate, as does a mutant that survives.
 #   run.sh [NAME...]    BYRE_MUTANT_SECONDS: time for each scenario on each mutant (60)
+# A line "Scenario: NAME" in front of a patch says where to look first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 root=$PWD
@@ -45,7 +46,8 @@ for name in "${names[@]}"; do
     continue
   fi
   found=
-  for scenario in "${scenarios[@]}"; do
+  mapfile -t order < <({ sed -n '/^--- /q; s/^Scenario: //p' "tests/mutants/$name.patch"; printf '%s\n' "${scenarios[@]}"; } | awk '!seen[$0]++')
+  for scenario in "${order[@]}"; do
     start=$SECONDS
     timeout -k 5 "$limit" "$sim" --scenario "$scenario" --seeds 1..100000 >"$log" 2>&1 || true
     if grep -q '^FAILED' "$log"; then
@@ -56,7 +58,7 @@ for name in "${names[@]}"; do
   if [[ -n $found ]]; then
     printf '%-32s %-10s %s\n' "$name" found "$found"
   else
-    printf '%-32s %-10s %s\n' "$name" SURVIVED "${#scenarios[@]} scenarios of $limit s"
+    printf '%-32s %-10s %s\n' "$name" SURVIVED "${#order[@]} scenarios of $limit s"
     failed=1
   fi
 done
