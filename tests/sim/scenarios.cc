@@ -211,6 +211,8 @@ Verdict play_snapshots(uint64_t seed, const RunOptions& options) {
   history.knobs.snapshots = true;
   history.knobs.resizes = false;  // A snapshot has the size of its time (snapshot_test.cc).
   const bool faults = prng.one_in(3);
+  // A write that a change of the snapshots did not wait for lands after it.
+  if (prng.one_in(3)) history.knobs.delays.late_one_in = prng.between(2, 8);
   const uint64_t lives = prng.between(2, 4);
   for (uint64_t i = 0; i < lives; ++i) {
     Life life = draw_life(history.knobs, prng, prng.between(1, 4), 14);
@@ -338,6 +340,9 @@ std::vector<Step> alphabet(const Knobs& knobs) {
       {.kind = Kind::zero, .offset = 0, .length = c},
       {.kind = Kind::read, .offset = 0, .length = 2 * c},
       {.kind = Kind::flush},
+      {.kind = Kind::create_snapshot},
+      {.kind = Kind::apply_snapshot},
+      {.kind = Kind::delete_snapshot},
   };
 }
 
@@ -374,12 +379,26 @@ std::vector<Step> sequence(const Knobs& knobs, uint64_t seed, uint64_t length) {
   return steps;
 }
 
+/// What must be there before such requests: a snapshot, and a cluster that is no longer its own.
+std::vector<Step> before_snapshots(Knobs& knobs, const std::vector<Step>& steps) {
+  if (!std::any_of(steps.begin(), steps.end(), [](const Step& s) { return s.is_of_snapshot(); })) {
+    return {};
+  }
+  knobs.snapshots = true;
+  return {{.kind = Step::Kind::create_snapshot},
+          {.kind = Step::Kind::write, .offset = 0, .length = knobs.cluster_size()}};
+}
+
 /// Two or three requests, one after another, and every cut after every storage operation.
 Verdict play_cuts(uint64_t seed, const RunOptions& options) {
   Prng prng = prng_for(seed, kDrawKnobs);
   History history{.seed = seed, .knobs = draw_tiny(prng)};
   Life life{.seed = prng.next(), .every_cut = true};
   life.clients.push_back(sequence(history.knobs, seed / 2, 2 + seed % 2));
+  std::vector<Step> before = before_snapshots(history.knobs, life.clients[0]);
+  if (!before.empty()) {
+    history.lives.push_back({.seed = prng.next(), .clients = {std::move(before)}});
+  }
   history.lives.push_back(std::move(life));
   Verdict verdict;
   add(verdict, history, run_history(history, options));
@@ -394,7 +413,7 @@ struct Walk {
 };
 
 /// Requests that begin together, in every interleaving that `walk` allows.
-Verdict walk_interleavings(uint64_t seed, const RunOptions& options, const Walk& walk) {
+Verdict walk_interleavings(uint64_t seed, const RunOptions& options, Walk walk) {
   Prng prng = prng_for(seed, kDrawKnobs);
   History history{.seed = seed, .knobs = draw_tiny(prng)};
   Life life{.seed = prng.next()};
@@ -406,8 +425,13 @@ Verdict walk_interleavings(uint64_t seed, const RunOptions& options, const Walk&
   }
   // Pairs in turn, in an order in which neighbours differ; longer ones are too many, so drawn.
   const uint64_t which = walk.requests == 2 ? seed * 37 : prng.next();
-  for (const Step& step : sequence(history.knobs, which, walk.requests)) {
-    life.clients.push_back({step});
+  const std::vector<Step> steps = sequence(history.knobs, which, walk.requests);
+  for (const Step& step : steps) life.clients.push_back({step});
+  std::vector<Step> before = before_snapshots(history.knobs, steps);
+  life.warm_up.insert(life.warm_up.begin(), before.begin(), before.end());
+  // Each change of the snapshots is a dozen operations: the whole walk is for pairs-all.
+  if (history.knobs.snapshots && walk.resume_at_once) {
+    walk.preemptions_max = std::min<uint64_t>(walk.preemptions_max, walk.requests == 2 ? 4 : 1);
   }
   // What the image became is seen by a last cut now and then, and by the next life.
   life.cut_one_in = 24;

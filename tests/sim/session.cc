@@ -97,6 +97,7 @@ std::vector<Window> windows_of(const Knobs& knobs) {
 struct Copy {
   uint64_t began = 0;                      ///< While it is being made: when that began.
   bool certain = false;                    ///< It is there, after any cut.
+  bool looked_at = false;                  ///< Nobody else's to apply or delete just now.
   bool going = false;                      ///< It is being deleted, or that failed: it may be gone.
   std::vector<Oracle::Contents> contents;  ///< Of each window, once it was made.
 };
@@ -281,6 +282,9 @@ class Run {
   std::optional<std::string> choose(uint64_t which) const;
   Task<void> look_at_snapshots(Reactor& reactor, Gate& gate, const std::vector<Snapshot>& list,
                                bool settle);
+  Task<void> read_snapshot(Reactor& reactor, Gate& gate, const std::string& name,
+                           std::vector<std::vector<std::byte>>& data);
+  void settle_copy(Copy& copy, const std::vector<std::vector<std::byte>>& data) const;
 
   /// The whole program of one life.
   Task<void> main(const Life& life, Process& process) {
@@ -343,7 +347,7 @@ std::vector<Oracle::Contents> Run::copy_since(uint64_t began) const {
 std::optional<std::string> Run::choose(uint64_t which) const {
   std::vector<std::string> there;
   for (const auto& [name, copy] : copies_) {
-    if (copy.certain && !copy.going) there.push_back(name);
+    if (copy.certain && !copy.going && !copy.looked_at) there.push_back(name);
   }
   if (there.empty()) return std::nullopt;
   return there[which % there.size()];
@@ -360,7 +364,42 @@ Task<Result<void>> Run::create_snapshot(Process& process) {
   oracle_.end_read(began);
   // Refused: nothing was changed.
   if (!done && done.error().code() == Errc::invalid) copies_.erase(name);
+  if (!done) co_return done;
+  // From here on it never changes: what a first look finds is what every later one must find (S1).
+  copy.looked_at = true;
+  std::vector<std::vector<std::byte>> data;
+  const Result<void> read =
+      co_await read_snapshot(process.reactor, process.gate, name, data).result();
+  copy.looked_at = false;
+  if (!read) co_return done;  // Another client's change moved the snapshot table under the look.
+  for (size_t i = 0; i < windows_.size(); ++i) {
+    const Result<void> right = Oracle::check_copy(windows_[i].offset, data[i], copy.contents[i]);
+    if (!right) fail_with("snapshot ", quoted(name), ": ", right.error().message());
+  }
+  if (ok()) settle_copy(copy, data);
   co_return done;
+}
+
+Task<void> Run::read_snapshot(Reactor& reactor, Gate& gate, const std::string& name,
+                              std::vector<std::vector<std::byte>>& data) {
+  ImageOptions options = knobs_.image_options();
+  options.writable = options.lock = false;
+  options.snapshot = name;
+  std::unique_ptr<Image> image = co_await Image::open(reactor, gate, "image", options);
+  Result<void> read = co_await read_windows(*image, windows_, data).result();
+  co_await image->close();
+  co_await std::move(read);
+}
+
+void Run::settle_copy(Copy& copy, const std::vector<std::vector<std::byte>>& data) const {
+  copy = {.certain = true, .going = copy.going, .contents = {}};
+  for (size_t i = 0; i < windows_.size(); ++i) {
+    Oracle::Contents& exact = copy.contents.emplace_back();
+    for (uint64_t at = 0; at < data[i].size(); at += kSectorSize) {
+      exact.push_back({*recognise(Bytes(data[i]).subspan(at, kSectorSize),
+                                  (windows_[i].offset + at) / kSectorSize)});
+    }
+  }
 }
 
 Task<Result<void>> Run::apply_snapshot(uint64_t which, Process& process) {
@@ -399,25 +438,15 @@ Task<void> Run::look_at_snapshots(Reactor& reactor, Gate& gate, const std::vecto
     Copy& copy = known->second;
     const std::vector<Oracle::Contents> contents =
         copy.contents.empty() ? copy_since(copy.began) : copy.contents;
-    ImageOptions options = knobs_.image_options();
-    options.writable = options.lock = false;
-    options.snapshot = snapshot.name;
-    std::unique_ptr<Image> image = co_await Image::open(reactor, gate, "image", options);
     std::vector<std::vector<std::byte>> data;
-    Result<void> right = co_await read_windows(*image, windows_, data).result();
+    Result<void> right = co_await read_snapshot(reactor, gate, snapshot.name, data).result();
     for (size_t i = 0; right && i < windows_.size(); ++i) {
       right = Oracle::check_copy(windows_[i].offset, data[i], contents[i]);
     }
-    co_await image->close();
     co_await std::move(right).doing("snapshot ", quoted(snapshot.name));
-    if (!settle) continue;
-    copy = {.certain = true, .contents = {}};
-    for (size_t i = 0; i < windows_.size(); ++i) {
-      Oracle::Contents& exact = copy.contents.emplace_back();
-      for (uint64_t at = 0; at < data[i].size(); at += kSectorSize) {
-        exact.push_back({*recognise(Bytes(data[i]).subspan(at, kSectorSize),
-                                    (windows_[i].offset + at) / kSectorSize)});
-      }
+    if (settle) {
+      copy.going = false;
+      settle_copy(copy, data);
     }
   }
   for (const auto& [name, copy] : copies_) {
