@@ -587,6 +587,9 @@ std::string io_map_text(uint64_t offset, uint64_t length, bool allocated) {
 
 namespace {
 
+/// Two slices: what a table cache needs.
+constexpr uint64_t kTableCacheMin = 8 * KiB;
+
 /// `a.b=1,a.c=2` as a tree.
 struct OptionTree {
   std::optional<std::string> value;
@@ -681,6 +684,65 @@ Result<void> take_common(OptionTree& tree, IoLayer& layer) {
   return {};
 }
 
+/// Settings of QEMU's that byre has only one way for: that way may be named, no other.
+struct OneWay {
+  std::string_view key;
+  std::string_view value;
+  std::string_view why;
+};
+constexpr OneWay kOneWays[] = {
+    {"l2-cache-entry-size", "4096", "L2 tables are cached in pieces of 4096 bytes"},
+    {"cache-clean-interval", "0", "the cache keeps what fits its size"},
+    {"pass-discard-request", "on", "use discard=ignore to keep blocks"},
+    {"pass-discard-snapshot", "on", "use discard=ignore to keep blocks"},
+    {"pass-discard-other", "on", "use discard=ignore to keep blocks"},
+    {"overlap-check", "all", "every write of data is checked against all metadata"},
+};
+
+/// How an image is run.
+Result<void> take_runtime(OptionTree& tree, IoLayer::Runtime& runtime) {
+  const auto take = [&](std::string_view key) {
+    std::optional<std::string> text = tree.take(key);
+    if (text && runtime.first.empty()) runtime.first = key;
+    return text;
+  };
+  if (const auto text = take("lazy-refcounts")) {
+    BYRE_TRY(on, parse_bool_parameter(*text, "lazy-refcounts"));
+    runtime.lazy_refcounts = on;
+  }
+  if (const auto text = take("discard-no-unref")) {
+    BYRE_TRY(on, parse_bool_parameter(*text, "discard-no-unref"));
+    runtime.discard_keeps = on;
+  }
+  std::optional<uint64_t> all;
+  for (auto [key, size] :
+       {std::pair("cache-size", &all), std::pair("l2-cache-size", &runtime.table_cache_size)}) {
+    if (const auto text = take(key)) {
+      BYRE_TRY(bytes, parse_size_parameter(*text, key));
+      if (bytes < kTableCacheMin) {
+        return invalid(key, " must be ", kTableCacheMin, " at least, not ", *text);
+      }
+      *size = bytes;
+    }
+  }
+  if (all && runtime.table_cache_size && *runtime.table_cache_size > *all) {
+    return invalid("l2-cache-size may not exceed cache-size");
+  }
+  if (!runtime.table_cache_size) runtime.table_cache_size = all;
+  if (take("refcount-cache-size")) {
+    return unsupported(
+        "refcount-cache-size is not supported: refcounts are in memory, one byte for each cluster "
+        "of the regions in use");
+  }
+  for (const OneWay& way : kOneWays) {
+    const auto text = take(way.key);
+    if (text && *text != way.value) {
+      return unsupported(way.key, "=", *text, " is not supported, only ", way.value, ": ", way.why);
+    }
+  }
+  return {};
+}
+
 /// inject-error.0.event=... and set-state.0.event=...
 Result<void> take_faults(OptionTree& tree, IoLayer& layer) {
   if (const auto config = tree.take("config")) layer.fault_config = *config;
@@ -754,8 +816,12 @@ Result<IoLayer> plan_layer(OptionTree tree, std::string_view path, IoLayer::Driv
         layer.without_backing = true;
       }
       [[fallthrough]];
-    case IoLayer::Driver::raw:
-    case IoLayer::Driver::probe: {
+    case IoLayer::Driver::probe:
+      if (Result<void> result = take_runtime(tree, layer.runtime); !result) {
+        return std::move(result).error();
+      }
+      [[fallthrough]];
+    case IoLayer::Driver::raw: {
       if (Result<void> result = take_below(tree, path, {"file"}, layer); !result) {
         return std::move(result).error();
       }

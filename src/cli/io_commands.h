@@ -160,6 +160,13 @@ struct IoLayer {
   std::optional<bool> direct;
   bool lock = true;
   bool without_backing = false;
+  /// How an image is run, whatever it says itself; of `qcow2`, and of `probe` if that finds one.
+  struct Runtime {
+    std::optional<bool> lazy_refcounts;
+    std::optional<uint64_t> table_cache_size;
+    bool discard_keeps = false;
+    std::string first;  ///< The first of these that was given: what a raw disk refuses.
+  } runtime;
   std::unique_ptr<IoLayer> below;
 };
 /// The layers that `open` means; only names and settings are checked, nothing is opened.

@@ -327,6 +327,23 @@ TEST(IoLayers, OptionsBesideAPathNameItsFileLast) {
   EXPECT_EQ(layer.below->below->file_name, "a");
 }
 
+TEST(IoLayers, AnImageIsRunAsItIsTold) {
+  const IoLayer layer = planned(options(
+      "driver=qcow2,file.filename=a,lazy-refcounts=on,cache-size=2M,l2-cache-size=1M,"
+      "discard-no-unref=on,l2-cache-entry-size=4096,pass-discard-other=on,overlap-check=all"));
+  EXPECT_EQ(layer.runtime.lazy_refcounts, true);
+  EXPECT_EQ(layer.runtime.table_cache_size, 1 * MiB);
+  EXPECT_TRUE(layer.runtime.discard_keeps);
+  EXPECT_EQ(planned({.path = "a", .options = "cache-size=64k"}).runtime.table_cache_size, 64 * KiB);
+  for (const char* text :
+       {"lazy-refcounts=maybe", "cache-size=1", "refcount-cache-size=1M", "l2-cache-entry-size=64k",
+        "cache-clean-interval=60", "pass-discard-request=off", "overlap-check=none",
+        "l2-cache-size=2M,cache-size=1M"}) {
+    not_planned({.path = "a", .options = text});
+    not_planned({.path = "a", .format = "raw", .options = text});
+  }
+}
+
 TEST(IoLayers, WhatIsNotKnownIsRefused) {
   EXPECT_EQ(not_planned(options("driver=qcow2")), "A block device must be specified for \"file\"");
   EXPECT_EQ(not_planned(options("a")), "Must specify either driver or file");

@@ -16,6 +16,12 @@ namespace byre {
 
 namespace {
 
+/// A raw disk takes none of an image's settings.
+Result<void> no_runtime(const IoLayer::Runtime& runtime) {
+  if (runtime.first.empty()) return {};
+  return invalid("Block driver 'raw' does not support the option '", runtime.first, "'");
+}
+
 std::string errno_text(const Error& error) { return std::strerror(error.sys_errno()); }
 
 /// Why `name` could not be opened, in the words that scripts know.
@@ -105,6 +111,7 @@ Task<void> IoShell::build_probed(const IoLayer& layer, const IoOpen& open, Opene
     if (disk.format == DiskFormat::raw && !open.read_only) options_.guessed_raw(open.path);
     opened.device = std::move(disk.device);
     opened.image = disk.image;
+    if (!opened.image) co_await no_runtime(layer.runtime);
     co_return;
   }
   co_await build(*layer.below, open, opened);
@@ -114,7 +121,10 @@ Task<void> IoShell::build_probed(const IoLayer& layer, const IoOpen& open, Opene
   const DiskFormat format = co_await classify(start.bytes().first(length));
   if (format == DiskFormat::qcow2) {
     co_await build_image(layer, open, opened);
-  } else if (!open.read_only) {
+    co_return;
+  }
+  co_await no_runtime(layer.runtime);
+  if (!open.read_only) {
     co_await fail(Error(Errc::denied, "It looks raw, and to write there needs -f raw"));
   }
 }
@@ -156,7 +166,10 @@ ImageOptions IoShell::image_options(const IoLayer& layer, const IoOpen& open) {
                        .lock = layer.lock,
                        .share_lock = open.share_lock,
                        .discard = open.discard,
+                       .discard_keeps = layer.runtime.discard_keeps,
+                       .lazy_refcounts = layer.runtime.lazy_refcounts,
                        .without_backing = layer.without_backing};
+  if (layer.runtime.table_cache_size) options.table_cache_size = *layer.runtime.table_cache_size;
   options.message = [this](const std::string& text) {
     complain(cat(options_.program, ": warning: ", text, "\n"));
   };

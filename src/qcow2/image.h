@@ -63,9 +63,12 @@ struct ImageOptions {
   bool lock = true;         ///< QEMU's file locks.
   bool share_lock = false;  ///< Read although another process writes (-U).
   DiscardPolicy discard = DiscardPolicy::unmap;
-  std::string snapshot;          ///< Open this internal snapshot, by id or name; read-only.
-  std::string data_file;         ///< Instead of the data file that the image names.
-  bool without_backing = false;  ///< Only this layer: what is not allocated reads as zeros.
+  bool discard_keeps =
+      false;  ///< Discarded clusters read as zeros and keep their place (version 3).
+  std::optional<bool> lazy_refcounts;  ///< Instead of what the image says (version 3).
+  std::string snapshot;                ///< Open this internal snapshot, by id or name; read-only.
+  std::string data_file;               ///< Instead of the data file that the image names.
+  bool without_backing = false;        ///< Only this layer: what is not allocated reads as zeros.
   uint32_t chain_depth_max = 64;
   uint64_t table_cache_size = 32 * MiB;  ///< L2 slices; 8 KiB at least.
   uint64_t staged_max = 64 * 1024;       ///< Entries staged before writers wait for a commit.

@@ -76,6 +76,11 @@ Result<void> Image::check_writable() const {
         Errc::read_only,
         "the image is marked corrupt; open it read-only to save its data, or run check -r all");
   }
+  if (header.version < 3 && (options_.lazy_refcounts.value_or(false) || options_.discard_keeps)) {
+    return unsupported(
+        options_.discard_keeps ? "discards that keep their clusters" : "lazy refcounts",
+        " need an image of version 3 (compat=1.1)");
+  }
   if (header.has(kDataFile)) return unsupported("writing to an image with an external data file");
   if ((header.autoclear & kBitmaps) != 0 && head_.extensions.bitmaps) {
     return unsupported(
@@ -108,8 +113,8 @@ Task<void> Image::load(Gate& gate, uint32_t depth) {
   }
   if (options_.writable) {
     co_await check_writable();
-    // What a process that was killed wrote may be in the page cache alone; from here on what is read
-    // counts as durable (O4, O8).
+    // What a process that was killed wrote may be in the page cache alone; from here on what is
+    // read counts as durable (O4, O8).
     co_await file_->flush(Mark::none);
     if (head_.header.has(kDirty)) {
       const CheckReport report = co_await rebuild_refcounts(*file_).doing("rebuild refcounts");
@@ -246,9 +251,10 @@ Task<void> Image::begin_writing() {
       std::move(refcounts), table);
   allocator_->set_spawner(
       [this](Task<void> task) { background_.spawn(in_background(std::move(task))); });
-  committer_ = std::make_unique<Committer>(reactor_.ready(), *file_, g, stages_, epochs_, *map_,
-                                           *allocator_, metadata_, MutableBytes(head_.sector),
-                                           (header.compatible & kLazyRefcounts) != 0);
+  committer_ = std::make_unique<Committer>(
+      reactor_.ready(), *file_, g, stages_, epochs_, *map_, *allocator_, metadata_,
+      MutableBytes(head_.sector),
+      options_.lazy_refcounts.value_or((header.compatible & kLazyRefcounts) != 0));
   allocator_->set_on_free([this](HostCluster cluster) { unpacked_.forget(cluster); });
   packer_ = std::make_unique<Packer>(reactor_.ready(), g, *allocator_,
                                      static_cast<Packer::Writer&>(*this));

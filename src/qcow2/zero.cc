@@ -41,7 +41,7 @@ Task<void> Image::discard(uint64_t offset, uint64_t length, DiscardOptions optio
   // The last cluster of a disk may be a part of one.
   const uint64_t end = offset + length == size_ ? round_up(size_, cluster_size())
                                                 : round_down(offset + length, cluster_size());
-  for (uint64_t at = start; at < end;) at += co_await zero_units(at, end - at, {.may_unmap = true});
+  for (uint64_t at = start; at < end;) at += co_await zero_units(at, end - at, {.may_unmap = !options_.discard_keeps});
   if (options.fua) co_await committer_->flush(Mark::flush);
 }
 

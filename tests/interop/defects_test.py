@@ -97,7 +97,9 @@ def e1_discard_of_what_a_snapshot_has(t):
     image = t.new("64M")
     qemu_io(image, "write -P 0x11 0 1M")
     t.img("snapshot", "-c", "s", image)
-    t.io(image, "discard 0 1M", options=("-f", "qcow2", "-d", "unmap"))
+    # QEMU 7.2 has no discard-no-unref, with which later ones go wrong.
+    keep = "" if t.peer else ",discard-no-unref=on"
+    run(t.names["qemu-io"], "-c", f"open -o discard=unmap{keep} {image}", "-c", "discard 0 1M")
     t.img("snapshot", "-a", "s", image)
     if not t.reads(image, "read -P 0x11 0 1M"):
         return "the snapshot reads as zeros"
