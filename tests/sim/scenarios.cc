@@ -385,8 +385,11 @@ std::vector<Step> before_snapshots(Knobs& knobs, const std::vector<Step>& steps)
     return {};
   }
   knobs.snapshots = true;
+  // Flushed twice, so that limbo is empty: nothing else then makes a change wait for I/O under way.
   return {{.kind = Step::Kind::create_snapshot},
-          {.kind = Step::Kind::write, .offset = 0, .length = knobs.cluster_size()}};
+          {.kind = Step::Kind::write, .offset = 0, .length = knobs.cluster_size()},
+          {.kind = Step::Kind::flush},
+          {.kind = Step::Kind::flush}};
 }
 
 /// Two or three requests, one after another, and every cut after every storage operation.
@@ -412,8 +415,26 @@ struct Walk {
   uint64_t paths_max = 50'000;
 };
 
+/// Plays `history` in every interleaving that `walk` allows; false when one failed.
+bool walk_paths(const History& history, const RunOptions& options, const Walk& walk,
+                Verdict& verdict) {
+  Enumerator paths(walk.preemptions_max);
+  RunOptions chosen = options;
+  chosen.chooser = &paths;
+  chosen.resume_at_once = walk.resume_at_once;
+  do {
+    RunReport report = run_history(history, chosen);
+    if (!report.failure.empty()) {
+      report.failure += "\nchoices:";
+      for (const size_t choice : paths.path()) report.failure += cat(" ", choice);
+    }
+    if (!add(verdict, history, std::move(report))) return false;
+  } while (paths.next() && paths.walked() < walk.paths_max);
+  return true;
+}
+
 /// Requests that begin together, in every interleaving that `walk` allows.
-Verdict walk_interleavings(uint64_t seed, const RunOptions& options, Walk walk) {
+Verdict walk_interleavings(uint64_t seed, const RunOptions& options, const Walk& walk) {
   Prng prng = prng_for(seed, kDrawKnobs);
   History history{.seed = seed, .knobs = draw_tiny(prng)};
   Life life{.seed = prng.next()};
@@ -429,27 +450,22 @@ Verdict walk_interleavings(uint64_t seed, const RunOptions& options, Walk walk) 
   for (const Step& step : steps) life.clients.push_back({step});
   std::vector<Step> before = before_snapshots(history.knobs, steps);
   life.warm_up.insert(life.warm_up.begin(), before.begin(), before.end());
-  // Each change of the snapshots is a dozen operations: the whole walk is for pairs-all.
-  if (history.knobs.snapshots && walk.resume_at_once) {
-    walk.preemptions_max = std::min<uint64_t>(walk.preemptions_max, walk.requests == 2 ? 4 : 1);
-  }
   // What the image became is seen by a last cut now and then, and by the next life.
   life.cut_one_in = 24;
   life.cuts_max = 1;
   history.lives.push_back(std::move(life));
+  // Each change of the snapshots is a dozen operations: few preemptions in full, then some
+  // thousands of paths with any number of them; the whole walk is for pairs-all.
+  std::vector<Walk> walks = {walk};
+  if (history.knobs.snapshots && walk.resume_at_once) {
+    walks[0].preemptions_max = std::min<uint64_t>(walk.preemptions_max, walk.requests == 2 ? 3 : 1);
+    walks.push_back(walk);
+    walks[1].paths_max = walk.requests == 2 ? 5000 : 500;
+  }
   Verdict verdict;
-  Enumerator paths(walk.preemptions_max);
-  RunOptions chosen = options;
-  chosen.chooser = &paths;
-  chosen.resume_at_once = walk.resume_at_once;
-  do {
-    RunReport report = run_history(history, chosen);
-    if (!report.failure.empty()) {
-      report.failure += "\nchoices:";
-      for (const size_t choice : paths.path()) report.failure += cat(" ", choice);
-    }
-    if (!add(verdict, history, std::move(report))) return verdict;
-  } while (paths.next() && paths.walked() < walk.paths_max);
+  for (const Walk& one : walks) {
+    if (!walk_paths(history, options, one, verdict)) break;
+  }
   return verdict;
 }
 
