@@ -130,6 +130,11 @@ class Allocator {
 
   /// Moves on what may leave limbo: called when a commit or an epoch has ended.
   void reclaim();
+  /// Has the cluster a reference in limbo?
+  bool in_limbo(HostCluster cluster) const {
+    const auto found = limbo_references_.find(cluster);
+    return found != limbo_references_.end() && found->second != 0;
+  }
   /// Is anything in limbo, or being punched?
   bool limbo_empty() const { return limbo_.empty() && punching_ == 0; }
   /// Waits until everything whose removal is durable by now has left limbo: for I/O and punches

@@ -10,7 +10,7 @@
 /// Repair never frees before all owners are known, and writes new structures into fresh space
 /// before it switches the header to them (docs/engine.md, O1 to O6).  Leaks are not repaired while
 /// corruptions remain.
-/// Not here: a check while the image is served.
+/// Not here: a check while the image is served (online_check.h).
 #pragma once
 
 #include <cstdint>
@@ -34,6 +34,8 @@ struct CheckOptions {
   Repair repair = Repair::none;
   /// Called now and then with a fraction from 0 to 1.
   std::function<void(double)> progress;
+  /// Asked now and then; true ends the check with Errc::cancelled.
+  std::function<bool()> stopped;
   uint64_t findings_max = 10000;  ///< Kept with words; all are counted.
   /// Find out whom each finding touches: guest ranges, snapshots, likely causes.  Costs another
   /// look at the L2 tables, and only when something was found.

@@ -136,7 +136,7 @@ Task<void> Image::close() {
 void Image::abandon() {
   closed_ = true;
   background_.forget();
-  for (Device* below : {backing_.get(), data_.get(), file_.get()}) {
+  for (Device* below : std::initializer_list<Device*>{backing_.get(), data_.get(), file_.get()}) {
     if (below) below->abandon();
   }
 }

@@ -35,6 +35,7 @@
 #include <vector>
 
 #include "block/device.h"
+#include "block/frozen.h"
 #include "coro/event.h"
 #include "coro/range_lock.h"
 #include "coro/scope.h"
@@ -51,6 +52,10 @@
 #include "qcow2/unpacked.h"
 
 namespace byre {
+
+struct CheckOptions;
+struct CheckReport;
+class Survey;
 
 enum class DiscardPolicy : uint8_t {
   ignore,  ///< Discards change nothing; freed host clusters keep their blocks.
@@ -131,6 +136,8 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   uint64_t vm_state_offset() const;
   Task<void> read_vm_state(uint64_t offset, MutableBytes data);
   Task<void> write_vm_state(uint64_t offset, Bytes data);
+  /// Checks the disk while it is used (online_check.h).  Repair::leaks is the only repair.
+  Task<CheckReport> check_online(CheckOptions options);
   /// Drains, commits twice (the second writes the decrements), gives back what the file was grown
   /// ahead: no leak after it.
   Task<void> close() override;
@@ -206,6 +213,11 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
                                         bool may_unmap) const;
   bool can_stage_zero() const { return geometry().version >= 3 || !backing_; }
 
+  // online_check.cc
+  struct OnlineCheck;
+  Task<void> begin_online_check(OnlineCheck& check);
+  Task<void> free_leaks(Survey& survey);
+
   // vm_state.cc
   Result<uint64_t> vm_state_range(uint64_t offset, uint64_t length) const;
 
@@ -233,7 +245,7 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   Task<void> in_background(Task<void> task);
   uint64_t cluster_size() const { return head_.geometry.cluster_size(); }
 
-  std::unique_ptr<Device> file_;
+  std::unique_ptr<Freezer> file_;
   Reactor& reactor_;
   std::unique_ptr<Device> data_;
   std::unique_ptr<Device> backing_;
@@ -248,6 +260,7 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   MetadataSet metadata_;
   RangeLock locks_;
   Mutex resize_mutex_;
+  Mutex check_mutex_;  ///< Held by the one check that runs.
   RangeLock
       size_lock_;  ///< Shared: requests that depend on where the disk ends; exclusive: its change.
   UnpackedCache unpacked_;

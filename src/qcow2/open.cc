@@ -24,12 +24,13 @@ Result<std::string> plain_name(std::string_view name) {
 }  // namespace
 
 Image::Image(std::unique_ptr<Device> file, Head head, ImageOptions options)
-    : file_(std::move(file)),
+    : file_(std::make_unique<Freezer>(std::move(file))),
       reactor_(file_->reactor()),
       head_(std::move(head)),
       options_(std::move(options)),
       locks_(reactor_.ready()),
       resize_mutex_(reactor_.ready()),
+      check_mutex_(reactor_.ready()),
       size_lock_(reactor_.ready()),
       unpacked_(reactor_.ready(), head_.geometry),
       background_(reactor_.ready()),

@@ -79,6 +79,11 @@ void Survey::unreadable(const Error& error) {
 // ---- The walk.
 
 Task<void> Survey::run() {
+  co_await begin();
+  co_await end();
+}
+
+Task<void> Survey::begin() {
   file_size = file.size();
   head = co_await load_head(file, OpenFor::repair);
   clusters = geometry().clusters_for(file_size);
@@ -86,9 +91,15 @@ Task<void> Survey::run() {
   for (std::string& oddity : oddities(head.header, head.extensions)) {
     note(FindingKind::oddity, oddity);
   }
+  co_await count_metadata();
+}
 
-  co_await count_references();
-  co_await compare();
+Task<void> Survey::end() {
+  const VisitL2 count = [this](const L2Use& use, MutableBytes table) { count_l2(use, table); };
+  co_await each_l2(count, Mark::l2_load);
+  // Last, so that a block that belongs to somebody else, too, is known before it is believed.
+  co_await count_refcounts();
+  if (!refcounts_unknown_) co_await compare();
   if (!behind_end_.empty()) co_await look_behind_end();
   if (copied_drift) co_await visit_copied(Copied::report);
   report.image_end_offset = (highest_ + 1) << geometry().cluster_bits;
@@ -99,7 +110,12 @@ void Survey::progress(double fraction) const {
   if (options.progress) options.progress(fraction);
 }
 
-Task<void> Survey::count_references() {
+Result<void> Survey::go_on() const {
+  if (!options.stopped || !options.stopped()) return {};
+  return Error(Errc::cancelled, "the check was stopped");
+}
+
+Task<void> Survey::count_metadata() {
   const Header& header = head.header;
   count_range(0, geometry().cluster_size(), Owner::header, 0, 1, "header");
   co_await count_l1(header.l1_offset, header.l1_entries, 0, "", "");
@@ -112,10 +128,6 @@ Task<void> Survey::count_references() {
 
   merge_l2_uses();
   count_l2_tables();
-  const VisitL2 count = [this](const L2Use& use, MutableBytes table) { count_l2(use, table); };
-  co_await each_l2(count, Mark::l2_load);
-  // Last, so that a block that belongs to somebody else, too, is known before it is believed.
-  co_await count_refcounts();
 }
 
 /// Adds references to every cluster that [offset, offset + length) touches; false, with a finding,
@@ -306,6 +318,7 @@ Task<void> Survey::each_l2(const VisitL2& visit, Mark mark) {
     const uint64_t count = std::min<uint64_t>(window, l2_uses_.size() - done);
     std::vector<HostCluster> wanted;
     for (uint64_t i = 0; i < count; ++i) wanted.push_back({l2_uses_[done + i].cluster});
+    co_await go_on();
     co_await read_clusters(wanted, tables, read, Mark::l2_load);
     for (uint64_t i = 0; i < count; ++i) {
       if (!read[i]) continue;
@@ -707,7 +720,8 @@ Task<void> Survey::count_refcounts() {
   std::vector<std::byte> table(size);
   Result<void> read = co_await read_padded(at, table, Mark::refcount_table_load).result();
   if (!read) {
-    unreadable(read.error());
+    unreadable(std::move(read).error().while_doing(cat("refcount table at ", hex(at))));
+    refcounts_unknown_ = true;
     co_return;
   }
   for (uint64_t i = 0; i < size / 8; ++i) {
@@ -761,6 +775,7 @@ Task<void> Survey::compare() {
   std::vector<char> read(window);
   for (uint64_t done = 0; done < indices.size(); done += window) {
     const uint64_t count = std::min<uint64_t>(window, indices.size() - done);
+    co_await go_on();
     std::vector<HostCluster> wanted;
     for (uint64_t i = 0; i < count; ++i) {
       const bool readable = is_readable(indices[done + i]);

@@ -38,6 +38,11 @@ class Survey {
 
   /// All three steps.  Fails only when there is no way into the image at all.
   Task<void> run();
+  /// The same in two parts.  begin() reads what everything hangs on: header, L1 tables, snapshot
+  /// table, bitmap tables; after it all that is counted is metadata.  Refcount structures are not
+  /// among it yet.
+  Task<void> begin();
+  Task<void> end();
 
   Device& file;
   const CheckOptions& options;
@@ -178,7 +183,7 @@ class Survey {
   }
 
   // 1.
-  Task<void> count_references();
+  Task<void> count_metadata();
   bool count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t identity,
                    uint64_t weight, std::string_view what, const Met* met = nullptr);
   Task<void> count_l1(HostOffset at, uint64_t entries, uint64_t identity, std::string what,
@@ -218,6 +223,7 @@ class Survey {
                            std::vector<char>& read, Mark mark);
   Task<void> read_cluster(HostCluster cluster, MutableBytes bytes, char& read, Mark mark);
   void progress(double fraction) const;
+  Result<void> go_on() const;
 
   std::vector<uint64_t> l1_;  ///< The active one.
   std::vector<L2Use> l2_uses_;
@@ -226,6 +232,7 @@ class Survey {
   /// may be there all the same.
   std::map<HostCluster, bool> behind_end_;
   uint64_t highest_ = 0;
+  bool refcounts_unknown_ = false;  ///< The disk did not give their table.
 };
 
 template <class Visit>

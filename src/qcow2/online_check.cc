@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/online_check.h"
+
+#include <algorithm>
+#include <optional>
+#include <unordered_set>
+#include <vector>
+
+#include "block/frozen.h"
+#include "qcow2/owners.h"
+#include "qcow2/streams.h"
+#include "qcow2/survey.h"
+#include "qcow2/working.h"
+
+namespace byre {
+
+namespace {
+
+/// Old metadata in memory.
+constexpr uint64_t kKeptMax = 256 * MiB;
+
+}  // namespace
+
+/// A check under way.
+struct Image::OnlineCheck {
+  explicit OnlineCheck(CheckOptions wanted_options) : options(std::move(wanted_options)) {}
+
+  /// The moment is now.
+  void begin(Freezer& file) {
+    view.emplace(file, kKeptMax);
+    survey.emplace(*view, options);
+  }
+  /// What the survey may still read stays readable.
+  void keep(const Geometry& geometry) {
+    for (const uint64_t region : survey->counts.regions()) {
+      for (uint64_t i = 0; i < ReferenceCounts::kRegion; ++i) {
+        const HostCluster cluster{region * ReferenceCounts::kRegion + i};
+        if (survey->counts.references(cluster) != 0) wanted.push_back(cluster);
+      }
+    }
+    std::sort(wanted.begin(), wanted.end());
+    view->keep([this, &geometry](uint64_t from) {
+      const auto found =
+          std::lower_bound(wanted.begin(), wanted.end(), geometry.cluster_of(HostOffset{from}));
+      if (found == wanted.end()) return UINT64_MAX;
+      return std::max(from, geometry.start_of(*found).value);
+    });
+  }
+
+  const CheckOptions options;
+  std::optional<Freezer::View> view;
+  std::optional<Survey> survey;
+  std::vector<HostCluster> wanted;  ///< Ascending.
+};
+
+Result<void> check_online_options(const CheckOptions& options) {
+  if (options.repair != Repair::none && options.repair != Repair::leaks) {
+    return unsupported(
+        "only leaks can be repaired while the image is in use; end that, then run check -r all");
+  }
+  if (options.decode) {
+    return unsupported("compressed data cannot be verified while the image is in use");
+  }
+  return {};
+}
+
+/// Step 1.  When it ends, writes go on, and the survey has the rest before it.
+Task<void> Image::begin_online_check(OnlineCheck& check) {
+  // In the order of resize() and of the snapshots.
+  const Mutex::Hold resize = co_await resize_mutex_.lock();
+  RangeLock::Request size(size_lock_, 0, 1, RangeLock::Mode::exclusive);
+  co_await size;
+  RangeLock::Request clusters(locks_, 0, UINT64_MAX, RangeLock::Mode::exclusive);
+  co_await clusters;
+  co_await check_can_write();
+  co_await committer_->flush_all();
+  co_await allocator_->drain_limbo();
+  co_await committer_->flush_all();
+  check.begin(*file_);
+  co_await check.survey->begin();
+  const std::unordered_set<HostCluster> blocks = allocator_->refcount_blocks();
+  check.wanted.assign(blocks.begin(), blocks.end());
+  const HostSpan table = allocator_->durable_table_at();
+  for (uint64_t i = 0; i < table.count; ++i) check.wanted.push_back(table.first + i);
+  check.keep(head_.geometry);
+}
+
+/// Step 3.
+Task<void> Image::free_leaks(Survey& survey) {
+  CheckReport& report = survey.report;
+  if (report.corruptions != 0 || report.check_errors != 0 || survey.damaged) co_return;
+  std::unordered_set<uint64_t> freed;
+  for (const HostSpan& span : survey.orphans) {
+    for (HostCluster cluster = span.first; cluster < span.end(); ++cluster) {
+      if (closing_) break;
+      co_await allocator_->load({cluster, 1});
+      // In one step from here.
+      const uint64_t count = allocator_->refcount(cluster);
+      if (count == 0 || allocator_->in_limbo(cluster) || metadata_.contains(cluster)) continue;
+      for (uint64_t i = 0; i < count; ++i) allocator_->release({cluster, 1});
+      freed.insert(geometry().start_of(cluster).value);
+      if (freed.size() % std::max<uint64_t>(options_.staged_max, 1) == 0) {
+        co_await committer_->flush(Mark::commit_sync);  // Bounds what is in limbo.
+      }
+    }
+  }
+  if (freed.empty()) co_return;
+  co_await committer_->flush(Mark::commit_sync);
+  staged();
+  report.leaks_fixed = freed.size();
+  report.leaks -= freed.size();
+  for (Finding& finding : report.findings) {
+    if (finding.kind != FindingKind::refcount_too_large) continue;
+    finding.repaired = freed.contains(finding.host_offset);
+  }
+}
+
+Task<CheckReport> Image::check_online(CheckOptions options) {
+  const Working working(*this);
+  co_await working.begin();
+  co_await check_online_options(options);
+  if (options.repair != Repair::none) co_await check_can_write();
+  options.stopped = [this, asked = std::move(options.stopped)] {
+    return closing_ || (asked && asked());
+  };
+  const Mutex::Hold alone = co_await check_mutex_.lock();
+  OnlineCheck check(options);
+  if (options_.writable) {
+    co_await begin_online_check(check).doing("check ", quoted(name()));
+  } else {
+    check.begin(*file_);
+    co_await check.survey->begin();
+  }
+  Survey& survey = *check.survey;
+  co_await survey.end();
+  if (options.streams) co_await check_streams(survey, false);
+  if (options.attribute && !survey.report.findings.empty()) co_await attribute(survey);
+  if (options.repair == Repair::leaks) co_await free_leaks(survey);
+  co_return std::move(survey.report);
+}
+
+}  // namespace byre
