@@ -244,6 +244,11 @@ class Checker {
     table(l1, entries, cat("snapshot ", index, " L1 table"), false);
   }
 
+  void leak(uint64_t cluster) {
+    ++verdict_.leaks;
+    if (cluster * cluster_ < disk_.size()) ++verdict_.leaks_in_file;
+  }
+
   void compare() {
     if (verdict_.dirty) return;
     verdict_.clusters = claims_.size();
@@ -253,12 +258,13 @@ class Checker {
         error("host cluster ", hex(cluster * cluster_), " (", claim.owner, ") has refcount ", count,
               " and ", claim.references, " references");
       }
-      verdict_.leaks += count > claim.references;
+      if (count > claim.references) leak(cluster);
     }
     const uint64_t entries = cluster_ * 8 / refcount_bits_;
     for (const auto& [index, block] : blocks_) {
       for (uint64_t i = 0; i < entries; ++i) {
-        if (entry_of(block, i) != 0 && !claims_.contains(index * entries + i)) ++verdict_.leaks;
+        const uint64_t cluster = index * entries + i;
+        if (entry_of(block, i) != 0 && !claims_.contains(cluster)) leak(cluster);
       }
     }
     for (const CopiedPointer& pointer : copied_) {

@@ -20,8 +20,9 @@ namespace byre {
 
 struct ImageVerdict {
   std::vector<std::string> errors;
-  uint64_t leaks = 0;         ///< Host clusters with a refcount above their references.
-  uint64_t copied_drift = 0;  ///< COPIED clear although the refcount and the references are 1.
+  uint64_t leaks = 0;          ///< Host clusters with a refcount above their references.
+  uint64_t leaks_in_file = 0;  ///< Of those, not behind its end.
+  uint64_t copied_drift = 0;   ///< COPIED clear although the refcount and the references are 1.
   bool dirty = false;
   uint64_t clusters = 0;  ///< Host clusters with references.
 

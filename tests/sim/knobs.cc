@@ -411,6 +411,7 @@ std::string Knobs::text() const {
   if (tables_apart) text += " tables-apart";
   if (resizes) text += " resizes";
   if (snapshots) text += " snapshots";
+  if (checks) text += " checks";
   if (clusters_free != UINT64_MAX) text += fmt::format(" free {}", clusters_free);
   text += fmt::format(" cache {} staged_max {} growth {} commit {} ms block {}{}{}{}{}",
                       table_cache_size, staged_max, growth_step, commit_delay / kMillisecond,

@@ -48,6 +48,8 @@ struct Knobs {
   bool resizes = false;
   /// Guests make, apply and delete snapshots.
   bool snapshots = false;
+  /// Guests check the disk while they use it.
+  bool checks = false;
 
   // The engine.
   uint64_t table_cache_size = 32 * MiB;

@@ -239,6 +239,36 @@ Verdict play_snapshots(uint64_t seed, const RunOptions& options) {
   return verdict;
 }
 
+// --- T8: checks of a disk in use ----------------------------------------------------------------
+
+Verdict play_online(uint64_t seed, const RunOptions& options) {
+  Prng knob_prng = prng_for(seed, kDrawKnobs);
+  Prng prng = prng_for(seed, kDrawSteps);
+  Prng fault_prng = prng_for(seed, kDrawFaults);
+  History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
+  history.knobs.checks = true;
+  history.knobs.snapshots = prng.one_in(3);
+  if (history.knobs.snapshots) history.knobs.resizes = false;
+  const uint64_t lives = prng.between(1, 2);
+  for (uint64_t i = 0; i < lives; ++i) {
+    Life life = draw_life(history.knobs, prng, prng.between(2, 6), 12);
+    const uint64_t way = prng.below(4);
+    life.end = way < 2 ? Life::End::close : way == 2 ? Life::End::kill : Life::End::power_cut;
+    life.ends_after = prng.between(1, 400);
+    life.cut_one_in = prng.between(20, 100);
+    life.cuts_max = history.knobs.cluster_bits == 21 ? 1 : 3;
+    if (prng.one_in(3)) {
+      life.faults = FaultPlan::draw(fault_prng);
+    } else if (prng.one_in(2)) {
+      life.faults.rates = FaultPlan::harmless();
+    }
+    history.lives.push_back(std::move(life));
+  }
+  Verdict verdict;
+  add(verdict, history, run_history(history, options));
+  return verdict;
+}
+
 /// A short history around one change of the snapshots, a fault at its k-th operation, for every k;
 /// every third seed sees every cut instead.
 Verdict play_snapshot_faults(uint64_t seed, const RunOptions& options) {
@@ -483,6 +513,7 @@ const std::vector<Scenario>& scenarios() {
       {"snapshots", "snapshots made, applied, deleted among requests (T3)", play_snapshots, 40},
       {"snapshot-faults", "one change of the snapshots: a fault at each operation, or every cut",
        play_snapshot_faults, 6},
+      {"online", "checks of the disk while it is used, whatever goes on (T8)", play_online, 40},
       {"cuts", "two or three requests, every cut after every operation (T6)", play_cuts, 5},
       {"repair", "damaged images, repaired and undone, cut off anywhere (R1 to R5)", play_repair,
        12},

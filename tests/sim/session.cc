@@ -11,6 +11,7 @@
 #include "checker.h"
 #include "coro/scope.h"
 #include "oracle.h"
+#include "qcow2/check.h"
 #include "qcow2/image.h"
 
 namespace byre {
@@ -41,6 +42,8 @@ std::string_view name_of(Step::Kind kind) {
       return "apply snapshot";
     case Step::Kind::delete_snapshot:
       return "delete snapshot";
+    case Step::Kind::check:
+      return "check";
   }
   return "unknown";
 }
@@ -196,6 +199,8 @@ class Run {
     if (ok()) {
       const ImageVerdict before = check_bytes(disk());
       drift_ = before.copied_drift;
+      leaks_ = before.leaks;
+      leaks_in_file_ = before.leaks_in_file;
       const uint64_t lost_before = disk().syncs_lost();
       disk().options().faults = life.faults;
       if (life.room != 0) disk().options().capacity = disk().allocated_bytes() + life.room;
@@ -275,6 +280,7 @@ class Run {
 
   Task<Result<void>> resize(uint64_t size, Process& process);
 
+  Task<Result<void>> check(bool free_leaks, Process& process);
   Task<Result<void>> create_snapshot(Process& process);
   Task<Result<void>> apply_snapshot(uint64_t which, Process& process);
   Task<Result<void>> delete_snapshot(uint64_t which, Process& process);
@@ -331,6 +337,8 @@ class Run {
   uint64_t size_;  ///< Of the disk, as it was answered last.
   std::multiset<uint64_t> sizes_wanted_;
   uint64_t drift_ = 0;  ///< Missing COPIED flags at the start of the life.
+  uint64_t leaks_ = 0;  ///< Likewise.
+  uint64_t leaks_in_file_ = 0;
   std::map<std::string, Copy> copies_;
   uint64_t copies_made_ = 0;
 };
@@ -351,6 +359,35 @@ std::optional<std::string> Run::choose(uint64_t which) const {
   }
   if (there.empty()) return std::nullopt;
   return there[which % there.size()];
+}
+
+/// Whatever goes on meanwhile: what the life began with is found, and nothing else.
+Task<Result<void>> Run::check(bool free_leaks, Process& process) {
+  const CheckOptions options{.repair = free_leaks ? Repair::leaks : Repair::none};
+  Result<CheckReport> report = co_await process.image->check_online(options).result();
+  if (!report) {
+    if (free_leaks) leaks_in_file_ = 0;  // Some may have gone.
+    Result<void> failed = std::move(report).error();
+    co_return failed;
+  }
+  // What the disk did not give is not known to be wrong, and what it leads to is not counted.
+  const bool partly = report->check_errors != 0;
+  uint64_t copied = 0;
+  std::string first;
+  for (const Finding& finding : report->findings) {
+    if (finding.kind == FindingKind::copied && ++copied <= drift_) continue;
+    if (finding.severity != Severity::note && first.empty()) first = finding.text;
+  }
+  const uint64_t leaks = report->leaks + report->leaks_fixed;
+  // The file may have grown over those behind its end.
+  if (report->corruptions > std::min(copied, drift_) ||
+      (!partly && (leaks < leaks_in_file_ || leaks > leaks_))) {
+    fail_with("an online check found ", report->corruptions, " errors and ", leaks,
+              " leaks; there were ", drift_, " and ", leaks_in_file_, " to ", leaks_, ": ", first);
+  }
+  leaks_ -= report->leaks_fixed;
+  leaks_in_file_ -= std::min(leaks_in_file_, report->leaks_fixed);
+  co_return Result<void>();
 }
 
 Task<Result<void>> Run::create_snapshot(Process& process) {
@@ -565,6 +602,9 @@ Task<void> Run::perform(const Step& step, Process& process) {
     case Step::Kind::delete_snapshot:
       done = co_await delete_snapshot(step.offset, process);
       break;
+    case Step::Kind::check:
+      done = co_await check(step.may_unmap, process);
+      break;
   }
   ++report_.requests;
   if (done) co_return;
@@ -771,6 +811,7 @@ void Run::check_cut(const CutChoice& choice, bool twice) {
 
 std::string Step::text() const {
   if (kind == Kind::flush) return "flush";
+  if (kind == Kind::check) return cat("check", may_unmap ? ", frees leaks" : "");
   if (kind == Kind::resize) return fmt::format("resize {:#x}", length);
   if (is_of_snapshot()) return cat(name_of(kind), " ", offset);
   if (kind == Kind::pause) return fmt::format("pause {} us", pause_ns / 1000);
@@ -815,6 +856,12 @@ std::vector<Step> draw_steps(const Knobs& knobs, Prng& prng, size_t count) {
         if (prng.one_in(2)) step.length = round_up(step.length, knobs.cluster_size());
         step.length = std::min(step.length, knobs.size);
       }
+      steps.push_back(step);
+      continue;
+    }
+    if (knobs.checks && prng.one_in(6)) {
+      step.kind = Step::Kind::check;
+      step.may_unmap = prng.one_in(4);
       steps.push_back(step);
       continue;
     }

@@ -34,6 +34,7 @@ struct Step {
     create_snapshot,
     apply_snapshot,  ///< `offset` chooses among those there are, like the next one.
     delete_snapshot,
+    check,  ///< While everything else goes on.
   };
   Kind kind = Kind::read;
   uint64_t offset = 0;
