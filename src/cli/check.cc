@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "block/raw.h"
+#include "cli/check_report.h"
 #include "cli/commands.h"
 #include "cli/findings.h"
 #include "cli/json.h"
@@ -46,61 +47,6 @@ Task<Opened> open_file(Gate& gate, const CheckArgs& args, FileOptions options) {
   opened.format = co_await format_of(*file, args.format);
   opened.file = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
   co_return std::move(opened);
-}
-
-double percent(uint64_t part, uint64_t whole) {
-  return whole == 0 ? 0 : 100 * static_cast<double>(part) / static_cast<double>(whole);
-}
-
-std::string human(const CheckReport& report) {
-  std::string out;
-  if (report.corruptions == 0 && report.leaks == 0 && report.check_errors == 0) {
-    out += "No errors were found on the image.\n";
-  }
-  if (report.corruptions != 0) {
-    out += cat("\n", report.corruptions,
-               " errors were found on the image.\n"
-               "Data may be corrupted, or further writes to the image may corrupt it.\n");
-  }
-  if (report.leaks != 0) {
-    out += cat("\n", report.leaks,
-               " leaked clusters were found on the image.\n"
-               "This means waste of disk space, but no harm to data.\n");
-  }
-  if (report.check_errors != 0) {
-    out += cat("\n", report.check_errors, " internal errors have occurred during the check.\n");
-  }
-  if (report.total_clusters != 0 && report.allocated_clusters != 0) {
-    out +=
-        fmt::format("{}/{} = {:.2f}% allocated, {:.2f}% fragmented, {:.2f}% compressed clusters\n",
-                    report.allocated_clusters, report.total_clusters,
-                    percent(report.allocated_clusters, report.total_clusters),
-                    percent(report.fragmented_clusters, report.allocated_clusters),
-                    percent(report.compressed_clusters, report.allocated_clusters));
-  }
-  if (report.image_end_offset != 0) out += cat("Image end offset: ", report.image_end_offset, "\n");
-  return out;
-}
-
-/// The keys in qemu-img's order; those that are zero are left out, as it does.
-Json json_of(const CheckReport& report, const std::string& name) {
-  Json json = Json::object();
-  const auto add = [&](const char* key, uint64_t value) {
-    if (value != 0) json[key] = value;
-  };
-  add("image-end-offset", report.image_end_offset);
-  add("compressed-clusters", report.compressed_clusters);
-  add("total-clusters", report.total_clusters);
-  add("corruptions", report.corruptions);
-  add("corruptions-fixed", report.corruptions_fixed);
-  json["check-errors"] = report.check_errors;
-  add("leaks", report.leaks);
-  add("leaks-fixed", report.leaks_fixed);
-  add("allocated-clusters", report.allocated_clusters);
-  json["filename"] = name;
-  json["format"] = "qcow2";
-  add("fragmented-clusters", report.fragmented_clusters);
-  return json;
 }
 
 /// Checks, and repairs if that is asked for; a repair is followed by another look, whose result
@@ -167,7 +113,16 @@ Task<int> check(Session& session, CheckArgs args) {
   const FileOptions options{
       .writable = repair != Repair::none, .direct = is_direct(cache), .share_lock = args.share};
   Result<Opened> opened = co_await open_file(gate, args, options).result();
-  if (!opened) co_return could_not_open(args.image, std::move(opened).error());
+  if (!opened) {
+    Error error = std::move(opened).error();
+    if (error.code() == Errc::busy && !session.stand_in()) {
+      error =
+          Error(Errc::busy,
+                cat(error.message(), "; `byre serve` checks what it serves when it gets SIGUSR1"),
+                error.sys_errno());
+    }
+    co_return could_not_open(args.image, std::move(error));
+  }
   if (opened->format != DiskFormat::qcow2) {
     session.error("This image format does not support checks");
     co_return kNotChecked;
@@ -194,11 +149,11 @@ Task<int> check(Session& session, CheckArgs args) {
   }
   co_await std::move(closed);
   if (args.output == OutputFormat::json) {
-    Json json = json_of(*report, args.image);
+    Json json = json_of_check(*report, args.image);
     if (args.findings) json["findings"] = json_of_findings(report->findings);
     session.print(to_json(json));
   } else if (!args.quiet) {
-    session.print(human(*report));
+    session.print(check_text(*report));
   }
   if (report->check_errors != 0) {
     session.error("Check failed");

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/findings.h"
 
+#include <nlohmann/json.hpp>
+
 #include "cli/text.h"
 
 namespace byre {
@@ -59,14 +61,20 @@ Json json_of_findings(const std::vector<Finding>& findings) {
   return list;
 }
 
-void show_findings(Session& session, const std::vector<Finding>& findings) {
+std::string lines_of_findings(const std::vector<Finding>& findings) {
+  std::string lines;
   for (const Finding& finding : findings) {
     std::string_view kind = "";
     if (finding.severity == Severity::corruption) kind = "ERROR ";
     if (finding.severity == Severity::leak) kind = "Leaked ";
     if (finding.severity == Severity::note) kind = "NOTE ";
-    session.note(cat(kind, printable(finding.text), finding.repaired ? " (repaired)" : "", "\n"));
+    lines += cat(kind, printable(finding.text), finding.repaired ? " (repaired)" : "", "\n");
   }
+  return lines;
+}
+
+void show_findings(Session& session, const std::vector<Finding>& findings) {
+  session.note(lines_of_findings(findings));
 }
 
 }  // namespace byre

@@ -2,7 +2,6 @@
 /// Findings of a check as JSON and as lines for people; `check`, `repair` and `dump` share them.
 #pragma once
 
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -14,7 +13,9 @@ namespace byre {
 
 /// A list of objects; keys that say nothing are left out.
 Json json_of_findings(const std::vector<Finding>& findings);
-/// One line each, to stderr.
+/// One line each.
+std::string lines_of_findings(const std::vector<Finding>& findings);
+/// Those, to stderr.
 void show_findings(Session& session, const std::vector<Finding>& findings);
 
 }  // namespace byre

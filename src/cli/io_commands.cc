@@ -407,6 +407,20 @@ Result<IoCommand> parse_tag(const Line& line) {
 Result<IoCommand> parse_help(const Line& line) {
   return IoHelp{line.operands.empty() ? "" : line.operands[0]};
 }
+Result<IoCommand> parse_check(const Line& line) {
+  IoCheck check;
+  if (!line.operands.empty()) return invalid("check: unexpected argument '", line.operands[0], "'");
+  for (const auto& [letter, value] : line.options) {
+    if (letter == 'j') check.json = true;
+    if (letter != 'r') continue;
+    if (value != "leaks") {
+      return invalid("check: -r ", value,
+                     ": only 'leaks' can be repaired while the image is in use");
+    }
+    check.free_leaks = true;
+  }
+  return check;
+}
 template <class Command>
 Result<IoCommand> parse_bare(const Line&) {
   return Command{};
@@ -433,6 +447,8 @@ constexpr Row kRows[] = {
      "counts the bytes of a range that the file itself holds", parse_alloc},
     {"break", "", 2, 2, kFile, kReads, "", "event tag",
      "holds the next request that raises event, as tag", parse_break},
+    {"check", "", 0, 3, kFile, kReads, "jr:", "[-j] [-r leaks]",
+     "checks the image while requests run", parse_check},
     {"close", "c", 0, 0, kFile, kReads, "", "", "closes the file", parse_bare<IoClose>},
     {"discard", "d", 2, -1, kFile, kWrites, "Cq", "[-Cq] off len", "discards a range",
      parse_discard},

@@ -108,11 +108,16 @@ struct IoAioFlush {};
 struct IoMap {};
 struct IoLength {};
 struct IoInfo {};
+/// A check of the image while requests run.
+struct IoCheck {
+  bool free_leaks = false;
+  bool json = false;
+};
 
 using IoCommand =
     std::variant<IoNothing, IoHelp, IoQuit, IoAbort, IoOpen, IoClose, IoTransfer, IoDiscard,
                  IoFlush, IoAioFlush, IoMap, IoAlloc, IoLength, IoInfo, IoTruncate, IoSleep,
-                 IoSigraise, IoBreak, IoWaitBreak, IoResume, IoRemoveBreak>;
+                 IoSigraise, IoBreak, IoWaitBreak, IoResume, IoRemoveBreak, IoCheck>;
 
 /// Lines for the user, by stream.
 struct IoComplaint {

@@ -6,9 +6,13 @@
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
+#include <nlohmann/json.hpp>
 
 #include "base/checked.h"
 #include "block/raw.h"
+#include "cli/check_report.h"
+#include "cli/findings.h"
+#include "cli/json.h"
 #include "io/buffer.h"
 #include "job/open.h"
 
@@ -27,7 +31,7 @@ std::string errno_text(const Error& error) { return std::strerror(error.sys_errn
 /// Why `name` could not be opened, in the words that scripts know.
 std::string open_failure(const std::string& name, const Error& error) {
   std::string why = error.message();
-  const std::string own = cat("open ", quoted(name), ": ");
+  const std::string own = cat("open ", byre::quoted(name), ": ");
   while (why.starts_with(own)) why.erase(0, own.size());
   if (why == errno_text(error)) return cat("Could not open '", name, "': ", why);
   return why;
@@ -483,6 +487,31 @@ Task<void> IoShell::perform(IoLength) {
   co_return;
 }
 
+Task<void> IoShell::perform(IoCheck command) {
+  if (!image_) {
+    complain("This image format does not support checks\n");
+    failed_ = true;
+    co_return;
+  }
+  const CheckOptions options{.repair = command.free_leaks ? Repair::leaks : Repair::none,
+                             .attribute = true};
+  const Result<CheckReport> report = co_await image_->check_online(options).result();
+  if (!report) {
+    say(cat("check failed: ", report.error().message(), "\n"));
+    failed_ = true;
+    co_return;
+  }
+  if (command.json) {
+    Json json = json_of_check(*report, image_->name());
+    json["findings"] = json_of_findings(report->findings);
+    say(to_json(json));
+  } else {
+    complain(lines_of_findings(report->findings));
+    say(check_text(*report));
+  }
+  failed_ |= report->corruptions != 0 || report->leaks != 0 || report->check_errors != 0;
+}
+
 Task<void> IoShell::perform(IoInfo) {
   const auto text = [](uint64_t bytes) { return io_size_text(static_cast<double>(bytes)); };
   if (!image_) {
@@ -542,7 +571,7 @@ Task<void> IoShell::perform(IoBreak command) {
     report_break("Could not set breakpoint", found.error());
   } else if (!event) {
     report_break("Could not set breakpoint",
-                 Error(Errc::not_found, cat("no event is called ", quoted(command.event))));
+                 Error(Errc::not_found, cat("no event is called ", byre::quoted(command.event))));
   } else {
     (*found)->set_break(*event, std::move(command.tag));
   }

@@ -88,6 +88,7 @@ class IoShell {
   Task<void> perform(IoWaitBreak command);
   Task<void> perform(IoResume command);
   Task<void> perform(IoRemoveBreak command);
+  Task<void> perform(IoCheck command);
 
   Task<void> transfer(IoTransfer request, std::string source);
   Task<void> do_read(const IoTransfer& request, Instant began);

@@ -16,11 +16,14 @@
 
 #include "block/raw.h"
 #include "cli/commands.h"
+#include "cli/findings.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
 #include "cli/text.h"
 #include "export/nbd_server.h"
+#include "io/signal.h"
 #include "job/filter.h"
+#include "qcow2/check.h"
 
 namespace byre {
 
@@ -49,6 +52,9 @@ struct Plan {
   std::string address = "127.0.0.1";
   uint32_t connections_max = 1024;
   bool until_last_client = false;  ///< End when the last client has gone.
+
+  std::optional<uint64_t> check_every;  ///< Seconds between two checks of the disk.
+  bool check_on_signal = false;
 
   bool quiet = false;    ///< No live line.
   bool announce = true;  ///< Say how to attach.
@@ -134,10 +140,12 @@ std::string plural(uint64_t count, std::string_view noun) {
 
 class Serving {
  public:
-  Serving(Session& session, const Plan& plan, Device& disk)
+  /// `image` is the disk's when that has checks.
+  Serving(Session& session, const Plan& plan, Device& disk, Image* image)
       : session_(session),
         plan_(plan),
         disk_(disk),
+        image_(image),
         server_(session.reactor(), {.connections_max = plan.connections_max,
                                     .report = [this](const Error& error) { report(error); }}),
         helpers_(session.reactor().ready()) {}
@@ -181,12 +189,16 @@ class Serving {
 
   const std::vector<Address>& addresses() const { return addresses_; }
 
-  Task<void> run() {
+  /// `signals` ask for a check; null: none do.
+  Task<void> run(SignalWatch* signals) {
     live_ = !plan_.quiet && isatty(STDERR_FILENO) != 0;
+    if (signals) helpers_.spawn(check_on_signal(*signals));
+    if (plan_.check_every) helpers_.spawn(check_now_and_then());
     if (!plan_.quiet) helpers_.spawn(show_state());
     if (plan_.until_last_client) helpers_.spawn(watch_clients());
     const Result<void> served = co_await server_.serve().result();
     ended_ = true;
+    if (signals) signals->cancel();
     for (Op* timer : timers_) session_.reactor().cancel(*timer);
     co_await helpers_.join();
     if (live_) session_.note("\r\x1b[K");
@@ -266,6 +278,41 @@ class Serving {
     }
   }
 
+  Task<void> check_on_signal(SignalWatch& signals) {
+    while (co_await signals.wait().result()) co_await check();
+  }
+  Task<void> check_now_and_then() {
+    while (!ended_) {
+      co_await pause(static_cast<int64_t>(*plan_.check_every) * kSecond);
+      if (!ended_) co_await check();
+    }
+  }
+
+  /// Checks the disk under way, and says what it found.
+  Task<void> check() {
+    const Instant began = session_.reactor().now();
+    Result<CheckReport> report = unsupported("this image format does not support checks");
+    if (image_) {
+      const CheckOptions options{.stopped = [this] { return ended_; }, .attribute = true};
+      report = co_await image_->check_online(options).result();
+    }
+    if (live_) session_.note("\r\x1b[K");
+    if (!report) {
+      if (report.error().code() == Errc::cancelled) co_return;
+      session_.error(cat("check failed: ", report.error().message()));
+      co_return;
+    }
+    show_findings(session_, report->findings);
+    const double seconds = static_cast<double>(session_.reactor().now() - began) / kSecond;
+    session_.note(cat("checked ", plan_.image, " in ", fmt::format("{:.2f}", seconds),
+                      " s: ", plural(report->corruptions, "error"), ", ",
+                      plural(report->leaks, "leaked cluster"),
+                      report->check_errors == 0
+                          ? ""
+                          : cat(", ", plural(report->check_errors, "place"), " could not be read"),
+                      "\n"));
+  }
+
   /// A client can make as many errors as it likes: the first of them are enough.
   void report(const Error& error) {
     ++reports_;
@@ -282,6 +329,7 @@ class Serving {
   Session& session_;
   const Plan& plan_;
   Device& disk_;
+  Image* image_;
   nbd::Server server_;
   Scope helpers_;
   std::vector<Op*> timers_;
@@ -364,20 +412,31 @@ Task<void> announce(Session& session, const Plan& plan, const Serving& serving, 
 }
 
 Task<int> serve_plan(Session& session, Plan plan) {
+  // Before there are threads that would get the signal.
+  std::optional<SignalWatch> signals;
+  if (plan.check_on_signal) {
+    signals.emplace(co_await SignalWatch::make(session.reactor(), {SIGUSR1}));
+  }
   SystemGate gate(session.reactor(), session.policy(plan.open.follow));
   co_await make_if_missing(session, gate, plan);
   Disk disk = co_await open_served(session, gate, plan);
+  if (plan.check_every && !disk.image) {
+    co_await disk.device->close();
+    co_return invalid(quoted(plan.image), " is raw, which has no checks; leave --check-every out");
+  }
   if (is_write_through(plan.cache))
     disk.device = std::make_unique<WriteThrough>(std::move(disk.device));
 
-  Serving serving(session, plan, *disk.device);
+  Serving serving(session, plan, *disk.device, disk.image);
   Result<void> served = co_await serving.listen().result();
   const Session::Interruptible guard(session,
                                      {.about = quoted(plan.image),
                                       .stop = [&] { serving.stop(); },
                                       .waiting_for = [&] { return serving.waiting_for(); }});
   if (served) served = co_await announce(session, plan, serving, disk).result();
-  if (served && session.interrupted() == 0) served = co_await serving.run().result();
+  if (served && session.interrupted() == 0) {
+    served = co_await serving.run(signals ? &*signals : nullptr).result();
+  }
 
   // Everything that was answered becomes durable, whatever ended the server.
   serving.set_closing();
@@ -410,6 +469,7 @@ struct ServeArgs : OpenArgs {
   std::string address = "127.0.0.1";
   std::optional<std::string> connections_max;
   std::string pid_file;
+  std::optional<std::string> check_every;
   bool quiet = false;
 };
 
@@ -432,8 +492,17 @@ Task<int> serve(Session& session, ServeArgs args) {
             .socket = args.socket,
             .default_socket = true,
             .address = args.address,
+            .check_on_signal = true,
             .quiet = args.quiet,
             .pid_file = args.pid_file};
+  if (args.check_every) {
+    const Result<uint64_t> seconds = parse_number(*args.check_every, 1, 1'000'000'000);
+    if (!seconds) {
+      co_return invalid("Invalid --check-every: ", quoted(*args.check_every),
+                        " (seconds, 1 or more)");
+    }
+    plan.check_every = *seconds;
+  }
   plan.cache = co_await cache_mode(args.cache, "cache");
   plan.discard = args.discard.value_or(DiscardPolicy::unmap);
   if (args.port) plan.port = co_await parse_port(*args.port);
@@ -459,7 +528,8 @@ const Command<ServeArgs> kServeDefinition({
                    "order: requests "
                    "that run are answered, the disk is flushed and closed. Sockets passed by "
                    "systemd are served "
-                   "in place of the unix socket.",
+                   "in place of the unix socket. SIGUSR1 checks the disk while it is served; what "
+                   "was found is said on stderr.",
     .args =
         {operand("IMAGE", &ServeArgs::image, "the disk"),
          flag("--create", &ServeArgs::create, "make IMAGE if there is none"),
@@ -493,8 +563,11 @@ const Command<ServeArgs> kServeDefinition({
                 "ignore"),
          option("--max-connections", "COUNT", &ServeArgs::connections_max, "1024 is the default"),
          option("--pid-file", "PATH", &ServeArgs::pid_file, "where to write the process id"),
+         option("--check-every", "SECONDS", &ServeArgs::check_every,
+                "check the disk so often while it is served, as SIGUSR1 does"),
          flag("-q, --quiet", &ServeArgs::quiet, "no line about what is going on"),
-         share_argument<ServeArgs>(), follow_arguments<ServeArgs>()},
+         share_argument<ServeArgs>(),
+         follow_arguments<ServeArgs>()},
     .too_few = "Expecting IMAGE",
     .run = serve,
 });
