@@ -9,9 +9,9 @@
 namespace byre {
 namespace {
 
-uint32_t hash14(uint64_t identity) {
-  return static_cast<uint32_t>(((identity + 1) * 0x9e3779b97f4a7c15u) >> 50);
-}
+/// Regions in a slab: as many as there are already, within these bounds.
+constexpr uint64_t kSlabMin = 16;
+constexpr uint64_t kSlabMax = 4096;
 
 uint64_t saturating_add(uint64_t a, uint64_t b) { return b > UINT64_MAX - a ? UINT64_MAX : a + b; }
 
@@ -56,16 +56,6 @@ std::optional<Owner> ReferenceCounts::add(HostCluster cluster, Owner owner, uint
   return before;
 }
 
-ReferenceCounts::Cell* ReferenceCounts::add_first(HostCluster cluster, Owner owner,
-                                                  uint64_t identity, uint64_t weight) {
-  Cell& cell = at(cluster);
-  if (cell.owner() != Owner::nobody || weight >= kMany) return nullptr;
-  cell.count = weight & kMany;
-  cell.owner_bits = static_cast<uint32_t>(owner) & 7u;
-  cell.identity = hash14(identity) & 0x3fffu;
-  return &cell;
-}
-
 void ReferenceCounts::drop(HostCluster cluster) {
   const uint64_t count = references(cluster);
   BYRE_ASSERT(count != 0);
@@ -78,50 +68,59 @@ uint64_t ReferenceCounts::references(HostCluster cluster) const {
   return cell->count == kMany ? many_.at(cluster.value) : cell->count;
 }
 
-ReferenceCounts::Cell* ReferenceCounts::find(HostCluster cluster) {
-  return const_cast<Cell*>(std::as_const(*this).find(cluster));
+bool ReferenceCounts::remember(uint64_t index) const {
+  const uint64_t block = index / kRegionsInBlock;
+  if (block != last_block_index_) {
+    const auto found = blocks_.find(block);
+    if (found == blocks_.end()) return false;
+    last_block_index_ = block;
+    last_block_ = &found->second;
+  }
+  Region* region = (*last_block_)[index % kRegionsInBlock];
+  if (!region) return false;
+  last_index_ = index;
+  last_ = region;
+  return true;
 }
 
-const ReferenceCounts::Cell* ReferenceCounts::find(HostCluster cluster) const {
-  const uint64_t index = cluster.value / kRegion;
-  if (index != last_index_) {
-    const auto region = regions_.find(index);
-    if (region == regions_.end()) return nullptr;
-    last_index_ = index;
-    last_ = region->second.get();
+void ReferenceCounts::make(uint64_t index) {
+  if (slab_left_ == 0) {
+    slab_left_ = std::clamp(regions_count_, kSlabMin, kSlabMax);
+    slabs_.push_back(std::make_unique<Region[]>(slab_left_));
   }
-  return &(*last_)[cluster.value % kRegion];
+  Region* region = &slabs_.back()[--slab_left_];
+  ++regions_count_;
+  blocks_[index / kRegionsInBlock][index % kRegionsInBlock] = region;
+  last_index_ = index;
+  last_ = region;
 }
 
 std::vector<HostCluster> ReferenceCounts::aliased() const {
   std::vector<HostCluster> found;
   if (!has_aliases_) return found;
-  for (const auto& [index, region] : regions_) {
+  for (const uint64_t index : regions()) {
     for (uint64_t i = 0; i < kRegion; ++i) {
-      if ((*region)[i].aliased) found.push_back({index * kRegion + i});
+      const HostCluster cluster{index * kRegion + i};
+      if (find(cluster)->aliased) found.push_back(cluster);
     }
   }
-  std::sort(found.begin(), found.end());
   return found;
 }
 
 std::vector<uint64_t> ReferenceCounts::regions() const {
+  std::vector<uint64_t> blocks;
+  blocks.reserve(blocks_.size());
+  for (const auto& [index, block] : blocks_) blocks.push_back(index);
+  std::sort(blocks.begin(), blocks.end());
   std::vector<uint64_t> indices;
-  indices.reserve(regions_.size());
-  for (const auto& [index, region] : regions_) indices.push_back(index);
-  std::sort(indices.begin(), indices.end());
-  return indices;
-}
-
-ReferenceCounts::Cell& ReferenceCounts::at(HostCluster cluster) {
-  const uint64_t index = cluster.value / kRegion;
-  if (index != last_index_) {
-    std::unique_ptr<Region>& region = regions_[index];
-    if (!region) region = std::make_unique<Region>();
-    last_index_ = index;
-    last_ = region.get();
+  indices.reserve(regions_count_);
+  for (const uint64_t index : blocks) {
+    const Block& block = blocks_.at(index);
+    for (uint64_t i = 0; i < kRegionsInBlock; ++i) {
+      if (block[i]) indices.push_back(index * kRegionsInBlock + i);
+    }
   }
-  return (*last_)[cluster.value % kRegion];
+  return indices;
 }
 
 void ReferenceCounts::set_count(HostCluster cluster, Cell& cell, uint64_t count) {

@@ -7,7 +7,7 @@
 /// the same kind in 16384 goes unnoticed here; their reference is counted all the same.
 ///
 /// Cost: four bytes a cluster, in regions of 64 clusters that come to be when one of them is
-/// referenced; a hash table lookup when add() leaves a region.
+/// referenced; a hash table lookup when add() leaves 16 such regions.
 /// Not here: what the refcounts in the file say (survey.h).
 #pragma once
 
@@ -17,6 +17,7 @@
 #include <optional>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "base/units.h"
@@ -57,7 +58,14 @@ class ReferenceCounts {
   std::optional<Owner> add(HostCluster cluster, Owner owner, uint64_t identity,
                            uint64_t weight = 1);
   /// The same for a cluster that nobody has claimed yet; null, and nothing done, for any other.
-  Cell* add_first(HostCluster cluster, Owner owner, uint64_t identity, uint64_t weight);
+  Cell* add_first(HostCluster cluster, Owner owner, uint64_t identity, uint64_t weight) {
+    Cell& cell = at(cluster);
+    if (cell.owner() != Owner::nobody || weight >= kMany) return nullptr;
+    cell.count = weight & kMany;
+    cell.owner_bits = static_cast<uint32_t>(owner) & 7u;
+    cell.identity = hash14(identity) & 0x3fffu;
+    return &cell;
+  }
   /// Takes one reference back.
   void drop(HostCluster cluster);
 
@@ -67,8 +75,16 @@ class ReferenceCounts {
     return cell.count == kMany ? many_.at(cluster.value) : cell.count;
   }
   /// Null when nothing references it.
-  Cell* find(HostCluster cluster);
-  const Cell* find(HostCluster cluster) const;
+  Cell* find(HostCluster cluster) { return const_cast<Cell*>(std::as_const(*this).find(cluster)); }
+  const Cell* find(HostCluster cluster) const {
+    const uint64_t index = cluster.value / kRegion;
+    if (index != last_index_ && !remember(index)) return nullptr;
+    return &(*last_)[cluster.value % kRegion];
+  }
+  /// Is this the whole count of the cell?
+  static bool is_exactly(const Cell& cell, uint64_t count) {
+    return cell.count == count && count != kMany;
+  }
 
   /// Clusters with more than one owner, ascending.
   std::vector<HostCluster> aliased() const;
@@ -84,14 +100,32 @@ class ReferenceCounts {
  private:
   static constexpr uint32_t kMany = (1u << 10) - 1;
 
-  Cell& at(HostCluster cluster);
+  static constexpr uint64_t kRegionsInBlock = 16;
+  using Block = std::array<Region*, kRegionsInBlock>;
+
+  static uint32_t hash14(uint64_t identity) {
+    return static_cast<uint32_t>(((identity + 1) * 0x9e3779b97f4a7c15u) >> 50);
+  }
+  Cell& at(HostCluster cluster) {
+    const uint64_t index = cluster.value / kRegion;
+    if (index != last_index_ && !remember(index)) make(index);
+    return (*last_)[cluster.value % kRegion];
+  }
+  /// Makes region `index` the one at hand; false when it is not there.
+  bool remember(uint64_t index) const;
+  void make(uint64_t index);
   void set_count(HostCluster cluster, Cell& cell, uint64_t count);
 
-  std::unordered_map<uint64_t, std::unique_ptr<Region>> regions_;
+  std::unordered_map<uint64_t, Block> blocks_;    ///< By region / kRegionsInBlock.
+  std::vector<std::unique_ptr<Region[]>> slabs_;  ///< What regions lie in.
+  uint64_t slab_left_ = 0;
+  uint64_t regions_count_ = 0;
   std::unordered_map<uint64_t, uint64_t> many_;
   bool has_aliases_ = false;
   mutable uint64_t last_index_ = UINT64_MAX;
   mutable Region* last_ = nullptr;
+  mutable uint64_t last_block_index_ = UINT64_MAX;
+  mutable const Block* last_block_ = nullptr;  ///< Elements of the map stay where they are.
 };
 
 }  // namespace byre

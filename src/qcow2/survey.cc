@@ -13,12 +13,17 @@
 namespace byre {
 namespace {
 
-/// Bytes of tables, and tables, that are read side by side.
+/// Bytes of tables, and tables, that are read side by side; two windows are in memory, one being
+/// read and one being looked at.
 constexpr uint64_t kWindow = 4 * MiB;
-constexpr uint64_t kWindowTablesMax = 64;
+constexpr uint64_t kWindowTablesMax = 1024;
 uint64_t window_for(uint64_t cluster_size) {
   return std::clamp<uint64_t>(kWindow / cluster_size, 1, kWindowTablesMax);
 }
+/// What lies side by side in the file is read at once, up to this size.
+constexpr uint64_t kRunMax = MiB;
+/// Less than this is not worth another thread.
+constexpr uint64_t kLookedAtInPlace = 256 * KiB;
 /// L1 and bitmap tables are read in pieces of this size.
 constexpr uint64_t kPiece = MiB;
 /// A structure that shares its first cluster with another is not followed when it is larger: it
@@ -308,54 +313,131 @@ void Survey::count_l2_tables() {
 
 // ---- L2 tables.
 
-Task<void> Survey::each_l2(const VisitL2& visit, Mark mark) {
-  const uint64_t size = geometry().cluster_size();
-  const uint64_t window = window_for(size);
-  std::vector<std::byte> tables(std::min<uint64_t>(window, l2_uses_.size()) * size);
-  std::vector<std::byte> before(mark == Mark::l2_update ? size : 0);
-  std::vector<char> read(window);
-  for (uint64_t done = 0; done < l2_uses_.size(); done += window) {
-    const uint64_t count = std::min<uint64_t>(window, l2_uses_.size() - done);
-    std::vector<HostCluster> wanted;
-    for (uint64_t i = 0; i < count; ++i) wanted.push_back({l2_uses_[done + i].cluster});
+/// The clusters that are read side by side, and what came of it.
+struct Survey::Window {
+  std::vector<HostCluster> wanted;
+  std::vector<std::byte> bytes;
+  std::vector<Error> errors;  ///< Of those that could not be read.
+  MutableBytes cluster(uint64_t index, uint64_t size) {
+    return MutableBytes(bytes).subspan(index * size, size);
+  }
+};
+
+/// Reads the clusters that `fill` names, window by window, and has `look` at each window once it is
+/// there, then `seen`.  While a worker looks at one window the next is read.
+template <class Fill, class Look, class Seen>
+Task<void> Survey::each_window(const Fill& fill, const Look& look, const Seen& seen, Mark mark) {
+  Window windows[2];
+  fill(windows[0]);
+  co_await read_window(windows[0], mark);
+  for (size_t at = 0; !windows[at].wanted.empty(); at = 1 - at) {
     co_await go_on();
-    co_await read_clusters(wanted, tables, read, Mark::l2_load);
-    for (uint64_t i = 0; i < count; ++i) {
-      if (!read[i]) continue;
-      const L2Use& use = l2_uses_[done + i];
-      const MutableBytes table = MutableBytes(tables).subspan(i * size, size);
-      copy(before, Bytes(table).first(before.size()));
-      visit(use, table);
-      if (mark == Mark::l2_update) {
-        const HostOffset at = geometry().start_of(HostCluster{use.cluster});
-        co_await write_changes(at, before, table, mark);
-      }
+    Window& now = windows[at];
+    Window& next = windows[1 - at];
+    next.wanted.clear();
+    fill(next);
+    Scope scope(file.reactor().ready());
+    if (!next.wanted.empty()) scope.spawn(read_window(next, mark));
+    if (now.wanted.size() * geometry().cluster_size() < kLookedAtInPlace) {
+      look(now);
+    } else {
+      co_await file.reactor().offload([&] { look(now); });
     }
-    if (mark == Mark::l2_load) {
-      progress(kShareOfCounting * static_cast<double>(done + count) /
-               static_cast<double>(l2_uses_.size()));
+    report_unread(now, mark);
+    seen();
+    co_await scope.join();
+  }
+}
+
+Task<void> Survey::each_l2(const VisitL2& visit, Mark mark) {
+  if (mark == Mark::l2_update) {
+    co_await change_each_l2(visit);
+    co_return;
+  }
+  const uint64_t size = geometry().cluster_size();
+  const uint64_t count_max = window_for(size);
+  uint64_t filled = 0;
+  uint64_t visited = 0;
+  const auto fill = [&](Window& window) {
+    const uint64_t end = std::min<uint64_t>(l2_uses_.size(), filled + count_max);
+    while (filled < end) window.wanted.push_back({l2_uses_[filled++].cluster});
+  };
+  const auto look = [&](Window& window) {
+    for (uint64_t i = 0; i < window.wanted.size(); ++i, ++visited) {
+      if (!window.errors[i]) visit(l2_uses_[visited], window.cluster(i, size));
+    }
+  };
+  const auto seen = [&] {
+    if (mark != Mark::l2_load) return;
+    progress(kShareOfCounting * static_cast<double>(visited) /
+             static_cast<double>(l2_uses_.size()));
+  };
+  co_await each_window(fill, look, seen, Mark::l2_load);
+}
+
+/// What visit() changes is written back.
+Task<void> Survey::change_each_l2(const VisitL2& visit) {
+  const uint64_t size = geometry().cluster_size();
+  const uint64_t count_max = window_for(size);
+  std::vector<std::byte> before(size);
+  Window window;
+  for (uint64_t done = 0; done < l2_uses_.size();) {
+    co_await go_on();
+    window.wanted.clear();
+    const uint64_t end = std::min<uint64_t>(l2_uses_.size(), done + count_max);
+    for (uint64_t i = done; i < end; ++i) window.wanted.push_back({l2_uses_[i].cluster});
+    co_await read_window(window, Mark::l2_load);
+    report_unread(window, Mark::l2_load);
+    for (uint64_t i = 0; done < end; ++i, ++done) {
+      if (window.errors[i]) continue;
+      const MutableBytes table = window.cluster(i, size);
+      copy(before, table);
+      visit(l2_uses_[done], table);
+      co_await write_changes(geometry().start_of(window.wanted[i]), before, table, Mark::l2_update);
     }
   }
 }
 
-/// Reads them side by side; what is behind the end is zeros, what cannot be read is reported.
-Task<void> Survey::read_clusters(const std::vector<HostCluster>& wanted, MutableBytes bytes,
-                                 std::vector<char>& read, Mark mark) {
+/// What lies behind the end is zeros.
+Task<void> Survey::read_window(Window& window, Mark mark) {
   const uint64_t size = geometry().cluster_size();
+  const uint64_t count = window.wanted.size();
+  if (window.bytes.size() < count * size) window.bytes.resize(count * size);
+  window.errors.clear();
+  window.errors.resize(count);
   Scope reads(file.reactor().ready());
-  for (uint64_t i = 0; i < wanted.size(); ++i) {
-    reads.spawn(read_cluster(wanted[i], bytes.subspan(i * size, size), read[i], mark));
+  for (uint64_t first = 0; first < count;) {
+    uint64_t end = first + 1;
+    while (end < count && window.wanted[end] == window.wanted[end - 1] + 1 &&
+           (end - first) * size < kRunMax) {
+      ++end;
+    }
+    reads.spawn(read_run(window, first, end, mark));
+    first = end;
   }
   co_await reads.join();
 }
 
-Task<void> Survey::read_cluster(HostCluster cluster, MutableBytes bytes, char& read, Mark mark) {
-  const uint64_t at = geometry().start_of(cluster).value;
-  Result<void> result = co_await read_padded(at, bytes, mark).result();
-  read = result.has_value();
-  if (!result) {
-    const std::string_view what = mark == Mark::l2_load ? "L2 table" : "refcount block";
-    unreadable(std::move(result).error().while_doing(cat(what, " at ", hex(at))));
+/// Clusters that lie side by side; where that fails, each by itself.
+Task<void> Survey::read_run(Window& window, uint64_t first, uint64_t end, Mark mark) {
+  const uint64_t size = geometry().cluster_size();
+  const uint64_t at = geometry().start_of(window.wanted[first]).value;
+  const MutableBytes bytes = MutableBytes(window.bytes).subspan(first * size, (end - first) * size);
+  const Result<void> all = co_await read_padded(at, bytes, mark).result();
+  if (all) co_return;
+  for (uint64_t i = first; i < end; ++i) {
+    const uint64_t own = geometry().start_of(window.wanted[i]).value;
+    Result<void> one = co_await read_padded(own, window.cluster(i, size), mark).result();
+    if (!one) window.errors[i] = std::move(one).error();
+  }
+}
+
+void Survey::report_unread(Window& window, Mark mark) {
+  const std::string_view what = mark == Mark::l2_load ? "L2 table" : "refcount block";
+  for (uint64_t i = 0; i < window.wanted.size(); ++i) {
+    if (!window.errors[i]) continue;
+    unreadable(window.errors[i].copy().while_doing(
+        cat(what, " at ", hex(geometry().start_of(window.wanted[i]).value))));
   }
 }
 
@@ -397,33 +479,49 @@ struct Survey::Run {
   uint64_t next = 0;
 };
 
+/// What nearly all entries are: data in a cluster of the file that nobody has claimed.
+struct Survey::Plain {
+  explicit Plain(const Survey& survey)
+      : possible(!survey.geometry().extended_l2 && !survey.geometry().data_file &&
+                 survey.file_size >= survey.geometry().cluster_size()),
+        cluster_bits(survey.geometry().cluster_bits),
+        size(survey.geometry().cluster_size()),
+        never(~(kCopied | kOffsetMask) | (size - 1)),
+        last(possible ? survey.file_size - size : 0) {}
+  bool possible;
+  uint32_t cluster_bits;
+  uint64_t size;
+  uint64_t never;  ///< Bits that are not set.
+  uint64_t last;   ///< Where a cluster may begin at most.
+};
+
 void Survey::count_l2(const L2Use& use, Bytes table) {
   Run run;
   const uint64_t entries = geometry().l2_entries();
-  const bool plain = !geometry().extended_l2 && !geometry().data_file;
+  const uint64_t first = geometry().first_of_l1(use.l1_index).value;
+  const Plain plain(*this);
   for (uint64_t i = 0; i < entries; ++i) {
+    if (plain.possible) {
+      const auto descriptor = load_be<uint64_t>(table, i * 8);
+      if (descriptor == 0 || count_plain(use, first + i, descriptor, plain, run)) continue;
+    }
     const L2Entry entry = load_l2(table, i, geometry());
-    if (entry == L2Entry{}) continue;
-    if (plain && count_plain(use, i, entry.descriptor, run)) continue;
-    count_entry(use, i, entry, run);
+    if (entry != L2Entry{}) count_entry(use, i, entry, run);
   }
 }
 
-/// What nearly all entries are: data, in order, in a cluster of the file that nobody has claimed.
 /// False when it is something else; then nothing was counted.
-bool Survey::count_plain(const L2Use& use, uint64_t index, uint64_t descriptor, Run& run) {
-  const uint64_t at = descriptor & ~kCopied;
-  const uint64_t size = geometry().cluster_size();
-  if ((at & ~kOffsetMask) != 0 || (at & (size - 1)) != 0 || at == 0) return false;
-  if (file_size < size || at > file_size - size) return false;
-  const GuestCluster guest = geometry().first_of_l1(use.l1_index) + index;
+bool Survey::count_plain(const L2Use& use, uint64_t guest, uint64_t descriptor, const Plain& plain,
+                         Run& run) {
+  const uint64_t at = descriptor & kOffsetMask;
+  if ((descriptor & plain.never) != 0 || at == 0 || at > plain.last) return false;
   ReferenceCounts::Cell* cell =
-      counts.add_first({at >> geometry().cluster_bits}, Owner::data, guest.value, use.weight);
+      counts.add_first({at >> plain.cluster_bits}, Owner::data, guest, use.weight);
   if (!cell) return false;
   if (use.active == 0) return true;
   report.allocated_clusters += use.active;
   if (run.next != 0 && run.next != at) report.fragmented_clusters += use.active;
-  run.next = at + size;
+  run.next = at + plain.size;
   cell->see_copied(descriptor != at);
   return true;
 }
@@ -770,28 +868,30 @@ Task<void> Survey::compare() {
   const std::vector<uint64_t> regions = counts.regions();
   const std::vector<uint64_t> indices = indices_to_compare(regions);
   const uint64_t size = geometry().cluster_size();
-  const uint64_t window = window_for(size);
-  std::vector<std::byte> bytes(std::min<uint64_t>(window, indices.size()) * size);
-  std::vector<char> read(window);
-  for (uint64_t done = 0; done < indices.size(); done += window) {
-    const uint64_t count = std::min<uint64_t>(window, indices.size() - done);
-    co_await go_on();
-    std::vector<HostCluster> wanted;
-    for (uint64_t i = 0; i < count; ++i) {
-      const bool readable = is_readable(indices[done + i]);
-      wanted.push_back(readable ? block_at(indices[done + i]) : HostCluster{clusters});
+  const uint64_t count_max = window_for(size);
+  uint64_t filled = 0;
+  uint64_t compared = 0;
+  const auto fill = [&](Window& window) {
+    const uint64_t end = std::min<uint64_t>(indices.size(), filled + count_max);
+    for (; filled < end; ++filled) {
+      const bool readable = is_readable(indices[filled]);
+      window.wanted.push_back(readable ? block_at(indices[filled]) : HostCluster{clusters});
     }
-    co_await read_clusters(wanted, bytes, read, Mark::refcount_load);
-    for (uint64_t i = 0; i < count; ++i) {
-      const uint64_t index = indices[done + i];
+  };
+  const auto look = [&](Window& window) {
+    for (uint64_t i = 0; i < window.wanted.size(); ++i, ++compared) {
+      const uint64_t index = indices[compared];
       const bool readable = is_readable(index);
-      if (!read[i]) blocks[index] = Block::lost;
-      compare_block(index, readable && read[i] ? Bytes(bytes).subspan(i * size, size) : Bytes(),
+      if (window.errors[i]) blocks[index] = Block::lost;
+      compare_block(index, readable && !window.errors[i] ? window.cluster(i, size) : Bytes(),
                     regions);
     }
-    progress(kShareOfCounting + (1 - kShareOfCounting) * static_cast<double>(done + count) /
+  };
+  const auto seen = [&] {
+    progress(kShareOfCounting + (1 - kShareOfCounting) * static_cast<double>(compared) /
                                     static_cast<double>(indices.size()));
-  }
+  };
+  co_await each_window(fill, look, seen, Mark::refcount_load);
   // What no table entry covers.
   const uint64_t covered = geometry().first_of_refcount_table(blocks.size()).value;
   for (const uint64_t region : regions) {
@@ -828,6 +928,12 @@ void Survey::compare_block(uint64_t index, Bytes block, const std::vector<uint64
 
 void Survey::compare_cluster(HostCluster cluster, uint64_t refcount, bool writable) {
   ReferenceCounts::Cell* cell = counts.find(cluster);
+  if (cell && refcount != 0 && ReferenceCounts::is_exactly(*cell, refcount)) {  // As it should be.
+    highest_ = std::max(highest_, cluster.value);
+    cell->set_on_disk(refcount);
+    copied_drift |= (refcount == 1 ? cell->copied_clear : cell->copied_set) != 0;
+    return;
+  }
   const uint64_t references = cell ? counts.references_of(cluster, *cell) : 0;
   if (references != 0 || refcount != 0) highest_ = std::max(highest_, cluster.value);
   if (cell) {

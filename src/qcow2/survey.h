@@ -126,7 +126,7 @@ class Survey {
   };
   using VisitL2 = std::function<void(const L2Use&, MutableBytes)>;
   /// Reads every L2 table, in the order of the file; with Mark::l2_update what visit() changes is
-  /// written back.
+  /// written back.  Otherwise visit() runs on a worker thread, with nothing but reads beside it.
   Task<void> each_l2(const VisitL2& visit, Mark mark);
   /// Counts what an L2 table refers to.
   void count_l2(const L2Use& use, Bytes table);
@@ -134,6 +134,8 @@ class Survey {
   /// Reads; what lies behind the end of the file is zeros.
   Task<void> read_padded(uint64_t offset, MutableBytes data, Mark mark);
   void unreadable(const Error& error);
+  /// Fails when the check was stopped.
+  Result<void> go_on() const;
 
   /// What a finding is about; what is not known stays as it is.
   struct Place {
@@ -193,7 +195,9 @@ class Survey {
   void count_l2_tables();
   struct Run;
   void count_entry(const L2Use& use, uint64_t index, L2Entry entry, Run& run);
-  bool count_plain(const L2Use& use, uint64_t index, uint64_t descriptor, Run& run);
+  struct Plain;
+  bool count_plain(const L2Use& use, uint64_t guest, uint64_t descriptor, const Plain& plain,
+                   Run& run);
   void count_compressed(const L2Use& use, GuestCluster guest, L2Entry entry, Run& run);
   void count_host(const L2Use& use, GuestCluster guest, L2Entry entry, HostOffset at, Run& run);
   bool check_subclusters(const L2Use& use, GuestCluster guest, L2Entry entry, bool has_host);
@@ -219,11 +223,14 @@ class Survey {
   std::optional<bool> should_be_copied(HostCluster cluster) const;
   void report_copied(uint64_t weight, const Place& place, std::string_view what);
 
-  Task<void> read_clusters(const std::vector<HostCluster>& wanted, MutableBytes bytes,
-                           std::vector<char>& read, Mark mark);
-  Task<void> read_cluster(HostCluster cluster, MutableBytes bytes, char& read, Mark mark);
+  struct Window;
+  template <class Fill, class Look, class Seen>
+  Task<void> each_window(const Fill& fill, const Look& look, const Seen& seen, Mark mark);
+  Task<void> read_window(Window& window, Mark mark);
+  Task<void> read_run(Window& window, uint64_t first, uint64_t end, Mark mark);
+  void report_unread(Window& window, Mark mark);
+  Task<void> change_each_l2(const VisitL2& visit);
   void progress(double fraction) const;
-  Result<void> go_on() const;
 
   std::vector<uint64_t> l1_;  ///< The active one.
   std::vector<L2Use> l2_uses_;

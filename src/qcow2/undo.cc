@@ -75,14 +75,18 @@ class ReadOnly : public Device {
   }
 };
 
-/// Adds up what is read from it, in whatever order that comes.
+/// Adds up the sectors that are read from it, in whatever order and pieces they come.
 class Hashing final : public ReadOnly {
  public:
   explicit Hashing(Device& file) : ReadOnly(file) {}
   uint64_t size() const override { return file_.size(); }
   Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override {
     co_await file_.read(offset, data, mark);
-    sum += hash_of(data, mix(kSeed, offset));
+    for (uint64_t at = offset; at < offset + data.size();) {
+      const uint64_t count = std::min(kSectorSize - at % kSectorSize, offset + data.size() - at);
+      sum += hash_of(data.subspan(at - offset, count), mix(kSeed, at));
+      at += count;
+    }
   }
   uint64_t sum = 0;
 };
