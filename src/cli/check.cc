@@ -12,6 +12,7 @@
 #include "cli/options.h"
 #include "cli/progress.h"
 #include "cli/text.h"
+#include "job/verify_chain.h"
 
 namespace byre {
 
@@ -31,6 +32,9 @@ struct CheckArgs : OpenArgs {
   std::string cache = "writeback";
   bool findings = false;
   bool decode = false;
+  bool bitmaps = false;
+  bool snapshots = false;
+  bool chain = false;
   bool progress = false;
   bool quiet = false;
 };
@@ -51,17 +55,26 @@ Task<Opened> open_file(Gate& gate, const CheckArgs& args, FileOptions options) {
 
 /// Checks, and repairs if that is asked for; a repair is followed by another look, whose result
 /// this is.
-Task<CheckReport> check_and_repair(Session& session, RawDevice& file, CheckArgs args,
+Task<CheckReport> check_and_repair(Session& session, Gate& gate, RawDevice& file, CheckArgs args,
                                    Repair repair) {
   const bool talks = args.output == OutputFormat::human && !args.quiet;
   CheckReport report;
   {
     Progress progress(session, args.progress && talks);
-    CheckOptions options{.repair = repair, .attribute = args.findings, .decode = args.decode};
+    CheckOptions options{.repair = repair,
+                         .attribute = args.findings,
+                         .decode = args.decode,
+                         .bitmaps = args.bitmaps,
+                         .snapshots = args.snapshots};
     options.progress = [&](double done) {
       progress.update(static_cast<uint64_t>(done * 10000), 10000);
     };
+    const CheckOptions below{.attribute = args.findings,
+                             .decode = args.decode,
+                             .bitmaps = args.bitmaps,
+                             .snapshots = args.snapshots};
     report = co_await check_image(file, std::move(options));
+    if (args.chain) co_await verify_chain(gate, args.share, file, below, report);
   }
   show_findings(session, report.findings);
   for (const Finding::Guest& guest : report.in_doubt) {
@@ -109,7 +122,8 @@ Task<int> check(Session& session, CheckArgs args) {
                              invalid("force-share=on can only be used with read-only images"));
   }
 
-  SystemGate gate(session.reactor(), OpenPolicy::nothing);
+  SystemGate gate(session.reactor(),
+                  args.chain ? session.policy(args.follow) : OpenPolicy::nothing);
   const FileOptions options{
       .writable = repair != Repair::none, .direct = is_direct(cache), .share_lock = args.share};
   Result<Opened> opened = co_await open_file(gate, args, options).result();
@@ -140,7 +154,8 @@ Task<int> check(Session& session, CheckArgs args) {
             .stop = [] {},
             .waiting_for = [&] { return cat("the repair of ", byre::quoted(args.image)); }});
   }
-  Result<CheckReport> report = co_await check_and_repair(session, file, args, repair).result();
+  Result<CheckReport> report =
+      co_await check_and_repair(session, gate, file, args, repair).result();
   Result<void> closed = co_await file.close().result();
   guard.reset();
   if (!report) {
@@ -168,7 +183,8 @@ const Command<CheckArgs> kDefinition({
     .summary = "Check an image for errors, and repair it",
     .description = "Exit codes: 0 no errors, 1 the check failed, 2 errors were found, 3 leaked "
                    "clusters but no "
-                   "errors, 63 the format has no checks. Backing and data files are not opened.",
+                   "errors, 63 the format has no checks. Backing and data files are not opened, "
+                   "unless with --verify-backing.",
     .args = {operand("IMAGE", &CheckArgs::image, "the image file"), format_argument<CheckArgs>(),
              option("-r, --repair", "WHAT", &CheckArgs::repair,
                     "leaks: free clusters that nothing uses; all: repair errors, too"),
@@ -178,6 +194,16 @@ const Command<CheckArgs> kDefinition({
                   "that it touches, its likely cause, and what a repair does about it"),
              flag("--decode", &CheckArgs::decode,
                   "inflate every compressed cluster, and look whether their data overlap"),
+             flag("--snapshots", &CheckArgs::snapshots,
+                  "look at each snapshot: its id, whether its tables reach over its disk and VM "
+                  "state"),
+             flag("--bitmaps", &CheckArgs::bitmaps,
+                  "read the persistent bitmaps: whether their tables fit the disk, and no bit lies "
+                  "behind it"),
+             flag("--verify-backing", &CheckArgs::chain,
+                  "open the backing chain and data files, check each by itself, and whether they "
+                  "fit"),
+             follow_arguments<CheckArgs>(),
              option("-T, --source-cache", "CACHE", &CheckArgs::cache,
                     "how the image is read: writeback (the default), none (past the page cache), "
                     "writethrough, directsync or unsafe"),

@@ -33,6 +33,7 @@ Json json_of(const Finding& finding) {
   Json json = Json::object();
   json["severity"] = std::string(name_of(finding.severity));
   json["kind"] = std::string(byre::name_of(finding.kind));
+  if (!finding.file.empty()) json["file"] = finding.file;
   if (!finding.structure.empty()) json["structure"] = finding.structure;
   if (finding.host_offset != 0 || finding.host_length != 0) {
     json["host-offset"] = finding.host_offset;

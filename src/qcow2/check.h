@@ -43,6 +43,10 @@ struct CheckOptions {
   /// Look whether compressed streams overlap, and whether each inflates (streams.h).
   bool streams = false;
   bool decode = false;
+  /// Look at the bits of persistent bitmaps (bitmap_check.h), and at snapshots as such
+  /// (snapshot_check.h).
+  bool bitmaps = false;
+  bool snapshots = false;
   /// With a repair: leave what nothing refers to as it is.  It is left anyway where damage was
   /// found, since it may be the only copy of what was lost.
   bool keep_orphans = false;

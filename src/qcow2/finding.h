@@ -91,6 +91,7 @@ struct Finding {
   Remedy remedy = Remedy::none;
   std::string text;  ///< One sentence: structure, where, what is wrong.
   bool repaired = false;
+  std::string file;  ///< Which file of the backing chain; empty: the image itself.
 
   /// Where it was met, for whoever looks further: the L2 table, 0 when it was not in one.
   uint64_t l2_table = 0;

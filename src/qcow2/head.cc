@@ -110,6 +110,15 @@ Task<std::vector<uint64_t>> load_table(Device& file, HostOffset at, uint64_t ent
   co_return table;
 }
 
+Result<std::string> plain_name(std::string_view name) {
+  if (name.starts_with("file:")) name.remove_prefix(5);
+  const size_t colon = name.find(':');
+  if (colon != std::string_view::npos && name.find('/') > colon) {
+    return unsupported("the name ", quoted(name), " is no plain path; byre opens files only");
+  }
+  return std::string(name);
+}
+
 bool looks_like_qcow2(Bytes start) {
   return start.size() >= 4 && load_be<uint32_t>(start) == kMagic;
 }

@@ -31,6 +31,9 @@ Task<std::vector<Snapshot>> load_snapshots(Device& file, const Head& head);
 /// `entries` big-endian words at `at` (an L1 or refcount table), in host order.  Bytes beyond the
 /// end of the file are an error: a table must be there whole.
 Task<std::vector<uint64_t>> load_table(Device& file, HostOffset at, uint64_t entries, Mark mark);
+/// A name that an image gives for another file, as a plain path: `file:` is dropped, other
+/// protocols and json: are refused.
+Result<std::string> plain_name(std::string_view name);
 /// Is this the start of a qcow2 file?
 bool looks_like_qcow2(Bytes start);
 

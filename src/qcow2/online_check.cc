@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "block/frozen.h"
+#include "qcow2/bitmap_check.h"
 #include "qcow2/owners.h"
+#include "qcow2/snapshot_check.h"
 #include "qcow2/streams.h"
 #include "qcow2/survey.h"
 #include "qcow2/working.h"
@@ -134,6 +136,8 @@ Task<CheckReport> Image::check_online(CheckOptions options) {
   Survey& survey = *check.survey;
   co_await survey.end();
   if (options.streams) co_await check_streams(survey, false);
+  if (options.bitmaps) co_await check_bitmaps(survey);
+  if (options.snapshots) co_await check_snapshots(survey);
   if (options.attribute && !survey.report.findings.empty()) co_await attribute(survey);
   if (options.repair == Repair::leaks) co_await free_leaks(survey);
   co_return std::move(survey.report);

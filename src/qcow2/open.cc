@@ -8,21 +8,6 @@
 
 namespace byre {
 
-namespace {
-
-/// A name that an image gives for another file, as a plain path: `file:` is dropped, other
-/// protocols and json: are refused.
-Result<std::string> plain_name(std::string_view name) {
-  if (name.starts_with("file:")) name.remove_prefix(5);
-  const size_t colon = name.find(':');
-  if (colon != std::string_view::npos && name.find('/') > colon) {
-    return unsupported("the name ", quoted(name), " is no plain path; byre opens files only");
-  }
-  return std::string(name);
-}
-
-}  // namespace
-
 Image::Image(std::unique_ptr<Device> file, Head head, ImageOptions options)
     : file_(std::make_unique<Freezer>(std::move(file))),
       reactor_(file_->reactor()),

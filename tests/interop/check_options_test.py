@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What check looks at when it is asked to: backing chains, bitmaps and snapshots, made by QEMU and then broken."""
+import json
+import os
+import shutil
+import struct
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
+from harness import BYRE, Case, main, only_byre, qemu_img, qemu_io, run  # noqa: E402
+
+
+def patch(path, at, form, *values):
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(struct.pack(form, *values))
+
+
+def field(path, at, form):
+    with open(path, "rb") as file:
+        file.seek(at)
+        return struct.unpack(form, file.read(struct.calcsize(form)))[0]
+
+
+@only_byre
+class Options(Case):
+    def check(self, path, *options, code=0):
+        done = run(BYRE, "check", "--output=json", "--findings", *options, path, ok=(code,))
+        return json.loads(done.out)["findings"], done.text
+
+    def kinds(self, findings, severity="corruption"):
+        return sorted(finding["kind"] for finding in findings if finding["severity"] == severity)
+
+    # The backing chain.
+
+    def chain(self):
+        base, middle, top = (self.path(name) for name in ("base.qcow2", "middle.qcow2", "top.qcow2"))
+        qemu_img("create", "-q", "-f", "qcow2", base, "8M")
+        qemu_io(base, "write -q 0 4M")
+        qemu_img("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", middle, "16M")
+        qemu_io(middle, "write -q 1M 1M")
+        qemu_img("create", "-q", "-f", "qcow2", "-b", "middle.qcow2", "-F", "qcow2", top)
+        return base, middle, top
+
+    def test_a_sound_chain_has_notes_only(self):
+        _, _, top = self.chain()
+        findings, _ = self.check(top, "--verify-backing")
+        self.assertEqual(self.kinds(findings), [])
+        texts = " ".join(finding["text"] for finding in findings)
+        self.assertIn("has a disk of 8388608 bytes under one of 16777216", texts)
+        self.assertEqual(len([f for f in findings if "0 errors, 0 leaked" in f["text"]]), 2)
+
+    def test_what_is_wrong_below_is_found_with_its_file(self):
+        base, _, top = self.chain()
+        l1 = field(base, 40, ">Q")
+        table = field(base, l1, ">Q") & 0x00fffffffffffe00
+        patch(base, table + 8, ">Q", field(base, table, ">Q"))
+        findings, _ = self.check(top)
+        self.assertEqual(self.kinds(findings), [])
+        findings, text = self.check(top, "--verify-backing", code=2)
+        self.assertIn("two-owners", self.kinds(findings))
+        self.assertTrue(all(f["file"].endswith("base.qcow2") for f in findings if f["severity"] == "corruption"), text)
+
+    def test_chains_that_do_not_hold(self):
+        base, middle, top = self.chain()
+        os.rename(base, base + ".away")
+        findings, text = self.check(top, "--verify-backing", code=2)
+        self.assertEqual(self.kinds(findings), ["backing"], text)
+        self.assertIn("base.qcow2", text)
+        with open(base, "wb") as file:
+            file.write(b"no image" * 1000)
+        findings, text = self.check(top, "--verify-backing", code=2)
+        self.assertIn("it is not", text)
+        os.unlink(base)
+        os.rename(base + ".away", base)
+        qemu_img("rebase", "-u", "-f", "qcow2", "-b", "top.qcow2", "-F", "qcow2", base)
+        findings, text = self.check(top, "--verify-backing", code=2)
+        self.assertIn("circle", text)
+        qemu_img("rebase", "-u", "-f", "qcow2", "-b", "", base)
+        folder = self.path("elsewhere")
+        os.mkdir(folder)
+        shutil.copy(base, folder)
+        qemu_img("rebase", "-u", "-f", "qcow2", "-b", os.path.join(folder, "base.qcow2"), "-F", "qcow2", middle)
+        self.check(top, "--verify-backing")
+        qemu_img("rebase", "-u", "-f", "qcow2", "-b", "/nowhere/base.qcow2", "-F", "qcow2", middle)
+        findings, text = self.check(top, "--verify-backing", code=1)
+        self.assertIn("--follow", text)
+        findings, text = self.check(top, "--verify-backing", "--follow", "any", code=2)
+        self.assertIn("No such file", text)
+
+    def test_a_data_file_is_looked_at(self):
+        path, data = self.path("disk.qcow2"), self.path("disk.data")
+        qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={data},data_file_raw=on", path, "4M")
+        self.check(path, "--verify-backing")
+        os.truncate(data, 65536)
+        findings, text = self.check(path, "--verify-backing", code=2)
+        self.assertIn("65536 bytes", text)
+        os.unlink(data)
+        findings, text = self.check(path, "--verify-backing", code=2)
+        self.assertEqual([f["structure"] for f in findings if f["severity"] == "corruption"], ["data file"])
+
+    # Bitmaps.
+
+    def bitmap(self):
+        path = self.path("disk.qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", path, "100M")
+        qemu_img("bitmap", "--add", "-g", "4k", path, "b0")
+        qemu_io(path, "write -q 10M 10M")
+        with open(path, "rb") as file:
+            data = file.read()
+        at = data.index(struct.pack(">I", 0x23852875))  # The bitmaps extension.
+        directory = struct.unpack_from(">Q", data, at + 8 + 16)[0]
+        return path, directory
+
+    def test_sound_bitmaps_have_no_findings(self):
+        path, _ = self.bitmap()
+        findings, _ = self.check(path, "--bitmaps")
+        self.assertEqual(findings, [])
+
+    def test_a_table_that_does_not_fit_and_bits_behind_the_disk(self):
+        path, directory = self.bitmap()
+        table = field(path, directory, ">Q")
+        data = field(path, table, ">Q") & 0x00fffffffffffe00
+        patch(path, data + 100 * 256 // 8, ">B", 0x01)
+        findings, text = self.check(path, "--bitmaps")
+        self.assertEqual(self.kinds(findings, "note"), ["bitmap"])
+        self.assertIn("behind the end of the disk", text)
+        patch(path, directory + 8, ">I", 2)
+        findings, text = self.check(path, "--bitmaps", code=2)
+        self.assertIn("the disk needs 1", text)
+
+    def test_a_bitmap_in_use_is_told(self):
+        path, directory = self.bitmap()
+        patch(path, directory + 12, ">I", field(path, directory + 12, ">I") | 1)
+        _, text = self.check(path, "--bitmaps")
+        self.assertIn("in use", text)
+
+    # Snapshots.
+
+    def test_snapshots_that_cannot_be_told_apart_or_opened(self):
+        path = self.path("disk.qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", path, "1G")
+        qemu_io(path, "write -q 0 1M")
+        for name in ("one", "two"):
+            qemu_img("snapshot", "-c", name, path)
+        findings, _ = self.check(path, "--snapshots")
+        self.assertEqual(findings, [])
+        table = field(path, 64, ">Q")
+        with open(path, "rb") as file:
+            file.seek(table)
+            raw = file.read(4096)
+        second = raw.index(b"2two") - 40 - struct.unpack_from(">I", raw, 36)[0]
+        patch(path, table + raw.index(b"2two"), ">c", b"1")
+        findings, text = self.check(path, "--snapshots", code=2)
+        self.assertEqual(self.kinds(findings), ["snapshot"])
+        self.assertIn("2 snapshots have the id", text)
+        patch(path, table + second + 40 + 8, ">Q", 1 << 40)  # Its disk size.
+        _, text = self.check(path, "--snapshots", code=2)
+        self.assertIn("needs 2048", text)
+        patch(path, table + second + 40 + 8, ">Q", 1 << 30)
+        patch(path, table + second + 40, ">Q", 1 << 30)  # The size of its VM state.
+        _, text = self.check(path, "--snapshots", code=2)
+        self.assertIn("VM state", text)
+
+
+if __name__ == "__main__":
+    main()
