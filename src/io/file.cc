@@ -105,6 +105,39 @@ Result<std::unique_ptr<File>> File::open(Reactor& reactor, const std::string& pa
   return file;
 }
 
+namespace {
+
+/// Only an empty file takes these; what is wrong with them is no reason not to have the file.
+std::string make_wishes(int fd, const FileOptions& options) {
+  std::string refused;
+  const auto failed = [&](std::string_view what) {
+    refused += cat(refused.empty() ? "" : "; ", errno_error(errno, std::string(what)).message());
+  };
+  if (options.no_copy_on_write) {
+    int flags = 0;
+    if (ioctl(fd, FS_IOC_GETFLAGS, &flags) != 0) {
+      failed("turn off copy-on-write");
+    } else {
+      flags |= FS_NOCOW_FL;
+      if (ioctl(fd, FS_IOC_SETFLAGS, &flags) != 0) failed("turn off copy-on-write");
+    }
+  }
+  if (options.extent_size_hint) {
+    fsxattr attributes{};
+    bool set = ioctl(fd, FS_IOC_FSGETXATTR, &attributes) == 0;
+    if (set) {
+      attributes.fsx_xflags &= ~uint32_t{FS_XFLAG_EXTSIZE};
+      if (*options.extent_size_hint != 0) attributes.fsx_xflags |= FS_XFLAG_EXTSIZE;
+      attributes.fsx_extsize = static_cast<uint32_t>(*options.extent_size_hint);
+      set = ioctl(fd, FS_IOC_FSSETXATTR, &attributes) == 0;
+    }
+    if (!set) failed("set the extent size hint");
+  }
+  return refused;
+}
+
+}  // namespace
+
 Result<std::unique_ptr<File>> File::adopt(Reactor& reactor, int fd, std::string name,
                                           FileOptions options) {
   Descriptor owned(fd);
@@ -160,6 +193,7 @@ Result<std::unique_ptr<File>> File::adopt(Reactor& reactor, int fd, std::string 
     }
     properties.size = 0;
   }
+  if (options.create && !block_device) properties.wish_refused = make_wishes(fd, options);
   owned.release();
   return std::make_unique<File>(reactor, std::move(properties));
 }

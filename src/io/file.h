@@ -16,6 +16,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "base/bytes.h"
@@ -31,6 +32,9 @@ struct FileOptions {
   bool replace = false;     ///< With create: truncate what is there.
   bool lock = true;         ///< Take QEMU's byte-range locks (file_lock.h).
   bool share_lock = false;  ///< qemu-img's -U: do not insist that nobody else writes.
+  // With create: wishes to the file system, which may not know them (Properties::wish_refused).
+  bool no_copy_on_write = false;             ///< FS_NOCOW_FL: for btrfs.
+  std::optional<uint64_t> extent_size_hint;  ///< Bytes; 0: none.  For XFS.
 };
 
 class File {
@@ -50,6 +54,7 @@ class File {
     bool can_zero = true;            ///< fallocate(ZERO_RANGE) is worth trying.
     bool can_allocate = true;        ///< fallocate() is worth trying.
     uint64_t device = 0, inode = 0;  ///< Identity, for loops in backing chains.
+    std::string wish_refused;        ///< Which wish the file system did not grant, and why.
   };
 
   /// Opens a real file: O_CLOEXEC, O_NONBLOCK while it is not known to be a regular file or a block
