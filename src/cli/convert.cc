@@ -225,7 +225,7 @@ Task<void> open_target(Session& session, Gate& gate, ConvertArgs args, Plan& pla
   if (!args.no_create) {
     plan.disk.size = total_size(disks);
     const bool replace = args.force || session.stand_in();
-    co_await make_disk(session, gate, plan.target, plan.disk, replace)
+    co_await make_disk(session, gate, plan.target, plan.disk, replace, true)
         .doing(cat(plan.target, ": error while converting ", name_of(plan.format)));
   }
   const OpenArgs target_args{.format = std::string(name_of(plan.format)), .follow = args.follow};
@@ -245,9 +245,11 @@ ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks&
   const bool backed = target.image && target.image->backing();
   ConvertOptions options;
   options.sparse_size = plan.sparse_size;
+  // A raw data file shows what a block device held.
+  const bool fresh_is_zero =
+      target.image ? !target.image->has_raw_data() : target.device->new_space_is_zero();
   options.target_reads_zero =
-      !backed && (args.target_is_zero ||
-                  (!args.no_create && (target.image || target.device->new_space_is_zero())));
+      !backed && (args.target_is_zero || (!args.no_create && fresh_is_zero));
   // -B says that the target's backing disk holds what the source's does.
   options.target_has_backing = backed && !plan.disk.backing_file.empty();
   if (backed) options.target_backing_size = round_up(target.image->backing()->size(), kSectorSize);

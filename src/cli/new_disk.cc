@@ -18,37 +18,37 @@ struct OptionHelp {
   std::string_view type;
   std::string_view help;
 };
+constexpr OptionHelp kExtentSizeHint{"extent_size_hint", "size",
+                                     "Extent size hint for the image file, 0 to disable"};
+constexpr OptionHelp kNoCow{"nocow", "bool (on/off)",
+                            "Turn off copy-on-write (valid only on btrfs)"};
 constexpr std::array kQcow2Options = {
     OptionHelp{"backing_file", "str", "File name of a base image"},
     OptionHelp{"backing_fmt", "str", "Image format of the base image"},
     OptionHelp{"cluster_size", "size", "qcow2 cluster size"},
     OptionHelp{"compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])"},
-    OptionHelp{"compression_type", "str",
-               "Compression method used for image cluster compression (zlib or zstd)"},
+    OptionHelp{"compression_type", "str", "Compression method used for image cluster compression"},
     OptionHelp{"data_file", "str", "File name of an external data file"},
     OptionHelp{"data_file_raw", "bool (on/off)",
                "The external data file must stay valid as a raw image"},
     OptionHelp{"extended_l2", "bool (on/off)", "Extended L2 tables"},
+    kExtentSizeHint,
     OptionHelp{"lazy_refcounts", "bool (on/off)", "Postpone refcount updates"},
-    OptionHelp{"preallocation", "str", "Preallocation mode (allowed values: off)"},
+    kNoCow,
+    OptionHelp{"preallocation", "str",
+               "Preallocation mode (allowed values: off, metadata, falloc, full)"},
     OptionHelp{"refcount_bits", "num", "Width of a reference count entry in bits"},
     OptionHelp{"size", "size", "Virtual disk size"},
 };
 constexpr std::array kRawOptions = {
+    kExtentSizeHint,
+    kNoCow,
     OptionHelp{"preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"},
     OptionHelp{"size", "size", "Virtual disk size"},
 };
 
 constexpr std::string_view kCompatNeeded =
     " compatibility level 1.1 and above (use version=v3 or greater)";
-
-Result<Preallocation> parse_preallocation(const std::string& text) {
-  if (text == "off") return Preallocation::off;
-  if (text == "metadata") return Preallocation::metadata;
-  if (text == "falloc") return Preallocation::falloc;
-  if (text == "full") return Preallocation::full;
-  return invalid("Parameter 'preallocation' does not accept value '", text, "'");
-}
 
 Result<void> read_flag(OptionList& options, std::string_view name, bool& value) {
   const auto text = options.take(name);
@@ -94,10 +94,6 @@ Result<void> read_qcow2(OptionList& options, NewDisk& disk) {
   if (Result<void> read = read_flag(options, "extended_l2", disk.extended_l2); !read) return read;
   if (Result<void> read = read_flag(options, "lazy_refcounts", disk.lazy_refcounts); !read)
     return read;
-  if (disk.preallocation != Preallocation::off) {
-    return unsupported("preallocation=", *disk.preallocation_text,
-                       " is not supported for qcow2 images (yet)");
-  }
   return {};
 }
 
@@ -145,8 +141,14 @@ Result<void> check(const NewDisk& disk) {
         "Different refcount widths than 16 bits require compatibility level 1.1 or above ",
         "(use version=v3 or greater)");
   }
+  if (disk.preallocation != Preallocation::off && !disk.backing_file.empty() && !disk.extended_l2) {
+    return invalid(
+        "Backing file and preallocation can only be used at the same time if extended_l2 is on");
+  }
   if (disk.data_file_raw && disk.data_file.empty())
     return invalid("data-file-raw requires data-file");
+  if (disk.data_file_raw && !disk.backing_file.empty())
+    return invalid("Backing file and data-file-raw cannot be used at the same time");
   if (disk.backing_file.empty() && !disk.backing_format.empty()) {
     return invalid("Backing format cannot be used without backing file");
   }
@@ -160,23 +162,15 @@ Result<void> check(const NewDisk& disk) {
   return {};
 }
 
-Task<void> preallocate_raw(std::unique_ptr<File> file, Preallocation mode) {
-  RawDevice device(std::move(file));
-  Result<void> done;
-  if (mode == Preallocation::falloc) done = co_await device.allocate(0, device.size()).result();
-  const Buffer zeros(2 * MiB);
-  fill_zero(zeros.bytes());
-  for (uint64_t at = 0; mode == Preallocation::full && done && at < device.size();) {
-    const uint64_t length = std::min<uint64_t>(zeros.size(), device.size() - at);
-    done = co_await device.write(at, Bytes(zeros.bytes()).first(length), {}).result();
-    at += length;
-  }
-  Result<void> closed = co_await device.close().result();
-  co_await std::move(done);
-  co_await std::move(closed);
-}
-
 }  // namespace
+
+Result<Preallocation> parse_preallocation(const std::string& text) {
+  if (text == "off") return Preallocation::off;
+  if (text == "metadata") return Preallocation::metadata;
+  if (text == "falloc") return Preallocation::falloc;
+  if (text == "full") return Preallocation::full;
+  return invalid("Parameter 'preallocation' does not accept value '", text, "'");
+}
 
 Result<NewDisk> read_new_disk(DiskFormat format, OptionList options) {
   NewDisk disk{.format = format};
@@ -189,10 +183,18 @@ Result<NewDisk> read_new_disk(DiskFormat format, OptionList options) {
     BYRE_TRY(mode, parse_preallocation(*text));
     disk.preallocation = mode;
   }
+  if (const auto text = options.take("nocow")) {
+    BYRE_TRY(flag, parse_bool_parameter(*text, "nocow"));
+    disk.no_copy_on_write = flag;
+  }
+  if (const auto text = options.take("extent_size_hint")) {
+    BYRE_TRY(hint, parse_size_parameter(*text, "extent_size_hint"));
+    disk.extent_size_hint = hint;
+  }
   if (format == DiskFormat::qcow2) {
     if (Result<void> read = read_qcow2(options, disk); !read) return std::move(read).error();
   } else if (disk.preallocation == Preallocation::metadata) {
-    return invalid("Parameter 'preallocation' does not accept value 'metadata'");
+    return invalid("Unsupported preallocation mode 'metadata'");
   }
   if (!options.pairs.empty()) return invalid("Invalid parameter '", options.pairs[0].first, "'");
   return disk;
@@ -203,7 +205,9 @@ std::string formatting_line(const std::string& name, const NewDisk& disk) {
   std::string line = cat("Formatting '", name, "', fmt=", name_of(disk.format));
   if (disk.format == DiskFormat::raw) {
     line += cat(" size=", *disk.size);
+    if (disk.no_copy_on_write) line += cat(" nocow=", on_off(*disk.no_copy_on_write));
     if (disk.preallocation_text) line += cat(" preallocation=", *disk.preallocation_text);
+    if (disk.extent_size_hint) line += cat(" extent_size_hint=", *disk.extent_size_hint);
     return line + "\n";
   }
   line += cat(" cluster_size=", disk.cluster_size, " extended_l2=", on_off(disk.extended_l2));
@@ -217,6 +221,8 @@ std::string formatting_line(const std::string& name, const NewDisk& disk) {
   if (disk.data_file_raw) line += " data_file_raw=on";
   line +=
       cat(" lazy_refcounts=", on_off(disk.lazy_refcounts), " refcount_bits=", disk.refcount_bits);
+  if (disk.no_copy_on_write) line += cat(" nocow=", on_off(*disk.no_copy_on_write));
+  if (disk.extent_size_hint) line += cat(" extent_size_hint=", *disk.extent_size_hint);
   return line + "\n";
 }
 
@@ -236,6 +242,7 @@ std::string option_help(DiskFormat format) {
 CreateOptions create_options(const NewDisk& disk) {
   CreateOptions options;
   options.size = round_up(*disk.size, kSectorSize);  // Guests see whole sectors.
+  options.preallocation = disk.preallocation;
   if (disk.format == DiskFormat::raw) return options;
   options.version = disk.version2 ? 2 : 3;
   options.cluster_size = disk.cluster_size;
@@ -250,11 +257,17 @@ CreateOptions create_options(const NewDisk& disk) {
   return options;
 }
 
-Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk disk, bool replace) {
+Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk disk, bool replace,
+                     bool to_be_filled) {
   co_await check(disk);
   const std::string path = co_await path_of(name);
-  CreateDiskOptions options{
-      .format = disk.format, .image = create_options(disk), .replace = replace};
+  CreateDiskOptions options{.format = disk.format,
+                            .image = create_options(disk),
+                            .replace = replace,
+                            .empty_data_file = to_be_filled,
+                            .no_copy_on_write = disk.no_copy_on_write.value_or(false),
+                            .extent_size_hint = disk.extent_size_hint,
+                            .message = [&session](const std::string& text) { session.warn(text); }};
   Result<void> made =
       co_await create_disk(session.reactor(), gate, path, std::move(options)).result();
   const std::string open_failed = cat("open ", quoted(path), ": ");
@@ -270,9 +283,6 @@ Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk dis
                         made.error().sys_errno()));
   }
   co_await std::move(made);
-  if (disk.preallocation == Preallocation::off) co_return;
-  std::unique_ptr<File> file = co_await gate.open(path, {.writable = true});
-  co_await preallocate_raw(std::move(file), disk.preallocation);
 }
 
 }  // namespace byre

@@ -16,8 +16,6 @@
 
 namespace byre {
 
-enum class Preallocation : uint8_t { off, metadata, falloc, full };
-
 struct NewDisk {
   DiskFormat format = DiskFormat::raw;
   std::optional<uint64_t> size;
@@ -32,6 +30,8 @@ struct NewDisk {
   bool lazy_refcounts = false;
   Compression compression = Compression::deflate;
   Preallocation preallocation = Preallocation::off;
+  std::optional<bool> no_copy_on_write;
+  std::optional<uint64_t> extent_size_hint;
 
   /// The words the user chose, for formatting_line().
   std::optional<std::string> compat_text;
@@ -51,7 +51,10 @@ std::string option_help(DiskFormat format);
 /// Needs disk.size.
 CreateOptions create_options(const NewDisk& disk);
 
-/// Makes the disk; gives it the blocks that its preallocation wants.
-Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk disk, bool replace);
+Result<Preallocation> parse_preallocation(const std::string& text);
+
+/// Makes the disk.  `to_be_filled`: what an external data file holds is not wanted.
+Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk disk, bool replace,
+                     bool to_be_filled = false);
 
 }  // namespace byre

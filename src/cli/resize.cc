@@ -43,9 +43,16 @@ Result<Wanted> parse_wanted(std::string_view text) {
 }
 
 /// The new size, or why not.
-Result<uint64_t> plan(const Disk& disk, const ResizeArgs& args, const Wanted& wanted) {
+Result<uint64_t> plan(const Disk& disk, const ResizeArgs& args, const Wanted& wanted,
+                      Preallocation mode) {
   const uint64_t old_size = disk.size();
   BYRE_TRY(total, wanted.of(old_size));
+  if (total <= old_size && mode != Preallocation::off) {
+    return invalid("Preallocation can only be used for growing images");
+  }
+  if (!disk.image && mode == Preallocation::metadata) {
+    return invalid("Unsupported preallocation mode 'metadata'");
+  }
   if (total < old_size) {
     if (!args.shrink) {
       return invalid(
@@ -60,14 +67,26 @@ Result<uint64_t> plan(const Disk& disk, const ResizeArgs& args, const Wanted& wa
   return total;
 }
 
-Task<void> apply(Disk& disk, ResizeArgs args, uint64_t total) {
-  const uint64_t old_size = disk.device->size();
-  co_await disk.device->resize(total);
-  if (args.preallocation == "falloc" && total > old_size) {
-    co_await disk.device->allocate(old_size, total - old_size);
+Task<void> resize_raw(Device& device, uint64_t total, Preallocation mode) {
+  const uint64_t old_size = device.size();
+  co_await device.resize(total);
+  if (total <= old_size || mode == Preallocation::off) co_return;
+  Result<void> given;
+  if (mode == Preallocation::falloc) {
+    given = co_await device.allocate(old_size, total - old_size).result();
+  } else {
+    given = co_await write_zeros(device, old_size, total - old_size).result();
   }
-  if (args.preallocation == "full" && total > old_size) {
-    co_await disk.device->zero(old_size, total - old_size, {});
+  if (given) co_return;
+  (void)co_await device.resize(old_size).result();
+  co_await std::move(given);
+}
+
+Task<void> apply(Disk& disk, uint64_t total, Preallocation mode) {
+  if (disk.image) {
+    co_await disk.image->resize(total, mode);
+  } else {
+    co_await resize_raw(*disk.device, total, mode);
   }
   co_await disk.device->flush(Mark::flush);
 }
@@ -81,10 +100,8 @@ Task<int> resize(Session& session, ResizeArgs args) {
             "and exabytes, respectively."));
     co_return 1;
   }
-  if (args.preallocation && *args.preallocation != "off" && *args.preallocation != "metadata" &&
-      *args.preallocation != "falloc" && *args.preallocation != "full") {
-    co_return invalid("Invalid preallocation mode '", *args.preallocation, "'");
-  }
+  const Result<Preallocation> mode = parse_preallocation(args.preallocation.value_or("off"));
+  if (!mode) co_return invalid("Invalid preallocation mode '", *args.preallocation, "'");
   SystemGate gate(session.reactor(), session.policy(args.follow));
   Disk disk = co_await open_named(session, gate, args.image, args, {.writable = true});
   if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, args.image);
@@ -93,13 +110,9 @@ Task<int> resize(Session& session, ResizeArgs args) {
                 .stop = [] {},
                 .waiting_for = [&] { return cat("the new size of ", quoted(args.image)); }});
 
-  Result<uint64_t> total = plan(disk, args, *wanted);
+  Result<uint64_t> total = plan(disk, args, *wanted, *mode);
   Result<void> done;
-  if (total && args.preallocation.value_or("off") != "off" && disk.format == DiskFormat::qcow2) {
-    total = unsupported("preallocation=", *args.preallocation,
-                        " is not supported for qcow2 images (yet)");
-  }
-  if (total) done = co_await apply(disk, args, *total).result();
+  if (total) done = co_await apply(disk, *total, *mode).result();
   Result<void> closed = co_await disk.device->close().result();
   if (!total) {
     // One message a line, as qemu-img has them.
@@ -123,9 +136,8 @@ const Command<ResizeArgs> kDefinition({
                      "the new size, such as 64M; +SIZE and -SIZE change the one there is"),
              format_argument<ResizeArgs>(),
              option("--preallocation", "MODE", &ResizeArgs::preallocation,
-                    "for what is added: off (the default); raw disks also falloc and full"),
-             flag("--shrink", &ResizeArgs::shrink,
-                  "allow a smaller size; what is cut off is lost"),
+                    "for what is added: off (the default), metadata (qcow2 only), falloc or full"),
+             flag("--shrink", &ResizeArgs::shrink, "allow a smaller size; what is cut off is lost"),
              flag("-q, --quiet", &ResizeArgs::quiet, "print nothing but errors"),
              follow_arguments<ResizeArgs>()},
     .too_few = "Not enough arguments",

@@ -30,11 +30,12 @@ struct Committer::Jobs {
   bool failed = false;
 };
 
-Committer::Committer(ReadyQueue& ready, Device& file, const Geometry& geometry, Stages& stages,
-                     Epochs& epochs, Map& map, Allocator& allocator, MetadataSet& metadata,
-                     MutableBytes sector, bool lazy)
+Committer::Committer(ReadyQueue& ready, Device& file, Device* data, const Geometry& geometry,
+                     Stages& stages, Epochs& epochs, Map& map, Allocator& allocator,
+                     MetadataSet& metadata, MutableBytes sector, bool lazy)
     : ready_(ready),
       file_(file),
+      data_(data),
       geometry_(geometry),
       stages_(stages),
       epochs_(epochs),
@@ -103,6 +104,15 @@ Task<void> Committer::sync(Mark mark) {
   co_await std::move(synced);
 }
 
+Task<void> Committer::sync_data(Mark mark) {
+  if (latched_) co_await fail(latched_.copy());
+  if (!data_) co_return;
+  Result<void> synced = co_await data_->flush(mark).result();
+  if (synced) co_return;
+  latch(synced.error());
+  co_await std::move(synced).doing("data file");
+}
+
 Task<void> Committer::write_header() {
   const Mutex::Hold hold = co_await header_mutex_.lock();
   if (latched_) co_await fail(latched_.copy());
@@ -148,6 +158,7 @@ Task<void> Committer::run(Mark mark) {
     // table that was switched without a commit.
     const uint64_t number = stages_.open.number;
     if (!allocator_.limbo_empty()) ++stages_.open.number;
+    co_await sync_data(mark);
     co_await sync(mark);
     if (stages_.open.number == number) co_return;
     stages_.durable_end = number + 1;
@@ -186,6 +197,7 @@ void Committer::postpone_refcounts() {
 /// Step 1 (O1, O2): everything that the pointers of steps 2 and 3 will lead to.
 Task<void> Committer::step_unreferenced(Mark mark) {
   const Generation& generation = *stages_.committing;
+  co_await sync_data(mark);
   Jobs jobs;
   const uint64_t per_sector = kSectorSize * 8 / geometry_.refcount_bits();
   const uint64_t sectors_per_cluster = geometry_.cluster_size() / kSectorSize;
@@ -220,7 +232,7 @@ Task<void> Committer::step_unreferenced(Mark mark) {
     jobs.list.push_back({Job::Kind::new_l2, index});
   const bool wrote = !jobs.list.empty();
   co_await perform(jobs);
-  if (wrote || generation.links_data) {
+  if (wrote || (generation.links_data && !data_)) {
     co_await sync(mark == Mark::flush ? mark : Mark::commit_sync);
   }
   stages_.committing->data_durable = true;
@@ -292,6 +304,7 @@ void Committer::finish_generation() {
   epochs_.advance();
   ++commits_;
   allocator_.reclaim();
+  if (on_durable_) on_durable_();
 }
 
 /// Runs the jobs, some at a time; after a failure no more begin.

@@ -12,10 +12,12 @@
 /// from that belong to a later generation. When step 1 fails the generation is folded under the
 /// next.  When step 2 or 3 fails the pointers on the disk are unknown: the generation stays and is
 /// written again, before any other (M4). With lazy refcounts steps 1 and 2 leave the refcounts out
-/// while the dirty bit is set. flush() serves everybody who asks: those who come during a commit
-/// share the next (L4). Cost: an empty commit is one sync.
+/// while the dirty bit is set. An external data file is synced once, before step 1 (O2, O8): what
+/// was written to it is durable before any entry that leads there.  flush() serves everybody who
+/// asks: those who come during a commit share the next (L4). Cost: an empty commit is one sync.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -31,7 +33,8 @@ namespace byre {
 class Committer {
  public:
   /// `sector` is the header's first sector, which the committer changes and writes.
-  Committer(ReadyQueue& ready, Device& file, const Geometry& geometry, Stages& stages,
+  /// `data` is the external data file, or null.
+  Committer(ReadyQueue& ready, Device& file, Device* data, const Geometry& geometry, Stages& stages,
             Epochs& epochs, Map& map, Allocator& allocator, MetadataSet& metadata,
             MutableBytes sector, bool lazy);
 
@@ -51,6 +54,10 @@ class Committer {
   void latch(const Error& error);
   /// Syncs the file, with the latch.
   Task<void> sync(Mark mark);
+  /// Syncs the data file, if there is one, with the latch.
+  Task<void> sync_data(Mark mark);
+  /// Told when a generation has become durable.
+  void set_on_durable(std::function<void()> told) { on_durable_ = std::move(told); }
   /// For those who wait for room to stage: notified after every commit, failed or not.
   Event& finished() { return finished_; }
   uint64_t commits() const { return commits_; }
@@ -90,6 +97,7 @@ class Committer {
 
   ReadyQueue& ready_;
   Device& file_;
+  Device* data_;
   const Geometry& geometry_;
   Stages& stages_;
   Epochs& epochs_;
@@ -111,6 +119,7 @@ class Committer {
   Mutex header_mutex_;
   /// The committing generation's entries, in order.
   std::vector<std::pair<GuestCluster, L2Entry>> sorted_;
+  std::function<void()> on_durable_;
   uint64_t commits_ = 0;
   uint64_t failures_ = 0;
 };

@@ -7,6 +7,7 @@
 
 #include "format/extension.h"
 #include "format/header.h"
+#include "format/l2.h"
 #include "format/refcount.h"
 
 namespace byre {
@@ -17,19 +18,24 @@ struct Layout {
   HostSpan refcount_table;
   HostSpan refcount_blocks;
   HostSpan l1;
+  HostSpan l2;            ///< One table for each entry of the L1 table, or none.
+  HostSpan data;          ///< A cluster for each of the disk, or none.
   uint64_t clusters = 0;  ///< All of them.
 };
 
 /// Refcount blocks count themselves and the table that points to them: begin with the least and add
 /// until both are large enough for what they count.  Adding never makes the need smaller, so the
-/// first fixpoint is the smallest; with L1 tables of 32 MiB at most it is far below the limit of
-/// refcount tables.
-Layout lay_out(const Geometry& geometry, uint64_t l1_entries) {
+/// first fixpoint is the smallest.
+Result<Layout> lay_out(const Geometry& geometry, const CreateOptions& options) {
+  const uint64_t l1_entries = geometry.l1_entries_for(options.size);
   const uint64_t l1 = geometry.clusters_for(l1_entries * 8);
+  const uint64_t l2 = options.wants_tables() ? l1_entries : 0;
+  const bool owns_data = options.preallocation != Preallocation::off && !geometry.data_file;
+  const uint64_t data = owns_data ? geometry.clusters_for(options.size) : 0;
   uint64_t blocks = 1;
   uint64_t table = 1;
   for (;;) {
-    const uint64_t clusters = 1 + table + blocks + l1;
+    const uint64_t clusters = 1 + table + blocks + l1 + l2 + data;
     const uint64_t blocks_needed = div_ceil(clusters, geometry.refcount_block_entries());
     const uint64_t table_needed = geometry.clusters_for(blocks * 8);
     if (blocks_needed <= blocks && table_needed <= table) break;
@@ -40,7 +46,13 @@ Layout lay_out(const Geometry& geometry, uint64_t l1_entries) {
   layout.refcount_table = {{1}, table};
   layout.refcount_blocks = {layout.refcount_table.end(), blocks};
   layout.l1 = {layout.refcount_blocks.end(), l1};
-  layout.clusters = layout.l1.end().value;
+  layout.l2 = {layout.l1.end(), l2};
+  layout.data = {layout.l2.end(), data};
+  layout.clusters = layout.data.end().value;
+  if (layout.data.end() > geometry.host_cluster_limit()) {
+    return invalid("a disk of ", options.size, " bytes cannot be preallocated with clusters of ",
+                   geometry.cluster_size(), " bytes: use larger clusters");
+  }
   BYRE_ASSERT(table * geometry.cluster_size() <= kRefcountTableSizeMax);
   return layout;
 }
@@ -81,6 +93,10 @@ Result<void> check_combination(const CreateOptions& options) {
   }
   if (options.data_file_raw && backed) {
     return invalid("a raw data file holds the whole disk, so there can be no backing file");
+  }
+  if (options.preallocation != Preallocation::off && backed && !options.extended_l2) {
+    return invalid(
+        "preallocated clusters hide a backing file, unless the image has extended L2 entries");
   }
   if (backed && options.backing_format.empty()) {
     return invalid(
@@ -159,7 +175,7 @@ Result<Plan> plan(const CreateOptions& options) {
   if (Result<void> sound = check_size(options.size, geometry); !sound) {
     return std::move(sound).error();
   }
-  const Layout layout = lay_out(geometry, geometry.l1_entries_for(options.size));
+  BYRE_TRY(layout, lay_out(geometry, options));
   BYRE_TRY(header, header_for(options, geometry, layout));
   return Plan{geometry, layout, std::move(header)};
 }
@@ -196,10 +212,51 @@ Task<void> make_room(Device& file, uint64_t size) {
   if (!zeros) co_await file.zero(0, size);
 }
 
-Task<void> write_image(Device& file, const Plan& plan) {
+/// What the cluster is when it has been preallocated.  Subclusters stay unallocated, so that what
+/// is below shows (trap 41); a raw data file holds all of the disk.
+Mapping preallocated(HostCluster host, const Geometry& geometry, const CreateOptions& options) {
+  const bool is_data = !geometry.extended_l2 || options.data_file_raw;
+  return {.copied = true, .allocated = is_data ? geometry.all_units() : 0, .host = host};
+}
+
+Task<void> write_tables(Device& file, const Layout& layout, const Geometry& geometry,
+                        const CreateOptions& options) {
+  if (layout.l2.count == 0) co_return;
+  std::vector<std::byte> l1(layout.l2.count * 8);
+  const uint64_t clusters = geometry.clusters_for(options.size);
+  std::vector<std::byte> table(geometry.cluster_size());
+  uint64_t guest = 0;
+  for (uint64_t i = 0; i < layout.l2.count; ++i) {
+    const HostCluster at = layout.l2.first + i;
+    store_l1_entry(l1, i, encode_l1({at, true}, geometry));
+    fill_zero(table);
+    for (uint64_t entry = 0; entry < geometry.l2_entries() && guest < clusters; ++entry, ++guest) {
+      const HostCluster host = geometry.data_file ? HostCluster{guest} : layout.data.first + guest;
+      store_l2(table, entry, encode_l2(preallocated(host, geometry, options), geometry), geometry);
+    }
+    co_await file.write(geometry.start_of(at).value, table, {.mark = Mark::l2_allocate});
+  }
+  co_await file.write(geometry.start_of(layout.l1.first).value, l1, {.mark = Mark::l1_update});
+}
+
+Task<void> give_blocks(Device& file, const Layout& layout, const Geometry& geometry,
+                       Preallocation mode) {
+  if (layout.data.count == 0 || mode == Preallocation::metadata) co_return;
+  const uint64_t start = geometry.start_of(layout.data.first).value;
+  const uint64_t length = layout.data.count << geometry.cluster_bits;
+  if (mode == Preallocation::falloc) {
+    co_await file.allocate(start, length);
+  } else {
+    co_await write_zeros(file, start, length);
+  }
+}
+
+Task<void> write_image(Device& file, const Plan& plan, const CreateOptions& options) {
   const Geometry& geometry = plan.geometry;
   const Layout& layout = plan.layout;
   co_await make_room(file, layout.clusters << geometry.cluster_bits);
+  co_await give_blocks(file, layout, geometry, options.preallocation);
+  co_await write_tables(file, layout, geometry, options);
 
   const std::vector<std::byte> counts = refcounts_of(layout, geometry);
   co_await file.write(geometry.start_of(layout.refcount_blocks.first).value, counts,
@@ -220,7 +277,7 @@ Result<Geometry> check_create(const CreateOptions& options) {
 
 Task<void> create_image(Device& file, const CreateOptions& options) {
   const Plan planned = co_await plan(options);
-  co_await write_image(file, planned).doing("create ", quoted(file.name()));
+  co_await write_image(file, planned, options).doing("create ", quoted(file.name()));
 }
 
 }  // namespace byre

@@ -15,6 +15,7 @@
 /// epochs_     which I/O may still be using a host cluster
 /// committer_  makes a generation durable
 /// packer_     where compressed streams go
+/// data_       the external data file, where guest data are if there is one (data_file.cc)
 /// locks_      who may change which guest clusters now
 ///
 /// Invariant: a host cluster is reused only when the removal of its pointer is durable and all I/O
@@ -27,6 +28,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -42,11 +44,13 @@
 #include "coro/semaphore.h"
 #include "io/gate.h"
 #include "qcow2/allocator.h"
+#include "qcow2/amend.h"
 #include "qcow2/commit.h"
 #include "qcow2/epochs.h"
 #include "qcow2/head.h"
 #include "qcow2/map.h"
 #include "qcow2/pack.h"
+#include "qcow2/preallocate.h"
 #include "qcow2/snapshot.h"
 #include "qcow2/stages.h"
 #include "qcow2/unpacked.h"
@@ -125,6 +129,13 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   /// A new size, durable when this ends.  What is added reads as zeros; what is cut off is lost,
   /// and the file ends behind the last cluster in use (shrink.cc).
   Task<void> resize(uint64_t size) override;
+  /// The same, and what is added gets clusters, or blocks on the host, at once (preallocate.h).
+  Task<void> resize(uint64_t size, Preallocation mode);
+  /// Gives what is unallocated in the range clusters of its own; it reads as before.
+  Task<void> preallocate(uint64_t offset, uint64_t length, Preallocation mode);
+  /// Another version, refcount width, name of a backing file, ... (amend.h).  Nobody else uses the
+  /// image, and nothing but close() follows.
+  Task<void> amend(AmendOptions options);
   // Internal snapshots (snapshot.h); each is durable when it ends.  The guest's reads go on, its
   // writes wait.  `which` is an id or a name, and fits one snapshot only.
   Task<void> create_snapshot(NewSnapshot snapshot);
@@ -152,11 +163,16 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   Device& file() { return *file_; }
   /// Where guest data are: the file itself, or the external data file.
   Device& data_file() { return data_ ? *data_ : *file_; }
+  /// Must the external data file stay valid as a raw image?
+  bool has_raw_data() const {
+    return data_ && !backing_ && (head_.header.autoclear & kRawDataFile) != 0;
+  }
   ImageStats stats() const;
 
  private:
   class Working;  // Counts a request while it runs, so that close() can wait.
   class SnapshotChange;
+  class Amendment;
 
   Image(std::unique_ptr<Device> file, Head head, ImageOptions options);
 
@@ -165,7 +181,6 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   static Task<std::unique_ptr<Image>> open_at_depth(std::unique_ptr<Device> file, Gate& gate,
                                                     ImageOptions options, uint32_t depth);
   Result<void> check_writable() const;
-  Task<void> open_data_file(Gate& gate);
   Task<void> open_backing(Gate& gate, uint32_t depth);
   Task<void> check_own_refcounts();
   Task<void> begin_writing();
@@ -196,6 +211,17 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   Task<void> prepare_table(uint64_t l1_index);
   Task<void> load_old(const Mapping& old);
 
+  // data_file.cc
+  Task<void> open_data_file(Gate& gate);
+  Task<void> write_own(uint64_t offset, Bytes data, std::span<const Mapping> old);
+  Task<void> zero_raw_data(uint64_t offset, uint64_t length, ZeroOptions options);
+  void note_removed(GuestCluster cluster);
+  void punch_what_is_durable();
+  Task<void> punch_removed();
+  Task<void> punch_unowned(GuestCluster first, uint64_t count);
+  Task<void> grow_data_file(uint64_t size);
+  Task<void> cut_data_file();
+
   // compress.cc
   using Stream = std::optional<std::vector<std::byte>>;  ///< None: it would not be smaller.
   Task<void> write_compressed(uint64_t offset, Bytes data, int level);
@@ -223,8 +249,16 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
 
   // resize.cc
   Result<void> check_resize(uint64_t size) const;
-  Task<void> grow(uint64_t size);
+  Task<void> grow(uint64_t size, Preallocation mode);
+  Task<void> undo_preallocation(uint64_t start, uint64_t end);
   Task<void> grow_l1(uint64_t entries);
+
+  // preallocate.cc
+  Task<void> preallocate_range(uint64_t offset, uint64_t length, Preallocation mode);
+  Task<void> preallocate_run(GuestCluster first, uint64_t count, Preallocation mode);
+  Task<uint64_t> preallocate_fresh(GuestCluster first, std::span<const Mapping> old,
+                                   Preallocation mode);
+  Task<void> preallocate_own(GuestCluster first, std::span<const Mapping> old, Preallocation mode);
 
   // shrink.cc
   struct CutOff;
@@ -276,6 +310,15 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   bool lingering_ = false;
   Op timer_;
   ImageStats stats_;
+
+  /// Guest clusters that no longer use their place in the data file (data_file.cc).
+  struct Removed {
+    GuestCluster first;
+    uint64_t count;
+    uint64_t generation;  ///< Whose commit makes that durable.
+  };
+  std::deque<Removed> removed_;
+  bool punching_removed_ = false;
 };
 
 }  // namespace byre

@@ -67,7 +67,6 @@ Result<void> Image::check_writable() const {
         options_.discard_keeps ? "discards that keep their clusters" : "lazy refcounts",
         " need an image of version 3 (compat=1.1)");
   }
-  if (header.has(kDataFile)) return unsupported("writing to an image with an external data file");
   if ((header.autoclear & kBitmaps) != 0 && head_.extensions.bitmaps) {
     return unsupported(
         "the image has persistent bitmaps, which writing would make untrue; remove them with "
@@ -120,23 +119,6 @@ Task<void> Image::load(Gate& gate, uint32_t depth) {
   if (head_.header.has(kDataFile)) co_await open_data_file(gate).doing("data file");
   if (head_.backing_file && !options_.without_backing) co_await open_backing(gate, depth);
   if (options_.writable) co_await begin_writing();
-}
-
-Task<void> Image::open_data_file(Gate& gate) {
-  FileOptions options{
-      .direct = options_.direct, .lock = options_.lock, .share_lock = options_.share_lock};
-  std::unique_ptr<File> file;
-  if (!options_.data_file.empty()) {
-    file = co_await gate.open(options_.data_file, options);
-  } else {
-    if (!head_.extensions.data_file_name) {
-      co_await fail(
-          invalid("the image has an external data file but does not name it; give its name"));
-    }
-    const std::string name = co_await plain_name(*head_.extensions.data_file_name);
-    file = co_await gate.open_named_by_image(file_->name(), name, options);
-  }
-  data_ = std::make_unique<RawDevice>(std::move(file));
 }
 
 Task<void> Image::open_backing(Gate& gate, uint32_t depth) {
@@ -238,9 +220,10 @@ Task<void> Image::begin_writing() {
   allocator_->set_spawner(
       [this](Task<void> task) { background_.spawn(in_background(std::move(task))); });
   committer_ = std::make_unique<Committer>(
-      reactor_.ready(), *file_, g, stages_, epochs_, *map_, *allocator_, metadata_,
+      reactor_.ready(), *file_, data_.get(), g, stages_, epochs_, *map_, *allocator_, metadata_,
       MutableBytes(head_.sector),
       options_.lazy_refcounts.value_or((header.compatible & kLazyRefcounts) != 0));
+  committer_->set_on_durable([this] { punch_what_is_durable(); });
   allocator_->set_on_free([this](HostCluster cluster) { unpacked_.forget(cluster); });
   packer_ = std::make_unique<Packer>(reactor_.ready(), g, *allocator_,
                                      static_cast<Packer::Writer&>(*this));
@@ -259,7 +242,8 @@ Task<void> Image::begin_writing() {
   co_await check_own_refcounts();
 
   // Features that only their own writers keep true are switched off before the first change.
-  const uint64_t kept = header.autoclear & (head_.extensions.bitmaps ? kBitmaps : 0);
+  const uint64_t kept = header.autoclear & ((head_.extensions.bitmaps ? kBitmaps : 0) |
+                                            (has_raw_data() ? kRawDataFile : 0));
   if (header.version >= 3 && header.autoclear != kept) {
     head_.header.autoclear = kept;
     store_autoclear(head_.sector, kept);

@@ -6,7 +6,9 @@
 
 namespace byre {
 
-Task<void> Image::resize(uint64_t size) {
+Task<void> Image::resize(uint64_t size) { co_await resize(size, Preallocation::off); }
+
+Task<void> Image::resize(uint64_t size, Preallocation mode) {
   const Working working(*this);
   co_await working.begin();
   co_await check_can_write();
@@ -16,7 +18,7 @@ Task<void> Image::resize(uint64_t size) {
   if (size < size_) {
     co_await shrink(size);
   } else {
-    co_await grow(size);
+    co_await grow(size, mode);
   }
 }
 
@@ -43,7 +45,7 @@ Result<void> Image::check_resize(uint64_t size) const {
 /// What is added reads as zeros: the tail of the last cluster, what a longer backing file would
 /// show, and what entries behind the disk hold, are zeroed, durably, before the size changes (traps
 /// 119, 120, 43).
-Task<void> Image::grow(uint64_t size) {
+Task<void> Image::grow(uint64_t size, Preallocation mode) {
   const Geometry& g = head_.geometry;
   // Entries behind the disk, an applied snapshot's VM state or what an interrupted resize left,
   // would become part of it (trap 101).
@@ -56,7 +58,21 @@ Task<void> Image::grow(uint64_t size) {
   uint64_t zero_end = std::min(size, g.l1_entries_for(size_) * g.l1_span());
   if (backing_) zero_end = std::max(zero_end, std::min(size, backing_->size()));
   zero_end = round_up(zero_end, cluster_size());
+  if (has_raw_data()) zero_end = round_up(size, cluster_size());
   if (zero_end > size_) co_await zero_checked(size_, zero_end - size_, {.may_unmap = true});
+  if (data_) co_await grow_data_file(size);
+  // A raw data file keeps an entry for each cluster (trap 127).
+  if (has_raw_data() && mode == Preallocation::off) mode = Preallocation::metadata;
+  if (mode != Preallocation::off) {
+    const uint64_t start = round_up(size_, cluster_size());
+    const uint64_t end = round_up(size, cluster_size());
+    Result<void> given;
+    if (start < end) given = co_await preallocate_range(start, end - start, mode).result();
+    if (!given) {
+      (void)co_await undo_preallocation(start, end).result();
+      co_await std::move(given).doing("preallocate");
+    }
+  }
   co_await committer_->flush(Mark::commit_sync);
 
   // Zeroing and discarding go by where the disk ends: none may be half way.
@@ -72,6 +88,16 @@ Task<void> Image::grow(uint64_t size) {
   }
   size_ = size;
   head_.header.size = size;
+}
+
+/// The disk keeps its size, and the file what it had.  First the clusters are given back, which
+/// needs no space, and makes some for the rest.
+Task<void> Image::undo_preallocation(uint64_t start, uint64_t end) {
+  for (uint64_t at = start; at < end;) at += co_await zero_units(at, end - at, {.may_unmap = true});
+  co_await reclaim_space();
+  co_await forget_behind_end();
+  co_await truncate_file();
+  if (data_) co_await cut_data_file();
 }
 
 /// A longer L1 table: filled and durable before the header points to it (O6).

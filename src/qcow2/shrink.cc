@@ -50,6 +50,7 @@ Task<void> Image::shrink(uint64_t size) {
   co_await free_cut_off(std::move(off))
       .doing("the disk is smaller now, but freeing its end failed");
   co_await truncate_file().doing("the disk is smaller now, but its file is not");
+  if (data_) co_await cut_data_file().doing("the disk is smaller now, but its file is not");
 }
 
 /// Everything that the tables have behind the end of the disk goes.

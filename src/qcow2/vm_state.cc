@@ -38,6 +38,7 @@ Task<void> Image::write_vm_state(uint64_t offset, Bytes data) {
   co_await working.begin();
   co_await check_can_write();
   if (data.empty()) co_return;
+  if (data_) co_await fail(unsupported("VM state in an image with an external data file"));
   const Mutex::Hold hold = co_await resize_mutex_.lock();  // The L1 table may grow.
   RangeLock::Request keep_size(size_lock_, 0, 1, RangeLock::Mode::shared);
   co_await keep_size;

@@ -114,6 +114,10 @@ Task<uint64_t> Image::write_in_place(uint64_t offset, Bytes data, bool fua, bool
 
 /// M5: no data write touches metadata, whatever the tables say.
 Task<void> Image::write_host(uint64_t at, Bytes data, bool fua, Mark mark) {
+  if (data_) {
+    co_await data_->write(at, data, {.fua = fua, .mark = mark});
+    co_return;
+  }
   const Geometry& g = head_.geometry;
   const HostCluster first = g.cluster_of(HostOffset{at});
   const HostCluster last = g.cluster_of(HostOffset{at + data.size() - 1});
@@ -172,6 +176,15 @@ Task<void> Image::write_allocating(uint64_t offset, Bytes data) {
       co_await write_host(g.start_of(*old[i].host).value + g.offset_in_cluster(GuestOffset{start}),
                           data.subspan(start - offset, length), false, Mark::write_guest);
       ++i;
+      continue;
+    }
+    if (data_) {
+      uint64_t end = i + 1;
+      while (end < old.size() && !in_place(end)) ++end;
+      const auto [last_start, last_length] = part(end - 1);
+      co_await write_own(start, data.subspan(start - offset, last_start + last_length - start),
+                         std::span(old).subspan(i, end - i));
+      i = end;
       continue;
     }
     if (old[i].host && old[i].copied) {
@@ -351,6 +364,7 @@ Task<void> Image::fill_around(const Mapping& old, uint64_t at, MutableBytes edge
 void Image::publish(GuestCluster cluster, const Mapping& mapping, const Mapping& old) {
   map_->stage(cluster, mapping);
   const HostSpan before = hosts(old, head_.geometry);
+  if (data_ && old.host && !mapping.host) note_removed(cluster);
   // A stream has references of its own, even in the cluster that the old one was in.
   if (mapping.compressed || before != hosts(mapping, head_.geometry)) allocator_->release(before);
   staged();

@@ -41,12 +41,22 @@ Task<void> Image::discard(uint64_t offset, uint64_t length, DiscardOptions optio
   // The last cluster of a disk may be a part of one.
   const uint64_t end = offset + length == size_ ? round_up(size_, cluster_size())
                                                 : round_down(offset + length, cluster_size());
-  for (uint64_t at = start; at < end;) at += co_await zero_units(at, end - at, {.may_unmap = !options_.discard_keeps});
+  if (has_raw_data()) {
+    if (start < end)
+      co_await zero_raw_data(start, end - start, {.may_unmap = !options_.discard_keeps});
+  } else {
+    for (uint64_t at = start; at < end;)
+      at += co_await zero_units(at, end - at, {.may_unmap = !options_.discard_keeps});
+  }
   if (options.fua) co_await committer_->flush(Mark::flush);
 }
 
 /// Splits into the edges, which are data, and whole units, which are entries (D1).
 Task<void> Image::zero_checked(uint64_t offset, uint64_t length, ZeroOptions options) {
+  if (has_raw_data()) {
+    co_await zero_raw_data(offset, length, options);
+    co_return;
+  }
   const uint64_t unit = head_.geometry.unit_size();
   const uint64_t end = offset + length;
   // The part of the last unit behind the end of the disk belongs to nobody.
