@@ -33,15 +33,17 @@ Token token_at(const Contents& contents, uint64_t sector) {
 /// Writes one image, cluster by cluster, from the start of the file.
 class Builder {
  public:
+  /// `data`: the external data file, if the knobs say that there is one.
   Builder(const Knobs& knobs, uint64_t size, std::string backing, std::string backing_format,
-          Prng& prng, Oracle& tokens)
+          Prng& prng, Oracle& tokens, SimDisk* data = nullptr)
       : knobs_(knobs),
         g_(knobs.geometry()),
         size_(size),
         backing_(std::move(backing)),
         backing_format_(std::move(backing_format)),
         prng_(prng),
-        tokens_(tokens) {}
+        tokens_(tokens),
+        data_(data) {}
 
   /// Fills `disk`; `view` holds what is below and gets what the image makes of it.
   uint64_t build(SimDisk& disk, Contents& view) {
@@ -120,7 +122,7 @@ class Builder {
     Contents made;
     Mapping mapping;
     const uint64_t kind = prng_.below(8);
-    if (kind < 2 && knobs_.compressed) {
+    if (kind < 2 && knobs_.compressed && !data_) {
       mapping = compressed(guest, made);
     } else if (kind == 2 && zeros) {
       mapping.zero = g_.all_units();
@@ -153,6 +155,20 @@ class Builder {
   }
 
   void plain(GuestCluster guest, Mapping& mapping, Contents& made) {
+    if (data_) {
+      mapping.host = HostCluster{guest.value};
+      mapping.copied = true;
+      const std::vector<std::byte> bytes = draw_data(guest, made, false);
+      const uint64_t start = g_.start_of(guest).value;
+      // In a raw data file what reads as zeros is zeros.
+      for (uint64_t at = 0; at < cluster(); at += kSectorSize) {
+        const auto unit = static_cast<uint32_t>(at / g_.unit_size());
+        const bool is_data = mapping.allocated >> unit & 1;
+        if (!is_data && knobs_.data_file == Knobs::DataFile::raw) continue;
+        if (start + at < size_) data_->put(start + at, Bytes(bytes).subspan(at, kSectorSize));
+      }
+      return;
+    }
     const HostCluster host = take(1);
     mapping.host = host;
     mapping.copied = true;
@@ -268,9 +284,12 @@ class Builder {
                   .compression = knobs_.compression};
     if (knobs_.lazy_refcounts) header.compatible |= kLazyRefcounts;
     if (knobs_.extended_l2) header.incompatible |= kExtendedL2;
+    if (data_) header.incompatible |= kDataFile;
+    if (data_ && knobs_.data_file == Knobs::DataFile::raw) header.autoclear |= kRawDataFile;
     if (knobs_.compression != Compression::deflate) header.incompatible |= kCompressionType;
     Extensions extensions;
     if (!backing_.empty()) extensions.backing_format = backing_format_;
+    if (data_) extensions.data_file_name = "data";
     const Result<std::vector<std::byte>> bytes = serialize_header(header, extensions, backing_);
     BYRE_ASSERT(bytes);
     disk_->put(0, *bytes);
@@ -284,6 +303,7 @@ class Builder {
   Prng& prng_;
   Oracle& tokens_;
   SimDisk* disk_ = nullptr;
+  SimDisk* data_;
   uint64_t next_ = 0;
   uint64_t next_used_ = 0;
   uint64_t far_ = 0;
@@ -303,7 +323,8 @@ Geometry Knobs::geometry() const {
   return {.version = version,
           .cluster_bits = cluster_bits,
           .refcount_order = refcount_order,
-          .extended_l2 = extended_l2};
+          .extended_l2 = extended_l2,
+          .data_file = data_file != DataFile::none};
 }
 
 Knobs Knobs::draw(Prng& prng) {
@@ -372,6 +393,10 @@ Knobs Knobs::draw(Prng& prng) {
   k.can_zero_range = !prng.one_in(6);
   if (prng.one_in(3)) k.delays.late_one_in = prng.between(5, 40);
   k.resizes = prng.one_in(4);
+  if (k.version == 3 && prng.one_in(4)) {
+    k.data_file = prng.one_in(2) ? DataFile::plain : DataFile::raw;
+    if (k.data_file == DataFile::raw) k.backing = Backing::none;
+  }
   return k;
 }
 
@@ -406,6 +431,8 @@ std::string Knobs::text() const {
     text +=
         fmt::format(" backing {} {:#x}", backing == Backing::raw ? "raw" : "qcow2", backing_size);
   }
+  if (data_file != DataFile::none)
+    text += data_file == DataFile::raw ? " raw data file" : " data file";
   text += fmt::format(" contents 1/{}", contents);
   if (gap != 0) text += fmt::format(" gap {}", gap);
   if (tables_apart) text += " tables-apart";
@@ -449,14 +476,31 @@ void build_disks(Knobs& knobs, uint64_t seed, SimDisks& disks, Oracle& oracle) {
     below.contents = 1;
     below.clusters_free = UINT64_MAX;
     below.lazy_refcounts = false;
+    below.data_file = Knobs::DataFile::none;
     SimDisk& disk = disks.emplace("backing", SimDisk(options)).first->second;
     Builder(below, knobs.backing_size, "", "", prng, oracle).build(disk, view);
   }
   SimDisk& disk = disks.emplace("image", SimDisk(options)).first->second;
   const bool backed = knobs.backing != Knobs::Backing::none;
+  SimDisk* data = nullptr;
+  if (knobs.data_file != Knobs::DataFile::none) {
+    data = &disks.emplace("data", SimDisk(options)).first->second;
+    if (knobs.data_file == Knobs::DataFile::plain) {
+      // What lies where no entry leads belongs to nobody, and must never be seen.
+      for (const Window& window : knobs.windows) {
+        for (uint64_t at = window.offset; at < window.offset + window.length; at += kSectorSize) {
+          std::vector<std::byte> stale(kSectorSize);
+          fill_sector(stale, at / kSectorSize, oracle.fresh_token());
+          data->put(at, stale);
+        }
+      }
+    }
+    data->set_size(knobs.size);
+  }
   knobs.leaks = Builder(knobs, knobs.size, backed ? "backing" : "",
-                        knobs.backing == Knobs::Backing::raw ? "raw" : "qcow2", prng, oracle)
+                        knobs.backing == Knobs::Backing::raw ? "raw" : "qcow2", prng, oracle, data)
                     .build(disk, view);
+  if (data) data->set_size(knobs.size);
   for (const auto& [sector, token] : view) {
     if (sector < knobs.size / kSectorSize) oracle.set_initial(sector, token);
   }

@@ -36,6 +36,8 @@ struct Knobs {
   std::vector<Window> windows;
   enum class Backing : uint8_t { none, raw, qcow2 } backing = Backing::none;
   uint64_t backing_size = 0;
+  /// Guest data lie in a disk of their own; `raw`: it must stay valid as a raw image.
+  enum class DataFile : uint8_t { none, plain, raw } data_file = DataFile::none;
   uint64_t contents = 0;   ///< One cluster in so many starts with contents; 0: an empty image.
   bool compressed = true;  ///< Some of the contents are compressed.
   /// Free clusters before the data, so that other refcount blocks count those than the header.
@@ -75,7 +77,8 @@ struct Knobs {
   std::string text() const;
 };
 
-/// Makes the disks "image" and, as the knobs say, "backing"; tells the oracle what they hold.
+/// Makes the disks "image" and, as the knobs say, "backing" and "data"; tells the oracle what they
+/// hold.
 void build_disks(Knobs& knobs, uint64_t seed, SimDisks& disks, Oracle& oracle);
 
 }  // namespace byre

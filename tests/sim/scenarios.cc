@@ -103,6 +103,7 @@ Verdict play_ghosts(uint64_t seed, const RunOptions& options) {
   knobs.version = 2;
   knobs.refcount_order = 4;
   knobs.extended_l2 = knobs.lazy_refcounts = false;
+  knobs.data_file = Knobs::DataFile::none;
   knobs.compression = Compression::deflate;
   knobs.block_size = 1;
   Life life = draw_life(knobs, prng, prng.between(2, 5), 12);
@@ -209,6 +210,7 @@ Verdict play_snapshots(uint64_t seed, const RunOptions& options) {
   Prng fault_prng = prng_for(seed, kDrawFaults);
   History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
   history.knobs.snapshots = true;
+  history.knobs.data_file = Knobs::DataFile::none;  // Its clusters cannot be shared.
   history.knobs.resizes = false;  // A snapshot has the size of its time (snapshot_test.cc).
   const bool faults = prng.one_in(3);
   // A write that a change of the snapshots did not wait for lands after it.
@@ -394,13 +396,18 @@ Knobs draw_tiny(Prng& prng) {
     knobs.backing = Knobs::Backing::raw;
     knobs.backing_size = knobs.size;
   }
+  if (knobs.version == 3 && prng.one_in(4)) {
+    knobs.data_file = prng.one_in(2) ? Knobs::DataFile::plain : Knobs::DataFile::raw;
+    if (knobs.data_file == Knobs::DataFile::raw) knobs.backing = Knobs::Backing::none;
+  }
   return knobs;
 }
 
 /// Seed n takes the n-th sequence of `length` requests of the alphabet, over and over with other
 /// knobs: all of them are met, none is drawn.
 std::vector<Step> sequence(const Knobs& knobs, uint64_t seed, uint64_t length) {
-  const std::vector<Step> letters = alphabet(knobs);
+  std::vector<Step> letters = alphabet(knobs);
+  for (Step& letter : letters) letter.compressed &= knobs.data_file == Knobs::DataFile::none;
   std::vector<Step> steps;
   for (uint64_t i = 0; i < length; ++i) {
     steps.push_back(letters[seed % letters.size()]);

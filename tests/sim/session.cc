@@ -201,22 +201,52 @@ class Run {
       drift_ = before.copied_drift;
       leaks_ = before.leaks;
       leaks_in_file_ = before.leaks_in_file;
-      const uint64_t lost_before = disk().syncs_lost();
-      disk().options().faults = life.faults;
-      if (life.room != 0) disk().options().capacity = disk().allocated_bytes() + life.room;
+      const uint64_t lost_before = syncs_lost();
+      for (SimDisk* each : written()) {
+        each->options().faults = life.faults;
+        if (life.room != 0) each->options().capacity = each->allocated_bytes() + life.room;
+      }
       faulty_ = life.faults.can_fail() || life.room != 0;
       work(life, *process);
       if (life_ == 0) report_.faults = disk().options().faults;
-      disk().options().faults.clear();
-      disk().options().capacity = 0;
+      for (SimDisk* each : written()) {
+        each->options().faults.clear();
+        each->options().capacity = 0;
+      }
       reactor.after_delivery = nullptr;
       hash_ = mix(hash_, reactor.trace().hash());
-      end(life, *process, before, disk().syncs_lost() != lost_before);
+      end(life, *process, before, syncs_lost() != lost_before);
     }
     if (!process->closed_well) SimReactor::bury(process);
   }
 
   SimDisk& disk() { return disks_.find("image")->second; }
+  SimDisk* data_disk() {
+    return knobs_.data_file == Knobs::DataFile::none ? nullptr : &disks_.find("data")->second;
+  }
+  /// The disks that the engine writes to.
+  std::vector<SimDisk*> written() {
+    std::vector<SimDisk*> disks{&disk()};
+    if (data_disk()) disks.push_back(data_disk());
+    return disks;
+  }
+  uint64_t syncs_lost() {
+    uint64_t lost = 0;
+    for (const SimDisk* each : written()) lost += each->syncs_lost();
+    return lost;
+  }
+  /// The windows as a raw data file has them; it may be longer than a disk that was cut off.
+  std::vector<std::vector<std::byte>> raw_windows(const SimDisks& disks, uint64_t size) const {
+    const SimDisk& data = disks.find("data")->second;
+    std::vector<std::vector<std::byte>> found;
+    for (const Window& window : windows_) {
+      std::vector<std::byte>& bytes = found.emplace_back(data.read(window.offset, window.length));
+      if (size < window.offset + window.length) {
+        fill_zero(MutableBytes(bytes).subspan(std::max(size, window.offset) - window.offset));
+      }
+    }
+    return found;
+  }
   SimGate::Options gate_options() const {
     return {.block_size = knobs_.block_size, .direct = knobs_.block_size > 1};
   }
@@ -234,6 +264,9 @@ class Run {
     std::vector<std::vector<std::byte>> found;
     const Result<void> read = process.reactor.finish(read_windows(*process.image, windows_, found));
     if (!read) return fail_with("the disk cannot be read: ", read.error().message());
+    if (knobs_.data_file == Knobs::DataFile::raw && raw_windows(disks_, size_) != found) {
+      return fail_with("on opening: the raw data file differs from the disk");
+    }
     for (size_t i = 0; i < windows_.size(); ++i) {
       Result<void> result =
           unclean_ ? oracle_.observe(windows_[i].offset, found[i], cut_)
@@ -320,7 +353,10 @@ class Run {
   void end(const Life& life, Process& process, const ImageVerdict& before, bool lost);
   void random_cut(Prng& prng);
   void every_cut();
-  void check_cut(const CutChoice& choice, bool twice);
+  void check_cuts(const CutChoice& choice);
+  /// `data`: what is left of the data file; without it, of `choice`'s kind.
+  void check_cut(const CutChoice& choice, bool twice, std::optional<CutChoice> data = {});
+  CutChoice draw_data_cut(Prng& prng);
 
   const History& history_;
   const RunOptions& options_;
@@ -640,7 +676,9 @@ void Run::end(const Life& life, Process& process, const ImageVerdict& before, bo
     const CutChoice choice = way == 0   ? CutChoice::none()
                              : way == 1 ? CutChoice::all()
                                         : CutChoice::random(prng.next(), prng.one_in(3));
-    for (auto& [name, disk] : disks_) disk.power_cut(choice);
+    for (auto& [name, disk] : disks_) {
+      disk.power_cut(name == "data" ? draw_data_cut(prng) : choice);
+    }
     unclean_ = cut_ = true;
   } else if (process.closed_well) {
     check_cut(CutChoice::none(), false);  // What was closed is durable.
@@ -663,9 +701,29 @@ void Run::end(const Life& life, Process& process, const ImageVerdict& before, bo
   judge("at the end of the life");
 }
 
+/// Independent of what the image's disk keeps: the order between the two files is what counts.
+CutChoice Run::draw_data_cut(Prng& prng) {
+  const uint64_t way = prng.below(6);
+  if (way < 2) return CutChoice::none();
+  if (way == 2) return CutChoice::all();
+  const std::vector<LogEntry> log = data_disk()->log();
+  if (way == 3 && !log.empty()) return CutChoice::prefix(log, prng.below(log.size()));
+  return CutChoice::random(prng.next(), prng.one_in(3));
+}
+
 void Run::random_cut(Prng& prng) {
   const uint64_t way = prng.below(10);
   const bool twice = prng.one_in(4);
+  if (data_disk()) {
+    const CutChoice data = draw_data_cut(prng);
+    const std::vector<LogEntry> log = disk().log();
+    const CutChoice choice = way < 2   ? CutChoice::none()
+                             : way < 4 ? CutChoice::all()
+                             : way < 6 && !log.empty()
+                                 ? CutChoice::prefix(log, prng.below(log.size()))
+                                 : CutChoice::random(prng.next(), prng.one_in(3));
+    return check_cut(choice, twice, data);
+  }
   if (way == 0) return check_cut(CutChoice::none(), twice);
   if (way == 1) return check_cut(CutChoice::all(), twice);
   const std::vector<LogEntry> log = disk().log();
@@ -692,8 +750,17 @@ void Run::every_cut() {
   const std::vector<LogEntry> log = disk().log();
   std::set<std::set<uint64_t>> seen;
   const auto check = [&](const CutChoice& choice) {
-    if (ok() && seen.insert(choice.entries).second) check_cut(choice, false);
+    if (ok() && seen.insert(choice.entries).second) check_cuts(choice);
   };
+  if (data_disk()) {
+    const std::vector<LogEntry> data = data_disk()->log();
+    for (const LogEntry& entry : data) {
+      for (const CutChoice& image : {CutChoice::none(), CutChoice::all()}) {
+        if (ok()) check_cut(image, false, CutChoice::only(entry));
+        if (ok()) check_cut(image, false, CutChoice::all_but(data, entry));
+      }
+    }
+  }
   for (size_t i = 0; i <= log.size(); ++i) check(CutChoice::prefix(log, i));
   for (const LogEntry& entry : log) {
     check(CutChoice::only(entry));
@@ -710,8 +777,10 @@ void Run::every_cut() {
   }
   if (states > kStatesMax) {
     Prng prng(mix(history_.seed, report_.deliveries));
-    for (int i = 0; i < 16 && ok(); ++i)
-      check_cut(CutChoice::random(prng.next(), i % 4 == 3), false);
+    for (int i = 0; i < 16 && ok(); ++i) {
+      const CutChoice choice = CutChoice::random(prng.next(), i % 4 == 3);
+      check_cut(choice, false, data_disk() ? std::optional(draw_data_cut(prng)) : std::nullopt);
+    }
     return;
   }
   CutChoice choice{.mode = CutChoice::Mode::versions};
@@ -722,15 +791,23 @@ void Run::every_cut() {
       choice.versions[i] = static_cast<uint32_t>(rest % (sectors[i].versions + 1));
       rest /= sectors[i].versions + 1;
     }
-    check_cut(choice, false);
+    check_cuts(choice);
   }
 }
 
+void Run::check_cuts(const CutChoice& choice) {
+  if (!data_disk()) return check_cut(choice, false);
+  check_cut(choice, false, CutChoice::none());
+  if (ok()) check_cut(choice, false, CutChoice::all());
+}
+
 /// The machine as it would come up after a cut at this moment.
-void Run::check_cut(const CutChoice& choice, bool twice) {
+void Run::check_cut(const CutChoice& choice, bool twice, std::optional<CutChoice> data) {
   ++report_.cuts;
   SimDisks disks;
-  for (const auto& [name, original] : disks_) disks.emplace(name, original.cut(choice));
+  for (const auto& [name, original] : disks_) {
+    disks.emplace(name, original.cut(data && name == "data" ? *data : choice));
+  }
   const SimDisks as_cut = disks;
   const auto wrong = [&](const auto&... parts) {
     fail_with("a power cut here (mode ", static_cast<int>(choice.mode), ", after ",
@@ -776,7 +853,8 @@ void Run::check_cut(const CutChoice& choice, bool twice) {
       SimReactor::bury(image);
       return wrong("the disk cannot be read: ", read.error().message());
     }
-    Result<void> sound = check_size(image->size());
+    const uint64_t size = image->size();
+    Result<void> sound = check_size(size);
     if (sound) sound = reactor->finish(check_tail(*image));
     if (sound && knobs_.snapshots) {
       sound = reactor->finish(look_at_snapshots(*reactor, gate, image->snapshots(), false));
@@ -794,6 +872,9 @@ void Run::check_cut(const CutChoice& choice, bool twice) {
       }
       const Result<void> allowed = oracle_.check_after_cut(windows_[i].offset, found[i]);
       if (!allowed) return wrong(allowed.error().message());
+    }
+    if (knobs_.data_file == Knobs::DataFile::raw && raw_windows(disks, size) != found) {
+      return wrong("the raw data file differs from the disk");
     }
     const ImageVerdict after = check_bytes(disk);
     if (!after.sound()) return wrong("opened and closed, the image is not sound: ", after.text());
@@ -910,8 +991,9 @@ std::vector<Step> draw_steps(const Knobs& knobs, Prng& prng, size_t count) {
     // Streams are made of whole clusters.
     const bool ends_whole =
         (step.offset + step.length) % cluster == 0 || step.offset + step.length == knobs.size;
-    step.compressed = step.kind == Step::Kind::write && step.offset % cluster == 0 && ends_whole &&
-                      prng.one_in(2);
+    const bool streams = knobs.data_file == Knobs::DataFile::none;
+    step.compressed = step.kind == Step::Kind::write && streams && step.offset % cluster == 0 &&
+                      ends_whole && prng.one_in(2);
     steps.push_back(step);
   }
   return steps;

@@ -4,7 +4,7 @@
 ///  * every read, while it runs;
 ///  * at each sampled power cut: the bytes of the image (C1, C2); that the engine opens it, reads
 ///    what may be there (C3, C4), closes it sound; that a second cut during that changes nothing
-///    (C7);
+///    (C7); that a data file that must stay valid as a raw image holds the same as the disk;
 ///  * after each life the same for real, and after a clean close: no leak, nothing lost.
 /// A History is a value: equal histories give equal trace hashes, and a shorter one can be made by
 /// leaving steps out.
@@ -62,9 +62,9 @@ struct Life {
   End end = End::close;
   uint64_t ends_after = UINT64_MAX;  ///< Not by close: after so many deliveries,
   int64_t ends_at_ns = INT64_MAX;    ///< or at this time.
-  FaultPlan faults;                  ///< Of the image's disk, once it is open.
-  uint64_t room = 0;                 ///< ENOSPC after so many more bytes of blocks; 0: never.
-  uint64_t cut_one_in = 0;           ///< Checks a cut after one delivery in so many.
+  FaultPlan faults;         ///< Of the image's disk and the data file's, once they are open.
+  uint64_t room = 0;        ///< ENOSPC after so many more bytes of blocks; 0: never.
+  uint64_t cut_one_in = 0;  ///< Checks a cut after one delivery in so many.
   uint64_t cuts_max = 0;
   bool every_cut = false;  ///< At each delivery: none, all, prefixes, single ones, pairs.
 };
