@@ -9,6 +9,7 @@
 
 namespace byre {
 
+extern const AnyCommand& kAmend;
 extern const AnyCommand& kCheck;
 extern const AnyCommand& kConvert;
 extern const AnyCommand& kCreate;

@@ -226,15 +226,30 @@ std::string formatting_line(const std::string& name, const NewDisk& disk) {
   return line + "\n";
 }
 
+namespace {
+std::string row_of(const OptionHelp& option) {
+  return fmt::format("  {:<22} - {}\n", cat(option.name, "=<", option.type, ">"), option.help);
+}
+}  // namespace
+
 std::string option_help(DiskFormat format) {
-  std::string out = cat("Supported ", name_of(format), " options:\n");
-  const auto row = [&](const OptionHelp& option) {
-    out += fmt::format("  {:<22} - {}\n", cat(option.name, "=<", option.type, ">"), option.help);
-  };
+  // QEMU lists what concerns the file below a format like the rest.
+  std::string out = "Supported options:\n";
   if (format == DiskFormat::qcow2) {
-    for (const OptionHelp& option : kQcow2Options) row(option);
+    for (const OptionHelp& option : kQcow2Options) out += row_of(option);
   } else {
-    for (const OptionHelp& option : kRawOptions) row(option);
+    for (const OptionHelp& option : kRawOptions) out += row_of(option);
+  }
+  return out;
+}
+
+std::string amend_option_help() {
+  constexpr std::array<std::string_view, 8> kNames = {
+      "backing_file",  "backing_fmt",    "compat",        "data_file",
+      "data_file_raw", "lazy_refcounts", "refcount_bits", "size"};
+  std::string out = "Amend options for 'qcow2':\n";
+  for (const OptionHelp& option : kQcow2Options) {
+    if (std::find(kNames.begin(), kNames.end(), option.name) != kNames.end()) out += row_of(option);
   }
   return out;
 }

@@ -47,6 +47,8 @@ std::string formatting_line(const std::string& name, const NewDisk& disk);
 
 /// What `-o help` prints.
 std::string option_help(DiskFormat format);
+/// The same for `amend`.
+std::string amend_option_help();
 
 /// Needs disk.size.
 CreateOptions create_options(const NewDisk& disk);

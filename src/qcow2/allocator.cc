@@ -114,6 +114,12 @@ Task<void> Allocator::load(HostSpan span) {
   }
 }
 
+Task<void> Allocator::load_all() {
+  for (uint64_t index = 0; index < table_.size(); ++index) {
+    if (table_[index] != 0 && !regions_[index]) co_await load_region(index);
+  }
+}
+
 /// Reads the refcount block of region `index`.  Nothing is staged for a region that is not loaded,
 /// so what the disk says is the truth.
 Task<void> Allocator::load_region(uint64_t index) {

@@ -107,6 +107,19 @@ class Allocator {
   /// already 0 is corruption.
   Task<void> load(HostSpan span);
   bool loaded(HostSpan span) const;
+  /// Loads every region that has a refcount block.
+  Task<void> load_all();
+  /// Calls visit(cluster, refcount) for each cluster of the loaded regions that has one, in order.
+  template <class Visit>
+  void each_count(const Visit& visit) const {
+    for (uint64_t index = 0; index < regions_.size(); ++index) {
+      if (!regions_[index]) continue;
+      const HostCluster first = geometry_.first_of_refcount_table(index);
+      for (uint64_t i = 0; i < regions_[index]->counts.size(); ++i) {
+        if (regions_[index]->counts[i] != 0) visit(first + i, refcount(first + i));
+      }
+    }
+  }
   /// One reference to each cluster of `span` goes away with the open generation.  A reference that
   /// the refcount does not cover (the image is damaged) is passed over: the cluster would be freed
   /// twice.

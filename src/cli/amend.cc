@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+/// `byre amend`: changes what an image is; its contents stay.
+#include <array>
+
+#include "cli/commands.h"
+#include "cli/new_disk.h"
+#include "cli/options.h"
+#include "cli/progress.h"
+
+namespace byre {
+
+namespace {
+
+struct AmendArgs : OpenArgs {
+  std::optional<std::string> image;
+  OptionList options;
+  std::string cache = "writeback";
+  bool progress = false;
+  bool force = false;
+  bool quiet = false;
+};
+
+constexpr std::array<std::string_view, 5> kOnlyForCreation = {
+    "cluster_size", "compression_type", "extended_l2", "preallocation", "encryption"};
+
+Result<std::optional<bool>> take_flag(OptionList& options, std::string_view name) {
+  const auto text = options.take(name);
+  if (!text) return std::optional<bool>();
+  BYRE_TRY(flag, parse_bool_parameter(*text, name));
+  return std::optional(flag);
+}
+
+/// The options, in qemu-img's words where they are wrong.
+Result<AmendOptions> read_options(OptionList options) {
+  AmendOptions amend;
+  for (const auto& [name, value] : options.pairs) {
+    const bool for_creation =
+        std::find(kOnlyForCreation.begin(), kOnlyForCreation.end(), name) != kOnlyForCreation.end();
+    if (for_creation) {
+      return invalid("Invalid parameter '", name,
+                     "'\nThis option is only supported for image creation");
+    }
+    if (name.starts_with("encrypt.")) return unsupported("encryption is not supported");
+  }
+  if (const auto text = options.take("compat")) {
+    if (*text == "0.10" || *text == "v2") {
+      amend.version = 2;
+    } else if (*text == "1.1" || *text == "v3") {
+      amend.version = 3;
+    } else {
+      return invalid("Unknown compatibility level ", *text);
+    }
+  }
+  if (const auto text = options.take("refcount_bits")) {
+    const Result<uint64_t> bits = parse_number(*text, 0, 1024);
+    if (!bits) return invalid("Parameter 'refcount_bits' expects a number");
+    amend.refcount_bits = static_cast<uint32_t>(*bits);
+  }
+  if (const auto text = options.take("size")) {
+    BYRE_TRY(size, parse_size_parameter(*text, "size"));
+    amend.size = size;
+  }
+  amend.backing_file = options.take("backing_file");
+  amend.backing_format = options.take("backing_fmt");
+  amend.data_file = options.take("data_file");
+  BYRE_TRY(lazy, take_flag(options, "lazy_refcounts"));
+  amend.lazy_refcounts = lazy;
+  BYRE_TRY(raw, take_flag(options, "data_file_raw"));
+  amend.data_file_raw = raw;
+  if (!options.pairs.empty()) return invalid("Invalid parameter '", options.pairs[0].first, "'");
+  return amend;
+}
+
+/// What changes or loses contents needs --force.
+Result<void> check_force(const Image& image, const AmendOptions& wanted, bool force,
+                         bool may_shrink) {
+  if (force) return {};
+  const Head& head = image.head();
+  const std::string backing = head.backing_file.value_or("");
+  const std::string format = head.extensions.backing_format.value_or("");
+  // A format that the image lacks changes nothing.
+  const bool renames = wanted.backing_file && *wanted.backing_file != backing;
+  const bool reformats = wanted.backing_format && *wanted.backing_format != format &&
+                         (!format.empty() || backing.empty());
+  if (renames || reformats) {
+    return invalid(
+        "Cannot amend the backing file\nYou can use 'qemu-img rebase' instead; with --force its "
+        "name "
+        "and format are changed, and what the disk reads from it is not looked at.");
+  }
+  if (wanted.size && *wanted.size < image.size() && !may_shrink) {
+    return invalid(
+        "The new size is smaller, and all data behind it would be lost; --force allows it");
+  }
+  return {};
+}
+
+Task<void> apply(Session& session, Gate& gate, AmendArgs args, AmendOptions wanted) {
+  const CacheMode cache = co_await cache_mode(args.cache, "cache");
+  ImageOptions options{.writable = true, .direct = is_direct(cache)};
+  // Only what reads from it needs the backing file, and the new name may be what makes it whole.
+  options.without_backing = !wanted.size && wanted.version != 2;
+  if (wanted.data_file && !wanted.data_file->empty()) {
+    const std::string path = co_await path_of(*wanted.data_file);
+    options.data_file = resolve_name(*args.image, path);
+  }
+  Disk disk = co_await open_named(session, gate, *args.image, args, options);
+  Result<void> done;
+  if (!disk.image) {
+    done = unsupported("Format driver 'raw' does not support option amendment");
+  } else {
+    done = check_force(*disk.image, wanted, args.force, session.stand_in());
+  }
+  if (done) {
+    Progress progress(session, args.progress && !args.quiet);
+    constexpr uint64_t kParts = 10000;
+    wanted.progress = [&](double fraction) {
+      progress.update(static_cast<uint64_t>(fraction * kParts), kParts);
+    };
+    const Session::Interruptible guard(
+        session, {.about = quoted(*args.image),
+                  .stop = [] {},
+                  .waiting_for = [&] { return cat("changes of ", quoted(*args.image)); }});
+    done = co_await disk.image->amend(std::move(wanted)).result();
+  }
+  Result<void> closed = co_await disk.device->close().result();
+  co_await std::move(done);
+  co_await std::move(closed);
+}
+
+Task<int> amend(Session& session, AmendArgs args) {
+  const auto usage = [&](std::string text) {
+    const Parsed parsed{
+        .outcome = Parsed::Outcome::failed, .error = std::move(text), .usage = true};
+    return finish_parse(session, kAmend, parsed);
+  };
+  if (args.options.empty()) co_return usage("Must specify options (-o)");
+  if (args.options.help && args.format) {
+    if (co_await parse_format(*args.format) == DiskFormat::raw) {
+      co_return unsupported("Format driver 'raw' does not support option amendment");
+    }
+    session.print(amend_option_help());
+    co_return 0;
+  }
+  if (!args.image) co_return usage("Expecting one image file name");
+  SystemGate gate(session.reactor(), session.policy(args.follow));
+  if (args.options.help) {
+    Disk disk = co_await open_named(session, gate, *args.image, args, {.without_backing = true});
+    const bool is_image = disk.image != nullptr;
+    co_await disk.device->close();
+    if (!is_image) co_return unsupported("Format driver 'raw' does not support option amendment");
+    session.print(amend_option_help());
+    co_return 0;
+  }
+  AmendOptions wanted = co_await read_options(args.options);
+  co_await apply(session, gate, std::move(args), std::move(wanted));
+  co_return 0;
+}
+
+const Command<AmendArgs> kDefinition({
+    .name = "amend",
+    .summary = "Change the format options of an image",
+    .description =
+        "The contents of the disk and of its snapshots stay. Interrupted at any moment, the image "
+        "is "
+        "what it was, or what it will be, or something between that holds the same; at worst some "
+        "space is lost, which check -r leaks gives back.",
+    .args = {optional_operand("IMAGE", &AmendArgs::image, "the image file"),
+             option("-o, --options", "OPTIONS", &AmendArgs::options,
+                    "what to change, as name=value,name=value; \"help\" lists them"),
+             format_argument<AmendArgs>(),
+             option("-t, --cache", "MODE", &AmendArgs::cache,
+                    "writeback (the default), none, writethrough, directsync or unsafe; what is "
+                    "changed is durable in any"),
+             flag("-p, --progress", &AmendArgs::progress, "show progress"),
+             flag("--force", &AmendArgs::force,
+                  "allow another backing file (only its name is changed) and a smaller size"),
+             flag("-q, --quiet", &AmendArgs::quiet, "print nothing but errors"),
+             follow_arguments<AmendArgs>()},
+    .too_few = "Expecting one image file name",
+    .too_many = "Expecting one image file name",
+    .run = amend,
+});
+
+}  // namespace
+
+const AnyCommand& kAmend = kDefinition;
+
+}  // namespace byre

@@ -1,0 +1,559 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/amend.h"
+
+#include <algorithm>
+#include <bit>
+#include <set>
+#include <unordered_map>
+
+#include "base/checked.h"
+#include "format/header_change.h"
+#include "format/refcount.h"
+#include "qcow2/image.h"
+#include "qcow2/working.h"
+
+namespace byre {
+
+namespace {
+/// L2 tables that change together, between two syncs.
+constexpr uint64_t kTableBytesAtOnce = 8 * MiB;
+constexpr size_t kRefcountOrderAt = 96;
+constexpr std::string_view kNeedsVersion3 =
+    "compatibility level 1.1 and above (use compat=1.1 or greater)";
+}  // namespace
+
+class Image::Amendment {
+ public:
+  Amendment(Image& image, AmendOptions options)
+      : image_(image),
+        options_(std::move(options)),
+        size_(image.size_lock_, 0, 1, RangeLock::Mode::exclusive),
+        clusters_(image.locks_, 0, UINT64_MAX, RangeLock::Mode::exclusive) {}
+  Amendment(const Amendment&) = delete;
+
+  Task<void> run();
+
+ private:
+  /// The header as it will be.
+  struct Wanted {
+    Header header;
+    Extensions extensions;
+    std::string backing_file;
+  };
+  /// An L2 table with other entries, not written yet.
+  struct NewTable {
+    HostCluster at;
+    std::vector<std::byte> bytes;
+    uint64_t low = 0;  ///< What changed.
+    uint64_t high = 0;
+    uint64_t owners = 0;  ///< L1 tables that lead to it.
+    std::vector<HostSpan> removed;
+  };
+
+  const Geometry& g() const { return image_.head_.geometry; }
+  Allocator& allocator() { return *image_.allocator_; }
+  Committer& committer() { return *image_.committer_; }
+  uint32_t version() const { return options_.version.value_or(g().version); }
+  uint32_t bits() const { return options_.refcount_bits.value_or(g().refcount_bits()); }
+  bool downgrades() const { return version() < g().version; }
+
+  Result<void> check() const;
+  Result<void> check_downgrade() const;
+  Result<void> check_names() const;
+  Task<void> check_refcounts();
+  Task<void> check_header();
+  Task<void> quiesce();
+
+  Task<std::vector<std::byte>> first_cluster();
+  Task<Wanted> current(Bytes first);
+  void upgrade(Wanted& wanted) const;
+  void finish(Wanted& wanted) const;
+  Task<void> put(Bytes first, const Wanted& wanted);
+  Task<void> switch_header(std::vector<std::byte> sector, uint32_t version);
+
+  Task<void> expand_zeros();
+  Task<void> expand_table(HostCluster table, uint64_t l1_index, bool active);
+  Task<void> write_tables();
+
+  Task<void> change_width();
+  std::vector<std::byte> compose(uint64_t index, const Geometry& wide,
+                                 const std::set<uint64_t>& freed) const;
+  std::set<uint64_t> indices(const Geometry& wide) const;
+  void progress(double fraction) const {
+    if (options_.progress) options_.progress(fraction);
+  }
+
+  Image& image_;
+  AmendOptions options_;
+  RangeLock::Request size_;
+  RangeLock::Request clusters_;
+  std::vector<NewTable> tables_;
+  std::vector<Reservation> fresh_;
+};
+
+// --- What is refused -----------------------------------------------------------------------------
+
+Result<void> Image::Amendment::check() const {
+  if (version() != 2 && version() != 3) return invalid("Unknown compatibility level");
+  if (!std::has_single_bit(bits()) || bits() > 64) {
+    return invalid("Refcount width must be a power of two and may not exceed 64 bits");
+  }
+  if (version() < 3 && bits() != 16) {
+    return invalid("Refcount widths other than 16 bits require compatibility level 1.1 or above ",
+                   "(use compat=1.1 or greater)");
+  }
+  if (version() < 3 && options_.lazy_refcounts.value_or(false)) {
+    return invalid("Lazy refcounts only supported with ", kNeedsVersion3);
+  }
+  if (downgrades()) {
+    if (Result<void> possible = check_downgrade(); !possible) return possible;
+  }
+  if (Result<void> names = check_names(); !names) return names;
+  if (options_.size && *options_.size != image_.size_) {
+    if (*options_.size % kSectorSize != 0) {
+      return invalid("The new size must be a multiple of ", kSectorSize);
+    }
+    return image_.check_resize(*options_.size);
+  }
+  return {};
+}
+
+Result<void> Image::Amendment::check_downgrade() const {
+  const Head& head = image_.head_;
+  const auto has_bitmaps = [](const UnknownExtension& extension) {
+    return extension.type == kBitmapsExtension;
+  };
+  if (g().data_file) return invalid("Cannot downgrade an image with a data file");
+  if (g().extended_l2) return invalid("Cannot downgrade an image with extended L2 entries");
+  if (head.header.compression != Compression::deflate) {
+    return invalid("Cannot downgrade an image whose compression type is not zlib");
+  }
+  if (head.extensions.bitmaps ||
+      std::any_of(head.extensions.unknown.begin(), head.extensions.unknown.end(), has_bitmaps)) {
+    return invalid(
+        "Cannot downgrade an image with persistent bitmaps, which would be lost; remove them "
+        "first ",
+        "(bitmap --remove IMAGE NAME)");
+  }
+  return {};
+}
+
+Result<void> Image::Amendment::check_names() const {
+  const Head& head = image_.head_;
+  if (options_.data_file && !g().data_file) {
+    return invalid("data-file can only be set for images that use an external data file");
+  }
+  const bool raw = (head.header.autoclear & kRawDataFile) != 0;
+  if (options_.data_file_raw.value_or(false) && !raw) {
+    return invalid("data-file-raw cannot be set on existing images");
+  }
+  const std::string backing = options_.backing_file.value_or(head.backing_file.value_or(""));
+  const std::string format =
+      options_.backing_format.value_or(head.extensions.backing_format.value_or(""));
+  const bool changes = options_.backing_file || options_.backing_format;
+  if (changes && backing.empty() && options_.backing_format && !options_.backing_format->empty()) {
+    return invalid("Backing format cannot be used without backing file");
+  }
+  if (changes && !backing.empty() && format.empty()) {
+    return invalid("Backing file specified without backing format");
+  }
+  if (changes && !backing.empty() && raw && options_.data_file_raw.value_or(true)) {
+    return invalid("Backing file and data-file-raw cannot be used at the same time");
+  }
+  if (format.size() > kBackingFormatSizeMax) {
+    return invalid("backing format ", quoted(format), " is longer than ", kBackingFormatSizeMax,
+                   " bytes");
+  }
+  for (const std::string& name : {backing, format, options_.data_file.value_or("")}) {
+    if (name.find('\0') != std::string::npos)
+      return invalid("the name ", quoted(name), " contains NUL");
+  }
+  return {};
+}
+
+/// Every refcount fits its new width (trap 74).
+Task<void> Image::Amendment::check_refcounts() {
+  if (bits() == g().refcount_bits()) co_return;
+  co_await allocator().load_all();
+  const uint64_t most = refcount_max(static_cast<uint32_t>(std::countr_zero(bits())));
+  Result<void> fits;
+  allocator().each_count([&](HostCluster cluster, uint64_t count) {
+    if (count <= most || !fits) return;
+    fits = invalid("Cannot decrease refcount entry width to ", bits(), " bits: Cluster at offset ",
+                   g().start_of(cluster), " has a refcount of ", count);
+  });
+  co_await std::move(fits);
+}
+
+/// Both headers that will be written have room.
+Task<void> Image::Amendment::check_header() {
+  const std::vector<std::byte> first = co_await first_cluster();
+  Wanted wanted = co_await current(first);
+  if (version() > g().version) {
+    upgrade(wanted);
+    co_await change_header(first, wanted.header, wanted.extensions, wanted.backing_file);
+  }
+  finish(wanted);
+  co_await change_header(first, wanted.header, wanted.extensions, wanted.backing_file);
+}
+
+// --- The order of things -------------------------------------------------------------------------
+
+Task<void> Image::Amendment::run() {
+  co_await check();
+  co_await check_refcounts();
+  co_await check_header();
+
+  if (version() > g().version) {
+    const std::vector<std::byte> first = co_await first_cluster();
+    Wanted wanted = co_await current(first);
+    upgrade(wanted);
+    co_await put(first, wanted);
+  }
+  if (options_.size && *options_.size != image_.size_) co_await image_.resize(*options_.size);
+
+  co_await size_;
+  co_await clusters_;
+  co_await quiesce();
+  if (downgrades()) {
+    co_await expand_zeros().doing("write out zero clusters");
+    co_await quiesce();
+  }
+  co_await committer().finish();
+  progress(0.5);
+  if (bits() != g().refcount_bits()) co_await change_width().doing("change the refcount width");
+  const std::vector<std::byte> first = co_await first_cluster();
+  Wanted wanted = co_await current(first);
+  finish(wanted);
+  co_await put(first, wanted);
+  progress(1);
+}
+
+/// Nothing is staged, nothing is in limbo: disk and memory say the whole truth.
+Task<void> Image::Amendment::quiesce() {
+  co_await committer().flush_all();
+  co_await allocator().drain_limbo();
+  co_await committer().flush_all();
+}
+
+// --- The header ----------------------------------------------------------------------------------
+
+Task<std::vector<std::byte>> Image::Amendment::first_cluster() {
+  std::vector<std::byte> bytes(g().cluster_size());
+  co_await image_.file_->read(0, bytes, Mark::header_read);
+  copy(MutableBytes(bytes), image_.head_.sector);
+  co_return bytes;
+}
+
+Task<Image::Amendment::Wanted> Image::Amendment::current(Bytes first) {
+  Wanted wanted;
+  wanted.header = co_await parse_header(first);
+  wanted.extensions = co_await parse_extensions(first, wanted.header);
+  wanted.backing_file = (co_await parse_backing_file(first, wanted.header)).value_or("");
+  wanted.header.incompatible &= ~kDirty;  // finish() sees to it.
+  co_return wanted;
+}
+
+void Image::Amendment::upgrade(Wanted& wanted) const {
+  wanted.header.version = 3;
+  wanted.header.header_length = kHeaderSizeV3;
+  wanted.header.refcount_order = 4;
+  wanted.extensions.feature_names = default_feature_names();
+}
+
+void Image::Amendment::finish(Wanted& wanted) const {
+  Header& header = wanted.header;
+  Extensions& extensions = wanted.extensions;
+  if (options_.backing_file) wanted.backing_file = *options_.backing_file;
+  if (options_.backing_format) extensions.backing_format = *options_.backing_format;
+  if (wanted.backing_file.empty() || extensions.backing_format == "") {
+    extensions.backing_format.reset();
+  }
+  if (options_.data_file) {
+    extensions.data_file_name = *options_.data_file;
+    if (options_.data_file->empty()) extensions.data_file_name.reset();
+  }
+  if (options_.data_file_raw == false) header.autoclear &= ~kRawDataFile;
+  if (options_.lazy_refcounts) {
+    header.compatible &= ~kLazyRefcounts;
+    if (*options_.lazy_refcounts) header.compatible |= kLazyRefcounts;
+  }
+  if (version() == 3) return;
+  header.version = 2;
+  header.header_length = kHeaderSizeV2;
+  header.incompatible = header.compatible = header.autoclear = 0;
+  header.refcount_order = 4;
+  header.unknown_fields.clear();
+  extensions.feature_names.clear();
+}
+
+/// The name of the backing file, where nothing refers to it; then the sector that does.
+Task<void> Image::Amendment::put(Bytes first, const Wanted& wanted) {
+  HeaderChange change =
+      co_await change_header(first, wanted.header, wanted.extensions, wanted.backing_file);
+  if (equal(change.sector, image_.head_.sector)) co_return;
+  if (!change.name.empty()) {
+    co_await image_.file_->write(change.name_at, change.name, {.mark = Mark::header_update})
+        .doing("header");
+    co_await committer().sync(Mark::commit_sync);
+  }
+  co_await switch_header(std::move(change.sector), wanted.header.version);
+  Head& head = image_.head_;
+  head.header = wanted.header;
+  head.extensions = wanted.extensions;
+  head.backing_file.reset();
+  if (!wanted.backing_file.empty()) head.backing_file = wanted.backing_file;
+}
+
+/// One sector, durable.  When that fails it is made again what it was; when that fails, too, nobody
+/// knows what the disk says (M4).
+Task<void> Image::Amendment::switch_header(std::vector<std::byte> sector, uint32_t version) {
+  Head& head = image_.head_;
+  const std::vector<std::byte> old = head.sector;
+  const uint32_t old_version = head.geometry.version;
+  copy(MutableBytes(head.sector), sector);
+  head.geometry.version = version;
+  Result<void> switched = co_await committer().sync_header().result();
+  if (switched) co_return;
+  copy(MutableBytes(head.sector), old);
+  head.geometry.version = old_version;
+  if (!committer().latched()) {
+    const Result<void> back = co_await committer().sync_header().result();
+    if (!back) committer().latch(back.error());
+  }
+  co_await std::move(switched);
+}
+
+// --- Zero clusters -------------------------------------------------------------------------------
+
+/// Every L2 table once, whoever leads to it (trap 105): what its entries read as does not change.
+Task<void> Image::Amendment::expand_zeros() {
+  struct Place {
+    uint64_t l1_index;
+    bool active;
+  };
+  std::unordered_map<HostCluster, Place> found;
+  std::vector<HostCluster> order;
+  const auto look = [&](const std::vector<uint64_t>& l1, bool active) -> Task<void> {
+    for (uint64_t i = 0; i < l1.size(); ++i) {
+      const L1Entry entry = co_await decode_l1(l1[i], g()).doing("L1 entry ", i);
+      if (entry.l2 && found.emplace(*entry.l2, Place{i, active}).second) order.push_back(*entry.l2);
+    }
+  };
+  co_await look(image_.map_->l1(), true);
+  for (const Snapshot& snapshot : image_.snapshots_) {
+    const std::vector<uint64_t> l1 =
+        co_await load_table(*image_.file_, snapshot.l1_offset, snapshot.l1_entries, Mark::l1_load);
+    co_await look(l1, false).doing("snapshot ", quoted(snapshot.name));
+  }
+  for (size_t i = 0; i < order.size(); ++i) {
+    const Place place = found.at(order[i]);
+    co_await expand_table(order[i], place.l1_index, place.active);
+    if ((tables_.size() + 1) * g().cluster_size() > kTableBytesAtOnce) co_await write_tables();
+    progress(0.5 * static_cast<double>(i) / static_cast<double>(order.size()));
+  }
+  co_await write_tables();
+}
+
+/// Finds the entries with a zero flag, and what they become; clusters of zeros are reserved, and
+/// hold zeros, when this returns.
+Task<void> Image::Amendment::expand_table(HostCluster table, uint64_t l1_index, bool active) {
+  const HostOffset at = g().start_of(table);
+  co_await allocator().load({table, 1}).doing("L2 table");
+  NewTable change{.at = table, .bytes = std::vector<std::byte>(g().cluster_size())};
+  co_await image_.file_->read(at.value, change.bytes, Mark::l2_load).doing("L2 table at ", at);
+  change.owners = allocator().refcount(table);
+  change.low = change.bytes.size();
+  const auto replace = [&](uint64_t index, const Mapping& mapping) {
+    store_l2(change.bytes, index, encode_l2(mapping, g()), g());
+    change.low = std::min(change.low, index * g().l2_entry_size());
+    change.high = std::max(change.high, (index + 1) * g().l2_entry_size());
+  };
+  std::vector<uint64_t> filled;  // Entries that need a cluster.
+  for (uint64_t i = 0; i < g().l2_entries(); ++i) {
+    const L2Entry entry = load_l2(change.bytes, i, g());
+    if (entry.descriptor == 0) continue;
+    const Mapping mapping = co_await decode_l2(entry, g()).doing("L2 table at ", at, ", entry ", i);
+    if (mapping.compressed || mapping.zero == 0) continue;
+    if (mapping.host) {
+      co_await image_.load_old(mapping);
+      change.removed.push_back(hosts(mapping, g()));
+    }
+    const uint64_t start = g().start_of(g().first_of_l1(l1_index) + i).value;
+    const bool shows_below = image_.backing_ && start < image_.backing_->size();
+    if (shows_below) {
+      filled.push_back(i);
+    } else {
+      replace(i, Mapping{});
+    }
+  }
+  for (size_t done = 0; done < filled.size();) {
+    Reservation fresh = co_await allocator().reserve(filled.size() - done, Allocator::Use::data);
+    for (uint64_t i = 0; i < fresh.count(); ++i) {
+      const HostCluster host = fresh.first() + i;
+      if (!fresh.zero(i)) {
+        co_await image_.file_->zero(g().start_of(host).value, g().cluster_size(),
+                                    {.may_unmap = true});
+      }
+      for (uint64_t more = 1; more < change.owners; ++more) {
+        fresh_.push_back(allocator().share(host));
+      }
+      replace(filled[done + i],
+              {.copied = active && change.owners == 1, .allocated = 1, .host = host});
+    }
+    done += fresh.count();
+    fresh_.push_back(std::move(fresh));
+  }
+  if (change.high != 0) tables_.push_back(std::move(change));
+}
+
+/// What the new entries lead to is durable first (O1, O2), and what the old ones led to is given up
+/// when they are gone for good (O3).
+Task<void> Image::Amendment::write_tables() {
+  if (tables_.empty()) co_return;
+  co_await committer().flush_all();
+  co_await committer().sync(Mark::commit_sync);
+  // From here on entries may lead there.
+  for (Reservation& fresh : fresh_) fresh.keep();
+  fresh_.clear();
+  const std::vector<NewTable> tables = std::move(tables_);
+  tables_.clear();
+  for (const NewTable& table : tables) {
+    const uint64_t low = round_down(table.low, kSectorSize);
+    const uint64_t high = round_up(table.high, kSectorSize);
+    const HostOffset at = g().start_of(table.at);
+    image_.map_->cache().forget(at, g().cluster_size());
+    co_await image_.file_
+        ->write(at.value + low, Bytes(table.bytes).subspan(low, high - low),
+                {.mark = Mark::l2_update})
+        .doing("L2 table at ", at);
+  }
+  co_await committer().sync(Mark::commit_sync);
+  for (const NewTable& table : tables) {
+    for (const HostSpan& span : table.removed) {
+      for (uint64_t i = 0; i < table.owners; ++i) allocator().release(span);
+    }
+  }
+}
+
+// --- Refcounts of another width ------------------------------------------------------------------
+
+/// The entries of the new refcount table that need a block.
+std::set<uint64_t> Image::Amendment::indices(const Geometry& wide) const {
+  std::set<uint64_t> found;
+  image_.allocator_->each_count([&](HostCluster cluster, uint64_t count) {
+    if (count != 0) found.insert(found.end(), wide.refcount_table_index(cluster));
+  });
+  return found;
+}
+
+std::vector<std::byte> Image::Amendment::compose(uint64_t index, const Geometry& wide,
+                                                 const std::set<uint64_t>& freed) const {
+  std::vector<std::byte> block(wide.cluster_size());
+  const HostCluster first = wide.first_of_refcount_table(index);
+  for (uint64_t i = 0; i < wide.refcount_block_entries(); ++i) {
+    const HostCluster cluster = first + i;
+    if (!image_.allocator_->loaded({cluster, 1}) || freed.contains(cluster.value)) continue;
+    const uint64_t count = image_.allocator_->refcount(cluster);
+    if (count != 0) set_refcount(block, i, wide.refcount_order, count);
+  }
+  return block;
+}
+
+/// After this the allocator knows what was; nothing may be allocated or freed any more.
+Task<void> Image::Amendment::change_width() {
+  co_await allocator().load_all();
+  Geometry wide = g();
+  wide.refcount_order = static_cast<uint32_t>(std::countr_zero(bits()));
+  const uint64_t per_cluster = wide.refcount_table_entries_per_cluster();
+
+  // The new clusters count in both worlds, so that a cut before the switch leaves leaks at worst.
+  // More clusters may need more blocks, until they do not.
+  Reservation table;
+  std::vector<HostCluster> blocks;
+  std::set<uint64_t> wanted;
+  for (;;) {
+    wanted = indices(wide);
+    const uint64_t entries = *wanted.rbegin() + 1;
+    if (entries > kRefcountTableEntriesMax) {
+      co_await fail(Error(Errc::no_space, "the refcount table would be too large"));
+    }
+    const uint64_t clusters = div_ceil(entries, per_cluster);
+    if (table.count() < clusters) {
+      table = co_await allocator().reserve_run(clusters);
+      continue;
+    }
+    if (blocks.size() >= wanted.size()) break;
+    Reservation more =
+        co_await allocator().reserve(wanted.size() - blocks.size(), Allocator::Use::metadata);
+    for (uint64_t i = 0; i < more.count(); ++i) blocks.push_back(more.first() + i);
+    fresh_.push_back(std::move(more));
+  }
+  co_await committer().flush_all();
+
+  const auto write_block = [&](uint64_t number, uint64_t index,
+                               const std::set<uint64_t>& freed) -> Task<void> {
+    const HostOffset at = wide.start_of(blocks[number]);
+    const std::vector<std::byte> block = compose(index, wide, freed);
+    co_await image_.file_->write(at.value, block, {.mark = Mark::refcount_allocate})
+        .doing("refcount block at ", at);
+  };
+  std::vector<std::byte> body(table.count() * wide.cluster_size());
+  uint64_t number = 0;
+  for (const uint64_t index : wanted) {
+    co_await write_block(number, index, {});
+    store_refcount_table_entry(body, index, encode_refcount_table_entry(blocks[number], wide));
+    ++number;
+    progress(0.5 + 0.4 * static_cast<double>(number) / static_cast<double>(wanted.size()));
+  }
+  const HostOffset at = wide.start_of(table.first());
+  co_await image_.file_->write(at.value, body, {.mark = Mark::refcount_table_grow})
+      .doing("refcount table at ", at);
+  co_await committer().sync(Mark::commit_sync);
+
+  // O6: width, offset and length are in one sector.
+  const auto table_clusters = static_cast<uint32_t>(table.count());
+  std::vector<std::byte> sector = image_.head_.sector;
+  store_refcount_table(sector, at, table_clusters);
+  store_be<uint32_t>(sector, kRefcountOrderAt, wide.refcount_order);
+  co_await switch_header(std::move(sector), 3);
+
+  // What counted until now is given up, in the new blocks.
+  std::set<uint64_t> freed;
+  for (const HostCluster block : allocator().refcount_blocks()) freed.insert(block.value);
+  const HostSpan old_table = allocator().durable_table_at();
+  for (uint64_t i = 0; i < old_table.count; ++i) freed.insert((old_table.first + i).value);
+  table.keep();
+  for (Reservation& fresh : fresh_) fresh.keep();
+  fresh_.clear();
+  number = 0;
+  for (const uint64_t index : wanted) {
+    const auto low = freed.lower_bound(wide.first_of_refcount_table(index).value);
+    const bool concerned =
+        low != freed.end() && *low < wide.first_of_refcount_table(index + 1).value;
+    if (concerned) {
+      co_await write_block(number, index, freed).doing("the refcounts have their new width, but");
+    }
+    ++number;
+  }
+  co_await committer().sync(Mark::commit_sync);
+  image_.head_.geometry.refcount_order = wide.refcount_order;
+}
+
+// --- Image ---------------------------------------------------------------------------------------
+
+Task<void> Image::amend(AmendOptions options) {
+  const Working working(*this);
+  co_await working.begin();
+  co_await check_can_write();
+  if (working_ != 1) {
+    co_await fail(Error(Errc::busy, cat(quoted(name()), " is in use; amend it when it is not")));
+  }
+  Amendment amendment(*this, std::move(options));
+  Result<void> done = co_await amendment.run().result();
+  // What is in memory may no longer be what the file is.
+  options_.writable = false;
+  co_await std::move(done);
+}
+
+}  // namespace byre
