@@ -331,6 +331,96 @@ Verdict play_snapshot_faults(uint64_t seed, const RunOptions& options) {
   return verdict;
 }
 
+// --- Amend --------------------------------------------------------------------------------------
+
+AmendOptions draw_amend(const Knobs& knobs, Prng& prng) {
+  AmendOptions amend;
+  uint32_t version = knobs.version;
+  if (prng.one_in(2)) amend.version = version = 5 - version;
+  if (version == 2) {
+    amend.refcount_bits = 16;
+  } else {
+    if (prng.one_in(2)) amend.refcount_bits = 1u << prng.below(7);
+    if (prng.one_in(3)) amend.lazy_refcounts = prng.one_in(2);
+  }
+  if (!knobs.snapshots && prng.one_in(4)) {
+    amend.size = prng.one_in(2) ? knobs.size : round_up(prng.between(1, knobs.size), kSectorSize);
+  }
+  if (knobs.data_file == Knobs::DataFile::raw && prng.one_in(2)) amend.data_file_raw = false;
+  return amend;
+}
+
+/// An image with snapshots, zeros and streams in it is amended, then used: every kind of change,
+/// cuts at every moment, in every third history faults.  Every fourth is a tiny one, and sees every
+/// cut.
+Verdict play_amend(uint64_t seed, const RunOptions& options) {
+  Prng knob_prng = prng_for(seed, kDrawKnobs);
+  Prng prng = prng_for(seed, kDrawSteps);
+  Prng fault_prng = prng_for(seed, kDrawFaults);
+  History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
+  Knobs& knobs = history.knobs;
+  const bool tiny = seed % 4 == 0;
+  if (tiny) {
+    knobs = Knobs::tiny(9);
+    knobs.version = prng.one_in(3) ? 2 : 3;
+    knobs.gap = prng.one_in(2) ? knobs.geometry().refcount_block_entries() : 0;
+    if (prng.one_in(2)) {
+      knobs.backing = Knobs::Backing::raw;
+      knobs.backing_size = knobs.size;
+    }
+  }
+  if (knobs.cluster_bits == 21) return {};
+  knobs.resizes = false;
+  // Version 2 has neither; half of the images can go there.
+  if (prng.one_in(2)) {
+    knobs.extended_l2 = false;
+    knobs.compression = Compression::deflate;
+    knobs.data_file = Knobs::DataFile::none;
+  }
+  knobs.snapshots = knobs.data_file == Knobs::DataFile::none && prng.one_in(2);
+
+  Life before = draw_life(knobs, prng, 1, tiny ? 3 : 10);
+  history.lives.push_back(std::move(before));
+  Life life = draw_life(knobs, prng, 1, tiny ? 1 : 6);
+  life.amend = draw_amend(knobs, prng);
+  life.every_cut = tiny;
+  life.cut_one_in = prng.between(2, 12);
+  life.cuts_max = knobs.cluster_bits == 16 ? 10 : 40;
+  const uint64_t way = prng.below(4);
+  life.end = tiny || way < 2 ? Life::End::close : way == 2 ? Life::End::kill : Life::End::power_cut;
+  life.ends_after = prng.between(20, 400);
+  if (!tiny && prng.one_in(3)) {
+    life.faults = FaultPlan::draw(fault_prng);
+    if (fault_prng.one_in(2)) {
+      const Op::Kind kind = fault_prng.one_in(3) ? Op::Kind::sync : Op::Kind::write;
+      const uint64_t k = fault_prng.between(1, 60);
+      life.faults.add({.kind = kind,
+                       .first = k,
+                       .last = k + fault_prng.below(3),
+                       .fault = {.kind = Fault::Kind::error,
+                                 .applied = static_cast<Fault::Applied>(fault_prng.below(4)),
+                                 .drops = fault_prng.one_in(2),
+                                 .evicts = fault_prng.one_in(2)}});
+    } else if (fault_prng.one_in(3)) {
+      life.faults.no_space(fault_prng.between(1, 40), fault_prng.between(1, 5));
+    }
+  }
+  history.lives.push_back(std::move(life));
+  Life after = draw_life(knobs, prng, prng.between(1, 3), tiny ? 3 : 10);
+  for (std::vector<Step>& steps : after.clients) {
+    for (Step& step : steps)
+      step.compressed = false;  // A size that was amended may end them early.
+    std::erase_if(steps, [](const Step& step) { return step.is_of_snapshot(); });
+  }
+  knobs.resizes = history.lives[1].amend->size.has_value();  // Requests may pass the end.
+  after.cut_one_in = 40;
+  after.cuts_max = 2;
+  history.lives.push_back(std::move(after));
+  Verdict verdict;
+  add(verdict, history, run_history(history, options));
+  return verdict;
+}
+
 /// M6: a process that is killed loses no more than the last commit_delay, flushed or not.
 Verdict play_killed(uint64_t seed, const RunOptions& options) {
   Prng knob_prng = prng_for(seed, kDrawKnobs);
@@ -422,6 +512,7 @@ std::vector<Step> before_snapshots(Knobs& knobs, const std::vector<Step>& steps)
     return {};
   }
   knobs.snapshots = true;
+  knobs.data_file = Knobs::DataFile::none;  // Its clusters cannot be shared.
   // Flushed twice, so that limbo is empty: nothing else then makes a change wait for I/O under way.
   return {{.kind = Step::Kind::create_snapshot},
           {.kind = Step::Kind::write, .offset = 0, .length = knobs.cluster_size()},
@@ -521,6 +612,9 @@ const std::vector<Scenario>& scenarios() {
       {"snapshot-faults", "one change of the snapshots: a fault at each operation, or every cut",
        play_snapshot_faults, 6},
       {"online", "checks of the disk while it is used, whatever goes on (T8)", play_online, 40},
+      {"amend",
+       "another version, refcount width, size: cuts, faults, and the image used afterwards",
+       play_amend, 24},
       {"cuts", "two or three requests, every cut after every operation (T6)", play_cuts, 5},
       {"repair", "damaged images, repaired and undone, cut off anywhere (R1 to R5)", play_repair,
        12},

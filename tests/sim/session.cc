@@ -258,6 +258,13 @@ class Run {
     }
     size_ = process.image->size();
     sizes_wanted_.clear();
+    // What it was amended to, perhaps.
+    knobs_.version = process.image->geometry().version;
+    knobs_.refcount_order = process.image->geometry().refcount_order;
+    if (!process.image->has_raw_data() && knobs_.data_file == Knobs::DataFile::raw) {
+      if (!amended_raw_) return fail_with("on opening: the data file is no longer raw");
+      knobs_.data_file = Knobs::DataFile::plain;
+    }
     const Result<void> copies = process.reactor.finish(
         look_at_snapshots(process.reactor, process.gate, process.image->snapshots(), true));
     if (!copies) return fail_with("on opening: ", copies.error().message());
@@ -311,7 +318,9 @@ class Run {
     return corrupt("the disk has ", size, " bytes instead of ", size_);
   }
 
-  Task<Result<void>> resize(uint64_t size, Process& process);
+  Task<Result<void>> resize(uint64_t size, Preallocation mode, Process& process);
+  std::vector<uint64_t> begin_resize(uint64_t size);
+  Task<void> amend(AmendOptions wanted, Process& process);
 
   Task<Result<void>> check(bool free_leaks, Process& process);
   Task<Result<void>> create_snapshot(Process& process);
@@ -336,6 +345,7 @@ class Run {
     }
     co_await process.clients_done.wait();
     process.reactor.set_chooser(nullptr);
+    if (life.amend && ok()) co_await amend(*life.amend, process);
     const SimReactor::Activity activity(process.reactor, "close");
     const uint64_t flush = oracle_.begin_flush();
     const Result<void> closed = co_await process.image->close().result();
@@ -377,6 +387,7 @@ class Run {
   uint64_t leaks_in_file_ = 0;
   std::map<std::string, Copy> copies_;
   uint64_t copies_made_ = 0;
+  bool amended_raw_ = false;
 };
 
 std::vector<Oracle::Contents> Run::copy_since(uint64_t began) const {
@@ -531,15 +542,20 @@ Task<void> Run::look_at_snapshots(Reactor& reactor, Gate& gate, const std::vecto
 }
 
 /// What is cut off becomes zeros, as if it had been discarded.
-Task<Result<void>> Run::resize(uint64_t size, Process& process) {
+std::vector<uint64_t> Run::begin_resize(uint64_t size) {
   std::vector<uint64_t> changes;
   for (const Window& window : windows_) {
     const uint64_t end = window.offset + window.length;
     const uint64_t start = std::max(window.offset, size);
     if (start < end) changes.push_back(oracle_.begin_change(start, end - start, 0));
   }
+  return changes;
+}
+
+Task<Result<void>> Run::resize(uint64_t size, Preallocation mode, Process& process) {
+  const std::vector<uint64_t> changes = begin_resize(size);
   const auto wanted = sizes_wanted_.insert(size);
-  Result<void> done = co_await process.image->resize(size).result();
+  Result<void> done = co_await process.image->resize(size, mode).result();
   oracle_.set_time(process.reactor.now().ns);
   for (const uint64_t change : changes) oracle_.end_change(change, done.has_value(), true);
   if (done) {
@@ -547,6 +563,28 @@ Task<Result<void>> Run::resize(uint64_t size, Process& process) {
     size_ = process.image->size();
   }
   co_return done;
+}
+
+/// Nothing that the disk or a snapshot holds may change, but for what a smaller disk loses.
+Task<void> Run::amend(AmendOptions wanted, Process& process) {
+  const SimReactor::Activity activity(process.reactor, "amend");
+  const uint64_t size = wanted.size.value_or(size_);
+  const std::vector<uint64_t> changes = size < size_ ? begin_resize(size) : std::vector<uint64_t>();
+  sizes_wanted_.insert(size);
+  amended_raw_ = wanted.data_file_raw == false;
+  Result<void> done = co_await process.image->amend(std::move(wanted)).result();
+  oracle_.set_time(process.reactor.now().ns);
+  const bool refused = !done && done.error().code() == Errc::invalid;
+  for (const uint64_t change : changes) oracle_.end_change(change, done.has_value(), true);
+  if (done) {
+    size_ = process.image->size();
+    sizes_wanted_.clear();
+  }
+  ++report_.requests;
+  if (done || refused) co_return;
+  ++report_.request_errors;
+  if (options_.sink) options_.sink(cat("failed: amend: ", done.error().message()));
+  if (!faulty_) fail_with("amend: ", done.error().message());
 }
 
 Task<void> Run::client(const std::vector<Step>& steps, Process& process, size_t number) {
@@ -627,7 +665,7 @@ Task<void> Run::perform(const Step& step, Process& process) {
       break;
     }
     case Step::Kind::resize:
-      done = co_await resize(step.length, process);
+      done = co_await resize(step.length, step.mode, process);
       break;
     case Step::Kind::create_snapshot:
       done = co_await create_snapshot(process);
@@ -893,7 +931,11 @@ void Run::check_cut(const CutChoice& choice, bool twice, std::optional<CutChoice
 std::string Step::text() const {
   if (kind == Kind::flush) return "flush";
   if (kind == Kind::check) return cat("check", may_unmap ? ", frees leaks" : "");
-  if (kind == Kind::resize) return fmt::format("resize {:#x}", length);
+  if (kind == Kind::resize) {
+    return fmt::format(
+        "resize {:#x}{}", length,
+        mode == Preallocation::off ? "" : cat(" preallocation ", static_cast<int>(mode)));
+  }
   if (is_of_snapshot()) return cat(name_of(kind), " ", offset);
   if (kind == Kind::pause) return fmt::format("pause {} us", pause_ns / 1000);
   return fmt::format("{} {:#x}+{:#x}{}{}{}", name_of(kind), offset, length, fua ? " fua" : "",
@@ -911,6 +953,17 @@ std::string History::text() const {
                 life.end == Life::End::close ? "" : cat(" after ", life.ends_after),
                 life.faults.can_fail() ? ", faults" : "", ")\n");
     for (const Step& step : life.warm_up) text += cat("  first: ", step.text(), "\n");
+    if (life.amend) {
+      const AmendOptions& a = *life.amend;
+      text += "  amend:";
+      if (a.version) text += cat(" version ", *a.version);
+      if (a.refcount_bits) text += cat(" refcount_bits ", *a.refcount_bits);
+      if (a.lazy_refcounts) text += cat(" lazy ", *a.lazy_refcounts ? "on" : "off");
+      if (a.size) text += cat(" size ", hex(*a.size));
+      if (a.backing_format) text += cat(" backing_fmt ", *a.backing_format);
+      if (a.data_file_raw) text += " data_file_raw off";
+      text += "\n";
+    }
     for (size_t c = 0; c < life.clients.size(); ++c) {
       for (const Step& step : life.clients[c]) text += cat("  client ", c, ": ", step.text(), "\n");
     }
@@ -936,6 +989,10 @@ std::vector<Step> draw_steps(const Knobs& knobs, Prng& prng, size_t count) {
         step.length = window.offset + prng.between(1, window.length / kSectorSize) * kSectorSize;
         if (prng.one_in(2)) step.length = round_up(step.length, knobs.cluster_size());
         step.length = std::min(step.length, knobs.size);
+      }
+      // Not where a disk of 256 MiB would get all its clusters.
+      if (knobs.size <= 64 * knobs.cluster_size() && prng.one_in(2)) {
+        step.mode = static_cast<Preallocation>(prng.between(1, 3));
       }
       steps.push_back(step);
       continue;

@@ -12,11 +12,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "knobs.h"
+#include "qcow2/amend.h"
 #include "sim/fault_plan.h"
 #include "sim/sim_gate.h"
 
@@ -38,7 +40,8 @@ struct Step {
   };
   Kind kind = Kind::read;
   uint64_t offset = 0;
-  uint64_t length = 0;  ///< Of a resize: the new size of the disk.
+  uint64_t length = 0;                      ///< Of a resize: the new size of the disk.
+  Preallocation mode = Preallocation::off;  ///< Of a resize.
   bool fua = false;
   bool may_unmap = false;
   bool compressed = false;
@@ -59,6 +62,8 @@ struct Life {
   uint64_t seed = 0;
   std::vector<Step> warm_up;  ///< One after another, before the clients begin.
   std::vector<std::vector<Step>> clients;
+  /// Made of the image when the clients have ended, before it is closed.
+  std::optional<AmendOptions> amend = {};
   End end = End::close;
   uint64_t ends_after = UINT64_MAX;  ///< Not by close: after so many deliveries,
   int64_t ends_at_ns = INT64_MAX;    ///< or at this time.
