@@ -250,7 +250,10 @@ Verdict play_online(uint64_t seed, const RunOptions& options) {
   History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
   history.knobs.checks = true;
   history.knobs.snapshots = prng.one_in(3);
-  if (history.knobs.snapshots) history.knobs.resizes = false;
+  if (history.knobs.snapshots) {
+    history.knobs.resizes = false;
+    history.knobs.data_file = Knobs::DataFile::none;
+  }
   const uint64_t lives = prng.between(1, 2);
   for (uint64_t i = 0; i < lives; ++i) {
     Life life = draw_life(history.knobs, prng, prng.between(2, 6), 12);
