@@ -68,6 +68,9 @@ Result<void> check_online_options(const CheckOptions& options) {
 
 /// Step 1.  When it ends, writes go on, and the survey has the rest before it.
 Task<void> Image::begin_online_check(OnlineCheck& check) {
+  // What is staged by now goes down while others go on, so that little is left for the pause.
+  co_await check_can_write();
+  co_await committer_->flush(Mark::commit_sync);
   // In the order of resize() and of the snapshots.
   const Mutex::Hold resize = co_await resize_mutex_.lock();
   RangeLock::Request size(size_lock_, 0, 1, RangeLock::Mode::exclusive);
