@@ -55,6 +55,8 @@ std::string_view name_of(Mark mark) {
       return "snapshot_update";
     case Mark::bitmap_load:
       return "bitmap_load";
+    case Mark::bitmap_update:
+      return "bitmap_update";
     case Mark::flush:
       return "flush";
     case Mark::commit_sync:

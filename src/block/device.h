@@ -50,6 +50,7 @@ enum class Mark : uint8_t {
   snapshot_load,
   snapshot_update,
   bitmap_load,
+  bitmap_update,
   flush,          ///< A sync that a guest's flush asked for.
   commit_sync,    ///< A sync between the steps of a commit.
   cluster_punch,  ///< A hole for a freed cluster.

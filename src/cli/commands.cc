@@ -60,15 +60,15 @@ int run_subcommand(Session& session, std::span<const AnyCommand* const> commands
 
 std::span<const AnyCommand* const> byre_commands() {
   static const std::array kCommands = {
-      &kAmend, &kCheck, &kConvert, &kCreate, &kDump,  &kInfo,
-      &kIo,    &kMap,   &kRepair,  &kResize, &kServe, &kSnapshot,
+      &kAmend, &kBitmap, &kCheck,  &kConvert, &kCreate, &kDump,     &kInfo,
+      &kIo,    &kMap,    &kRepair, &kResize,  &kServe,  &kSnapshot,
   };
   return kCommands;
 }
 
 std::span<const AnyCommand* const> qemu_img_commands() {
-  static const std::array kCommands = {&kAmend, &kCheck, &kConvert, &kCreate,
-                                       &kInfo,  &kMap,   &kResize,  &kSnapshot};
+  static const std::array kCommands = {&kAmend, &kBitmap, &kCheck, &kConvert, &kCreate,
+                                       &kInfo,  &kMap,    &kResize, &kSnapshot};
   return kCommands;
 }
 

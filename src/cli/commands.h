@@ -10,6 +10,7 @@
 namespace byre {
 
 extern const AnyCommand& kAmend;
+extern const AnyCommand& kBitmap;
 extern const AnyCommand& kCheck;
 extern const AnyCommand& kConvert;
 extern const AnyCommand& kCreate;

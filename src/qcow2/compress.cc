@@ -58,6 +58,7 @@ Task<std::vector<Image::Stream>> Image::write_streams(uint64_t offset, Bytes dat
   Packer::Turn turn(*packer_);
   RangeLock::Request lock(locks_, first.value, first.value + count, RangeLock::Mode::exclusive);
   co_await lock;
+  if (!bitmaps_->mark_now(offset, data.size())) co_await bitmaps_->mark(offset, data.size());
   std::vector<Stream> streams = co_await compress_clusters(data, level);
   std::vector<Mapping> old(count);
   {

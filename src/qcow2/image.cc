@@ -77,6 +77,17 @@ Task<void> Image::load_old(const Mapping& old) {
   co_await allocator_->load(span);
 }
 
+Task<void> Image::switch_header(std::vector<std::byte> old) {
+  Result<void> switched = co_await committer_->sync_header().result();
+  if (switched) co_return;
+  copy(MutableBytes(head_.sector), old);
+  if (!committer_->latched()) {
+    Result<void> back = co_await committer_->sync_header().result();
+    if (!back) committer_->latch(back.error());
+  }
+  co_await std::move(switched);
+}
+
 /// What the allocator does in the background may leave something to commit.
 Task<void> Image::in_background(Task<void> task) {
   co_await std::move(task);
@@ -106,6 +117,7 @@ Task<void> Image::close() {
   (void)co_await background_.join().result();
   if (committer_) {
     Result<void> drained = co_await committer_->flush_all().result();
+    if (drained) drained = co_await bitmaps_->store_exact().result();
     // The second commit writes the decrements that the first made possible.
     for (int round = 0;
          drained && round < 4 && (!allocator_->limbo_empty() || committer_->has_work()); ++round) {

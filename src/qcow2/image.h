@@ -16,6 +16,7 @@
 /// committer_  makes a generation durable
 /// packer_     where compressed streams go
 /// data_       the external data file, where guest data are if there is one (data_file.cc)
+/// bitmaps_    the persistent bitmaps, told of each change before it is issued
 /// locks_      who may change which guest clusters now
 ///
 /// Invariant: a host cluster is reused only when the removal of its pointer is durable and all I/O
@@ -45,6 +46,7 @@
 #include "io/gate.h"
 #include "qcow2/allocator.h"
 #include "qcow2/amend.h"
+#include "qcow2/bitmaps.h"
 #include "qcow2/commit.h"
 #include "qcow2/epochs.h"
 #include "qcow2/head.h"
@@ -102,6 +104,12 @@ struct ImageStats {
   uint64_t table_loads = 0;
 };
 
+struct NewBitmap {
+  std::string name;
+  uint64_t granularity = 0;  ///< 0: the cluster size, but 4 KiB to 64 KiB.
+  bool enabled = true;
+};
+
 class Image final : public Device, private Packer::Writer, private UnpackedCache::Source {
  public:
   /// Opens the image that `gate` has under `name`, with its backing chain and data file.
@@ -143,6 +151,18 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   Task<void> apply_snapshot(SnapshotKey which);
   Task<void> delete_snapshot(SnapshotKey which);
   Task<void> rename_snapshot(SnapshotKey which, std::string name);
+  // Persistent bitmaps (bitmap_change.cc); each change is durable when it ends.  The guest's reads
+  // go on, its writes wait.
+  const BitmapList& bitmaps() const { return bitmaps_ ? bitmaps_->list() : bitmap_list_; }
+  Task<void> add_bitmap(NewBitmap bitmap);
+  Task<void> remove_bitmap(std::string name);
+  Task<void> remove_all_bitmaps();
+  Task<void> clear_bitmap(std::string name);
+  /// Makes it record what is written from here on, or stop.
+  Task<void> enable_bitmap(std::string name, bool enabled);
+  /// What is dirty in `from`, of a disk of this size, is dirty in the bitmap too.
+  Task<void> merge_into_bitmap(std::string name, const DirtyBits& from);
+  Task<std::unique_ptr<DirtyBits>> read_bitmap(std::string name);
   // The state of a virtual machine, behind the disk (vm_state.cc).
   uint64_t vm_state_offset() const;
   Task<void> read_vm_state(uint64_t offset, MutableBytes data);
@@ -247,6 +267,12 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   // vm_state.cc
   Result<uint64_t> vm_state_range(uint64_t offset, uint64_t length) const;
 
+  // bitmap_change.cc
+  template <class Edit>
+  Task<void> change_bitmaps(const Edit& edit);
+  Task<std::shared_ptr<BitmapSlot>*> usable_bitmap(BitmapList& list, const std::string& name);
+  Task<std::optional<Bitmaps::Change>> resized_bitmaps(uint64_t size);
+
   // resize.cc
   Result<void> check_resize(uint64_t size) const;
   Task<void> grow(uint64_t size, Preallocation mode);
@@ -272,6 +298,9 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   Task<void> truncate_file();
 
   Result<void> check_can_write() const;
+  /// Writes the header's sector; `old` is what it was.  When that fails it is made that again, and
+  /// nothing has happened; when that fails too, nobody knows what the disk says (M4).
+  Task<void> switch_header(std::vector<std::byte> old);
   Task<void> room_to_stage();
   /// Something was staged: a commit follows within options_.commit_delay.
   void staged();
@@ -302,6 +331,8 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   std::unique_ptr<Allocator> allocator_;  ///< Null when read-only, like the next.
   std::unique_ptr<Committer> committer_;
   std::unique_ptr<Packer> packer_;
+  std::unique_ptr<Bitmaps> bitmaps_;
+  BitmapList bitmap_list_;  ///< When read-only.
   Scope background_;
   Event idle_;  ///< The last request has ended.
   uint64_t working_ = 0;

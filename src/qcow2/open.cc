@@ -67,12 +67,6 @@ Result<void> Image::check_writable() const {
         options_.discard_keeps ? "discards that keep their clusters" : "lazy refcounts",
         " need an image of version 3 (compat=1.1)");
   }
-  if ((header.autoclear & kBitmaps) != 0 && head_.extensions.bitmaps) {
-    return unsupported(
-        "the image has persistent bitmaps, which writing would make untrue; remove them with "
-        "qemu-img bitmap, "
-        "or open it read-only");
-  }
   return {};
 }
 
@@ -118,7 +112,11 @@ Task<void> Image::load(Gate& gate, uint32_t depth) {
                                options_.table_cache_size, std::move(l1));
   if (head_.header.has(kDataFile)) co_await open_data_file(gate).doing("data file");
   if (head_.backing_file && !options_.without_backing) co_await open_backing(gate, depth);
-  if (options_.writable) co_await begin_writing();
+  if (options_.writable) {
+    co_await begin_writing();
+  } else if (options_.snapshot.empty()) {
+    bitmap_list_ = co_await load_bitmap_list(*file_, head_);
+  }
 }
 
 Task<void> Image::open_backing(Gate& gate, uint32_t depth) {
@@ -240,6 +238,9 @@ Task<void> Image::begin_writing() {
   }
   length_at_open_ = file_->size();
   co_await check_own_refcounts();
+  bitmaps_ = std::make_unique<Bitmaps>(reactor_.ready(), *file_, head_, *allocator_, *committer_,
+                                       metadata_);
+  co_await bitmaps_->load(options_.message);
 
   // Features that only their own writers keep true are switched off before the first change.
   const uint64_t kept = header.autoclear & ((head_.extensions.bitmaps ? kBitmaps : 0) |

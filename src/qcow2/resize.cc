@@ -35,8 +35,8 @@ Result<void> Image::check_resize(uint64_t size) const {
                          " does not record its disk size, so it would change with the disk");
     }
   }
-  if (head_.extensions.bitmaps) {
-    return unsupported("the image has persistent bitmaps, which are as long as the disk was; ",
+  if (size == 0 && !bitmaps_->empty()) {
+    return unsupported("a disk of 0 bytes has no room for its persistent bitmaps; ",
                        "remove them first");
   }
   return {};
@@ -78,16 +78,17 @@ Task<void> Image::grow(uint64_t size, Preallocation mode) {
   // Zeroing and discarding go by where the disk ends: none may be half way.
   RangeLock::Request change_size(size_lock_, 0, 1, RangeLock::Mode::exclusive);
   co_await change_size;
+  std::optional<Bitmaps::Change> bitmaps = co_await resized_bitmaps(size);
+  if (bitmaps) co_await committer_->flush_all();
+  std::vector<std::byte> old = head_.sector;
   store_size(head_.sector, size);
-  Result<void> written = co_await committer_->write_header().result();
-  if (written) written = co_await committer_->sync(Mark::commit_sync).result();
-  if (!written) {
-    // Old or new: both are sound sizes for what the tables say.
-    store_size(head_.sector, size_);
-    co_await std::move(written);
-  }
+  if (bitmaps) bitmaps_->enter(*bitmaps);
+  co_await switch_header(std::move(old));
   size_ = size;
   head_.header.size = size;
+  if (!bitmaps) co_return;
+  bitmaps_->keep(*std::move(bitmaps));
+  staged();
 }
 
 /// The disk keeps its size, and the file what it had.  First the clusters are given back, which

@@ -78,6 +78,8 @@ Task<void> Image::cut_tables(uint64_t size, CutOff& off) {
   const uint64_t clusters = g.clusters_for(off.l1_entries * 8);
   Reservation fresh = co_await allocator_->reserve_run(clusters);
   off.last_table_copy = co_await allocator_->reserve(1, Allocator::Use::metadata);
+  std::optional<Bitmaps::Change> bitmaps;
+  if (size != head_.header.size) bitmaps = co_await resized_bitmaps(size);
   // Nothing is staged after this: writers wait for the lock.  The refcounts go down even where they
   // are lazy (O1).
   co_await committer_->flush_all();
@@ -96,6 +98,7 @@ Task<void> Image::cut_tables(uint64_t size, CutOff& off) {
   co_await committer_->sync(Mark::commit_sync);
 
   store_size(head_.sector, size);
+  if (bitmaps) bitmaps_->enter(*bitmaps);
   store_l1(head_.sector, at, static_cast<uint32_t>(off.l1_entries));
   Result<void> switched = co_await committer_->write_header().result();
   if (switched) switched = co_await committer_->sync(Mark::commit_sync).result();
@@ -118,6 +121,7 @@ Task<void> Image::cut_tables(uint64_t size, CutOff& off) {
   head_.header.l1_offset = at;
   head_.header.l1_entries = static_cast<uint32_t>(off.l1_entries);
   head_.header.size = size;
+  if (bitmaps) bitmaps_->keep(*std::move(bitmaps));
 }
 
 /// The L2 table that the new end lies in, without its entries behind the end: a copy, so that the

@@ -109,7 +109,6 @@ class Image::SnapshotChange {
   Task<NewTable> put_table(std::vector<Snapshot> snapshots);
   void enter_table(const NewTable& table);
   void keep_table(NewTable table);
-  Task<void> switch_header(std::vector<std::byte> old);
   Task<void> mark_dirty();
   Task<void> lower(const RefcountChanges& references);
   Task<void> finish(Result<void> done);
@@ -316,19 +315,6 @@ void Image::SnapshotChange::keep_table(NewTable table) {
   image_.snapshots_ = std::move(table.snapshots);
 }
 
-/// Writes the header's sector; `old` is what it was.  When that fails it is made that again, and
-/// nothing has happened; when that fails too, nobody knows what the disk says (M4).
-Task<void> Image::SnapshotChange::switch_header(std::vector<std::byte> old) {
-  Result<void> switched = co_await committer().sync_header().result();
-  if (switched) co_return;
-  copy(MutableBytes(image_.head_.sector), old);
-  if (!committer().latched()) {
-    Result<void> back = co_await committer().sync_header().result();
-    if (!back) committer().latch(back.error());
-  }
-  co_await std::move(switched);
-}
-
 Task<void> Image::SnapshotChange::mark_dirty() {
   if (g().version >= 3 && !committer().dirty_durable()) co_await committer().set_dirty(true);
 }
@@ -397,7 +383,7 @@ Task<void> Image::SnapshotChange::create(NewSnapshot wanted) {
     std::vector<std::byte> header = image_.head_.sector;
     enter_table(table);
     committer().put_dirty(false);
-    done = co_await switch_header(std::move(header)).result();
+    done = co_await image_.switch_header(std::move(header)).result();
   }
   if (!done) {
     (void)co_await undo_create(tree, raised).result();
@@ -444,7 +430,7 @@ Task<void> Image::SnapshotChange::remove(size_t index) {
   std::vector<std::byte> header = image_.head_.sector;
   enter_table(table);
   committer().put_dirty(true);
-  co_await switch_header(std::move(header));
+  co_await image_.switch_header(std::move(header));
 
   // The snapshot is gone; what follows makes room and restores COPIED.
   keep_table(std::move(table));
@@ -499,6 +485,12 @@ Task<void> Image::SnapshotChange::apply(size_t index) {
   const HostSpan old_at = active_l1();
   co_await allocator().load(old_at).doing("L1 table");
 
+  // The disk becomes another: whatever records its changes says that all of it has (trap 106).
+  std::optional<Bitmaps::Change> bitmaps;
+  if (image_.bitmaps_->tracking() || (!image_.bitmaps_->empty() && size != image_.size_)) {
+    bitmaps.emplace(
+        co_await image_.bitmaps_->prepare(co_await image_.bitmaps_->list_all_dirty(size)));
+  }
   Reservation at = co_await allocator().reserve_run(g().clusters_for(fresh.size() * 8));
   co_await write_l1(at.first(), fresh);
   co_await mark_dirty();
@@ -513,8 +505,9 @@ Task<void> Image::SnapshotChange::apply(size_t index) {
   if (done) {
     std::vector<std::byte> header = image_.head_.sector;
     store_size(image_.head_.sector, size);
+    if (bitmaps) image_.bitmaps_->enter(*bitmaps);
     store_l1(image_.head_.sector, g().start_of(at.first()), static_cast<uint32_t>(fresh.size()));
-    done = co_await switch_header(std::move(header)).result();
+    done = co_await image_.switch_header(std::move(header)).result();
   }
   if (!done) {
     if (raised) allocator().lower(plus.references);
@@ -524,6 +517,7 @@ Task<void> Image::SnapshotChange::apply(size_t index) {
   }
 
   // From here on the disk is the snapshot's.
+  if (bitmaps) image_.bitmaps_->keep(*std::move(bitmaps));
   for (const uint64_t entry : added) {
     if (points(entry)) image_.metadata_.add(g().cluster_of(HostOffset{entry & kOffsetMask}));
   }
@@ -557,7 +551,7 @@ Task<void> Image::SnapshotChange::rename(size_t index, std::string name) {
   co_await committer().flush_all();
   std::vector<std::byte> header = image_.head_.sector;
   enter_table(table);
-  co_await switch_header(std::move(header));
+  co_await image_.switch_header(std::move(header));
   keep_table(std::move(table));
   image_.staged();
 }

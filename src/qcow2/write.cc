@@ -84,6 +84,7 @@ Task<uint64_t> Image::write_in_place(uint64_t offset, Bytes data, bool fua, bool
   const GuestCluster last = g.cluster_of(GuestOffset{offset + data.size() - 1});
   RangeLock::Request lock(locks_, first.value, last.value + 1, RangeLock::Mode::shared);
   co_await lock;
+  if (!bitmaps_->mark_now(offset, data.size())) co_await bitmaps_->mark(offset, data.size());
   const Epochs::Pin pin = epochs_.pin();
   uint64_t done = 0;
   while (done < data.size()) {
@@ -137,6 +138,7 @@ Task<void> Image::write_allocating(uint64_t offset, Bytes data) {
   co_await room_to_stage();
   RangeLock::Request lock(locks_, first.value, last.value + 1, RangeLock::Mode::exclusive);
   co_await lock;
+  if (!bitmaps_->mark_now(offset, data.size())) co_await bitmaps_->mark(offset, data.size());
 
   std::vector<Mapping> old(last - first + 1);
   {

@@ -136,6 +136,8 @@ Task<uint64_t> Image::zero_units(uint64_t offset, uint64_t length, ZeroOptions o
       co_return start + to - offset;
     }
     if (*zeroed == old) continue;
+    if (!bitmaps_->mark_now(start + from, to - from))
+      co_await bitmaps_->mark(start + from, to - from);
     if (hosts(old, g) != hosts(*zeroed, g)) co_await load_old(old);
     if (!prepared) co_await prepare_table(g.l1_index(first));
     prepared = true;

@@ -10,7 +10,8 @@ import random
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
-from harness import KIB, MIB, Case, byre_io, describe, img, main, only_byre, options_of, qemu_img, qemu_io, run  # noqa: E402
+from harness import (KIB, MIB, Case, byre_io, describe, img, main, only_byre, options_of, qcow2ref, qemu_img,  # noqa: E402
+                     qemu_io, run)
 
 # One of each kind of table.
 SHAPES = [
@@ -145,14 +146,16 @@ class Sizes(Shape):
                 self.assertLessEqual(blocks[0], blocks[1] + 4 * MIB)  # Two clusters of 2 MiB.
                 self.assertLess(blocks[0], 15 * MIB)
 
-    def test_a_bitmap_refuses(self):
+    def test_a_bitmap_follows_the_size(self):
         image = self.path("image")
         qemu_img("create", "-q", "-f", "qcow2", image, 4 * MIB)
         qemu_img("bitmap", "--add", image, "changes")
-        before = open(image, "rb").read()
-        done = img("resize", "--shrink", image, 1 * MIB, ok=(1,))
-        self.assertIn("bitmap", done.text)
-        self.assertEqual(open(image, "rb").read(), before)
+        qemu_io(image, "write 512k 64k", "write 3M 64k")
+        img("resize", "-q", "--shrink", image, 1 * MIB)
+        self.assert_sound(image)
+        self.assertEqual(qcow2ref.Image(image).dirty("changes"), [(512 * KIB, 576 * KIB)])
+        qemu_io(image, "write 0 64k")
+        self.assertEqual(qcow2ref.Image(image).dirty("changes"), [(0, 64 * KIB), (512 * KIB, 576 * KIB)])
 
 
 @only_byre
