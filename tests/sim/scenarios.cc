@@ -541,6 +541,7 @@ Verdict play_cuts(uint64_t seed, const RunOptions& options) {
 
 struct Walk {
   uint64_t requests = 2;
+  bool snapshots = false;  ///< One of two changes the snapshots.
   uint64_t preemptions_max = UINT64_MAX;
   bool resume_at_once = true;
   uint64_t paths_max = 50'000;
@@ -577,7 +578,11 @@ Verdict walk_interleavings(uint64_t seed, const RunOptions& options, const Walk&
   }
   // Pairs in turn, in an order in which neighbours differ; longer ones are too many, so drawn.
   const uint64_t which = walk.requests == 2 ? seed * 37 : prng.next();
-  const std::vector<Step> steps = sequence(history.knobs, which, walk.requests);
+  std::vector<Step> steps = sequence(history.knobs, which, walk.requests);
+  if (walk.snapshots) {
+    const std::vector<Step> letters = alphabet(history.knobs);
+    steps = {letters[seed / 3 % letters.size()], letters[letters.size() - 3 + seed % 3]};
+  }
   for (const Step& step : steps) life.clients.push_back({step});
   std::vector<Step> before = before_snapshots(history.knobs, steps);
   life.warm_up.insert(life.warm_up.begin(), before.begin(), before.end());
@@ -626,6 +631,11 @@ const std::vector<Scenario>& scenarios() {
          return walk_interleavings(seed, options, {});
        },
        20},
+      {"snapshot-pairs", "the same, one of them a change of the snapshots",
+       [](uint64_t seed, const RunOptions& options) {
+         return walk_interleavings(seed, options, {.snapshots = true});
+       },
+       6},
       {"triples", "three or four requests, at most three preemptions",
        [](uint64_t seed, const RunOptions& options) {
          return walk_interleavings(seed, options, {.requests = 3 + seed % 2, .preemptions_max = 3});
