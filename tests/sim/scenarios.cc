@@ -124,6 +124,8 @@ History short_history(uint64_t seed) {
   Prng prng = prng_for(seed, kDrawSteps);
   History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
   if (history.knobs.cluster_bits == 21) history.knobs.table_cache_size = 8 * KiB;
+  history.knobs.snapshots = prng.one_in(3);
+  if (history.knobs.snapshots) history.knobs.data_file = Knobs::DataFile::none;
   Life life = draw_life(history.knobs, prng, prng.between(1, 2), 5);
   life.clients[0].push_back({.kind = Step::Kind::flush});
   const std::vector<Step> more = draw_steps(history.knobs, prng, 3);
@@ -211,7 +213,6 @@ Verdict play_snapshots(uint64_t seed, const RunOptions& options) {
   History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
   history.knobs.snapshots = true;
   history.knobs.data_file = Knobs::DataFile::none;  // Its clusters cannot be shared.
-  history.knobs.resizes = false;  // A snapshot has the size of its time (snapshot_test.cc).
   const bool faults = prng.one_in(3);
   // A write that a change of the snapshots did not wait for lands after it.
   if (prng.one_in(3)) history.knobs.delays.late_one_in = prng.between(2, 8);
@@ -250,6 +251,7 @@ Verdict play_online(uint64_t seed, const RunOptions& options) {
   History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
   history.knobs.checks = true;
   history.knobs.snapshots = prng.one_in(3);
+  if (history.knobs.snapshots) history.knobs.data_file = Knobs::DataFile::none;
   if (history.knobs.snapshots) {
     history.knobs.resizes = false;
     history.knobs.data_file = Knobs::DataFile::none;

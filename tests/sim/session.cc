@@ -102,6 +102,7 @@ struct Copy {
   bool certain = false;                    ///< It is there, after any cut.
   bool looked_at = false;                  ///< Nobody else's to apply or delete just now.
   bool going = false;                      ///< It is being deleted, or that failed: it may be gone.
+  std::set<uint64_t> sizes;                ///< Which its disk may have.
   std::vector<Oracle::Contents> contents;  ///< Of each window, once it was made.
 };
 
@@ -327,6 +328,12 @@ class Run {
   Task<Result<void>> apply_snapshot(uint64_t which, Process& process);
   Task<Result<void>> delete_snapshot(uint64_t which, Process& process);
   std::vector<Oracle::Contents> copy_since(uint64_t began) const;
+  /// That the disk may have at this moment.
+  std::set<uint64_t> sizes_now() const {
+    std::set<uint64_t> sizes(sizes_wanted_.begin(), sizes_wanted_.end());
+    sizes.insert(size_);
+    return sizes;
+  }
   std::optional<std::string> choose(uint64_t which) const;
   Task<void> look_at_snapshots(Reactor& reactor, Gate& gate, const std::vector<Snapshot>& list,
                                bool settle);
@@ -440,9 +447,10 @@ Task<Result<void>> Run::check(bool free_leaks, Process& process) {
 Task<Result<void>> Run::create_snapshot(Process& process) {
   const std::string name = cat("copy ", ++copies_made_);
   const uint64_t began = oracle_.begin_read();
-  copies_[name] = {.began = began, .contents = {}};
+  copies_[name] = {.began = began, .sizes = sizes_now(), .contents = {}};
   Result<void> done = co_await process.image->create_snapshot({.name = name}).result();
   Copy& copy = copies_.at(name);
+  copy.sizes.merge(sizes_now());
   copy.contents = copy_since(began);
   copy.certain = done.has_value();
   oracle_.end_read(began);
@@ -476,7 +484,7 @@ Task<void> Run::read_snapshot(Reactor& reactor, Gate& gate, const std::string& n
 }
 
 void Run::settle_copy(Copy& copy, const std::vector<std::vector<std::byte>>& data) const {
-  copy = {.certain = true, .going = copy.going, .contents = {}};
+  copy = {.certain = true, .going = copy.going, .sizes = copy.sizes, .contents = {}};
   for (size_t i = 0; i < windows_.size(); ++i) {
     Oracle::Contents& exact = copy.contents.emplace_back();
     for (uint64_t at = 0; at < data[i].size(); at += kSectorSize) {
@@ -490,6 +498,8 @@ Task<Result<void>> Run::apply_snapshot(uint64_t which, Process& process) {
   const std::optional<std::string> name = choose(which);
   if (!name) co_return Result<void>();
   const std::vector<Oracle::Contents> contents = copies_.at(*name).contents;
+  const std::set<uint64_t> sizes = copies_.at(*name).sizes;
+  sizes_wanted_.insert(sizes.begin(), sizes.end());
   std::vector<uint64_t> changes;
   for (size_t i = 0; i < windows_.size(); ++i) {
     changes.push_back(oracle_.begin_restore(windows_[i].offset, contents[i]));
@@ -497,6 +507,12 @@ Task<Result<void>> Run::apply_snapshot(uint64_t which, Process& process) {
   Result<void> done = co_await process.image->apply_snapshot({*name}).result();
   oracle_.set_time(process.reactor.now().ns);
   for (const uint64_t change : changes) oracle_.end_change(change, done.has_value(), true);
+  if (done) {
+    for (const uint64_t size : sizes) sizes_wanted_.erase(sizes_wanted_.find(size));
+    size_ = process.image->size();
+    if (!sizes.contains(size_))
+      fail_with("snapshot ", quoted(*name), " was applied, and the disk has ", size_, " bytes");
+  }
   co_return done;
 }
 
@@ -522,6 +538,11 @@ Task<void> Run::look_at_snapshots(Reactor& reactor, Gate& gate, const std::vecto
     Copy& copy = known->second;
     const std::vector<Oracle::Contents> contents =
         copy.contents.empty() ? copy_since(copy.began) : copy.contents;
+    const uint64_t size = snapshot.disk_size.value_or(0);
+    if (!copy.sizes.contains(size)) {
+      co_await fail(corrupt("snapshot ", quoted(snapshot.name), " is of ", size, " bytes"));
+    }
+    if (settle) copy.sizes = {size};
     std::vector<std::vector<std::byte>> data;
     Result<void> right = co_await read_snapshot(reactor, gate, snapshot.name, data).result();
     for (size_t i = 0; right && i < windows_.size(); ++i) {
