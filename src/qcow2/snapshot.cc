@@ -248,7 +248,14 @@ Task<void> Image::SnapshotChange::set_table_flags(HostCluster table, Flags flags
     bool copied = false;
     if (flags == Flags::where_alone) {
       const Mapping mapping = co_await decode_l2(entry, g());
-      copied = mapping.host && allocator().refcount(*mapping.host) == 1;
+      // Nobody has counted the clusters of this table: they may lie where nothing was looked at
+      // yet.
+      if (mapping.host) {
+        if (!allocator().loaded({*mapping.host, 1})) {
+          co_await allocator().load({*mapping.host, 1}).doing("L2 table at ", at, ", entry ", i);
+        }
+        copied = allocator().refcount(*mapping.host) == 1;
+      }
     }
     if (copied == ((entry.descriptor & kCopied) != 0)) continue;
     entry.descriptor ^= kCopied;
