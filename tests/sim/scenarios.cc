@@ -632,7 +632,7 @@ const std::vector<Scenario>& scenarios() {
        [](uint64_t seed, const RunOptions& options) {
          return walk_interleavings(seed, options, {});
        },
-       20},
+       10},
       {"snapshot-pairs", "the same, one of them a change of the snapshots",
        [](uint64_t seed, const RunOptions& options) {
          return walk_interleavings(seed, options, {.snapshots = true});
