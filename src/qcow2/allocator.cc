@@ -120,6 +120,24 @@ Task<void> Allocator::load_all() {
   }
 }
 
+Task<void> Allocator::clear_shared(MutableBytes table) {
+  if (geometry_.data_file) co_return;  // Where a cluster is, not whose (2.11).
+  for (uint64_t i = 0; i < geometry_.l2_entries(); ++i) {
+    L2Entry entry = load_l2(table, i, geometry_);
+    if ((entry.descriptor & kCopied) == 0) continue;
+    const Result<Mapping> mapping = decode_l2(entry, geometry_);
+    bool shared = !mapping || !mapping->host;
+    if (!shared && !loaded({*mapping->host, 1})) {
+      const Result<void> counted = co_await load({*mapping->host, 1}).result();
+      shared = !counted;
+    }
+    if (!shared) shared = refcount(*mapping->host) != 1;
+    if (!shared) continue;
+    entry.descriptor &= ~kCopied;
+    store_l2(table, i, entry, geometry_);
+  }
+}
+
 /// Reads the refcount block of region `index`.  Nothing is staged for a region that is not loaded,
 /// so what the disk says is the truth.
 Task<void> Allocator::load_region(uint64_t index) {

@@ -120,6 +120,10 @@ class Allocator {
       }
     }
   }
+  /// `table` is the copy of an L2 table that is counted more than once: COPIED goes from each entry
+  /// whose cluster is shared as well, whatever it says (O5).  Usually all are; but what counts the
+  /// table once more may be a leak that a cut has left.
+  Task<void> clear_shared(MutableBytes table);
   /// One reference to each cluster of `span` goes away with the open generation.  A reference that
   /// the refcount does not cover (the image is damaged) is passed over: the cluster would be freed
   /// twice.

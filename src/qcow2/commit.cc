@@ -375,13 +375,7 @@ Task<void> Committer::write_new_l2(uint64_t l1_index) {
   if (table.base) {
     const HostOffset from = geometry_.start_of(*table.base);
     co_await file_.read(from.value, bytes, Mark::l2_load).doing("L2 table at ", from);
-    // The clusters of a shared table are shared, whatever its entries say (O5).
-    const bool shared = allocator_.refcount(*table.base) > 1;
-    for (uint64_t i = 0; shared && i < geometry_.l2_entries(); ++i) {
-      L2Entry entry = load_l2(bytes, i, geometry_);
-      entry.descriptor &= ~kCopied;
-      store_l2(bytes, i, entry, geometry_);
-    }
+    if (allocator_.refcount(*table.base) > 1) co_await allocator_.clear_shared(bytes);
   }
   const auto begin =
       std::lower_bound(sorted_.begin(), sorted_.end(), geometry_.first_of_l1(l1_index),

@@ -115,6 +115,7 @@ Task<void> Image::zero_raw_data(uint64_t offset, uint64_t length, ZeroOptions op
     RangeLock::Request lock(locks_, g.cluster_of(GuestOffset{offset}).value, last.value + 1,
                             RangeLock::Mode::shared);
     co_await lock;
+    if (!bitmaps_->mark_now(offset, step)) co_await bitmaps_->mark(offset, step);
     const uint64_t there = offset < data_->size() ? std::min(step, data_->size() - offset) : 0;
     if (there != 0) co_await data_->zero(offset, there, options).doing("data file");
     offset += step;

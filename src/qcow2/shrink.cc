@@ -141,12 +141,11 @@ Task<void> Image::cut_last_table(uint64_t size, CutOff& off) {
       if (l2 == L2Entry{}) continue;
       off.mappings.push_back(co_await decode_l2(l2, g).doing("L2 table at ", from, ": entry ", i));
       l2 = {};
-    } else if (!entry.copied && (l2.descriptor & kCompressed) == 0 && !g.data_file) {
-      l2.descriptor &= ~kCopied;  // A shared table's clusters are shared, whatever it says (O5).
     }
     store_l2(table, i, l2, g);
   }
   if (off.mappings.empty()) co_return;
+  if (!entry.copied) co_await allocator_->clear_shared(table);
   co_await allocator_->load({*entry.l2, 1});
   const HostOffset at = g.start_of(off.last_table_copy.first());
   co_await file_->write(at.value, table, {.mark = Mark::l2_allocate}).doing("L2 table at ", at);

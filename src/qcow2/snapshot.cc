@@ -445,15 +445,17 @@ Task<void> Image::SnapshotChange::remove(size_t index) {
   Result<void> done = co_await lower(tree.references).result();
   if (done) {
     L1 active = image_.map_->l1();
-    std::vector<bool> alone(active.size());
+    // Of a table that is not alone a cluster may be all the same: what counts the table once more
+    // may be a leak that a cut has left.
+    std::vector<bool> both(active.size());
     for (uint64_t i = 0; i < std::min(active.size(), l1.size()); ++i) {
       if (!points(active[i]) || !points(l1[i])) continue;
+      both[i] = true;
       const HostCluster at = g().cluster_of(HostOffset{active[i] & kOffsetMask});
       Result<void> loaded = co_await allocator().load({at, 1}).result();
-      alone[i] = loaded && allocator().refcount(at) == 1;
-      if (alone[i]) active[i] |= kCopied;
+      if (loaded && allocator().refcount(at) == 1) active[i] |= kCopied;
     }
-    done = co_await set_flags(active, alone, Flags::where_alone).result();
+    done = co_await set_flags(active, both, Flags::where_alone).result();
     if (done) done = co_await write_l1(active_l1().first, active).result();
     if (done) done = co_await committer().sync(Mark::commit_sync).result();
     // Also after a failure: a flag that is not known to be set is no harm.

@@ -374,6 +374,46 @@ TEST_F(Snapshots, DeletingOneRestoresCopiedInRegionsThatNothingElseLoaded) {
   });
 }
 
+// A cut has left the L2 table with a reference too many: it never becomes the disk's alone, but its
+// clusters do, and nothing but that leak is found.
+TEST_F(Snapshots, ALeakedReferenceOnASharedTableCostsNoCopiedFlags) {
+  run([&](Reactor& reactor) -> Task<void> {
+    MemoryDevice memory(reactor);
+    Disk disk;
+    co_await fill(memory, {.size = 1 * MiB}, disk.active, 3);
+    std::unique_ptr<Image> image = co_await open(memory, {.writable = true});
+    co_await image->create_snapshot({.name = "before"});
+    const uint64_t table = image->head().header.l1_offset.value;
+    const uint64_t blocks = image->head().header.refcount_table_offset.value;
+    const uint64_t cluster = image->geometry().cluster_size();
+    co_await image->close();
+    std::vector<std::byte> bytes(8);
+    memory.peek(blocks, bytes);
+    const uint64_t block = load_be<uint64_t>(bytes) & kOffsetMask;
+    memory.peek(table, bytes);
+    const uint64_t count_at = block + (load_be<uint64_t>(bytes) & kOffsetMask) / cluster * 2;
+    store_be(MutableBytes(bytes), 0, uint16_t{3});
+    memory.poke(count_at, Bytes(bytes).first(2));
+
+    const auto expect_one_leak = [&](std::string_view when) -> Task<void> {
+      const CheckReport report = co_await check_image(memory, {});
+      if (report.corruptions != 0 || report.leaks != 1) {
+        co_await fail(corrupt(when, ": ", report.corruptions, " corruptions, ", report.leaks,
+                              " leaks: ", report.findings[0].text));
+      }
+    };
+    image = co_await open(memory, {.writable = true});
+    co_await image->delete_snapshot({"before"});
+    co_await image->close();
+    co_await expect_one_leak("deleted");
+    image = co_await open(memory, {.writable = true});
+    std::fill_n(disk.active.begin(), 4096, std::byte{0x77});
+    co_await image->write(0, Bytes(disk.active).first(4096), {});
+    co_await image->close();
+    co_await expect_one_leak("written to");
+  });
+}
+
 TEST_F(Snapshots, RenameKeepsEverythingElse) {
   run([&](Reactor& reactor) -> Task<void> {
     MemoryDevice memory(reactor);
