@@ -168,6 +168,18 @@ def e21_a_file_that_is_long_but_empty(t):
         return f"check takes {used // MIB} MiB of memory"
 
 
+def e22_a_bitmap_in_an_image_that_becomes_version_2(t):
+    """Refusing is right, or removing it whole; QEMU drops it without a word and leaves its clusters behind."""
+    image = t.new("1M")
+    qemu_img("bitmap", "--add", image, "daily")
+    done = t.img("amend", "-f", "qcow2", "-o", "compat=0.10", image)
+    lost = leaked(examine(image))
+    if lost:
+        return f"{lost} clusters leak"
+    if done.code == 0 and "daily" not in t.img("info", image).text:
+        return "the bitmap is gone without a word"
+
+
 def e25_convert_into_a_larger_disk(t):
     source, target = t.path("source.raw"), t.new("2M")
     with open(source, "wb") as file:
@@ -259,6 +271,7 @@ DEFECTS = {
     "E10": (e10_a_header_length_that_is_no_multiple_of_8, True),
     "E20": (e20_a_truncated_image, True),
     "E21": (e21_a_file_that_is_long_but_empty, True),
+    "E22": (e22_a_bitmap_in_an_image_that_becomes_version_2, True),
     "E25": (e25_convert_into_a_larger_disk, True),
     "E26": (e26_compressed_over_what_is_there, True),
     "E27": (e27_compressed_into_an_encrypted_image, True),
