@@ -12,58 +12,26 @@
 #include "qcow2/check.h"
 #include "qcow2/create.h"
 #include "qcow2/image.h"
+#include "qcow2/image_testing.h"
 
 namespace byre {
 namespace {
 
-/// A gate for images that name nothing.
-class ClosedGate final : public Gate {
+/// Counts writes of bitmaps, and syncs.
+class Counting final : public Borrowed {
  public:
-  Result<std::unique_ptr<File>> open(std::string_view name, FileOptions) override {
-    return Error(Errc::denied, cat("open ", quoted(name)));
-  }
-  Result<std::unique_ptr<File>> open_named_by_image(std::string_view, std::string_view name,
-                                                    FileOptions) override {
-    return Error(Errc::denied, cat("open ", quoted(name)));
-  }
-};
-
-/// Lets an Image be opened again over the same memory; counts writes and syncs.
-class Borrowed final : public Device {
- public:
-  explicit Borrowed(Device& below, uint64_t* writes = nullptr, uint64_t* syncs = nullptr)
-      : below_(below), writes_(writes), syncs_(syncs) {}
-  uint64_t size() const override { return below_.size(); }
-  bool writable() const override { return true; }
-  const std::string& name() const override { return below_.name(); }
-  Reactor& reactor() override { return below_.reactor(); }
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t o, MutableBytes d, Mark m) override {
-    return below_.read(o, d, m);
-  }
+  Counting(Device& below, uint64_t* writes, uint64_t* syncs)
+      : Borrowed(below), writes_(writes), syncs_(syncs) {}
   Task<void> write(uint64_t o, Bytes d, WriteOptions p) override {
     if (writes_ && p.mark == Mark::bitmap_update) ++*writes_;
     co_await below_.write(o, d, p);
-  }
-  BYRE_CORO_WRAPPER Task<void> zero(uint64_t o, uint64_t l, ZeroOptions p) override {
-    return below_.zero(o, l, p);
-  }
-  BYRE_CORO_WRAPPER Task<void> discard(uint64_t o, uint64_t l, DiscardOptions p) override {
-    return below_.discard(o, l, p);
   }
   Task<void> flush(Mark m) override {
     if (syncs_) ++*syncs_;
     co_await below_.flush(m);
   }
-  BYRE_CORO_WRAPPER Task<Extent> status(uint64_t o, uint64_t l) override {
-    return below_.status(o, l);
-  }
-  BYRE_CORO_WRAPPER Task<void> resize(uint64_t s) override { return below_.resize(s); }
-  bool new_space_is_zero() const override { return below_.new_space_is_zero(); }
-  bool can_grow() const override { return below_.can_grow(); }
-  Task<void> close() override { co_return; }
 
  private:
-  Device& below_;
   uint64_t* writes_;
   uint64_t* syncs_;
 };
@@ -71,7 +39,7 @@ class Borrowed final : public Device {
 Task<std::unique_ptr<Image>> open(Device& memory, ImageOptions options, uint64_t* writes = nullptr,
                                   uint64_t* syncs = nullptr) {
   ClosedGate gate;
-  co_return co_await Image::open_over(std::make_unique<Borrowed>(memory, writes, syncs), gate,
+  co_return co_await Image::open_over(std::make_unique<Counting>(memory, writes, syncs), gate,
                                       std::move(options));
 }
 

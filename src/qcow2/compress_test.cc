@@ -11,31 +11,18 @@
 #include "qcow2/check.h"
 #include "qcow2/create.h"
 #include "qcow2/image.h"
+#include "qcow2/image_testing.h"
 
 namespace byre {
 namespace {
 
-class ClosedGate final : public Gate {
-  Result<std::unique_ptr<File>> open(std::string_view name, FileOptions) override {
-    return Error(Errc::denied, cat("open ", byre::quoted(name)));
-  }
-  Result<std::unique_ptr<File>> open_named_by_image(std::string_view, std::string_view name,
-                                                    FileOptions) override {
-    return Error(Errc::denied, cat("open ", byre::quoted(name)));
-  }
-};
-
 /// The memory below, which counts what is done with streams and can fail their writes.
-class Below final : public Device {
+class Below final : public Borrowed {
  public:
-  explicit Below(MemoryDevice& memory) : memory_(memory) {}
-  uint64_t size() const override { return memory_.size(); }
-  bool writable() const override { return true; }
-  const std::string& name() const override { return memory_.name(); }
-  Reactor& reactor() override { return memory_.reactor(); }
+  using Borrowed::Borrowed;
   BYRE_CORO_WRAPPER Task<void> read(uint64_t o, MutableBytes d, Mark m) override {
     if (m == Mark::read_compressed) ++reads;
-    return memory_.read(o, d, m);
+    return below_.read(o, d, m);
   }
   Task<void> write(uint64_t o, Bytes d, WriteOptions p) override {
     if (p.mark == Mark::write_compressed) {
@@ -51,28 +38,14 @@ class Below final : public Device {
       co_await reactor().sleep(kMicrosecond);
       writing_ = false;
     }
-    co_await memory_.write(o, d, p);
-  }
-  BYRE_CORO_WRAPPER Task<void> zero(uint64_t o, uint64_t l, ZeroOptions p) override {
-    return memory_.zero(o, l, p);
+    co_await below_.write(o, d, p);
   }
   Task<void> discard(uint64_t, uint64_t, DiscardOptions) override { co_return; }
-  BYRE_CORO_WRAPPER Task<void> flush(Mark m) override { return memory_.flush(m); }
-  BYRE_CORO_WRAPPER Task<Extent> status(uint64_t o, uint64_t l) override {
-    return memory_.status(o, l);
-  }
-  BYRE_CORO_WRAPPER Task<void> resize(uint64_t s) override { return memory_.resize(s); }
-  bool new_space_is_zero() const override { return true; }
-  bool can_grow() const override { return true; }
-  Task<void> close() override { co_return; }
 
   int reads = 0;
   int writes = 0;
   int fail_writes = 0;
   Errc fail_with = Errc::io;
-
- private:
-  MemoryDevice& memory_;
   bool writing_ = false;
 };
 

@@ -8,20 +8,10 @@
 
 #include "block/filter_fault.h"
 #include "qcow2/check_testing.h"
+#include "qcow2/image_testing.h"
 
 namespace byre {
 namespace {
-
-class ClosedGate final : public Gate {
- public:
-  Result<std::unique_ptr<File>> open(std::string_view name, FileOptions) override {
-    return Error(Errc::denied, cat("open ", quoted(name)));
-  }
-  Result<std::unique_ptr<File>> open_named_by_image(std::string_view, std::string_view name,
-                                                    FileOptions) override {
-    return Error(Errc::denied, cat("open ", quoted(name)));
-  }
-};
 
 class OnlineCheckTest : public CheckTest {
  protected:

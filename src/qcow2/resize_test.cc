@@ -8,49 +8,16 @@
 #include "qcow2/check.h"
 #include "qcow2/create.h"
 #include "qcow2/image.h"
+#include "qcow2/image_testing.h"
 
 namespace byre {
 namespace {
 
-class NoFiles final : public Gate {
-  Result<std::unique_ptr<File>> open(std::string_view name, FileOptions) override {
-    return Error(Errc::denied, cat("open ", byre::quoted(name)));
-  }
-  Result<std::unique_ptr<File>> open_named_by_image(std::string_view, std::string_view name,
-                                                    FileOptions) override {
-    return Error(Errc::denied, cat("open ", byre::quoted(name)));
-  }
-};
-
 /// The memory below, which outlives the image.
-class Below final : public Device {
+class Below final : public Borrowed {
  public:
-  explicit Below(MemoryDevice& memory) : memory_(memory) {}
-  uint64_t size() const override { return memory_.size(); }
-  bool writable() const override { return true; }
-  const std::string& name() const override { return memory_.name(); }
-  Reactor& reactor() override { return memory_.reactor(); }
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t o, MutableBytes d, Mark m) override {
-    return memory_.read(o, d, m);
-  }
-  BYRE_CORO_WRAPPER Task<void> write(uint64_t o, Bytes d, WriteOptions p) override {
-    return memory_.write(o, d, p);
-  }
-  BYRE_CORO_WRAPPER Task<void> zero(uint64_t o, uint64_t l, ZeroOptions p) override {
-    return memory_.zero(o, l, p);
-  }
+  using Borrowed::Borrowed;
   Task<void> discard(uint64_t, uint64_t, DiscardOptions) override { co_return; }
-  BYRE_CORO_WRAPPER Task<void> flush(Mark m) override { return memory_.flush(m); }
-  BYRE_CORO_WRAPPER Task<Extent> status(uint64_t o, uint64_t l) override {
-    return memory_.status(o, l);
-  }
-  BYRE_CORO_WRAPPER Task<void> resize(uint64_t s) override { return memory_.resize(s); }
-  bool new_space_is_zero() const override { return true; }
-  bool can_grow() const override { return true; }
-  Task<void> close() override { co_return; }
-
- private:
-  MemoryDevice& memory_;
 };
 
 class Resize : public testing::Test {
@@ -94,7 +61,7 @@ class Resize : public testing::Test {
 
   std::unique_ptr<Reactor> reactor_ = *make_reactor(ReactorKind::posix);
   MemoryDevice memory_{*reactor_};
-  NoFiles gate_;
+  ClosedGate gate_;
 };
 
 // Defect E2: the bytes behind the new end, in the cluster that stays, are zeros in the file, so

@@ -10,53 +10,30 @@
 #include "qcow2/check.h"
 #include "qcow2/create.h"
 #include "qcow2/image.h"
+#include "qcow2/image_testing.h"
 
 namespace byre {
 namespace {
 
-class ClosedGate final : public Gate {
-  Result<std::unique_ptr<File>> open(std::string_view name, FileOptions) override {
-    return Error(Errc::denied, cat("open ", byre::quoted(name)));
-  }
-  Result<std::unique_ptr<File>> open_named_by_image(std::string_view, std::string_view name,
-                                                    FileOptions) override {
-    return Error(Errc::denied, cat("open ", byre::quoted(name)));
-  }
-};
-
 /// The memory below, with two habits of real disks: syncs that fail, holes that are not made.
-class Below final : public Device {
+class Below final : public Borrowed {
  public:
-  explicit Below(MemoryDevice& memory) : memory_(memory) {}
-  uint64_t size() const override { return memory_.size(); }
-  bool writable() const override { return true; }
-  const std::string& name() const override { return memory_.name(); }
-  Reactor& reactor() override { return memory_.reactor(); }
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t o, MutableBytes d, Mark m) override {
-    return memory_.read(o, d, m);
-  }
+  using Borrowed::Borrowed;
   BYRE_CORO_WRAPPER Task<void> write(uint64_t o, Bytes d, WriteOptions p) override {
     written_before_sync |= flushes == 0;
     if (fail_streams && p.mark == Mark::write_compressed) return failed_write();
-    return memory_.write(o, d, p);
+    return below_.write(o, d, p);
   }
   Task<void> zero(uint64_t o, uint64_t l, ZeroOptions p) override {
     if (!holes) co_await fail(unsupported("no holes here"));
-    co_await memory_.zero(o, l, p);
+    co_await below_.zero(o, l, p);
   }
   Task<void> discard(uint64_t, uint64_t, DiscardOptions) override { co_return; }
   Task<void> flush(Mark m) override {
     if (fail_flushes) co_await fail(Error(Errc::io, "the disk is gone"));
     ++flushes;
-    co_await memory_.flush(m);
+    co_await below_.flush(m);
   }
-  BYRE_CORO_WRAPPER Task<Extent> status(uint64_t o, uint64_t l) override {
-    return memory_.status(o, l);
-  }
-  BYRE_CORO_WRAPPER Task<void> resize(uint64_t s) override { return memory_.resize(s); }
-  bool new_space_is_zero() const override { return true; }
-  bool can_grow() const override { return true; }
-  Task<void> close() override { co_return; }
 
   static Task<void> failed_write() { co_await fail(Error(Errc::io, "no stream today")); }
 
@@ -65,9 +42,6 @@ class Below final : public Device {
   bool fail_flushes = false;
   int flushes = 0;
   bool written_before_sync = false;
-
- private:
-  MemoryDevice& memory_;
 };
 
 class Traps : public testing::Test {
@@ -261,8 +235,8 @@ TEST_F(Traps, Trap30CopiedInATableOfASnapshotMeansNothing) {
   close(**reader);
 }
 
-/// Data that become a stream of some 2000 bytes, so that at 4 KiB clusters the second of two lies in
-/// two host clusters.
+/// Data that become a stream of some 2000 bytes, so that at 4 KiB clusters the second of two lies
+/// in two host clusters.
 std::vector<std::byte> half_random(int seed) {
   std::vector<std::byte> data(4 * KiB);
   Prng prng(static_cast<uint64_t>(seed));
@@ -473,9 +447,9 @@ TEST_F(Traps, ADiscardDoesNotFreeMetadataThatAnEntryPointsTo) {
   EXPECT_NE(word(word(40)), 0u);
 }
 
-// Found by the simulator (mix 1452): a process was killed between writing its L2 entries and syncing
-// them; the next one read them from the page cache, took the mapping for durable, and a FUA write in
-// place was answered that a power cut then unmapped.
+// Found by the simulator (mix 1452): a process was killed between writing its L2 entries and
+// syncing them; the next one read them from the page cache, took the mapping for durable, and a FUA
+// write in place was answered that a power cut then unmapped.
 TEST_F(Traps, WhatAKilledProcessWroteIsSyncedBeforeItCounts) {
   create();
   {
