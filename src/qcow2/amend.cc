@@ -31,6 +31,8 @@ class Image::Amendment {
         clusters_(image.locks_, 0, UINT64_MAX, RangeLock::Mode::exclusive) {}
   Amendment(const Amendment&) = delete;
 
+  /// Refuses what cannot be; writes nothing.
+  Task<void> plan();
   Task<void> run();
 
  private:
@@ -199,11 +201,13 @@ Task<void> Image::Amendment::check_header() {
 
 // --- The order of things -------------------------------------------------------------------------
 
-Task<void> Image::Amendment::run() {
+Task<void> Image::Amendment::plan() {
   co_await check();
   co_await check_refcounts();
   co_await check_header();
+}
 
+Task<void> Image::Amendment::run() {
   if (version() > g().version) {
     const std::vector<std::byte> first = co_await first_cluster();
     Wanted wanted = co_await current(first);
@@ -214,6 +218,8 @@ Task<void> Image::Amendment::run() {
 
   co_await size_;
   co_await clusters_;
+  co_await quiesce();
+  co_await image_.bitmaps_->store_exact();  // Which may allocate.
   co_await quiesce();
   if (downgrades()) {
     co_await expand_zeros().doing("write out zero clusters");
@@ -550,6 +556,7 @@ Task<void> Image::amend(AmendOptions options) {
     co_await fail(Error(Errc::busy, cat(quoted(name()), " is in use; amend it when it is not")));
   }
   Amendment amendment(*this, std::move(options));
+  co_await amendment.plan();
   Result<void> done = co_await amendment.run().result();
   // What is in memory may no longer be what the file is.
   options_.writable = false;

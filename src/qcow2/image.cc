@@ -117,7 +117,8 @@ Task<void> Image::close() {
   (void)co_await background_.join().result();
   if (committer_) {
     Result<void> drained = co_await committer_->flush_all().result();
-    if (drained) drained = co_await bitmaps_->store_exact().result();
+    // After a change of the format nothing but the tables of old is known.
+    if (drained && options_.writable) drained = co_await bitmaps_->store_exact().result();
     // The second commit writes the decrements that the first made possible.
     for (int round = 0;
          drained && round < 4 && (!allocator_->limbo_empty() || committer_->has_work()); ++round) {

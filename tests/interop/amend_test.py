@@ -14,7 +14,8 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
-from harness import (BYRE, KIB, MIB, Case, byre_io, describe, img, main, only_byre, options_of, qemu_img, qemu_io,  # noqa: E402
+from harness import (BYRE, KIB, MIB, Case, byre_io, describe, img, main, only_byre, options_of, qcow2ref,  # noqa: E402
+                     qemu_img, qemu_io,
                      run, until)
 
 SIZE = 4 * MIB
@@ -115,6 +116,23 @@ class Versions(Amend):
         qemu_img("bitmap", "--remove", image, "changes")
         self.amend(image, compat="0.10")
         self.assert_sound(image)
+
+    def test_bitmaps_stay_with_whatever_else_changes(self):
+        for options in ({}, {"cluster_size": 512}):
+            with self.subTest(options=options):
+                image = self.build("image", snapshots=0, **options)
+                qemu_img("bitmap", "--add", image, "changes")
+                byre_io(image, "write -q -P 1 1M 64k", options=("-f", "qcow2", "-t", "writeback"))
+                for change in ({"refcount_bits": 64}, {"lazy_refcounts": "on"}, {"refcount_bits": 8, "size": "6M"},
+                               {"refcount_bits": 16, "lazy_refcounts": "off"}):
+                    self.amend(image, **change)
+                    self.assert_sound(image)
+                    dirty = qcow2ref.Image(image).dirty("changes")
+                    self.assertEqual(dirty[0], (1 * MIB, 1 * MIB + 64 * KIB))
+                byre_io(image, "write -q -P 1 2M 64k")
+                self.assert_sound(image)
+                self.assertEqual(qcow2ref.Image(image).dirty("changes")[:2],
+                                 [(1 * MIB, 1 * MIB + 64 * KIB), (2 * MIB, 2 * MIB + 64 * KIB)])
 
     def test_trap_131_what_version_2_has_not(self):
         self.assert_refused(self.build("a", extended_l2="on", compressed=False), ["-o", "compat=0.10"], "extended L2")

@@ -10,7 +10,8 @@ import random
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
-from harness import (BYRE, KIB, MIB, Case, byre_io, describe, img, main, only_byre, options_of, qemu_img, qemu_io,  # noqa: E402
+from harness import (BYRE, KIB, MIB, Case, byre_io, describe, img, main, only_byre, options_of, qcow2ref,  # noqa: E402
+                     qemu_img, qemu_io,
                      run)
 
 SHAPES = [
@@ -201,6 +202,17 @@ class Written(DataFile):
                     run("nbdcopy", server.uri, self.path("copy"))
                     self.assert_same(source, self.path("copy"))
                     os.unlink(self.path("copy"))
+
+    def test_bitmaps_record_what_the_data_file_gets(self):
+        for raw in (False, True):
+            with self.subTest(raw=raw):
+                image, data = self.created(img, {}, 4 * MIB, raw)
+                byre_io(image, "write -q -P 1 0 4M")
+                qemu_img("bitmap", "--add", image, "changes")
+                byre_io(image, "write -q -P 2 64k 64k", "discard -q 1M 64k", "write -q -z 2M 64k", "write -q -z -u 3M 64k")
+                self.assert_sound(image)
+                self.assertEqual(qcow2ref.Image(image).dirty("changes"),
+                                 [(at, at + 64 * KIB) for at in (64 * KIB, 1 * MIB, 2 * MIB, 3 * MIB)])
 
     def test_what_is_refused(self):
         image, data = self.created(img, {}, 1 * MIB, False)
