@@ -10,9 +10,8 @@ import random
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
-from harness import (BYRE, KIB, MIB, Case, byre_io, describe, img, main, only_byre, options_of, qcow2ref,  # noqa: E402
-                     qemu_img, qemu_io,
-                     run)
+from harness import (BYRE, KIB, MIB, Case, byre_io, describe, img, main, only_byre, options_of,  # noqa: E402
+                     qcow2ref, qemu_img, qemu_io, run)
 
 SHAPES = [
     {},
