@@ -131,6 +131,12 @@ class Written(DataFile):
             self.assertEqual(os.stat(data).st_size, 5 * MIB)
             self.assertEqual(json.loads(qemu_img("map", "--output=json", image).out)[-1]["length"], 5 * MIB)
 
+    def test_map_names_the_data_file(self):
+        image, data = self.created(img, {}, 4 * MIB, False)
+        byre_io(image, "write -q -P 1 1M 128k", "write -q -z 1088k 64k", "write -q -P 2 3M 64k")
+        for words in (["map"], ["map", "--output=json"]):
+            self.assertEqual(img(*words, image).out, qemu_img(*words, image).out)
+
     def test_a_discard_gives_back_the_blocks(self):
         for raw in (False, True):
             with self.subTest(raw=raw):
