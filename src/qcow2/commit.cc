@@ -76,9 +76,9 @@ Task<void> Committer::flush(Mark mark) {
 }
 
 Task<void> Committer::flush_all() {
-  write_all_ = true;
+  ++write_all_;
   Result<void> result = co_await flush(Mark::flush).result();
-  write_all_ = false;
+  --write_all_;
   co_await std::move(result);
 }
 
@@ -151,7 +151,7 @@ Task<void> Committer::run(Mark mark) {
     finish_generation();
   }
   // A table that moves cannot wait: its old place is given up with this generation (O4).
-  const bool with_refcounts = !lazy_ || write_all_ || stages_.open.refcount_table ||
+  const bool with_refcounts = !lazy_ || write_all_ != 0 || stages_.open.refcount_table ||
                               stages_.open.refcounts.size() > kPostponedMax;
   if (!has_work(with_refcounts)) {
     // Nothing is staged, but limbo may wait for this generation: a reservation that was dropped, a

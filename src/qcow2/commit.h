@@ -106,7 +106,7 @@ class Committer {
   MetadataSet& metadata_;
   MutableBytes sector_;
   bool lazy_;
-  bool write_all_ = false;
+  uint64_t write_all_ = 0;      ///< flush_all() calls under way.
   bool dirty_durable_ = false;  ///< The dirty bit is set on the disk, for sure.
   bool maybe_dirty_ = false;    ///< It may be.
   bool keep_dirty_ = false;
