@@ -14,6 +14,8 @@ namespace {
 constexpr uint64_t kHeadSize = 8;
 constexpr uint64_t kWholeSize = kHeadSize + kBitmapsExtensionSize;
 constexpr uint64_t kFeatureNameSize = 48;
+/// Spec: Header, backing_file_offset.
+constexpr uint64_t kBackingFileOffsetAt = 8;
 
 /// An extension as it lies in the first cluster.
 struct Placed {
@@ -63,7 +65,8 @@ bool is_last(const List& list, uint64_t at) {
 }
 
 /// Room in the first sector, taken; false when there is none.
-bool put_anew(MutableBytes bytes, const List& list, const BitmapsExtension& extension) {
+bool put_anew(MutableBytes bytes, const Header& header, const List& list,
+              const BitmapsExtension& extension) {
   for (const Placed& placed : list.extensions) {
     const bool fits = placed.at + kWholeSize <= kSectorSize;
     if (fits && placed.type == kUnusedExtension && placed.length == kBitmapsExtensionSize) {
@@ -74,6 +77,21 @@ bool put_anew(MutableBytes bytes, const List& list, const BitmapsExtension& exte
   if (list.end + kWholeSize + kHeadSize <= std::min(kSectorSize, list.area_end)) {
     put_whole(bytes, list.end, extension);
     put_head(bytes, list.end + kWholeSize, kEndOfExtensions, 0);
+    return true;
+  }
+  // The backing file's name often follows at once: it moves on, with the same write.
+  const uint64_t name_at = header.backing_file_offset;
+  const uint64_t new_name_at = list.end + kWholeSize + kHeadSize;
+  const uint64_t name_size = header.backing_file_size;
+  if (name_at != 0 && list.end <= name_at && new_name_at + name_size <= kSectorSize &&
+      name_at + name_size <= kSectorSize) {
+    const std::vector<std::byte> name(
+        bytes.begin() + static_cast<std::ptrdiff_t>(name_at),
+        bytes.begin() + static_cast<std::ptrdiff_t>(name_at + name_size));
+    put_whole(bytes, list.end, extension);
+    put_head(bytes, list.end + kWholeSize, kEndOfExtensions, 0);
+    copy(bytes.subspan(new_name_at), name);
+    store_be(bytes, kBackingFileOffsetAt, new_name_at);
     return true;
   }
   for (const Placed& placed : list.extensions) {
@@ -130,7 +148,7 @@ Result<void> put_bitmaps_extension(MutableBytes first_cluster, const Header& hea
     }
     // It crosses the end of the sector: its head, which does not, is taken away with the same
     // write.
-    if (put_anew(first_cluster, list, *extension)) {
+    if (put_anew(first_cluster, header, list, *extension)) {
       retire(placed);
       return {};
     }
@@ -140,7 +158,7 @@ Result<void> put_bitmaps_extension(MutableBytes first_cluster, const Header& hea
       std::any_of(list.extensions.begin(), list.extensions.end(), [](const Placed& placed) {
         return placed.type == kBitmapsExtension && placed.at + kHeadSize <= kSectorSize;
       });
-  if (!crosses && put_anew(first_cluster, list, *extension)) return {};
+  if (!crosses && put_anew(first_cluster, header, list, *extension)) return {};
   return Error(
       Errc::no_space,
       "the first 512 bytes of the image have no room for the bitmaps extension, which must "

@@ -31,6 +31,12 @@ Result<void> must_be_usable(const BitmapSlot& slot) {
                    slot.reason, "); remove it"));
 }
 
+Result<void> must_fit(uint64_t source, uint64_t size) {
+  if (source == size) return {};
+  return invalid("Bitmaps are of different sizes (destination size is ", size, ", source size is ",
+                 source, ") and can't be merged");
+}
+
 }  // namespace
 
 /// Takes the locks that hold up whatever changes the disk, lets `edit` make the new list, and
@@ -86,11 +92,13 @@ Task<void> Image::add_bitmap(NewBitmap wanted) {
     if (find_bitmap(list, wanted.name)) {
       co_await fail(Error(Errc::invalid, cat("Bitmap already exists: ", wanted.name), EEXIST));
     }
+    if (wanted.dirty) co_await must_fit(wanted.dirty->size(), size_);
     auto slot = std::make_shared<BitmapSlot>();
     slot->entry.name = wanted.name;
     slot->entry.automatic = wanted.enabled;
     slot->entry.granularity_bits = static_cast<uint8_t>(bits);
     slot->bits = std::make_unique<DirtyBits>(size_, bits, bitmap_part_bytes(bits, g));
+    if (wanted.dirty) slot->bits->merge(*wanted.dirty);
     slot->fresh = true;
     list.push_back(std::move(slot));
   };
@@ -140,10 +148,7 @@ Task<void> Image::enable_bitmap(std::string name, bool enabled) {
 Task<void> Image::merge_into_bitmap(std::string name, const DirtyBits& from) {
   const auto edit = [&](BitmapList& list) -> Task<void> {
     std::shared_ptr<BitmapSlot>* slot = co_await usable_bitmap(list, name);
-    if (from.size() != size_) {
-      co_await fail(invalid("Bitmaps are of different sizes (destination size is ", size_,
-                            ", source size is ", from.size(), ") and can't be merged"));
-    }
+    co_await must_fit(from.size(), size_);
     (*slot)->bits->merge(from);
   };
   co_await change_bitmaps(edit);

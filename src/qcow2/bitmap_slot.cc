@@ -23,6 +23,13 @@ Task<void> judge(Device& file, const Head& head, BitmapSlot& slot) {
         usable.error().code() == Errc::corrupt ? BitmapState::inconsistent : BitmapState::foreign;
     slot.reason = usable.error().message();
   }
+  // No reader takes more; the bound keeps what a file claims out of memory.
+  if (entry.table_entries > kBitmapDataSizeMax / g.cluster_size()) {
+    slot.state = BitmapState::foreign;
+    slot.reason = cat("bitmap ", quoted(entry.name), ": a table of ", entry.table_entries,
+                      " entries is too large");
+    co_return;
+  }
   const std::vector<uint64_t> raw =
       co_await load_table(file, entry.table_offset, entry.table_entries, Mark::bitmap_load);
   std::vector<BitmapTableEntry> table;

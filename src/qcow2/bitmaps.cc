@@ -61,7 +61,8 @@ Task<void> Bitmaps::load(const std::function<void(const std::string&)>& message)
   bool any_unfit = false;
   for (const auto& slot : list) {
     const Bitmap& entry = slot->entry;
-    if (slot->state == BitmapState::foreign && entry.automatic) {
+    const bool no_table = slot->table.size() != entry.table_entries;
+    if (slot->state == BitmapState::foreign && (entry.automatic || no_table)) {
       co_await fail(unsupported(slot->reason,
                                 "; writing would make it untrue: open the image read-only, or "
                                 "remove the bitmap with the program that made it"));
@@ -105,6 +106,7 @@ Task<void> Bitmaps::set_in_use() {
 void Bitmaps::adopt(BitmapList list) {
   list_ = std::move(list);
   tracking_.clear();
+  wanted_.clear();  // What others marked before its turn came; no request is left that waits.
   for (const auto& slot : list_) {
     if (slot->tracks()) tracking_.push_back(slot.get());
   }
@@ -157,6 +159,7 @@ void Bitmaps::want(size_t which, uint64_t offset, uint64_t length) {
 
 Task<void> Bitmaps::mark(uint64_t offset, uint64_t length) {
   while (!mark_now(offset, length)) {
+    if (committer_.latched()) co_await fail(committer_.latched().copy());
     for (size_t i = 0; i < tracking_.size(); ++i) want(i, offset, length);
     if (running_) {
       co_await finished_.wait();
@@ -453,6 +456,7 @@ Task<void> Bitmaps::move_extension(std::vector<std::byte>& first_cluster) {
       copy(MutableBytes(head_.sector), before);
       co_await std::move(written);
     }
+    head_.header.backing_file_offset = load_be<uint64_t>(head_.sector, 8);
   }
   const Bytes head = unused_extension_head(first_cluster, head_.header, *far);
   copy(MutableBytes(first_cluster).subspan(*far), head);
@@ -524,6 +528,7 @@ void Bitmaps::enter(Change& change) {
 void Bitmaps::keep(Change change) {
   const uint64_t others = head_.header.autoclear & ~kBitmaps;
   head_.header.autoclear = change.list.empty() ? others : others | kBitmaps;
+  head_.header.backing_file_offset = load_be<uint64_t>(head_.sector, 8);
   Result<Extensions> extensions = parse_extensions(change.first_cluster, head_.header);
   BYRE_ASSERT(extensions);
   head_.extensions = *std::move(extensions);

@@ -52,9 +52,11 @@ class Bitmaps {
   bool tracking() const { return !tracking_.empty(); }
 
   /// [offset, offset + length) of the disk is about to change; behind its end nothing is recorded.
-  /// True when that is recorded already; else await mark().
+  /// True when that is recorded already; else await mark().  Once writing has been given up
+  /// (Committer::latch) nobody knows which list the disk has, so nothing counts as recorded.
   bool mark_now(uint64_t offset, uint64_t length) {
-    bool done = true;
+    if (tracking_.empty()) return true;
+    bool done = !committer_.latched();
     for (BitmapSlot* slot : tracking_) done &= mark_slot(*slot, offset, length);
     return done;
   }

@@ -110,6 +110,7 @@ DirtyBits::Fill DirtyBits::fill_of(uint64_t first_part, uint64_t end_part) const
 
 void DirtyBits::load(uint64_t part, Bytes bytes) {
   BYRE_ASSERT(bytes.size() == part_bytes_);
+  if (is_zero(bytes)) return load(part, false);
   std::memcpy(bytes_of(parts_[part]), bytes.data(), bytes.size());
 }
 

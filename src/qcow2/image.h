@@ -108,6 +108,7 @@ struct NewBitmap {
   std::string name;
   uint64_t granularity = 0;  ///< 0: the cluster size, but 4 KiB to 64 KiB.
   bool enabled = true;
+  const DirtyBits* dirty = nullptr;  ///< What it begins with; of a disk of this size.
 };
 
 class Image final : public Device, private Packer::Writer, private UnpackedCache::Source {

@@ -114,8 +114,14 @@ Task<void> Image::load(Gate& gate, uint32_t depth) {
   if (head_.backing_file && !options_.without_backing) co_await open_backing(gate, depth);
   if (options_.writable) {
     co_await begin_writing();
-  } else if (options_.snapshot.empty()) {
-    bitmap_list_ = co_await load_bitmap_list(*file_, head_);
+  } else if (options_.snapshot.empty() && depth == 0) {
+    // Damaged ones are no reason not to read the disk.
+    Result<BitmapList> bitmaps = co_await load_bitmap_list(*file_, head_).result();
+    if (bitmaps) {
+      bitmap_list_ = *std::move(bitmaps);
+    } else if (options_.message) {
+      options_.message(cat(file_->name(), ": ", bitmaps.error().message()));
+    }
   }
 }
 
