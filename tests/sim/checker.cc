@@ -22,6 +22,7 @@ class Checker {
     claim(0, 1, "header");
     table(l1_offset_, l1_entries_, "L1 table", true);
     snapshots();
+    bitmaps();
     compare();
     return std::move(verdict_);
   }
@@ -54,6 +55,7 @@ class Checker {
     version_ = half(4);
     cluster_bits_ = half(20);
     guest_size_ = word(24);
+    verdict_.size = guest_size_;
     l1_entries_ = half(36);
     l1_offset_ = word(40);
     table_offset_ = word(48);
@@ -63,6 +65,7 @@ class Checker {
     uint64_t incompatible = 0;
     if (version_ == 3) {
       incompatible = word(72);
+      autoclear_ = word(88);
       refcount_bits_ = 1u << half(96);
     }
     if ((version_ != 2 && version_ != 3) || cluster_bits_ < 9 || cluster_bits_ > 21 ||
@@ -244,6 +247,98 @@ class Checker {
     table(l1, entries, cat("snapshot ", index, " L1 table"), false);
   }
 
+  /// The header extension; 0 without one that counts.  Two that say the same are one.
+  uint64_t bitmaps_extension() {
+    if (version_ != 3 || (autoclear_ & 1) == 0) return 0;
+    const uint64_t name = word(8);
+    const uint64_t end = name == 0 ? cluster_ : name;
+    uint64_t found = 0;
+    for (uint64_t at = half(100); at + 8 <= end && half(at) != 0;
+         at += 8 + round_up(half(at + 4), 8)) {
+      if (at + 8 + half(at + 4) > end) {
+        error("header extension at ", hex(at), " is too long");
+        return 0;
+      }
+      if (half(at) != 0x23852875) continue;
+      if (half(at + 4) != 24 || half(at + 12) != 0) error("the bitmaps extension at ", hex(at));
+      if (found != 0 && disk_.read(found, 24) != disk_.read(at + 8, 24))
+        error("two bitmaps extensions, with different contents");
+      found = at + 8;
+    }
+    if (found == 0) error("the bitmaps bit without an extension");
+    return found;
+  }
+
+  void bitmaps() {
+    const uint64_t extension = bitmaps_extension();
+    if (extension == 0) return;
+    const uint32_t count = half(extension);
+    const uint64_t size = word(extension + 8);
+    uint64_t at = word(extension + 16);
+    if (count == 0 || !pointer(at, size, "bitmap directory")) return;
+    const uint64_t end = at + size;
+    for (uint64_t c = at / cluster_; c <= (end - 1) / cluster_; ++c)
+      claim(c, 1, "bitmap directory");
+    for (uint32_t i = 0; i < count; ++i) {
+      if (at + 24 > end) {
+        error("the bitmap directory ends too early");
+        return;
+      }
+      const uint64_t kinds = half(at + 16);
+      const uint64_t length = round_up(24 + half(at + 20) + (kinds & 0xffff), 8);
+      if (at + length > end) {
+        error("the bitmap directory ends too early");
+        return;
+      }
+      bitmap(at, kinds);
+      at += length;
+    }
+    if (at != end) error("the bitmap directory is longer than its entries");
+  }
+
+  void bitmap(uint64_t at, uint64_t kinds) {
+    const uint64_t table = word(at);
+    const uint64_t entries = half(at + 8);
+    const uint32_t flags = half(at + 12);
+    FoundBitmap found{.granularity_bits = static_cast<uint32_t>(kinds >> 16 & 0xff),
+                      .in_use = (flags & 1) != 0,
+                      .automatic = (flags & 2) != 0,
+                      .cluster = cluster_};
+    const std::vector<std::byte> name = disk_.read(at + 24, kinds & 0xffff);
+    found.name = std::string(text_of(name));
+    const std::string what = cat("bitmap ", found.name);
+    if (kinds >> 24 != 1 || found.granularity_bits < 9 || found.granularity_bits > 31 ||
+        flags > 3) {
+      error(what, ": type, granularity or flags");
+      return;
+    }
+    const uint64_t granules = div_ceil(guest_size_, uint64_t{1} << found.granularity_bits);
+    found.valid = entries != 0 && entries == div_ceil(div_ceil(granules, 8), cluster_);
+    if (!found.valid) error(what, ": a table of ", entries, " entries for ", granules, " granules");
+    if (!pointer(table, entries * 8, what)) return;
+    for (uint64_t c = table / cluster_; c <= (table + entries * 8 - 1) / cluster_; ++c)
+      claim(c, 1, what + " table");
+    for (uint64_t i = 0; i < entries; ++i) {
+      const uint64_t entry = word(table + i * 8);
+      const uint64_t host = entry & 0x00ff'ffff'ffff'fe00u;
+      found.kinds.push_back(host != 0 ? 2 : static_cast<int>(entry & 1));
+      found.data.emplace_back();
+      if ((entry & ~host) > 1 || (host != 0 && (entry & 1) != 0)) error(what, ": ", hex(entry));
+      if (host == 0) continue;
+      if (!pointer(host, 1, what + " data")) continue;
+      claim(host / cluster_, 1, cat(what, " data ", i));
+      found.data.back() = disk_.read(host, cluster_);
+    }
+    if (found.valid && !found.data.back().empty()) {
+      const uint64_t bits = granules - (entries - 1) * cluster_ * 8;
+      const Bytes last = found.data.back();
+      bool clean = is_zero(last.subspan(div_ceil(bits, 8)));
+      for (uint64_t bit = bits; bit % 8 != 0; ++bit) clean &= !found.dirty(granules - bits + bit);
+      if (!clean) error(what, ": bits behind the end of the disk");
+    }
+    verdict_.bitmaps.push_back(std::move(found));
+  }
+
   void leak(uint64_t cluster) {
     ++verdict_.leaks;
     if (cluster * cluster_ < disk_.size()) ++verdict_.leaks_in_file;
@@ -293,12 +388,22 @@ class Checker {
   bool external_ = false;
   bool extended_ = false;
   uint64_t entry_size_ = 8;
+  uint64_t autoclear_ = 0;
   std::map<uint64_t, Claim> claims_;
   std::map<uint64_t, std::vector<std::byte>> blocks_;
   std::vector<CopiedPointer> copied_;
 };
 
 }  // namespace
+
+bool FoundBitmap::dirty(uint64_t granule) const {
+  const uint64_t index = granule / 8 / cluster;
+  if (index >= kinds.size()) return false;
+  if (kinds[index] != 2) return kinds[index] == 1;
+  if (data[index].empty()) return false;
+  const std::byte byte = data[index][granule / 8 % cluster];
+  return (std::to_integer<unsigned>(byte) >> (granule % 8) & 1) != 0;
+}
 
 std::string ImageVerdict::text() const {
   std::string text = cat(errors.size(), " errors, ", leaks, " leaks, ", copied_drift,

@@ -7,7 +7,9 @@
 /// table) and compares with the refcounts (docs/engine.md, C1 and C2). errors: a refcount below its
 /// references, two owners of one host cluster, a pointer that is misaligned, beyond the end or into
 /// the header, COPIED with a refcount other than 1, reserved bits. With the dirty bit set refcounts
-/// and COPIED are not judged. Not here: bitmaps, LUKS, contents of clusters.
+/// and COPIED are not judged. Bitmaps are
+/// read as well: a directory, table or entry that another reader would refuse is an error, and so
+/// are bits behind the end of the disk. Not here: LUKS, contents of clusters.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +20,20 @@
 
 namespace byre {
 
+/// A persistent bitmap as the bytes have it.
+struct FoundBitmap {
+  std::string name;
+  uint32_t granularity_bits = 0;
+  bool in_use = false;
+  bool automatic = false;
+  bool valid = false;  ///< Its table fits the disk.
+  uint64_t cluster = 0;
+  /// By table entry: 0, 1 (all ones), or 2 with the bytes in `data`.
+  std::vector<int> kinds;
+  std::vector<std::vector<std::byte>> data;
+  bool dirty(uint64_t granule) const;
+};
+
 struct ImageVerdict {
   std::vector<std::string> errors;
   uint64_t leaks = 0;          ///< Host clusters with a refcount above their references.
@@ -25,6 +41,8 @@ struct ImageVerdict {
   uint64_t copied_drift = 0;   ///< COPIED clear although the refcount and the references are 1.
   bool dirty = false;
   uint64_t clusters = 0;  ///< Host clusters with references.
+  uint64_t size = 0;      ///< Of the disk.
+  std::vector<FoundBitmap> bitmaps;
 
   bool sound() const { return errors.empty(); }
   std::string text() const;

@@ -439,6 +439,7 @@ std::string Knobs::text() const {
   if (resizes) text += " resizes";
   if (snapshots) text += " snapshots";
   if (checks) text += " checks";
+  if (bitmaps) text += " bitmaps";
   if (clusters_free != UINT64_MAX) text += fmt::format(" free {}", clusters_free);
   text += fmt::format(" cache {} staged_max {} growth {} commit {} ms block {}{}{}{}{}",
                       table_cache_size, staged_max, growth_step, commit_delay / kMillisecond,

@@ -52,6 +52,8 @@ struct Knobs {
   bool snapshots = false;
   /// Guests check the disk while they use it.
   bool checks = false;
+  /// Guests add, clear, enable, disable and remove persistent bitmaps.
+  bool bitmaps = false;
 
   // The engine.
   uint64_t table_cache_size = 32 * MiB;

@@ -426,6 +426,120 @@ Verdict play_amend(uint64_t seed, const RunOptions& options) {
   return verdict;
 }
 
+// --- Bitmaps ------------------------------------------------------------------------------------
+
+/// Bitmaps are added, cleared, enabled, disabled and removed among the requests of several clients
+/// (C8): cuts, kills, changes of the size, snapshots, and in every third history errors of the
+/// disk.
+Verdict play_bitmaps(uint64_t seed, const RunOptions& options) {
+  Prng knob_prng = prng_for(seed, kDrawKnobs);
+  Prng prng = prng_for(seed, kDrawSteps);
+  Prng fault_prng = prng_for(seed, kDrawFaults);
+  History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
+  Knobs& knobs = history.knobs;
+  knobs.bitmaps = true;
+  if (knobs.version == 2) {
+    knobs.version = 3;
+    knobs.resizes = true;
+  }
+  if (!knobs.resizes && knobs.data_file == Knobs::DataFile::none && prng.one_in(4))
+    knobs.snapshots = true;
+  const bool faults = prng.one_in(3);
+  const uint64_t lives = prng.between(2, 4);
+  for (uint64_t i = 0; i < lives; ++i) {
+    Life life = draw_life(knobs, prng, prng.between(1, 4), 12);
+    if (i == 0) {
+      life.warm_up = {{.kind = Step::Kind::add_bitmap, .length = uint64_t{512} << prng.below(9)}};
+    }
+    const uint64_t way = prng.below(4);
+    life.end = way < 2 ? Life::End::close : way == 2 ? Life::End::kill : Life::End::power_cut;
+    life.ends_after = prng.between(1, 250);
+    life.cut_one_in = prng.between(4, 40);
+    life.cuts_max = knobs.cluster_bits == 21 ? 1 : knobs.cluster_bits == 16 ? 4 : 10;
+    life.faults.rates = prng.one_in(2) ? FaultPlan::harmless() : FaultPlan::Rates{};
+    if (faults) {
+      life.faults = FaultPlan::draw(fault_prng);
+      if (fault_prng.one_in(4)) {
+        life.room = fault_prng.between(1, 32) * 4096;
+      } else if (fault_prng.one_in(4)) {
+        life.faults.no_space(fault_prng.between(1, 30), fault_prng.between(1, 5));
+      }
+    }
+    history.lives.push_back(std::move(life));
+  }
+  Verdict verdict;
+  add(verdict, history, run_history(history, options));
+  return verdict;
+}
+
+/// One change of the bitmaps, or the first write after one: every cut after every operation, or a
+/// fault at the k-th, for every k.
+Verdict play_bitmap_faults(uint64_t seed, const RunOptions& options) {
+  Prng prng = prng_for(seed, kDrawKnobs);
+  using Kind = Step::Kind;
+  History base{.seed = seed, .knobs = Knobs::tiny(prng.one_in(2) ? 9 : 12)};
+  Knobs& knobs = base.knobs;
+  knobs.bitmaps = true;
+  knobs.resizes = true;
+  if (prng.one_in(5)) knobs.lazy_refcounts = true;
+  if (prng.one_in(2)) knobs.gap = knobs.geometry().refcount_block_entries();
+  if (prng.one_in(4)) knobs.clusters_free = prng.between(0, 12);
+  const uint64_t c = knobs.cluster_size();
+  const Step changes[] = {{.kind = Kind::add_bitmap, .length = 512},
+                          {.kind = Kind::clear_bitmap},
+                          {.kind = Kind::toggle_bitmap},
+                          {.kind = Kind::remove_bitmap},
+                          {.kind = Kind::resize, .length = 2 * c + kSectorSize},
+                          {.kind = Kind::discard, .offset = 0, .length = 2 * c},
+                          {.kind = Kind::write, .offset = 0, .length = c, .compressed = true}};
+  Life before{.seed = prng.next()};
+  before.clients.push_back({{.kind = Kind::add_bitmap, .length = 512},
+                            {.kind = Kind::write, .offset = 0, .length = 3 * c},
+                            {.kind = Kind::add_bitmap, .length = 1024}});
+  if (prng.one_in(2)) before.clients[0].push_back({.kind = Kind::clear_bitmap, .offset = 0});
+  Life life{.seed = prng.next()};
+  life.clients.push_back({changes[seed % 7],
+                          {.kind = Kind::write, .offset = c, .length = kSectorSize},
+                          {.kind = Kind::flush},
+                          {.kind = Kind::write, .offset = 2 * c, .length = c}});
+  if (prng.one_in(2)) {
+    life.clients.push_back({{.kind = Kind::write, .offset = 0, .length = kSectorSize},
+                            {.kind = Kind::write, .offset = c, .length = kSectorSize}});
+  }
+  base.lives = {before, life};
+  Verdict verdict;
+  if (seed / 7 % 2 == 0) {
+    base.lives[1].every_cut = true;
+    base.lives[1].clients[0].resize(2);
+    add(verdict, base, run_history(base, options));
+    return verdict;
+  }
+  Prng fault_prng = prng_for(seed, kDrawFaults);
+  for (const Op::Kind kind :
+       {Op::Kind::write, Op::Kind::sync, Op::Kind::allocate, Op::Kind::read}) {
+    for (uint64_t k = 1; k <= 40; ++k) {
+      History history = base;
+      history.lives[1].faults.add(
+          {.kind = kind,
+           .first = k,
+           .last = fault_prng.one_in(4) ? k + fault_prng.below(4) : k,
+           .fault = {.kind = Fault::Kind::error,
+                     .applied = static_cast<Fault::Applied>(fault_prng.below(4)),
+                     .drops = fault_prng.one_in(2),
+                     .evicts = fault_prng.one_in(2)}});
+      const uint64_t way = fault_prng.below(4);
+      history.lives[1].end = way == 0 ? Life::End::power_cut : Life::End::close;
+      history.lives[1].ends_after = fault_prng.between(5, 80);
+      history.lives[1].cut_one_in = 12;
+      history.lives[1].cuts_max = 3;
+      const uint64_t errors = verdict.request_errors;
+      if (!add(verdict, history, run_history(history, options))) return verdict;
+      if (verdict.request_errors == errors && k > 30) break;
+    }
+  }
+  return verdict;
+}
+
 /// M6: a process that is killed loses no more than the last commit_delay, flushed or not.
 Verdict play_killed(uint64_t seed, const RunOptions& options) {
   Prng knob_prng = prng_for(seed, kDrawKnobs);
@@ -625,6 +739,9 @@ const std::vector<Scenario>& scenarios() {
       {"amend",
        "another version, refcount width, size: cuts, faults, and the image used afterwards",
        play_amend, 24},
+      {"bitmaps", "bitmaps among requests, through cuts and kills (C8)", play_bitmaps, 60},
+      {"bitmap-faults", "one change of the bitmaps: a fault at each operation, or every cut",
+       play_bitmap_faults, 14},
       {"cuts", "two or three requests, every cut after every operation (T6)", play_cuts, 5},
       {"repair", "damaged images, repaired and undone, cut off anywhere (R1 to R5)", play_repair,
        12},

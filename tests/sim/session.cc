@@ -2,12 +2,14 @@
 #include "session.h"
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <memory>
 #include <optional>
 #include <set>
 #include <utility>
 
+#include "bitmap_model.h"
 #include "checker.h"
 #include "coro/scope.h"
 #include "oracle.h"
@@ -44,6 +46,14 @@ std::string_view name_of(Step::Kind kind) {
       return "delete snapshot";
     case Step::Kind::check:
       return "check";
+    case Step::Kind::add_bitmap:
+      return "add bitmap";
+    case Step::Kind::remove_bitmap:
+      return "remove bitmap";
+    case Step::Kind::clear_bitmap:
+      return "clear bitmap";
+    case Step::Kind::toggle_bitmap:
+      return "enable or disable bitmap";
   }
   return "unknown";
 }
@@ -114,7 +124,8 @@ class Run {
         knobs_(history.knobs),
         windows_(windows_of(history.knobs)),
         oracle_(history.knobs.size),
-        size_(history.knobs.size) {}
+        size_(history.knobs.size),
+        bitmaps_(windows_) {}
 
   RunReport run() {
     build_disks(knobs_, mix(history_.seed, 1), disks_, oracle_);
@@ -281,7 +292,23 @@ class Run {
                    : oracle_.end_read(oracle_.begin_read(), windows_[i].offset, found[i]);
       if (!result) return fail_with("on opening: ", result.error().message());
     }
+    if (knobs_.bitmaps) {
+      const ImageVerdict verdict = check_bytes(disk());
+      Result<void> right = bitmaps_.check(verdict.bitmaps, verdict.size, &found, !unclean_bitmaps_);
+      unclean_bitmaps_ = false;
+      if (right) right = check_usable_bitmaps(*process.image);
+      if (!right) return fail_with("on opening: ", right.error().message());
+      bitmaps_.settle(verdict.bitmaps, verdict.size, oracle_.fresh_token());
+    }
     unclean_ = cut_ = false;
+  }
+
+  /// The engine agrees: none is lost.
+  static Result<void> check_usable_bitmaps(const Image& image) {
+    for (const auto& slot : image.bitmaps()) {
+      if (slot->state != BitmapState::usable) return corrupt(slot->reason);
+    }
+    return {};
   }
 
   void work(const Life& life, Process& process) {
@@ -335,6 +362,8 @@ class Run {
     return sizes;
   }
   std::optional<std::string> choose(uint64_t which) const;
+  Task<Result<void>> change_bitmap(const Step& step, Process& process);
+  bool surely_holds_data(uint64_t offset, uint64_t length);
   Task<void> look_at_snapshots(Reactor& reactor, Gate& gate, const std::vector<Snapshot>& list,
                                bool settle);
   Task<void> read_snapshot(Reactor& reactor, Gate& gate, const std::string& name,
@@ -395,6 +424,9 @@ class Run {
   std::map<std::string, Copy> copies_;
   uint64_t copies_made_ = 0;
   bool amended_raw_ = false;
+  BitmapModel bitmaps_;
+  uint64_t bitmaps_made_ = 0;
+  bool unclean_bitmaps_ = false;  ///< The last life left them a superset.
 };
 
 std::vector<Oracle::Contents> Run::copy_since(uint64_t began) const {
@@ -504,7 +536,9 @@ Task<Result<void>> Run::apply_snapshot(uint64_t which, Process& process) {
   for (size_t i = 0; i < windows_.size(); ++i) {
     changes.push_back(oracle_.begin_restore(windows_[i].offset, contents[i]));
   }
+  const BitmapModel::Change recorded = bitmaps_.begin_change(0, knobs_.size);
   Result<void> done = co_await process.image->apply_snapshot({*name}).result();
+  bitmaps_.end_change(recorded, done.has_value(), true);
   oracle_.set_time(process.reactor.now().ns);
   for (const uint64_t change : changes) oracle_.end_change(change, done.has_value(), true);
   if (done) {
@@ -562,6 +596,49 @@ Task<void> Run::look_at_snapshots(Reactor& reactor, Gate& gate, const std::vecto
   if (settle) std::erase_if(copies_, [&](const auto& each) { return !found.contains(each.first); });
 }
 
+/// Is no sector of the range zeros?
+bool Run::surely_holds_data(uint64_t offset, uint64_t length) {
+  if (!knobs_.bitmaps || length == 0) return false;
+  const uint64_t now = oracle_.begin_read();
+  const Oracle::Contents contents = oracle_.contents_since(now, offset, length);
+  oracle_.end_read(now);
+  return std::none_of(contents.begin(), contents.end(), [](const std::vector<Token>& sector) {
+    return std::find(sector.begin(), sector.end(), Token{0}) != sector.end();
+  });
+}
+
+Task<Result<void>> Run::change_bitmap(const Step& step, Process& process) {
+  Image& image = *process.image;
+  if (step.kind == Step::Kind::add_bitmap) {
+    if (bitmaps_.size() >= 3) co_return Result<void>();
+    const std::string name = cat("bitmap ", ++bitmaps_made_);
+    bitmaps_.begin_add(name, static_cast<uint32_t>(std::countr_zero(step.length)));
+    Result<void> done =
+        co_await image.add_bitmap({.name = name, .granularity = step.length}).result();
+    bitmaps_.end_add(name, done.has_value(), oracle_.fresh_token());
+    co_return done;
+  }
+  const std::string name = bitmaps_.choose(step.offset);
+  if (name.empty()) co_return Result<void>();
+  if (step.kind == Step::Kind::remove_bitmap) {
+    bitmaps_.begin_remove(name);
+    Result<void> done = co_await image.remove_bitmap(name).result();
+    bitmaps_.end_remove(name, done.has_value());
+    co_return done;
+  }
+  const bool clears = step.kind == Step::Kind::clear_bitmap;
+  const bool enable = !bitmaps_.enabled(name);
+  bitmaps_.begin_edit(name, clears);
+  Result<void> done;
+  if (clears) {
+    done = co_await image.clear_bitmap(name).result();
+  } else {
+    done = co_await image.enable_bitmap(name, enable).result();
+  }
+  bitmaps_.end_edit(name, done.has_value(), clears, enable, oracle_.fresh_token());
+  co_return done;
+}
+
 /// What is cut off becomes zeros, as if it had been discarded.
 std::vector<uint64_t> Run::begin_resize(uint64_t size) {
   std::vector<uint64_t> changes;
@@ -576,11 +653,15 @@ std::vector<uint64_t> Run::begin_resize(uint64_t size) {
 Task<Result<void>> Run::resize(uint64_t size, Preallocation mode, Process& process) {
   const std::vector<uint64_t> changes = begin_resize(size);
   const auto wanted = sizes_wanted_.insert(size);
+  // The rest of the last cluster is zeroed first, while it still belongs to the disk.
+  bitmaps_.all_may_change();
   Result<void> done = co_await process.image->resize(size, mode).result();
   oracle_.set_time(process.reactor.now().ns);
   for (const uint64_t change : changes) oracle_.end_change(change, done.has_value(), true);
   if (done) {
     sizes_wanted_.erase(wanted);
+    // Others may have changed it meanwhile.
+    bitmaps_.resized(size_, size, process.image->size() == size && sizes_wanted_.empty());
     size_ = process.image->size();
   }
   co_return done;
@@ -643,20 +724,26 @@ Task<void> Run::perform(const Step& step, Process& process) {
       std::vector<std::byte> data(step.length);
       fill_sectors(data, step.offset, token);
       const uint64_t change = oracle_.begin_change(step.offset, step.length, token);
+      const BitmapModel::Change recorded = bitmaps_.begin_change(step.offset, step.length);
       done =
           co_await image.write(step.offset, data, {.fua = step.fua, .compressed = step.compressed})
               .result();
       oracle_.set_time(process.reactor.now().ns);
       oracle_.end_change(change, done.has_value(), step.fua);
+      // A FUA write is answered some time after it was made.
+      bitmaps_.end_change(recorded, done.has_value(), step.fua);
       break;
     }
     case Step::Kind::zero: {
+      const bool certain = surely_holds_data(step.offset, step.length);
+      const BitmapModel::Change recorded = bitmaps_.begin_change(step.offset, step.length);
       const uint64_t change = oracle_.begin_change(step.offset, step.length, 0);
       done = co_await image
                  .zero(step.offset, step.length, {.may_unmap = step.may_unmap, .fua = step.fua})
                  .result();
       oracle_.set_time(process.reactor.now().ns);
       oracle_.end_change(change, done.has_value(), step.fua);
+      bitmaps_.end_change(recorded, done.has_value() && certain, true);
       break;
     }
     case Step::Kind::discard: {
@@ -672,11 +759,14 @@ Task<void> Run::perform(const Step& step, Process& process) {
       const bool backed = knobs_.backing != Knobs::Backing::none;
       const bool certain =
           knobs_.discard == DiscardPolicy::unmap && (knobs_.version >= 3 || !backed) && !may_be_end;
-      const uint64_t change =
-          oracle_.begin_change(start, end > start ? end - start : 0, 0, certain);
+      const uint64_t length = end > start ? end - start : 0;
+      const bool changes = certain && length != 0 && surely_holds_data(start, length);
+      const BitmapModel::Change recorded = bitmaps_.begin_change(start, length);
+      const uint64_t change = oracle_.begin_change(start, length, 0, certain);
       done = co_await image.discard(step.offset, step.length, {.fua = step.fua}).result();
       oracle_.set_time(process.reactor.now().ns);
       oracle_.end_change(change, done.has_value(), step.fua && certain);
+      bitmaps_.end_change(recorded, done.has_value() && changes, true);
       break;
     }
     case Step::Kind::flush: {
@@ -700,6 +790,12 @@ Task<void> Run::perform(const Step& step, Process& process) {
     case Step::Kind::check:
       done = co_await check(step.may_unmap, process);
       break;
+    case Step::Kind::add_bitmap:
+    case Step::Kind::remove_bitmap:
+    case Step::Kind::clear_bitmap:
+    case Step::Kind::toggle_bitmap:
+      done = co_await change_bitmap(step, process);
+      break;
   }
   ++report_.requests;
   if (done) co_return;
@@ -708,6 +804,12 @@ Task<void> Run::perform(const Step& step, Process& process) {
   // Refcounts that would not fit; a snapshot that another client has just deleted.
   if (step.is_of_snapshot() &&
       (done.error().code() == Errc::invalid || done.error().code() == Errc::not_found)) {
+    co_return;
+  }
+  // Another client has just removed it; no room in the header, or a disk of 0 bytes.
+  if (step.is_of_bitmap() &&
+      (done.error().code() == Errc::invalid || done.error().code() == Errc::not_found ||
+       done.error().code() == Errc::unsupported)) {
     co_return;
   }
   ++report_.request_errors;
@@ -756,6 +858,12 @@ void Run::end(const Life& life, Process& process, const ImageVerdict& before, bo
       return fail_with("COPIED is missing after a clean close: ", after.copied_drift, " entries, ",
                        before.copied_drift, " before");
     }
+  }
+  if (knobs_.bitmaps) {
+    const bool exact = process.closed_well && !unclean_ && !faulty_;
+    const Result<void> right = bitmaps_.check(after.bitmaps, after.size, nullptr, exact);
+    if (!right) return fail_with("afterwards: ", right.error().message());
+    if (!exact) unclean_bitmaps_ = true;
   }
   judge("at the end of the life");
 }
@@ -918,6 +1026,7 @@ void Run::check_cut(const CutChoice& choice, bool twice, std::optional<CutChoice
     if (sound && knobs_.snapshots) {
       sound = reactor->finish(look_at_snapshots(*reactor, gate, image->snapshots(), false));
     }
+    if (sound) sound = check_usable_bitmaps(*image);
     const Result<void> closed = reactor->finish(image->close());
     if (!closed) {
       bury();
@@ -925,6 +1034,10 @@ void Run::check_cut(const CutChoice& choice, bool twice, std::optional<CutChoice
       return wrong("the image does not close: ", closed.error().message());
     }
     if (!sound) return wrong(sound.error().message());
+    if (knobs_.bitmaps) {
+      Result<void> kept = bitmaps_.check(before.bitmaps, before.size, &found, false);
+      if (!kept) return wrong(kept.error().message());
+    }
     for (size_t i = 0; i < windows_.size(); ++i) {
       if (round == 1 && found[i] != first[i]) {
         return wrong("a second cut during recovery changed what the disk holds");
@@ -938,6 +1051,10 @@ void Run::check_cut(const CutChoice& choice, bool twice, std::optional<CutChoice
     const ImageVerdict after = check_bytes(disk);
     if (!after.sound()) return wrong("opened and closed, the image is not sound: ", after.text());
     if (after.dirty) return wrong("opened and closed, the image is dirty");
+    if (knobs_.bitmaps) {
+      Result<void> kept = bitmaps_.check(after.bitmaps, after.size, &found, false);
+      if (!kept) return wrong("opened and closed: ", kept.error().message());
+    }
     if (!before.dirty && after.leaks > before.leaks) {
       return wrong("opening and closing leaks ", after.leaks - before.leaks, " clusters");
     }
@@ -958,6 +1075,8 @@ std::string Step::text() const {
         mode == Preallocation::off ? "" : cat(" preallocation ", static_cast<int>(mode)));
   }
   if (is_of_snapshot()) return cat(name_of(kind), " ", offset);
+  if (kind == Kind::add_bitmap) return cat(name_of(kind), " of granularity ", length);
+  if (is_of_bitmap()) return cat(name_of(kind), " ", offset);
   if (kind == Kind::pause) return fmt::format("pause {} us", pause_ns / 1000);
   return fmt::format("{} {:#x}+{:#x}{}{}{}", name_of(kind), offset, length, fua ? " fua" : "",
                      may_unmap ? " may_unmap" : "", compressed ? " compressed" : "");
@@ -1021,6 +1140,17 @@ std::vector<Step> draw_steps(const Knobs& knobs, Prng& prng, size_t count) {
     if (knobs.checks && prng.one_in(6)) {
       step.kind = Step::Kind::check;
       step.may_unmap = prng.one_in(4);
+      steps.push_back(step);
+      continue;
+    }
+    if (knobs.bitmaps && prng.one_in(6)) {
+      const uint64_t which = prng.below(6);
+      step.kind = which < 2    ? Step::Kind::add_bitmap
+                  : which < 4  ? Step::Kind::clear_bitmap
+                  : which == 4 ? Step::Kind::toggle_bitmap
+                               : Step::Kind::remove_bitmap;
+      step.offset = prng.below(1000);
+      step.length = uint64_t{512} << prng.below(9);
       steps.push_back(step);
       continue;
     }

@@ -37,6 +37,10 @@ struct Step {
     apply_snapshot,  ///< `offset` chooses among those there are, like the next one.
     delete_snapshot,
     check,  ///< While everything else goes on.
+    add_bitmap,     ///< `length` is its granularity.
+    remove_bitmap,  ///< `offset` chooses among those there are, like the next two.
+    clear_bitmap,
+    toggle_bitmap,  ///< Enables or disables it.
   };
   Kind kind = Kind::read;
   uint64_t offset = 0;
@@ -50,6 +54,7 @@ struct Step {
     return kind == Kind::create_snapshot || kind == Kind::apply_snapshot ||
            kind == Kind::delete_snapshot;
   }
+  bool is_of_bitmap() const { return kind >= Kind::add_bitmap; }
   std::string text() const;
 };
 
