@@ -9,6 +9,7 @@
 #include "cli/new_disk.h"
 #include "cli/options.h"
 #include "cli/progress.h"
+#include "cli/text.h"
 #include "format/codec.h"
 
 namespace byre {
@@ -37,6 +38,8 @@ struct ConvertArgs : OpenArgs {
   bool force = false;
   bool progress = false;
   bool quiet = false;
+  bool bitmaps = false;
+  bool skip_broken_bitmaps = false;
 };
 
 /// All that the words say, checked, before a file is opened.
@@ -131,6 +134,9 @@ Result<Plan> make_plan(const ConvertArgs& args) {
   if (args.no_create && !args.options.empty()) {
     return invalid("-o has no effect when skipping image creation");
   }
+  if (args.skip_broken_bitmaps && !args.bitmaps) {
+    return invalid("Use of --skip-broken-bitmaps requires --bitmaps");
+  }
   if (args.target_is_zero && !args.no_create)
     return invalid("--target-is-zero requires use of -n flag");
   if (args.target_is_zero && args.backing) {
@@ -144,6 +150,9 @@ Result<Plan> make_plan(const ConvertArgs& args) {
     BYRE_TRY(word, snapshot_word(*args.snapshot));
     plan.snapshot = word;
     if (plan.sources.size() > 1) return invalid("No support for concatenating multiple snapshot");
+  }
+  if (args.bitmaps && plan.sources.size() > 1) {
+    return invalid("Copying bitmaps only possible with single source");
   }
   const Result<DiskFormat> format = parse_format(args.target_format);
   if (!format) return invalid("Unknown file format '", args.target_format, "'");
@@ -279,11 +288,61 @@ Task<void> copy(Session& session, ConvertArgs args, const Plan& plan, Disks& dis
   progress.update(1, 1);
 }
 
+/// Before the target is made: can they be copied?
+Task<void> check_bitmaps(ConvertArgs args, const Plan& plan, Disks& disks) {
+  Image* source = disks.sources[0].image;
+  if (!source || source->geometry().version < 3) {
+    co_await fail(unsupported("Source lacks bitmap support"));
+  }
+  for (const auto& slot : source->bitmaps()) {
+    if (slot->state == BitmapState::usable || args.skip_broken_bitmaps) continue;
+    co_await fail(invalid("Cannot copy inconsistent bitmap '", printable(slot->entry.name), "'\n",
+                          "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete ",
+                          "it"));
+  }
+  if (plan.format == DiskFormat::raw || (plan.disk.version2 && !args.no_create)) {
+    co_await fail(
+        unsupported("Format driver '", name_of(plan.format), "' does not support bitmaps"));
+  }
+}
+
+/// The target's bitmaps record from here on what those of the source did; the copy itself is no
+/// change.
+Task<void> copy_bitmaps(Session& session, Disks& disks) {
+  Image* target = disks.target->image;
+  if (target->geometry().version < 3) {
+    co_await fail(unsupported("Format driver 'qcow2' does not support bitmaps"));
+  }
+  for (const auto& slot : disks.sources[0].image->bitmaps()) {
+    const std::string name = printable(slot->entry.name);
+    if (slot->state != BitmapState::usable) {
+      session.warn(cat("Skipping inconsistent bitmap '", name, "'"));
+      continue;
+    }
+    const std::unique_ptr<DirtyBits> bits =
+        co_await disks.sources[0].image->read_bitmap(slot->entry.name);
+    for (const auto& there : target->bitmaps()) {
+      if (there->entry.name != slot->entry.name) continue;
+      co_await fail(invalid("Failed to create bitmap ", name, ": Bitmap already exists: ", name));
+    }
+    Result<void> added = co_await target
+                             ->add_bitmap({.name = slot->entry.name,
+                                           .granularity = slot->entry.granularity(),
+                                           .enabled = slot->entry.automatic,
+                                           .dirty = bits.get()})
+                             .result();
+    if (!added) co_await std::move(added).doing("Failed to populate bitmap ", name);
+  }
+}
+
 Task<void> run(Session& session, Gate& gate, ConvertArgs args, Plan& plan, Disks& disks) {
   co_await open_sources(session, gate, args, plan, disks);
   if (!plan.snapshot.empty()) co_await go_to_snapshot(session, gate, args, plan, disks);
+  if (args.bitmaps) co_await check_bitmaps(args, plan, disks);
   co_await open_target(session, gate, args, plan, disks);
+  const bool bitmaps = args.bitmaps;
   co_await copy(session, std::move(args), plan, disks);
+  if (bitmaps) co_await copy_bitmaps(session, disks);
 }
 
 Task<int> convert(Session& session, ConvertArgs args) {
@@ -296,7 +355,14 @@ Task<int> convert(Session& session, ConvertArgs args) {
   Disks disks;
   Result<void> done = co_await run(session, gate, std::move(args), plan, disks).result();
   Result<void> closed = co_await disks.close().result();
-  co_await std::move(done);
+  if (!done) {
+    // Advice is a line of its own, as qemu-img has it.
+    const std::string text = done.error().message();
+    const size_t end = text.find('\n');
+    session.error(text.substr(0, end));
+    if (end != std::string::npos) session.note(text.substr(end + 1) + "\n");
+    co_return 1;
+  }
   co_await std::move(closed);
   co_return 0;
 }
@@ -356,8 +422,9 @@ const Command<ConvertArgs> kDefinition({
          flag("-q, --quiet", &ConvertArgs::quiet, "print nothing but errors"),
          refused("-C, --copy-range-offloading", "copies are not left to the file system (yet)"),
          refused("-r, --rate-limit", "RATE", "copies cannot be throttled (yet)"),
-         refused("--bitmaps", "bitmaps are not copied (yet)"),
-         refused("--skip-broken-bitmaps", "bitmaps are not copied (yet)"),
+         flag("--bitmaps", &ConvertArgs::bitmaps, "copy the persistent bitmaps as well"),
+         flag("--skip-broken-bitmaps", &ConvertArgs::skip_broken_bitmaps,
+              "with --bitmaps: leave out those that were not saved"),
          refused("--salvage", "a source that cannot be read is an error"),
          refused("--target-image-opts", kNoImageOpts),
          follow_arguments<ConvertArgs>()},

@@ -43,6 +43,7 @@ struct Plan {
   CacheMode cache = CacheMode::writeback;
   DiscardPolicy discard = DiscardPolicy::unmap;
   std::string snapshot;
+  std::vector<std::string> bitmaps;  ///< Whose bits clients can read.
 
   std::string export_name;
   std::string description;
@@ -151,11 +152,12 @@ class Serving {
         helpers_(session.reactor().ready()) {}
 
   /// Listens wherever it should.
-  Task<void> listen() {
+  Task<void> listen(std::vector<nbd::ExportContext> contexts) {
     co_await server_.add_export({.name = plan_.export_name,
                                  .description = plan_.description,
                                  .device = &disk_,
-                                 .writable = disk_.writable()},
+                                 .writable = disk_.writable(),
+                                 .contexts = std::move(contexts)},
                                 true);
     Reactor& reactor = session_.reactor();
     for (const PassedSocket& passed : take_passed_sockets()) {
@@ -378,6 +380,28 @@ Task<Disk> open_served(Session& session, Gate& gate, const Plan& plan) {
   co_return std::move(disk);
 }
 
+/// The bits of a bitmap as a metadata context: as they are now while it records, else as they were.
+Task<nbd::ExportContext> context_of(Image* image, std::string name) {
+  Result<std::unique_ptr<DirtyBits>> loaded =
+      Error(Errc::not_found, cat("Bitmap '", name, "' is not found"), ENOENT);
+  if (image) {
+    Result<std::unique_ptr<DirtyBits>> read = co_await image->read_bitmap(name).result();
+    if (read || read.error().code() != Errc::not_found) loaded = std::move(read);
+  }
+  const std::shared_ptr<DirtyBits> bits = co_await std::move(loaded);
+  const auto describe = [image, name, bits](uint64_t offset) -> std::pair<uint64_t, uint32_t> {
+    const DirtyBits* now = bits.get();
+    for (const auto& slot : image->bitmaps()) {
+      if (slot->entry.name == name && slot->bits) now = slot->bits.get();
+    }
+    const auto run = now->next_run(offset);
+    if (!run) return {UINT64_MAX - offset, 0};
+    if (run->first > offset) return {run->first - offset, 0};
+    return {run->second, 1};
+  };
+  co_return nbd::ExportContext{.name = cat("qemu:dirty-bitmap:", name), .describe = describe};
+}
+
 Result<void> write_pid_file(const std::string& path) {
   const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd < 0) return errno_error(errno, cat("Failed to store PID in ", quoted(path)));
@@ -424,11 +448,21 @@ Task<int> serve_plan(Session& session, Plan plan) {
     co_await disk.device->close();
     co_return invalid(quoted(plan.image), " is raw, which has no checks; leave --check-every out");
   }
+  std::vector<nbd::ExportContext> contexts;
+  Result<void> served;
+  for (const std::string& name : plan.bitmaps) {
+    Result<nbd::ExportContext> context = co_await context_of(disk.image, name).result();
+    if (context) {
+      contexts.push_back(*std::move(context));
+    } else if (served) {
+      served = std::move(context).error();
+    }
+  }
   if (is_write_through(plan.cache))
     disk.device = std::make_unique<WriteThrough>(std::move(disk.device));
 
   Serving serving(session, plan, *disk.device, disk.image);
-  Result<void> served = co_await serving.listen().result();
+  if (served) served = co_await serving.listen(std::move(contexts)).result();
   const Session::Interruptible guard(session,
                                      {.about = quoted(plan.image),
                                       .stop = [&] { serving.stop(); },
@@ -460,6 +494,7 @@ struct ServeArgs : OpenArgs {
   OptionList options;
   bool read_only = false;
   std::optional<std::string> snapshot;
+  std::vector<std::string> bitmaps;
   std::optional<DiscardPolicy> discard;
   std::string cache = "writeback";
   std::string name;
@@ -487,6 +522,7 @@ Task<int> serve(Session& session, ServeArgs args) {
             .create_options = args.options,
             .read_only = args.read_only,
             .snapshot = args.snapshot.value_or(""),
+            .bitmaps = args.bitmaps,
             .export_name = args.name,
             .description = args.description,
             .socket = args.socket,
@@ -545,6 +581,9 @@ const Command<ServeArgs> kServeDefinition({
          flag("-r, --read-only", &ServeArgs::read_only, "let nobody write"),
          option("-l, --snapshot", "SNAPSHOT", &ServeArgs::snapshot,
                 "serve this internal snapshot, by id or name, read-only"),
+         option("-B, --bitmap", "NAME", &ServeArgs::bitmaps,
+                "let clients see what this persistent bitmap has recorded: the metadata context "
+                "qemu:dirty-bitmap:NAME"),
          option("-k, --socket", "PATH", &ServeArgs::socket,
                 "the unix socket; IMAGE.sock is the default"),
          option("-p, --port", "PORT", &ServeArgs::port,
@@ -580,6 +619,7 @@ struct NbdArgs : OpenArgs {
   std::optional<std::string> port;
   std::optional<std::string> address;
   std::optional<std::string> snapshot;
+  std::vector<std::string> bitmaps;
   std::optional<std::string> shared;
   std::string name;
   std::string description;
@@ -638,6 +678,7 @@ Result<Plan> plan_of(const NbdArgs& args) {
   Plan plan{.image = args.image,
             .open = args,
             .read_only = args.read_only,
+            .bitmaps = args.bitmaps,
             .export_name = args.name,
             .description = args.description,
             .socket = args.socket,
@@ -716,6 +757,8 @@ const Command<NbdArgs> kNbdDefinition({
              option("-l, --load-snapshot", "SNAPSHOT", &NbdArgs::snapshot,
                     "serve this internal snapshot, read-only: an id, a name, snapshot.id=ID or "
                     "snapshot.name=NAME"),
+             option("-B, --bitmap", "NAME", &NbdArgs::bitmaps,
+                    "offer the context qemu:dirty-bitmap:NAME of this persistent bitmap"),
              option("--cache", "CACHE", &NbdArgs::cache,
                     "writeback (the default), none, writethrough, directsync or unsafe"),
              flag("-n, --nocache", &NbdArgs::no_cache, "as --cache=none"),
@@ -733,7 +776,6 @@ const Command<NbdArgs> kNbdDefinition({
              refused("-c, --connect", "DEVICE", "use nbd-client to attach a device"),
              refused("-d, --disconnect", "use nbd-client -d"),
              refused("-s, --snapshot", "create an overlay and serve that"),
-             refused("-B, --bitmap", "NAME", "bitmaps are not served (yet)"),
              refused("-L, --list", "use nbdinfo --list"),
              refused("-T, --trace", "SPEC", "there is no tracing here"),
              refused("--tls-creds", "ID", "there is no TLS (yet)"),

@@ -162,10 +162,11 @@ void Handshake::structured_reply(Bytes payload, Text& out) {
 
 namespace {
 
-/// Does `query` name the context?  In listings a bare namespace ("base:") names all of its own.
+/// Does `query` name the context?  In listings a namespace ("base:", "qemu:dirty-bitmap:") names
+/// all of its own.
 bool matches(std::string_view query, std::string_view context, bool listing) {
   if (query == context) return true;
-  return listing && query == context.substr(0, context.find(':') + 1);
+  return listing && query.ends_with(':') && context.starts_with(query);
 }
 
 }  // namespace
@@ -184,10 +185,18 @@ void Handshake::meta_context(Option option, Bytes payload, Text& out) {
   if (!target) return append_reply(out, option, OptionReply::unknown, "no such export");
 
   Contexts found;
-  if (listing && request->queries.empty()) found = {.allocation = true, .depth = true};
+  const bool all = listing && request->queries.empty();
+  found.allocation = found.depth = all;
   for (const std::string_view query : request->queries) {
     found.allocation = found.allocation || matches(query, kAllocationContext, listing);
     found.depth = found.depth || matches(query, kDepthContext, listing);
+  }
+  for (size_t i = 0; i < target->contexts.size(); ++i) {
+    const auto named = [&](std::string_view query) {
+      return matches(query, target->contexts[i].name, listing);
+    };
+    if (all || std::any_of(request->queries.begin(), request->queries.end(), named))
+      found.own.push_back(i);
   }
   if (!listing) {
     contexts_ = found;
@@ -199,6 +208,10 @@ void Handshake::meta_context(Option option, Bytes payload, Text& out) {
                         {.id = listing ? 0 : kAllocationContextId, .name = kAllocationContext});
   if (found.depth)
     append_meta_context(out, option, {.id = listing ? 0 : kDepthContextId, .name = kDepthContext});
+  for (const size_t i : found.own) {
+    const auto id = static_cast<uint32_t>(kOwnContextId + i);
+    append_meta_context(out, option, {.id = listing ? 0 : id, .name = target->contexts[i].name});
+  }
   append_reply(out, option, OptionReply::ack);
 }
 

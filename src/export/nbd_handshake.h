@@ -12,9 +12,11 @@
 /// Not here: how long a client may take (nbd_session.h), where exports come from (nbd_server.h).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "block/device.h"
@@ -22,12 +24,20 @@
 
 namespace byre::nbd {
 
+/// A metadata context of an export's own, beside those that every export has.
+struct ExportContext {
+  std::string name;  ///< "qemu:dirty-bitmap:daily"
+  /// Bytes of the run that begins at `offset`, and its flags.
+  std::function<std::pair<uint64_t, uint32_t>(uint64_t offset)> describe;
+};
+
 /// One disk that clients can attach to.
 struct Export {
   std::string name;         ///< What a client asks for; "" is the default export's usual name.
   std::string description;  ///< For people, in listings.
   Device* device = nullptr;
   bool writable = false;  ///< Of use only if the device is writable too.
+  std::vector<ExportContext> contexts;
 };
 
 /// What a client may do with `target`, before it chose metadata contexts.
@@ -53,12 +63,14 @@ class Exports {
 struct Contexts {
   bool allocation = false;  ///< base:allocation
   bool depth = false;       ///< qemu:allocation-depth
-  bool any() const { return allocation || depth; }
+  std::vector<size_t> own;  ///< Indices of the export's.
+  bool any() const { return allocation || depth || !own.empty(); }
 };
 inline constexpr std::string_view kAllocationContext = "base:allocation";
 inline constexpr uint32_t kAllocationContextId = 1;
 inline constexpr std::string_view kDepthContext = "qemu:allocation-depth";
 inline constexpr uint32_t kDepthContextId = 2;
+inline constexpr uint32_t kOwnContextId = 3;  ///< And those behind it.
 
 class Handshake {
  public:

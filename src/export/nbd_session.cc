@@ -426,15 +426,30 @@ Task<void> Session::block_status(const Request& request) {
     if (!depth.add(found, depth_flags(*extent)) || !more) break;
     at += found;
   }
+  const bool own = !contexts_.own.empty();
   if (contexts_.allocation) {
     const StatusChunkWire chunk = make_status_chunk(request.cookie, kAllocationContextId,
-                                                    allocation.count(), !contexts_.depth);
+                                                    allocation.count(), !contexts_.depth && !own);
     co_await outbox_.put(bytes_of(chunk), allocation.bytes());
   }
   if (contexts_.depth) {
     const StatusChunkWire chunk =
-        make_status_chunk(request.cookie, kDepthContextId, depth.count(), true);
+        make_status_chunk(request.cookie, kDepthContextId, depth.count(), !own);
     co_await outbox_.put(bytes_of(chunk), depth.bytes());
+  }
+  for (const size_t index : contexts_.own) {
+    const ExportContext& context = handshake_.chosen().contexts[index];
+    Descriptors runs(memory.bytes().first(kBytes), count_max);
+    for (uint64_t from = request.offset; from < end;) {
+      const auto [length, flags] = context.describe(from);
+      BYRE_ASSERT(length != 0);
+      if (!runs.add(std::min(length, end - from), flags)) break;
+      from += length;
+    }
+    const StatusChunkWire chunk =
+        make_status_chunk(request.cookie, static_cast<uint32_t>(kOwnContextId + index),
+                          runs.count(), index == contexts_.own.back());
+    co_await outbox_.put(bytes_of(chunk), runs.bytes());
   }
 }
 

@@ -15,7 +15,7 @@ import unittest
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "support"))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import tool_test  # noqa: E402
-from harness import (GIB, KIB, MIB, Case, byre_io, describe, img, main, only_byre, options_of, qemu_img,  # noqa: E402
+from harness import (BYRE, GIB, KIB, MIB, Case, byre_io, describe, img, main, only_byre, options_of, qemu_img,  # noqa: E402
                      qemu_io, qcow2ref, run, until)
 
 SHAPES = [
@@ -42,6 +42,11 @@ def dirty_by_qemu(case, image, name):
     finally:
         server.terminate()
         server.wait()
+    return ranges_of(out)
+
+
+def ranges_of(out):
+    """The dirty ranges in what nbdinfo --map prints."""
     ranges = []
     for line in out.splitlines():
         offset, length, kind = (int(word) for word in line.split()[:3])
@@ -155,6 +160,41 @@ class Turns(Case):
 
 
 @only_byre
+class Served(Case):
+    def test_clients_see_what_is_recorded(self):
+        """qemu:dirty-bitmap over NBD: as QEMU serves it, and as it is now while it records."""
+        image = self.path("disk.qcow2")
+        img("create", "-f", "qcow2", image, 100 * MIB)
+        img("bitmap", "--add", image, "daily")
+        img("bitmap", "--add", "-g", 512, image, "fine")
+        byre_io(image, "write 1M 64k", "write 50M 512")
+        img("bitmap", "--disable", image, "fine")
+        wanted = {name: dirty_by_qemu(self, image, name) for name in ("daily", "fine")}
+        self.assertEqual(wanted["fine"], [(MIB, MIB + 64 * KIB), (50 * MIB, 50 * MIB + 512)])
+        sock = self.path("nbd")
+        server = subprocess.Popen([BYRE, "serve", image, "--socket", sock, "-B", "daily", "-B", "fine", "--quiet"],
+                                  stdout=subprocess.DEVNULL)
+        try:
+            until(lambda: os.path.exists(sock), "byre listens")
+            uri = f"nbd+unix:///?socket={sock}"
+            for name, ranges in wanted.items():
+                self.assertEqual(self.map(uri, name), ranges)
+            run("qemu-io", "-f", "raw", "-c", "write 80M 64k", uri)
+            self.assertEqual(self.map(uri, "daily"), wanted["daily"] + [(80 * MIB, 80 * MIB + 64 * KIB)])
+            self.assertEqual(self.map(uri, "fine"), wanted["fine"])
+            self.assertIn("qemu:dirty-bitmap:daily", run("nbdinfo", uri).out.decode())
+        finally:
+            server.terminate()
+            server.wait()
+        self.assertIn("not found", run(BYRE, "serve", image, "--socket", sock, "-B", "none", ok=(1,)).text)
+        self.assert_sound(image)
+
+    @staticmethod
+    def map(uri, name):
+        return ranges_of(run("nbdinfo", f"--map=qemu:dirty-bitmap:{name}", uri).out.decode())
+
+
+@only_byre
 class Crashes(Case):
     def test_a_killed_writer_leaves_a_bitmap_that_qemu_takes(self):
         image = self.path("disk.qcow2")
@@ -256,6 +296,38 @@ class Words(tool_test.Case):
         # info shows them as qemu-img does.
         self.assertEqual(tool_test.run("qemu-img", "info", "a.qcow2", cwd=self.ours).out.split("Format specific")[1],
                          self.byre("info", "a.qcow2").out.split("Format specific")[1])
+
+    def test_convert(self):
+        tool_test.qemu("bitmap", "--add", "--disable", "-g", "512", "a.qcow2", "b1", cwd=self.ours)
+        for image in ("a.qcow2",):
+            tool_test.write(image, "write 1M 64k", "write 5M 1k", cwd=self.ours)
+            tool_test.must("cp", image, self.theirs, cwd=self.ours)
+        for words in ("-O qcow2 a.qcow2 t.qcow2", "-O qcow2 -o cluster_size=4k,lazy_refcounts=on a.qcow2 t.qcow2",
+                      "-c -O qcow2 a.qcow2 t.qcow2", "-O qcow2 --skip-broken-bitmaps a.qcow2 t.qcow2"):
+            with self.subTest(words=words):
+                self.same("convert", "--bitmaps", *words.split(), code=0)
+                self.sound("t.qcow2")
+                ours, theirs = (os.path.join(folder, "t.qcow2") for folder in (self.ours, self.theirs))
+                self.assertEqual(self.listed(ours), self.listed(theirs))
+                for name, _, _ in self.listed(theirs):
+                    self.assertEqual(qcow2ref.Image(ours).dirty(name), qcow2ref.Image(theirs).dirty(name))
+        for words in ("--bitmaps -O raw a.qcow2 t.raw", "--bitmaps -O qcow2 -o compat=0.10 a.qcow2 old2.qcow2",
+                      "--bitmaps -O qcow2 a.qcow2 a.qcow2 two.qcow2", "--bitmaps -l none -O qcow2 a.qcow2 t3.qcow2",
+                      "--skip-broken-bitmaps -O qcow2 a.qcow2 t4.qcow2", "--bitmaps -O qcow2 old.qcow2 t5.qcow2",
+                      "--bitmaps -f raw -O qcow2 disk.raw t6.qcow2"):
+            with self.subTest(words=words):
+                self.same("convert", *words.split(), code=1)
+        # Into one that has them, or has another size: which is met first is not the same.
+        for words in ("--bitmaps -n -O qcow2 a.qcow2 t.qcow2",):
+            self.same("convert", *words.split(), code=1, err=False)
+
+    def test_convert_of_one_that_was_not_saved(self):
+        with self.assertRaises(AssertionError):
+            qemu_io(f"{self.ours}/a.qcow2", "write 0 64k", "sigraise 9")
+        tool_test.must("cp", "a.qcow2", self.theirs, cwd=self.ours)
+        self.same("convert", "--bitmaps", "-O", "qcow2", "a.qcow2", "t.qcow2", code=1)
+        self.same("convert", "--bitmaps", "--skip-broken-bitmaps", "-O", "qcow2", "a.qcow2", "t.qcow2", code=0)
+        self.assertEqual(self.listed(f"{self.ours}/t.qcow2"), [])
 
     @staticmethod
     def listed(image):
