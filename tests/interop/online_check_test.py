@@ -49,6 +49,18 @@ class Online(Case):
             self.assertEqual(set(self.checks(server)), {("0", "0")}, server.said())
         qemu_img("check", "-q", path)
 
+    def test_bitmaps_that_record_meanwhile_are_no_findings(self):
+        path = self.image()
+        for name, granularity in (("a", "64k"), ("b", "4k")):
+            qemu_img("bitmap", "--add", "-g", granularity, path, name)
+        with self.server(path, options=["--check-every", "1"]) as server:
+            os.kill(server.pid, signal.SIGUSR1)
+            self.load(server, 3)
+            until(lambda: len(self.checks(server)) >= 3, "three checks")
+            self.assertEqual(set(self.checks(server)), {("0", "0")}, server.said())
+        qemu_img("check", "-q", path)
+        run(BYRE, "check", "-q", "--bitmaps", path)
+
     def test_leaks_are_found_under_load(self):
         path = self.image()
         self.leak(path, 3)
