@@ -76,14 +76,15 @@ struct Subject {
   std::unique_ptr<Reactor> reactor = *make_reactor();
   NoGate gate;
   std::unique_ptr<Image> image;
-  Subject() {
-    const auto open = [](Subject& s) -> Task<void> {
+  explicit Subject(bool recorded) {
+    const auto open = [recorded](Subject& s) -> Task<void> {
       auto hollow = std::make_unique<HollowDevice>(*s.reactor);
       co_await create_image(hollow->memory(), {.size = kSize});
       s.image = co_await Image::open_over(std::move(hollow), s.gate, {.writable = true});
       const std::vector<std::byte> data(64 * KiB, std::byte{1});
       for (uint64_t at = 0; at < kSize; at += data.size()) co_await s.image->write(at, data, {});
       co_await s.image->flush();
+      if (recorded) co_await s.image->add_bitmap({.name = "daily"});
     };
     BYRE_ASSERT(reactor->run(open(*this)).has_value());
   }
@@ -91,8 +92,8 @@ struct Subject {
 };
 
 template <class Request>
-void measure(benchmark::State& state, Request request) {
-  Subject subject;
+void measure(benchmark::State& state, Request request, bool recorded = false) {
+  Subject subject(recorded);
   uint64_t counted = 0;
   const auto batch = [&]() -> Task<void> {
     uint64_t at = 0;
@@ -118,6 +119,15 @@ void bm_overwrite(benchmark::State& state) {
           [](Image& image, uint64_t at) -> Task<void> { co_await image.write(at, data, {}); });
 }
 BENCHMARK(bm_overwrite)->Unit(benchmark::kMicrosecond);
+
+/// With a persistent bitmap that records.
+void bm_overwrite_recorded(benchmark::State& state) {
+  static const std::vector<std::byte> data(4096);
+  measure(
+      state, [](Image& image, uint64_t at) -> Task<void> { co_await image.write(at, data, {}); },
+      true);
+}
+BENCHMARK(bm_overwrite_recorded)->Unit(benchmark::kMicrosecond);
 
 void bm_read(benchmark::State& state) {
   static std::vector<std::byte> data(4096);

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What a persistent bitmap that records costs a steady writer: byre serve with none and with one, in one run.
+
+4 KiB at random over NBD (fio's nbd engine, depth 32) to a written disk; turns alternate, and each figure is the median of
+the rounds.  The first writes to each 256 MiB, which mark the bitmap on the disk, are in it.  The engine alone, without a
+server and a disk: ./run bench engine (bm_overwrite, bm_overwrite_recorded).
+    ./run bench bitmaps [--rounds 7] [--seconds 5] [--size 1G]
+"""
+import argparse
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import tempfile
+
+from nbd import BYRE, cpu_seconds, fio, serve
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=int, default=5)
+    parser.add_argument("--size", default="1G")
+    parser.add_argument("--folder", default=None, help="where the images are made")
+    options = parser.parse_args()
+    kinds = ("none", "one")
+    figures = {kind: {"iops": [], "cpu": []} for kind in kinds}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        masters = {kind: os.path.join(folder, f"{kind}.qcow2") for kind in kinds}
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", masters["none"], options.size], check=True)
+        subprocess.run(["qemu-io", "-f", "qcow2", "-t", "writeback", "-c", f"write -q -P 1 0 {options.size}",
+                        masters["none"]], check=True, stdout=subprocess.DEVNULL)
+        shutil.copyfile(masters["none"], masters["one"])
+        subprocess.run([BYRE, "bitmap", "--add", masters["one"], "daily"], check=True)
+        for round_ in range(options.rounds):
+            for kind in kinds if round_ % 2 == 0 else kinds[::-1]:
+                image, socket = os.path.join(folder, "disk.qcow2"), os.path.join(folder, "s")
+                shutil.copyfile(masters[kind], image)
+                if os.path.exists(socket):
+                    os.unlink(socket)
+                server = serve("byre", image, socket)
+                try:
+                    before = cpu_seconds(server.pid)
+                    job = fio(socket, "randwrite", options)
+                    figures[kind]["iops"].append(job["iops"])
+                    figures[kind]["cpu"].append((cpu_seconds(server.pid) - before) / job["total_ios"] * 1e6)
+                finally:
+                    server.send_signal(signal.SIGTERM)
+                    server.wait()
+    medians = {kind: {key: statistics.median(values) for key, values in each.items()} for kind, each in figures.items()}
+    for kind in kinds:
+        spread = figures[kind]["cpu"]
+        print(f"{kind:<5} bitmap {medians[kind]['iops']:10.0f} IOPS {medians[kind]['cpu']:8.2f} us CPU/write "
+              f"({min(spread):.2f} to {max(spread):.2f})")
+    for key in ("iops", "cpu"):
+        print(f"{key}: {medians['one'][key] / medians['none'][key] - 1:+.1%}")
+
+
+if __name__ == "__main__":
+    main()
