@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from harness import (BYRE, Case, byre_io, describe, examine, img, leaked, main, only_byre, options_of,  # noqa: E402
                      qcow2ref, qemu_img, qemu_io, run)
 
-KILLS_EACH = 8
+KILLS_EACH = 5
 SHAPES = [{"cluster_size": "4k"}, {"compat": "0.10", "cluster_size": "4k"}, {"cluster_size": "16k", "extended_l2": "on"},
           {"cluster_size": 512, "lazy_refcounts": "on", "refcount_bits": 8}]
 COMMANDS = {
