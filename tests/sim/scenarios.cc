@@ -697,7 +697,8 @@ Verdict walk_interleavings(uint64_t seed, const RunOptions& options, const Walk&
   std::vector<Step> steps = sequence(history.knobs, which, walk.requests);
   if (walk.snapshots) {
     const std::vector<Step> letters = alphabet(history.knobs);
-    steps = {letters[seed / 3 % letters.size()], letters[letters.size() - 3 + seed % 3]};
+    const uint64_t pair = seed + 3 * letters.size() - 1;  // Seed 1 is the first.
+    steps = {letters[pair / 3 % letters.size()], letters[letters.size() - 3 + pair % 3]};
   }
   for (const Step& step : steps) life.clients.push_back({step});
   std::vector<Step> before = before_snapshots(history.knobs, steps);
