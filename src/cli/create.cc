@@ -89,8 +89,13 @@ Task<int> create(Session& session, CreateArgs args) {
     co_return Error(Errc::not_found, cat(args.image, ": Unknown file format '", args.format, "'"));
   }
   if (args.options.help) {
-    session.print(option_help(*format));
+    session.print(args.image.empty() ? option_help_without_file(*format) : option_help(*format));
     co_return 0;
+  }
+  if (args.image.empty()) {
+    const Parsed failed{
+        .outcome = Parsed::Outcome::failed, .error = "Expecting image file name", .usage = true};
+    co_return finish_parse(session, kCreate, failed);
   }
   const std::string name = args.image;
   co_await make(session, std::move(args), *format).doing(name);
@@ -103,7 +108,7 @@ const Command<CreateArgs> kDefinition({
     .description =
         "The disk and the folder it lies in are on stable storage when this returns. A disk that "
         "exists is not overwritten, unless with --force.",
-    .args = {operand("IMAGE", &CreateArgs::image, "the file to make"),
+    .args = {optional_operand("IMAGE", &CreateArgs::image, "the file to make"),
              optional_operand("SIZE", &CreateArgs::size,
                               "of the disk: bytes, or a number with the suffix k, M, G, T, P or E; "
                               "without it, the backing disk's"),
@@ -125,7 +130,6 @@ const Command<CreateArgs> kDefinition({
                   "overwrite what is there (under the name qemu-img always)"),
              flag("-q, --quiet", &CreateArgs::quiet, "print nothing but errors"),
              refused("--object", "OBJECT", kNoObjects)},
-    .too_few = "Expecting image file name",
     .run = create,
 });
 

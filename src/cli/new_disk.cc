@@ -243,6 +243,17 @@ std::string option_help(DiskFormat format) {
   return out;
 }
 
+std::string option_help_without_file(DiskFormat format) {
+  std::string out = cat("Supported ", name_of(format), " options:\n");
+  for (const OptionHelp& option : kQcow2Options) {
+    const bool of_file = option.name == "nocow" || option.name == "extent_size_hint";
+    if (format == DiskFormat::qcow2 ? !of_file : option.name == "size") out += row_of(option);
+  }
+  return out +
+         "\nThe protocol level may support further options.\n"
+         "Specify the target filename to include those options.\n";
+}
+
 std::string amend_option_help() {
   constexpr std::array<std::string_view, 8> kNames = {
       "backing_file",  "backing_fmt",    "compat",        "data_file",

@@ -47,6 +47,8 @@ std::string formatting_line(const std::string& name, const NewDisk& disk);
 
 /// What `-o help` prints.
 std::string option_help(DiskFormat format);
+/// Without those of the file below, as qemu-img has it when no file is named.
+std::string option_help_without_file(DiskFormat format);
 /// The same for `amend`.
 std::string amend_option_help();
 

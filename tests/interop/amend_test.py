@@ -292,11 +292,11 @@ class Words(Amend):
     def test_help_has_the_options_of_qemu_but_encryption(self):
         for command in (["amend", "-f", "qcow2"], ["create", "-f", "qcow2"], ["create", "-f", "raw"], ["convert", "-O", "qcow2"]):
             with self.subTest(command=command):
-                names = ["x", "y"] if command[0] == "convert" else ["x"]
-                theirs = run("qemu-img", *command, "-o", "help", *names, ok=None).out.decode()
-                ours = run(self.ours, *command, "-o", "help", *names, ok=None).out.decode()
-                theirs = [line for line in theirs.splitlines() if "encrypt" not in line]
-                self.assertEqual(ours.splitlines(), theirs)
+                for names in (["x", "y"],) if command[0] == "convert" else (["x"], []):
+                    theirs = run("qemu-img", *command, "-o", "help", *names, ok=None).out.decode()
+                    ours = run(self.ours, *command, "-o", "help", *names, ok=None).out.decode()
+                    theirs = [line for line in theirs.splitlines() if "encrypt" not in line]
+                    self.assertEqual(ours.splitlines(), theirs)
 
 
 @only_byre

@@ -988,7 +988,8 @@ void Run::check_cut(const CutChoice& choice, bool twice, std::optional<CutChoice
     const ImageVerdict before = check_bytes(disk);
     if (!before.sound()) return wrong("the image is not sound: ", before.text());
     // C2: version 3 has the dirty bit for that.
-    const uint32_t version = load_be<uint32_t>(disk.read(4, 4));  // It may have been amended.
+    // It may have been amended: whoever was version 2 in this life may have got it then.
+    const uint32_t version = std::min(load_be<uint32_t>(disk.read(4, 4)), knobs_.version);
     if (version >= 3 && !before.dirty && before.copied_drift > drift_) {
       return wrong("COPIED is missing, and the image is not dirty: ", before.text());
     }
