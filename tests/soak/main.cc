@@ -22,6 +22,7 @@
 
 #include "base/prng.h"
 #include "block/raw.h"
+#include "coro/range_lock.h"
 #include "coro/scope.h"
 #include "io/gate.h"
 #include "job/create.h"
@@ -159,6 +160,8 @@ class Round {
     const Token token = oracle_.fresh_token();
     std::vector<std::byte> data(length);
     fill_sectors(data, offset, token);
+    RangeLock::Request writing(bytes_, offset, offset + length, RangeLock::Mode::shared);
+    co_await writing;
     const uint64_t change = oracle_.begin_change(offset, length, token);
     const bool fua = prng.one_in(32);
     co_await image_->write(offset, data, {.fua = fua, .compressed = compressed})
@@ -169,6 +172,8 @@ class Round {
 
   Task<void> zero(Prng& prng) {
     const auto [offset, length] = draw_range(prng, prng.one_in(2));
+    RangeLock::Request writing(bytes_, offset, offset + length, RangeLock::Mode::shared);
+    co_await writing;
     const uint64_t change = oracle_.begin_change(offset, length, 0);
     co_await image_->zero(offset, length, {.may_unmap = prng.one_in(2)}).doing("zero at ", offset);
     oracle_.end_change(change, true, false);
@@ -198,6 +203,8 @@ class Round {
 
   Task<void> read_and_check(uint64_t offset, uint64_t length) {
     std::vector<std::byte> data(length);
+    RangeLock::Request reading(bytes_, offset, offset + length, RangeLock::Mode::exclusive);
+    co_await reading;
     const uint64_t read = oracle_.begin_read();
     co_await image_->read(offset, data, Mark::read_guest).doing("read at ", offset);
     co_await oracle_.end_read(read, offset, data);
@@ -315,6 +322,9 @@ class Round {
   int64_t time_;
   int64_t end_ = 0;
   Oracle oracle_{kDisk};
+  /// The page cache copies less than a sector at a time, so who reads what is being written may see
+  /// a mixture; only reads beside discards, snapshots and writes elsewhere say something.
+  RangeLock bytes_{reactor_.ready()};
   std::unique_ptr<Image> image_;
   std::vector<Copy> copies_;
   uint64_t requests_ = 0, compressed_ = 0, snapshots_made_ = 0;
