@@ -276,6 +276,33 @@ Verdict play_online(uint64_t seed, const RunOptions& options) {
   return verdict;
 }
 
+/// Plays `base` with a fault at the k-th operation of its second life, for every k and each kind.
+void fault_at_each_operation(const History& base, std::initializer_list<Op::Kind> kinds,
+                             const RunOptions& options, Verdict& verdict) {
+  Prng fault_prng = prng_for(base.seed, kDrawFaults);
+  for (const Op::Kind kind : kinds) {
+    for (uint64_t k = 1; k <= 40; ++k) {
+      History history = base;
+      history.lives[1].faults.add(
+          {.kind = kind,
+           .first = k,
+           .last = fault_prng.one_in(4) ? k + fault_prng.below(4) : k,
+           .fault = {.kind = Fault::Kind::error,
+                     .applied = static_cast<Fault::Applied>(fault_prng.below(4)),
+                     .drops = fault_prng.one_in(2),
+                     .evicts = fault_prng.one_in(2)}});
+      const uint64_t way = fault_prng.below(4);
+      history.lives[1].end = way == 0 ? Life::End::power_cut : Life::End::close;
+      history.lives[1].ends_after = fault_prng.between(5, 80);
+      history.lives[1].cut_one_in = 12;
+      history.lives[1].cuts_max = 3;
+      const uint64_t errors = verdict.request_errors;
+      if (!add(verdict, history, run_history(history, options))) return;
+      if (verdict.request_errors == errors && k > 30) break;
+    }
+  }
+}
+
 /// A short history around one change of the snapshots, a fault at its k-th operation, for every k;
 /// every third seed sees every cut instead.
 Verdict play_snapshot_faults(uint64_t seed, const RunOptions& options) {
@@ -310,29 +337,9 @@ Verdict play_snapshot_faults(uint64_t seed, const RunOptions& options) {
     add(verdict, base, run_history(base, options));
     return verdict;
   }
-  Prng fault_prng = prng_for(seed, kDrawFaults);
-  for (const Op::Kind kind :
-       {Op::Kind::write, Op::Kind::sync, Op::Kind::punch, Op::Kind::allocate, Op::Kind::read}) {
-    for (uint64_t k = 1; k <= 40; ++k) {
-      History history = base;
-      history.lives[1].faults.add(
-          {.kind = kind,
-           .first = k,
-           .last = fault_prng.one_in(4) ? k + fault_prng.below(4) : k,
-           .fault = {.kind = Fault::Kind::error,
-                     .applied = static_cast<Fault::Applied>(fault_prng.below(4)),
-                     .drops = fault_prng.one_in(2),
-                     .evicts = fault_prng.one_in(2)}});
-      const uint64_t way = fault_prng.below(4);
-      history.lives[1].end = way == 0 ? Life::End::power_cut : Life::End::close;
-      history.lives[1].ends_after = fault_prng.between(5, 80);
-      history.lives[1].cut_one_in = 12;
-      history.lives[1].cuts_max = 3;
-      const uint64_t errors = verdict.request_errors;
-      if (!add(verdict, history, run_history(history, options))) return verdict;
-      if (verdict.request_errors == errors && k > 30) break;
-    }
-  }
+  fault_at_each_operation(
+      base, {Op::Kind::write, Op::Kind::sync, Op::Kind::punch, Op::Kind::allocate, Op::Kind::read},
+      options, verdict);
   return verdict;
 }
 
@@ -514,29 +521,9 @@ Verdict play_bitmap_faults(uint64_t seed, const RunOptions& options) {
     add(verdict, base, run_history(base, options));
     return verdict;
   }
-  Prng fault_prng = prng_for(seed, kDrawFaults);
-  for (const Op::Kind kind :
-       {Op::Kind::write, Op::Kind::sync, Op::Kind::allocate, Op::Kind::read}) {
-    for (uint64_t k = 1; k <= 40; ++k) {
-      History history = base;
-      history.lives[1].faults.add(
-          {.kind = kind,
-           .first = k,
-           .last = fault_prng.one_in(4) ? k + fault_prng.below(4) : k,
-           .fault = {.kind = Fault::Kind::error,
-                     .applied = static_cast<Fault::Applied>(fault_prng.below(4)),
-                     .drops = fault_prng.one_in(2),
-                     .evicts = fault_prng.one_in(2)}});
-      const uint64_t way = fault_prng.below(4);
-      history.lives[1].end = way == 0 ? Life::End::power_cut : Life::End::close;
-      history.lives[1].ends_after = fault_prng.between(5, 80);
-      history.lives[1].cut_one_in = 12;
-      history.lives[1].cuts_max = 3;
-      const uint64_t errors = verdict.request_errors;
-      if (!add(verdict, history, run_history(history, options))) return verdict;
-      if (verdict.request_errors == errors && k > 30) break;
-    }
-  }
+  fault_at_each_operation(base,
+                          {Op::Kind::write, Op::Kind::sync, Op::Kind::allocate, Op::Kind::read},
+                          options, verdict);
   return verdict;
 }
 
