@@ -4,7 +4,8 @@
 /// A power cut leaves the old disk or the new one, never something between (C6):
 ///   1. Requests behind the new end are refused, those under way are waited for.
 ///   2. The rest of the last cluster that stays is zeroed, so that a disk that grows again never
-///      shows old bytes, whoever makes it grow (trap 120).
+///      shows old bytes, whoever makes it grow (trap 120); a sync comes first, so that no write that
+///      failed lands over the zeros.
 ///   3. A new L1 table without the entries behind the end, and a new copy of the last L2 table
 ///      without those, are written to fresh clusters and synced.  Then one sector of the header
 ///      says the new size and the new table (O6); it is synced.
@@ -62,7 +63,11 @@ Task<void> Image::forget_behind_end() {
 
 Task<void> Image::zero_tail(uint64_t size) {
   const uint64_t end = round_up(size, cluster_size());
-  if (size != end) co_await zero_checked(size, end - size, {}).doing("zero the end of the disk");
+  if (size == end) co_return;
+  // What failed and may still land (H6) lands before the zeros, or never.
+  co_await committer_->sync(Mark::commit_sync);
+  co_await committer_->sync_data(Mark::commit_sync);
+  co_await zero_checked(size, end - size, {}).doing("zero the end of the disk");
 }
 
 /// Step 3: what the disk keeps, in tables of its own, and the switch to them.
