@@ -247,6 +247,8 @@ Reservation Allocator::take(HostSpan span) {
   never_used_ = std::max(never_used_, span.end().value);
   end_of_use_ = std::max(end_of_use_, span.end().value);
   clusters_allocated_ += span.count;
+  if (clusters_allocated_ > clusters_freed_)
+    clusters_peak_ = std::max(clusters_peak_, clusters_allocated_ - clusters_freed_);
   return reservation;
 }
 

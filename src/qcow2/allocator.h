@@ -180,6 +180,7 @@ class Allocator {
   uint64_t end_of_use() const { return end_of_use_; }
   uint64_t clusters_allocated() const { return clusters_allocated_; }
   uint64_t clusters_freed() const { return clusters_freed_; }
+  uint64_t clusters_peak() const { return clusters_peak_; }
 
  private:
   friend class Reservation;
@@ -241,6 +242,7 @@ class Allocator {
   std::function<void(HostCluster)> on_free_;
   uint64_t clusters_allocated_ = 0;
   uint64_t clusters_freed_ = 0;
+  uint64_t clusters_peak_ = 0;
 };
 
 }  // namespace byre

@@ -15,6 +15,7 @@ ImageStats Image::stats() const {
     stats.commit_failures = committer_->failures();
     stats.clusters_allocated = allocator_->clusters_allocated();
     stats.clusters_freed = allocator_->clusters_freed();
+    stats.clusters_peak = allocator_->clusters_peak();
   }
   return stats;
 }

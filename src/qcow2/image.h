@@ -101,6 +101,7 @@ struct ImageStats {
   uint64_t clusters_unpacked = 0;    ///< Streams read.
   uint64_t clusters_allocated = 0;
   uint64_t clusters_freed = 0;
+  uint64_t clusters_peak = 0;  ///< The most in use at once beyond what was when it was opened.
   uint64_t table_loads = 0;
 };
 

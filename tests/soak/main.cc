@@ -85,6 +85,7 @@ class Round {
     co_await create_disk(
         reactor_, gate_, path_,
         {.format = DiskFormat::qcow2, .image = shape_.create, .replace = true, .sync = false});
+    in_use_ = div_ceil(file_length(), cluster());
     for (int life = 0; life < kLives; ++life) co_await live();
     co_await judge();
     std::printf(
@@ -103,17 +104,16 @@ class Round {
     image_ = co_await Image::open(reactor_, gate_, path_, shape_.open);
     end_ = reactor_.now().ns + time_ / kLives;
     Scope scope(reactor_.ready());
-    const ImageStats before = image_->stats();
     for (size_t i = 0; i < kClients; ++i) scope.spawn(client(prng_.next()));
     scope.spawn(keep_snapshots(prng_.next()));
-    scope.spawn(watch(before));
     Result<void> done = co_await scope.join().result();
     if (done) done = co_await drop_snapshots().result();
     if (done) done = co_await read_all().result();
-    const ImageStats after = image_->stats();
     Result<void> closed = co_await image_->close().result();
-    in_use_ += after.clusters_allocated - before.clusters_allocated;
-    in_use_ -= std::min(in_use_, after.clusters_freed - before.clusters_freed);
+    const ImageStats after = image_->stats();
+    most_in_use_ = std::max(most_in_use_, (in_use_ + after.clusters_peak) * cluster());
+    in_use_ += after.clusters_allocated;
+    in_use_ -= std::min(in_use_, after.clusters_freed);
     image_.reset();
     co_await std::move(done);
     co_await std::move(closed);
@@ -283,14 +283,10 @@ class Round {
 
   // --- Space ------------------------------------------------------------------------------------
 
-  Task<void> watch(ImageStats before) {
-    while (!over()) {
-      const ImageStats now = image_->stats();
-      const uint64_t added = now.clusters_allocated - before.clusters_allocated;
-      const uint64_t freed = now.clusters_freed - before.clusters_freed;
-      most_in_use_ = std::max(most_in_use_, (in_use_ + added - freed) * cluster());
-      co_await reactor_.sleep(2 * kMillisecond);
-    }
+  uint64_t file_length() const {
+    struct stat status{};
+    BYRE_ASSERT(::stat(path_.c_str(), &status) == 0);
+    return static_cast<uint64_t>(status.st_size);
   }
 
   Task<void> judge() {
@@ -305,9 +301,7 @@ class Round {
       co_await fail(corrupt("the check counts ", report.corruptions, " corruptions, ", report.leaks,
                             " leaks"));
     }
-    struct stat status{};
-    BYRE_ASSERT(::stat(path_.c_str(), &status) == 0);
-    length_ = static_cast<uint64_t>(status.st_size);
+    length_ = file_length();
     if (length_ > most_in_use_ + kSlack) {
       co_await fail(corrupt("the file has ", length_, " bytes; never were more than ", most_in_use_,
                             " in use"));
