@@ -186,6 +186,14 @@ Task<bool> Bitmaps::find_cluster(BitmapSlot& slot, uint64_t index) {
   co_return true;
 }
 
+std::vector<HostCluster> Bitmaps::candidates() const {
+  std::vector<HostCluster> clusters;
+  for (const auto& slot : list_) {
+    for (const auto& [index, cluster] : slot->candidates) clusters.push_back(cluster);
+  }
+  return clusters;
+}
+
 Task<void> Bitmaps::write_parts(const BitmapSlot& slot, HostCluster at, uint64_t first,
                                 Bytes bytes) {
   const HostOffset offset =

@@ -65,6 +65,9 @@ class Bitmaps {
   /// Nothing is under way: what the disk says becomes exact.
   Task<void> store_exact();
 
+  /// Clusters that are ours and counted, though no table may lead to them: a mark failed (M4).
+  std::vector<HostCluster> candidates() const;
+
   /// A list of bitmaps that the header does not point to yet.
   struct Change {
     BitmapList list;

@@ -83,6 +83,11 @@ Task<void> Image::begin_online_check(OnlineCheck& check) {
   co_await committer_->flush_all();
   check.begin(*file_);
   co_await check.survey->begin();
+  // If its table leads to it all the same, begin() has counted it.
+  for (const HostCluster cluster : bitmaps_->candidates()) {
+    if (check.survey->counts.references(cluster) == 0)
+      check.survey->counts.add(cluster, Owner::other, cluster.value);
+  }
   const std::unordered_set<HostCluster> blocks = allocator_->refcount_blocks();
   check.wanted.assign(blocks.begin(), blocks.end());
   const HostSpan table = allocator_->durable_table_at();
