@@ -56,9 +56,10 @@ int SimReactor::attach(std::shared_ptr<SimTarget> target) {
   return next_fd_++;
 }
 
-int64_t SimReactor::draw_delay() {
+int64_t SimReactor::draw_delay(Op::Kind kind) {
   const Delays& delays = options_.delays;
-  if (delays.late_one_in != 0 && prng_.one_in(delays.late_one_in)) {
+  const bool may_be_late = !delays.late_reads_only || kind == Op::Kind::read;
+  if (delays.late_one_in != 0 && may_be_late && prng_.one_in(delays.late_one_in)) {
     return delays.late_ns + static_cast<int64_t>(prng_.below(1000));
   }
   return static_cast<int64_t>(
@@ -102,7 +103,7 @@ void SimReactor::schedule(uint64_t id, Pending& pending) {
     push_event(pending.op->deadline - now_, id, true, 0);
     return;
   }
-  const int64_t total = draw_delay();
+  const int64_t total = draw_delay(pending.op->kind);
   for (unsigned part = 0; part < *pending.parts; ++part) {
     push_event(static_cast<int64_t>(prng_.below(static_cast<uint64_t>(total) + 1)), id, false,
                part);

@@ -59,6 +59,7 @@ class SimReactor final : public Reactor {
     int64_t min_ns = 1 * kMicrosecond;
     int64_t max_ns = 200 * kMicrosecond;
     uint64_t late_one_in = 0;  ///< One Op in so many takes `late_ns`: after everything else.
+    bool late_reads_only = false;
     int64_t late_ns = 60 * kSecond;
   };
   struct Options {
@@ -200,7 +201,7 @@ class SimReactor final : public Reactor {
     result.emplace(co_await std::move(task).result());
   }
 
-  int64_t draw_delay();
+  int64_t draw_delay(Op::Kind kind);
   void schedule(uint64_t id, Pending& pending);
   void push_event(int64_t delay, uint64_t id, bool completes, unsigned part);
   bool deliver_next();

@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 root=$PWD
 limit=${BYRE_MUTANT_SECONDS:-60}
 # In the order in which they find most, soonest.
-scenarios=(mix faults ghosts late no-space kth-fault cuts pairs snapshots snapshot-faults online amend snapshot-pairs bitmaps bitmap-faults repair)
+scenarios=(mix faults ghosts readers late no-space kth-fault cuts pairs snapshots snapshot-faults online amend snapshot-pairs bitmaps bitmap-faults repair)
 tree=$root/build/mutants/tree
 names=("$@")
 [[ ${#names[@]} -gt 0 ]] || mapfile -t names < <(cd tests/mutants && ls ./*.patch | sed 's|^\./||; s|\.patch$||' | sort)

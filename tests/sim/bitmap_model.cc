@@ -101,6 +101,56 @@ void BitmapModel::end_edit(const std::string& name, bool done, bool clears, bool
   }
 }
 
+BitmapModel::Ranges BitmapModel::bytes_of(const Bitmap& bitmap,
+                                          const std::set<uint64_t>& granules) {
+  Ranges ranges;
+  for (const uint64_t granule : granules) {
+    ranges.emplace_back(granule << bitmap.granularity_bits,
+                        (granule + 1) << bitmap.granularity_bits);
+  }
+  return ranges;
+}
+
+void BitmapModel::each_may_of(const std::string& name, const Ranges& ranges) {
+  const auto it = bitmaps_.find(name);
+  if (it == bitmaps_.end()) return;
+  for (const auto& [offset, end] : ranges)
+    each_granule(it->second, offset, end, [&](uint64_t granule) { it->second.may.insert(granule); });
+}
+
+BitmapModel::Merge BitmapModel::begin_merge(const std::string& name, const std::string& from) {
+  const Bitmap& source = bitmaps_.at(from);
+  Merge merge{.name = name,
+              .from = from,
+              .epoch = bitmaps_.at(name).epoch,
+              .from_epoch = source.epoch,
+              .must = {},
+              .may = bytes_of(source, source.may)};
+  // What another change of it is about to make of it is known to nobody.
+  if (source.editing == 0) merge.must = bytes_of(source, source.must);
+  each_may_of(name, merge.may);
+  return merge;
+}
+
+void BitmapModel::read_for_merge(Merge& merge) {
+  const auto it = bitmaps_.find(merge.from);
+  if (it == bitmaps_.end() || it->second.epoch != merge.from_epoch) merge.must.clear();
+  if (it == bitmaps_.end()) return;
+  merge.may = bytes_of(it->second, it->second.may);  // It only grows.
+  each_may_of(merge.name, merge.may);
+}
+
+/// A change of the target that ended meanwhile may have come after it.
+void BitmapModel::end_merge(const Merge& merge, bool done) {
+  const auto it = bitmaps_.find(merge.name);
+  if (it == bitmaps_.end()) return;
+  each_may_of(merge.name, merge.may);
+  Bitmap& target = it->second;
+  if (!done || target.editing != 0 || target.epoch != merge.epoch) return;
+  for (const auto& [offset, end] : merge.must)
+    each_granule(target, offset, end, [&](uint64_t granule) { target.must.insert(granule); });
+}
+
 std::string BitmapModel::choose(uint64_t which) const {
   std::vector<std::string> there;
   for (const auto& [name, bitmap] : bitmaps_) {

@@ -14,6 +14,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "checker.h"
@@ -25,6 +26,8 @@ namespace byre {
 class BitmapModel {
  public:
   explicit BitmapModel(std::vector<Window> windows) : windows_(std::move(windows)) {}
+
+  using Ranges = std::vector<std::pair<uint64_t, uint64_t>>;  ///< Bytes: offset, end.
 
   // Changes of the disk.
   struct Change {
@@ -45,6 +48,18 @@ class BitmapModel {
   void end_remove(const std::string& name, bool done);
   void begin_edit(const std::string& name, bool clears);
   void end_edit(const std::string& name, bool done, bool clears, bool enabled, Token next);
+  /// What `from` says when it is read, between the first two calls, goes into `name`.
+  struct Merge {
+    std::string name;
+    std::string from;
+    uint64_t epoch = 0;
+    uint64_t from_epoch = 0;
+    Ranges must;
+    Ranges may;
+  };
+  Merge begin_merge(const std::string& name, const std::string& from);
+  void read_for_merge(Merge& merge);
+  void end_merge(const Merge& merge, bool done);
   /// One that is there for sure and not about to go; empty: there is none.
   std::string choose(uint64_t which) const;
   bool enabled(const std::string& name) const { return bitmaps_.at(name).enabled; }
@@ -74,6 +89,8 @@ class BitmapModel {
   template <class Visit>
   void each_granule(const Bitmap& bitmap, uint64_t offset, uint64_t end, const Visit& visit) const;
   void each_may(uint64_t offset, uint64_t end);
+  static Ranges bytes_of(const Bitmap& bitmap, const std::set<uint64_t>& granules);
+  void each_may_of(const std::string& name, const Ranges& ranges);
 
   std::vector<Window> windows_;
   std::map<std::string, Bitmap> bitmaps_;

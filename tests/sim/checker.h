@@ -10,6 +10,7 @@
 /// and COPIED are not judged. Bitmaps are
 /// read as well: a directory, table or entry that another reader would refuse is an error, and so
 /// are bits behind the end of the disk. Not here: LUKS, contents of clusters.
+/// Damage that was planted, a host cluster with two owners and one reference, is not judged.
 #pragma once
 
 #include <cstdint>
@@ -48,6 +49,7 @@ struct ImageVerdict {
   std::string text() const;
 };
 
-ImageVerdict check_bytes(const SimDisk& disk);
+/// `aliased`: the number of the host cluster that has two owners on purpose; 0: none has.
+ImageVerdict check_bytes(const SimDisk& disk, uint64_t aliased = 0);
 
 }  // namespace byre

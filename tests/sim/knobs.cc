@@ -64,6 +64,7 @@ class Builder {
         }
       }
     }
+    if (knobs_.aliases) plant_alias();
     for (const auto& [index, table] : tables_) disk.put(l1_[index] & kOffsetMask, table);
     std::vector<std::byte> l1(l1_.size() * 8);
     for (size_t i = 0; i < l1_.size(); ++i) store_l1_entry(l1, i, l1_[i]);
@@ -73,6 +74,7 @@ class Builder {
     disk.set_size(std::max(disk.size(), next_used_ * cluster()));
     return leaks;
   }
+  uint64_t aliased() const { return aliased_; }
 
  private:
   uint64_t cluster() const { return g_.cluster_size(); }
@@ -173,6 +175,27 @@ class Builder {
     mapping.host = host;
     mapping.copied = true;
     disk_->put(g_.start_of(host).value, draw_data(guest, made, false));
+  }
+
+  /// The damage that the race of writes and discards leaves; without COPIED nobody trusts it.
+  void plant_alias() {
+    std::vector<GuestCluster> places;
+    for (uint64_t at = 0; at + cluster() <= size_ && places.size() < 2; at += cluster()) {
+      const auto touches = [&](const Window& w) {
+        return at < w.offset + w.length && w.offset < at + cluster();
+      };
+      if (std::none_of(knobs_.windows.begin(), knobs_.windows.end(), touches))
+        places.push_back(g_.cluster_of(GuestOffset{at}));
+    }
+    if (places.size() < 2) return;
+    const HostCluster host = take(1);
+    disk_->put(g_.start_of(host).value, std::vector<std::byte>(cluster(), std::byte{0x5a}));
+    const Mapping mapping{.allocated = g_.all_units(), .host = host};
+    for (const GuestCluster guest : places) {
+      const MutableBytes table = table_for(guest);
+      store_l2(table, g_.l2_index(guest), encode_l2(mapping, g_), g_);
+    }
+    aliased_ = host.value;
   }
 
   Mapping compressed(GuestCluster guest, Contents& made) {
@@ -315,6 +338,7 @@ class Builder {
   HostCluster table_at_;
   uint64_t table_clusters_ = 0;
   std::map<uint64_t, HostCluster> blocks_;
+  uint64_t aliased_ = 0;
 };
 
 }  // namespace
@@ -439,6 +463,7 @@ std::string Knobs::text() const {
   if (resizes) text += " resizes";
   if (snapshots) text += " snapshots";
   if (checks) text += " checks";
+  if (aliases) text += " aliases";
   if (bitmaps) text += " bitmaps";
   if (clusters_free != UINT64_MAX) text += fmt::format(" free {}", clusters_free);
   text += fmt::format(" cache {} staged_max {} growth {} commit {} ms block {}{}{}{}{}",
@@ -447,6 +472,7 @@ std::string Knobs::text() const {
                       can_zero_range ? "" : " no-zero-range",
                       discard == DiscardPolicy::ignore ? " discard=ignore" : "");
   if (delays.late_one_in != 0) text += fmt::format(" late 1/{}", delays.late_one_in);
+  if (delays.late_reads_only) text += " (reads)";
   return text;
 }
 
@@ -476,7 +502,7 @@ void build_disks(Knobs& knobs, uint64_t seed, SimDisks& disks, Oracle& oracle) {
     Knobs below = knobs;
     below.contents = 1;
     below.clusters_free = UINT64_MAX;
-    below.lazy_refcounts = false;
+    below.lazy_refcounts = below.aliases = false;
     below.data_file = Knobs::DataFile::none;
     SimDisk& disk = disks.emplace("backing", SimDisk(options)).first->second;
     Builder(below, knobs.backing_size, "", "", prng, oracle).build(disk, view);
@@ -498,9 +524,10 @@ void build_disks(Knobs& knobs, uint64_t seed, SimDisks& disks, Oracle& oracle) {
     }
     data->set_size(knobs.size);
   }
-  knobs.leaks = Builder(knobs, knobs.size, backed ? "backing" : "",
-                        knobs.backing == Knobs::Backing::raw ? "raw" : "qcow2", prng, oracle, data)
-                    .build(disk, view);
+  Builder builder(knobs, knobs.size, backed ? "backing" : "",
+                  knobs.backing == Knobs::Backing::raw ? "raw" : "qcow2", prng, oracle, data);
+  knobs.leaks = builder.build(disk, view);
+  knobs.aliased_host = builder.aliased();
   if (data) data->set_size(knobs.size);
   for (const auto& [sector, token] : view) {
     if (sector < knobs.size / kSectorSize) oracle.set_initial(sector, token);

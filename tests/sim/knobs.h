@@ -45,6 +45,9 @@ struct Knobs {
   bool tables_apart = false;            ///< L2 tables lie far behind the data.
   uint64_t clusters_free = UINT64_MAX;  ///< Leaked clusters fill all but so many of the refcounts.
   uint64_t leaks = 0;                   ///< How many those are (build_disks() says).
+  /// Two guest clusters outside the windows share a host cluster that has one reference.
+  bool aliases = false;
+  uint64_t aliased_host = 0;  ///< Its number (build_disks() says); 0: there was no place.
 
   /// Guests change the size of the disk: it is never larger than `size`.
   bool resizes = false;

@@ -375,7 +375,9 @@ int main(int argc, char** argv) {
       return 1;
     }
     if (arguments.end == arguments.first + 1 && !arguments.smoke) {
-      well &= play(*scenario, arguments.first, arguments);
+      const bool fine = play(*scenario, arguments.first, arguments);
+      shared()->failures += fine ? 0 : 1;
+      well &= fine;
     } else if (arguments.smoke) {
       well &= sweep(*scenario, 0, scenario->smoke_seeds, arguments);
     } else {

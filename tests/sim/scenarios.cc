@@ -242,6 +242,59 @@ Verdict play_snapshots(uint64_t seed, const RunOptions& options) {
   return verdict;
 }
 
+// --- T7: reads that outlast what goes on ---------------------------------------------------------
+
+/// Reads land after everything else, whatever becomes of the clusters that they go to (H1, H3):
+/// what a discard, a stream or a change of the snapshots releases has other owners by then, if it
+/// was not kept for them.  There is little room, so that it is used again at once.
+Verdict play_readers(uint64_t seed, const RunOptions& options) {
+  Prng knob_prng = prng_for(seed, kDrawKnobs);
+  Prng prng = prng_for(seed, kDrawSteps);
+  History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
+  Knobs& knobs = history.knobs;
+  if (prng.one_in(2)) knobs = Knobs::tiny(prng.one_in(2) ? 9 : 12);
+  knobs.data_file = Knobs::DataFile::none;
+  knobs.resizes = false;
+  knobs.snapshots = prng.one_in(2);
+  if (knobs.geometry().refcount_block_entries() <= 20'000) knobs.clusters_free = prng.between(0, 4);
+  if (knobs.contents == 0) knobs.contents = 1;
+  knobs.delays = {.late_one_in = prng.between(2, 6), .late_reads_only = true};
+  using Kind = Step::Kind;
+  const Window& window = knobs.windows[0];
+  Life life{.seed = prng.next()};
+  if (knobs.snapshots) {  // The disk has clusters of its own again.
+    life.warm_up = {{.kind = Kind::create_snapshot},
+                    {.kind = Kind::write, .offset = window.offset, .length = window.length},
+                    {.kind = Kind::flush},
+                    {.kind = Kind::flush}};
+  }
+  const uint64_t readers = prng.between(1, 3);
+  for (uint64_t i = 0; i < readers; ++i) {
+    std::vector<Step>& steps = life.clients.emplace_back();
+    while (steps.size() < 4) {
+      for (Step& step : draw_steps(knobs, prng, 8)) {
+        if (step.kind == Kind::read) steps.push_back(step);
+      }
+    }
+  }
+  const uint64_t others = prng.between(1, 2);
+  for (uint64_t i = 0; i < others; ++i) {
+    std::vector<Step> steps = draw_steps(knobs, prng, draw_count(knobs, prng, 12));
+    if (knobs.snapshots && i == 0) {
+      const Step change{.kind = prng.one_in(3) ? Kind::delete_snapshot : Kind::apply_snapshot};
+      steps.insert(steps.begin(), change);
+    }
+    std::erase_if(steps, [](const Step& step) { return step.kind == Kind::read; });
+    life.clients.push_back(std::move(steps));
+  }
+  life.cut_one_in = 40;
+  life.cuts_max = 2;
+  history.lives.push_back(std::move(life));
+  Verdict verdict;
+  add(verdict, history, run_history(history, options));
+  return verdict;
+}
+
 // --- T8: checks of a disk in use ----------------------------------------------------------------
 
 Verdict play_online(uint64_t seed, const RunOptions& options) {
@@ -251,14 +304,21 @@ Verdict play_online(uint64_t seed, const RunOptions& options) {
   History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
   history.knobs.checks = true;
   history.knobs.snapshots = prng.one_in(3);
-  if (history.knobs.snapshots) history.knobs.data_file = Knobs::DataFile::none;
   if (history.knobs.snapshots) {
     history.knobs.resizes = false;
     history.knobs.data_file = Knobs::DataFile::none;
   }
+  // Where nothing recounts on opening, and no smaller disk cuts it off.
+  history.knobs.aliases = seed % 4 == 0 && !history.knobs.snapshots &&
+                          !history.knobs.lazy_refcounts && !history.knobs.resizes &&
+                          history.knobs.data_file == Knobs::DataFile::none;
+  history.knobs.bitmaps = seed % 4 == 1 && history.knobs.version == 3;
   const uint64_t lives = prng.between(1, 2);
   for (uint64_t i = 0; i < lives; ++i) {
     Life life = draw_life(history.knobs, prng, prng.between(2, 6), 12);
+    // The first marks come while a check runs.
+    if (history.knobs.bitmaps && i == 0)
+      life.warm_up = {{.kind = Step::Kind::add_bitmap, .length = uint64_t{512} << prng.below(9)}};
     const uint64_t way = prng.below(4);
     life.end = way < 2 ? Life::End::close : way == 2 ? Life::End::kill : Life::End::power_cut;
     life.ends_after = prng.between(1, 400);
@@ -390,6 +450,8 @@ Verdict play_amend(uint64_t seed, const RunOptions& options) {
     knobs.data_file = Knobs::DataFile::none;
   }
   knobs.snapshots = knobs.data_file == Knobs::DataFile::none && prng.one_in(2);
+  // An image with bitmaps stays version 3.
+  knobs.bitmaps = seed % 4 == 1 && knobs.version == 3;
 
   Life before = draw_life(knobs, prng, 1, tiny ? 3 : 10);
   history.lives.push_back(std::move(before));
@@ -723,6 +785,8 @@ const std::vector<Scenario>& scenarios() {
       {"snapshots", "snapshots made, applied, deleted among requests (T3)", play_snapshots, 40},
       {"snapshot-faults", "one change of the snapshots: a fault at each operation, or every cut",
        play_snapshot_faults, 6},
+      {"readers", "reads that land after all else, whatever becomes of their clusters (H1, H3)",
+       play_readers, 30},
       {"online", "checks of the disk while it is used, whatever goes on (T8)", play_online, 40},
       {"amend",
        "another version, refcount width, size: cuts, faults, and the image used afterwards",

@@ -38,9 +38,10 @@ struct Step {
     delete_snapshot,
     check,  ///< While everything else goes on.
     add_bitmap,     ///< `length` is its granularity.
-    remove_bitmap,  ///< `offset` chooses among those there are, like the next two.
+    remove_bitmap,  ///< `offset` chooses among those there are, like the next three.
     clear_bitmap,
     toggle_bitmap,  ///< Enables or disables it.
+    merge_bitmap,   ///< `length` chooses the other one.
   };
   Kind kind = Kind::read;
   uint64_t offset = 0;
