@@ -36,20 +36,20 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def serve(kind, image, socket):
+def serve(kind, image, socket, *extra):
     if kind == "byre":
-        command = [BYRE, "serve", image, "--socket", socket, "--format", "qcow2", "--quiet"]
+        command = [BYRE, "serve", image, "--socket", socket, "--format", "qcow2", "--quiet", *extra]
     else:
         command = ["qemu-nbd", "-f", "qcow2", "-k", socket, "-t", "-e", "16", "--cache=writeback",
-                   "--discard=unmap", "--aio=io_uring", image]
+                   "--discard=unmap", "--aio=io_uring", *extra, image]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     wait_for(socket, process)
     return process
 
 
-def fio(socket, mode, options):
+def fio(socket, mode, options, seconds=None):
     command = ["fio", "--name=j", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={socket}", f"--rw={mode}", "--bs=4k",
-               "--iodepth=32", f"--size={options.size}", "--time_based", f"--runtime={options.seconds}",
+               "--iodepth=32", f"--size={options.size}", "--time_based", f"--runtime={seconds or options.seconds}",
                "--randrepeat=1", "--output-format=json"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     job = json.loads(printed[printed.index("{"):])["jobs"][0]  # Notes of the client library may come first.
