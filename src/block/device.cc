@@ -17,6 +17,10 @@ std::string_view name_of(Mark mark) {
       return "write_guest";
     case Mark::write_compressed:
       return "write_compressed";
+    case Mark::vm_state_read:
+      return "vm_state_read";
+    case Mark::vm_state_write:
+      return "vm_state_write";
     case Mark::copy_up_read:
       return "copy_up_read";
     case Mark::copy_up_write:
@@ -31,6 +35,10 @@ std::string_view name_of(Mark mark) {
       return "l1_update";
     case Mark::l1_grow:
       return "l1_grow";
+    case Mark::l1_shrink:
+      return "l1_shrink";
+    case Mark::l1_shrink_load:
+      return "l1_shrink_load";
     case Mark::l2_load:
       return "l2_load";
     case Mark::l2_update:

@@ -31,6 +31,8 @@ enum class Mark : uint8_t {
   read_compressed,  ///< A compressed stream.
   write_guest,      ///< Guest data, in place or into a fresh cluster.
   write_compressed,
+  vm_state_read,  ///< As read_guest and write_guest, but behind the disk.
+  vm_state_write,
   copy_up_read,  ///< Old contents around a partial write.
   copy_up_write,
   header_read,
@@ -38,6 +40,8 @@ enum class Mark : uint8_t {
   l1_load,
   l1_update,
   l1_grow,
+  l1_shrink,       ///< The body of a shorter L1 table.
+  l1_shrink_load,  ///< An L2 table that no longer counts, to free what it leads to.
   l2_load,
   l2_update,
   l2_allocate,    ///< The body of a new L2 table.

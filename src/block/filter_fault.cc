@@ -92,12 +92,16 @@ constexpr Raised kRaised[] = {
     {Mark::read_compressed, {read_compressed}},
     {Mark::write_guest, {write_aio}},
     {Mark::write_compressed, {write_compressed}},
+    {Mark::vm_state_read, {vmstate_load, read_aio}},
+    {Mark::vm_state_write, {vmstate_save, write_aio}},
     {Mark::copy_up_read, {cow_read}},
     // One write takes the guest's bytes down with the old ones around them.
     {Mark::copy_up_write, {write_aio, cow_write}},
     {Mark::header_update, {l1_grow_activate_table, refblock_alloc_switch_table}},
     {Mark::l1_update, {l1_update}},
     {Mark::l1_grow, {l1_grow_alloc_table, l1_grow_write_table}},
+    {Mark::l1_shrink, {l1_shrink_write_table}},
+    {Mark::l1_shrink_load, {l1_shrink_free_l2_clusters, l2_load}},
     {Mark::l2_load, {l2_load}},
     // Entries of compressed clusters go down with all others.
     {Mark::l2_update, {l2_update, l2_update_compressed}},

@@ -226,6 +226,9 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
                          Bytes data);
   Task<void> write_kept(uint64_t offset, Bytes data, const Mapping& old);
   Task<void> write_host(uint64_t at, Bytes data, bool fua, Mark mark);
+  Mark write_mark(uint64_t offset) const {
+    return offset < size_ ? Mark::write_guest : Mark::vm_state_write;
+  }
   bool writable_in_place(const Mapping& mapping, uint64_t within, uint64_t length) const;
   bool reads_zero(const Mapping& mapping, uint32_t units, uint64_t cluster_start) const;
   void publish(GuestCluster cluster, const Mapping& mapping, const Mapping& old);

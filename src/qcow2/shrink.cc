@@ -99,7 +99,7 @@ Task<void> Image::cut_tables(uint64_t size, CutOff& off) {
   std::vector<std::byte> body(clusters * cluster_size());
   for (uint64_t i = 0; i < off.l1.size(); ++i) store_be(MutableBytes(body), i * 8, off.l1[i]);
   const HostOffset at = g.start_of(fresh.first());
-  co_await file_->write(at.value, body, {.mark = Mark::l1_grow});
+  co_await file_->write(at.value, body, {.mark = Mark::l1_shrink});
   co_await committer_->sync(Mark::commit_sync);
 
   store_size(head_.sector, size);
@@ -185,7 +185,7 @@ Task<void> Image::free_cut_off(CutOff off) {
   std::vector<std::byte> bytes(cluster_size());
   for (const HostCluster table : off.tables) {
     const HostOffset at = g.start_of(table);
-    Result<void> read = co_await file_->read(at.value, bytes, Mark::l2_load).result();
+    Result<void> read = co_await file_->read(at.value, bytes, Mark::l1_shrink_load).result();
     if (read) read = co_await allocator_->load({table, 1}).result();
     if (!read) {
       if (!first) first = std::move(read).error().while_doing(cat("L2 table at ", at));

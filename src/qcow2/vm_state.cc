@@ -30,7 +30,7 @@ Task<void> Image::read_vm_state(uint64_t offset, MutableBytes data) {
   RangeLock::Request keep_size(size_lock_, 0, 1, RangeLock::Mode::shared);
   co_await keep_size;
   const uint64_t at = co_await vm_state_range(offset, data.size());
-  co_await read_pinned(at, data, Mark::read_guest);
+  co_await read_pinned(at, data, Mark::vm_state_read);
 }
 
 Task<void> Image::write_vm_state(uint64_t offset, Bytes data) {

@@ -106,7 +106,8 @@ Task<uint64_t> Image::write_in_place(uint64_t offset, Bytes data, bool fua, bool
       run += length;
     }
     if (run == 0) break;
-    co_await write_host(host, data.subspan(done, run), fua && durable, Mark::write_guest);
+    co_await write_host(host, data.subspan(done, run), fua && durable,
+                        write_mark(offset));
     ++stats_.writes_in_place;
     done += run;
   }
@@ -162,7 +163,7 @@ Task<void> Image::write_allocating(uint64_t offset, Bytes data) {
     for (uint64_t i = 0; i < old.size(); ++i) {
       const auto [start, length] = part(i);
       co_await write_host(g.start_of(*old[i].host).value + g.offset_in_cluster(GuestOffset{start}),
-                          data.subspan(start - offset, length), false, Mark::write_guest);
+                          data.subspan(start - offset, length), false, write_mark(offset));
     }
     co_return;
   }
@@ -176,7 +177,7 @@ Task<void> Image::write_allocating(uint64_t offset, Bytes data) {
     if (in_place(i)) {
       const Epochs::Pin pin = epochs_.pin();
       co_await write_host(g.start_of(*old[i].host).value + g.offset_in_cluster(GuestOffset{start}),
-                          data.subspan(start - offset, length), false, Mark::write_guest);
+                          data.subspan(start - offset, length), false, write_mark(offset));
       ++i;
       continue;
     }
@@ -228,7 +229,7 @@ Task<void> Image::write_kept(uint64_t offset, Bytes data, const Mapping& old) {
   const Epochs::Pin pin = epochs_.pin();
   const uint64_t host = g.start_of(*old.host).value;
   if (fill_start == within && fill_end == within + data.size()) {
-    co_await write_host(host + within, data, false, Mark::write_guest);
+    co_await write_host(host + within, data, false, write_mark(offset));
   } else {
     std::vector<std::byte> filled(fill_end - fill_start);
     const uint64_t before = within - fill_start;
@@ -321,7 +322,7 @@ Task<void> Image::write_reserved(uint64_t offset, Bytes data, std::span<const Ma
   }
 
   if (fill_from == offset && fill_to == end) {
-    co_await write_host(host_start + (offset - guest_start), data, false, Mark::write_guest);
+    co_await write_host(host_start + (offset - guest_start), data, false, write_mark(offset));
     co_return;
   }
   // The edges are composed with the part of their cluster that the request covers; what lies
@@ -341,7 +342,7 @@ Task<void> Image::write_reserved(uint64_t offset, Bytes data, std::span<const Ma
   if (tail_start > head_end) {
     co_await write_host(host_start + (head_end - guest_start),
                         data.subspan(head_end - offset, tail_start - head_end), false,
-                        Mark::write_guest);
+                        write_mark(offset));
   }
   if (fill_to > end) {
     std::vector<std::byte> edge(fill_to - tail_start);

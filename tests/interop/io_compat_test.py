@@ -209,11 +209,23 @@ class Compare(unittest.TestCase):
                                                         "aio_flush"]),
                 ({"event": "read_aio", "sector": 999999}, ["read 0 512"]),
                 ({"event": "l2_load", "once": "on"}, ["read 0 512", "read 0 512"]),
+                ({"event": "vmstate_save", "once": "on"}, ["write 0 512", "write -b 0 512", "write -b 0 512"]),
+                ({"event": "vmstate_load", "once": "on"}, ["read 0 512", "read -b 0 512", "read -b 0 512"]),
                 ({"event": "none", "iotype": "write"}, ["write 0 512", "read 0 512"]),
                 ({"event": "write_aio", "errno": 28, "immediately": "on", "once": "on"}, ["write 0 512"])):
             self.all_same(*commands, file=("-t", "writeback", "--image-opts", base + self.inject(0, **settings)))
         self.same("-c", "open -o file.driver=blkdebug,file.inject-error.0.event=write_aio,"
                   "file.inject-error.0.once=on disk.qcow2", "-c", "write 0 512", "-c", "write 0 512")
+
+    def test_a_shrink_that_fails(self):
+        """Of byre alone: QEMU changes the old table in place, and where it raises the event differs."""
+        self.prepare([*self.QCOW2, [QEMU_IO, "-f", "qcow2", "-c", "write 0 1M", "disk.qcow2"]])
+        base = "driver=qcow2,file.driver=blkdebug,file.image.filename=disk.qcow2"
+        fault = self.inject(0, event="l1_shrink_write_table", once="on")
+        done = self.outcome("byre", ["--image-opts", base + fault, "-c", "truncate 64k"], "")
+        self.assertEqual((done["code"], "Input/output error" in done["err"][-1]), (1, True), done)
+        self.assertEqual(self.outcome("byre", ["disk.qcow2", "-c", "length"], "")["out"], ["1 MiB"])
+        self.assertEqual(subprocess.run([QEMU_IMG, "check", "-q", self.folder / "byre" / "disk.qcow2"]).returncode, 0)
 
     def test_fault_configuration_file(self):
         self.prepare([*self.QCOW2, [QEMU_IO, "-f", "qcow2", "-c", "write 0 128k", "disk.qcow2"]])
