@@ -36,13 +36,13 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def serve(kind, image, socket, *extra):
+def serve(kind, image, socket, *extra, stderr=None):
     if kind == "byre":
         command = [BYRE, "serve", image, "--socket", socket, "--format", "qcow2", "--quiet", *extra]
     else:
         command = ["qemu-nbd", "-f", "qcow2", "-k", socket, "-t", "-e", "16", "--cache=writeback",
                    "--discard=unmap", "--aio=io_uring", *extra, image]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
     wait_for(socket, process)
     return process
 
