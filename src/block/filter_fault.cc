@@ -261,10 +261,10 @@ Result<FaultRules> parse_fault_config(std::string_view text) {
 // The filter.
 
 FaultFilter::FaultFilter(std::unique_ptr<Device> below, FaultRules rules)
-    : below_(std::move(below)),
+    : Filter(std::move(below)),
       rules_(std::move(rules)),
       spent_(rules_.inject_errors.size()),
-      changed_(below_->reactor().ready()) {
+      changed_(below_.reactor().ready()) {
   count(FaultEvent::none);
 }
 
@@ -347,20 +347,20 @@ Task<void> FaultFilter::admit(Request request, Mark mark, FaultEvent own) {
 Task<void> FaultFilter::read(uint64_t offset, MutableBytes data, Mark mark) {
   const Request request{.io = FaultIo::read, .offset = offset, .length = data.size()};
   co_await admit(request, mark, FaultEvent::none);
-  co_await below_->read(offset, data, mark);
+  co_await below_.read(offset, data, mark);
 }
 
 Task<void> FaultFilter::write(uint64_t offset, Bytes data, WriteOptions options) {
   const Request request{.io = FaultIo::write, .offset = offset, .length = data.size()};
   co_await admit(request, options.mark, FaultEvent::pwritev);
-  co_await below_->write(offset, data, options);
+  co_await below_.write(offset, data, options);
   co_await end_write(options.fua);
 }
 
 Task<void> FaultFilter::zero(uint64_t offset, uint64_t length, ZeroOptions options) {
   const Request request{.io = FaultIo::write_zeroes, .offset = offset, .length = length};
   co_await admit(request, Mark::none, FaultEvent::pwritev_zero);
-  co_await below_->zero(offset, length, options);
+  co_await below_.zero(offset, length, options);
   co_await end_write(options.fua);
 }
 
@@ -374,29 +374,29 @@ Task<void> FaultFilter::end_write(bool fua) {
 Task<void> FaultFilter::discard(uint64_t offset, uint64_t length, DiscardOptions options) {
   const Request request{.io = FaultIo::discard, .offset = offset, .length = length};
   co_await admit(request, Mark::cluster_punch, FaultEvent::none);
-  co_await below_->discard(offset, length, options);
+  co_await below_.discard(offset, length, options);
 }
 
 Task<void> FaultFilter::flush(Mark mark) {
   co_await admit(kFlush, mark, FaultEvent::none);
-  co_await below_->flush(mark);
+  co_await below_.flush(mark);
 }
 
 Task<Extent> FaultFilter::status(uint64_t offset, uint64_t length) {
   const Request request{.io = FaultIo::block_status, .offset = offset, .length = length};
   co_await admit(request, Mark::none, FaultEvent::none);
-  co_return co_await below_->status(offset, length);
+  co_return co_await below_.status(offset, length);
 }
 
 Task<void> FaultFilter::allocate(uint64_t offset, uint64_t length) {
   const Request request{.io = FaultIo::write_zeroes, .offset = offset, .length = length};
   co_await admit(request, Mark::none, FaultEvent::cluster_alloc_space);
-  co_await below_->allocate(offset, length);
+  co_await below_.allocate(offset, length);
 }
 
 Task<void> FaultFilter::close() {
   release_all();
-  co_await below_->close();
+  co_await below_.close();
 }
 
 // Breakpoints.

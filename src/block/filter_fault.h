@@ -32,7 +32,7 @@
 #include <vector>
 
 #include "base/units.h"
-#include "block/device.h"
+#include "block/filter.h"
 #include "coro/event.h"
 
 namespace byre {
@@ -131,7 +131,7 @@ Result<void> add_rule(FaultRules& rules, const FaultSection& section);
 /// `key = "value"`, and comments that start with #.
 Result<FaultRules> parse_fault_config(std::string_view text);
 
-class FaultFilter final : public Device {
+class FaultFilter final : public Filter {
  public:
   FaultFilter(std::unique_ptr<Device> below, FaultRules rules);
 
@@ -151,14 +151,7 @@ class FaultFilter final : public Device {
   std::function<void(const std::string& tag, bool held)> on_hold;
 
   uint64_t state() const { return state_; }
-  Device& below() { return *below_; }
 
-  uint64_t size() const override { return below_->size(); }
-  bool writable() const override { return below_->writable(); }
-  uint32_t alignment() const override { return below_->alignment(); }
-  uint32_t preferred_size() const override { return below_->preferred_size(); }
-  const std::string& name() const override { return below_->name(); }
-  Reactor& reactor() override { return below_->reactor(); }
   Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
@@ -166,12 +159,8 @@ class FaultFilter final : public Device {
   Task<void> flush(Mark mark) override;
   Task<Extent> status(uint64_t offset, uint64_t length) override;
   Task<void> allocate(uint64_t offset, uint64_t length) override;
-  BYRE_CORO_WRAPPER Task<void> resize(uint64_t size) override { return below_->resize(size); }
-  bool new_space_is_zero() const override { return below_->new_space_is_zero(); }
-  bool can_grow() const override { return below_->can_grow(); }
   /// Lets everything go on first: what is held would keep the device below open for ever.
   Task<void> close() override;
-  void abandon() override { below_->abandon(); }
 
  private:
   struct Request {
@@ -200,7 +189,6 @@ class FaultFilter final : public Device {
   void let_go(Held& held);
   bool waits_for(std::string_view tag) const;
 
-  std::unique_ptr<Device> below_;
   const FaultRules rules_;
   std::vector<size_t> armed_;  ///< Indices of inject_errors, in their order.
   std::vector<bool> spent_;    ///< By index: a `once` rule that has failed a request.

@@ -49,7 +49,7 @@ Task<void> Freezer::fetch(std::shared_ptr<Moment> moment, uint64_t first,
                           std::vector<std::shared_ptr<Piece>> run) {
   const uint64_t at = first * kPiece;
   std::vector<std::byte> bytes(std::min(run.size() * kPiece, moment->size - at));
-  const Result<void> read = co_await below_->read(at, bytes, Mark::none).result();
+  const Result<void> read = co_await below_.read(at, bytes, Mark::none).result();
   for (uint64_t i = 0; i < run.size(); ++i) {
     const Bytes part = Bytes(bytes).subspan(i * kPiece);
     if (read) {
@@ -64,22 +64,22 @@ Task<void> Freezer::fetch(std::shared_ptr<Moment> moment, uint64_t first,
 
 Task<void> Freezer::write_keeping(uint64_t offset, Bytes data, WriteOptions options) {
   co_await keep(offset, data.size());
-  co_await below_->write(offset, data, options);
+  co_await below_.write(offset, data, options);
 }
 
 Task<void> Freezer::zero_keeping(uint64_t offset, uint64_t length, ZeroOptions options) {
   co_await keep(offset, length);
-  co_await below_->zero(offset, length, options);
+  co_await below_.zero(offset, length, options);
 }
 
 Task<void> Freezer::discard_keeping(uint64_t offset, uint64_t length, DiscardOptions options) {
   co_await keep(offset, length);
-  co_await below_->discard(offset, length, options);
+  co_await below_.discard(offset, length, options);
 }
 
 Task<void> Freezer::shrink_keeping(uint64_t size) {
   co_await keep(size, UINT64_MAX - size);
-  co_await below_->resize(size);
+  co_await below_.resize(size);
 }
 
 Freezer::View::View(Freezer& freezer, uint64_t kept_max)
@@ -105,7 +105,7 @@ Task<void> Freezer::View::read(uint64_t offset, MutableBytes data, Mark mark) {
   }
   // First what is there, then over it what was kept: whatever was written while this read ran was
   // kept before.
-  Device& below = *freezer_.below_;
+  Device& below = freezer_.below_;
   for (;;) {
     const uint64_t end = below.size();
     const uint64_t there = offset < end ? std::min<uint64_t>(end - offset, data.size()) : 0;

@@ -21,16 +21,16 @@
 #include <unordered_map>
 #include <vector>
 
-#include "block/device.h"
+#include "block/filter.h"
 #include "coro/event.h"
 
 namespace byre {
 
-class Freezer final : public Device {
+class Freezer final : public Filter {
   struct Moment;
 
  public:
-  explicit Freezer(std::unique_ptr<Device> below) : below_(std::move(below)) {}
+  using Filter::Filter;
 
   /// What the device held when this was made; one at a time.
   class View final : public Device {
@@ -59,46 +59,24 @@ class Freezer final : public Device {
     std::shared_ptr<Moment> moment_;
   };
 
-  Device& below() { return *below_; }
-
-  uint64_t size() const override { return below_->size(); }
-  bool writable() const override { return below_->writable(); }
-  uint32_t alignment() const override { return below_->alignment(); }
-  uint32_t preferred_size() const override { return below_->preferred_size(); }
-  const std::string& name() const override { return below_->name(); }
-  Reactor& reactor() override { return below_->reactor(); }
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override {
-    return below_->read(offset, data, mark);
-  }
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
-    if (!moment_) return below_->write(offset, data, options);
+    if (!moment_) return below_.write(offset, data, options);
     return write_keeping(offset, data, options);
   }
   BYRE_CORO_WRAPPER Task<void> zero(uint64_t offset, uint64_t length,
                                     ZeroOptions options) override {
-    if (!moment_) return below_->zero(offset, length, options);
+    if (!moment_) return below_.zero(offset, length, options);
     return zero_keeping(offset, length, options);
   }
   BYRE_CORO_WRAPPER Task<void> discard(uint64_t offset, uint64_t length,
                                        DiscardOptions options) override {
-    if (!moment_) return below_->discard(offset, length, options);
+    if (!moment_) return below_.discard(offset, length, options);
     return discard_keeping(offset, length, options);
   }
-  BYRE_CORO_WRAPPER Task<void> flush(Mark mark) override { return below_->flush(mark); }
-  BYRE_CORO_WRAPPER Task<Extent> status(uint64_t offset, uint64_t length) override {
-    return below_->status(offset, length);
-  }
-  BYRE_CORO_WRAPPER Task<void> allocate(uint64_t offset, uint64_t length) override {
-    return below_->allocate(offset, length);
-  }
   BYRE_CORO_WRAPPER Task<void> resize(uint64_t size) override {
-    if (!moment_ || size >= below_->size()) return below_->resize(size);
+    if (!moment_ || size >= below_.size()) return below_.resize(size);
     return shrink_keeping(size);
   }
-  bool new_space_is_zero() const override { return below_->new_space_is_zero(); }
-  bool can_grow() const override { return below_->can_grow(); }
-  BYRE_CORO_WRAPPER Task<void> close() override { return below_->close(); }
-  void abandon() override { below_->abandon(); }
 
  private:
   /// Parts are kept in pieces of this size.
@@ -124,7 +102,6 @@ class Freezer final : public Device {
   Task<void> discard_keeping(uint64_t offset, uint64_t length, DiscardOptions options);
   Task<void> shrink_keeping(uint64_t size);
 
-  std::unique_ptr<Device> below_;
   std::shared_ptr<Moment> moment_;  ///< Of the view that lives, if one does.
 };
 

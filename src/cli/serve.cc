@@ -22,7 +22,7 @@
 #include "cli/text.h"
 #include "export/nbd_server.h"
 #include "io/signal.h"
-#include "job/filter.h"
+#include "block/filter.h"
 #include "qcow2/check.h"
 
 namespace byre {

@@ -8,7 +8,7 @@
 #include "base/prng.h"
 #include "block/memory.h"
 #include "block/raw.h"
-#include "job/filter.h"
+#include "block/filter.h"
 #include "sim/sim_gate.h"
 #include "sim/sim_reactor.h"
 

@@ -7,7 +7,7 @@
 #include "block/raw.h"
 #include "coro/semaphore.h"
 #include "io/buffer.h"
-#include "job/filter.h"
+#include "block/filter.h"
 #include "qcow2/head.h"
 
 namespace byre {

@@ -6,9 +6,11 @@
 #include <cstdlib>
 #include <new>
 
+#include "block/filter.h"
 #include "block/memory.h"
 #include "qcow2/create.h"
 #include "qcow2/image.h"
+#include "qcow2/image_testing.h"
 
 namespace {
 uint64_t allocations = 0;
@@ -26,47 +28,16 @@ namespace byre {
 namespace {
 
 /// Keeps metadata; guest data go nowhere.
-class HollowDevice final : public Device {
+class HollowDevice final : public Filter {
  public:
-  explicit HollowDevice(Reactor& reactor) : memory_(reactor) {}
-  uint64_t size() const override { return memory_.size(); }
-  bool writable() const override { return true; }
-  const std::string& name() const override { return memory_.name(); }
-  Reactor& reactor() override { return memory_.reactor(); }
+  explicit HollowDevice(Reactor& reactor) : Filter(std::make_unique<MemoryDevice>(reactor)) {}
   Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override {
-    if (mark != Mark::read_guest) co_await memory_.read(offset, data, mark);
+    if (mark != Mark::read_guest) co_await below_.read(offset, data, mark);
   }
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
-    if (options.mark != Mark::write_guest) co_await memory_.write(offset, data, options);
+    if (options.mark != Mark::write_guest) co_await below_.write(offset, data, options);
   }
-  BYRE_CORO_WRAPPER Task<void> zero(uint64_t o, uint64_t l, ZeroOptions p) override {
-    return memory_.zero(o, l, p);
-  }
-  BYRE_CORO_WRAPPER Task<void> discard(uint64_t o, uint64_t l, DiscardOptions p) override {
-    return memory_.discard(o, l, p);
-  }
-  BYRE_CORO_WRAPPER Task<void> flush(Mark mark) override { return memory_.flush(mark); }
-  BYRE_CORO_WRAPPER Task<Extent> status(uint64_t o, uint64_t l) override {
-    return memory_.status(o, l);
-  }
-  BYRE_CORO_WRAPPER Task<void> resize(uint64_t size) override { return memory_.resize(size); }
-  bool new_space_is_zero() const override { return true; }
-  bool can_grow() const override { return true; }
   Task<void> close() override { co_return; }
-  MemoryDevice& memory() { return memory_; }
-
- private:
-  MemoryDevice memory_;
-};
-
-class NoGate final : public Gate {
-  Result<std::unique_ptr<File>> open(std::string_view, FileOptions) override {
-    return invalid("no files here");
-  }
-  Result<std::unique_ptr<File>> open_named_by_image(std::string_view, std::string_view,
-                                                    FileOptions) override {
-    return invalid("no files here");
-  }
 };
 
 constexpr uint64_t kSize = 1 * GiB;
@@ -74,12 +45,12 @@ constexpr int kBatch = 1000;
 
 struct Subject {
   std::unique_ptr<Reactor> reactor = *make_reactor();
-  NoGate gate;
+  ClosedGate gate;
   std::unique_ptr<Image> image;
   explicit Subject(bool recorded) {
     const auto open = [recorded](Subject& s) -> Task<void> {
       auto hollow = std::make_unique<HollowDevice>(*s.reactor);
-      co_await create_image(hollow->memory(), {.size = kSize});
+      co_await create_image(hollow->below(), {.size = kSize});
       s.image = co_await Image::open_over(std::move(hollow), s.gate, {.writable = true});
       const std::vector<std::byte> data(64 * KiB, std::byte{1});
       for (uint64_t at = 0; at < kSize; at += data.size()) co_await s.image->write(at, data, {});

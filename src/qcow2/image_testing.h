@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "block/device.h"
+#include "block/filter.h"
 #include "io/gate.h"
 
 namespace byre {
@@ -24,36 +24,12 @@ class ClosedGate final : public Gate {
 };
 
 /// The disk below, borrowed: closing it closes nothing.
-class Borrowed : public Device {
+class Borrowed : public Forwarder {
  public:
-  explicit Borrowed(Device& below) : below_(below) {}
-  uint64_t size() const override { return below_.size(); }
+  using Forwarder::Forwarder;
   bool writable() const override { return true; }
-  const std::string& name() const override { return below_.name(); }
-  Reactor& reactor() override { return below_.reactor(); }
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t o, MutableBytes d, Mark m) override {
-    return below_.read(o, d, m);
-  }
-  BYRE_CORO_WRAPPER Task<void> write(uint64_t o, Bytes d, WriteOptions p) override {
-    return below_.write(o, d, p);
-  }
-  BYRE_CORO_WRAPPER Task<void> zero(uint64_t o, uint64_t l, ZeroOptions p) override {
-    return below_.zero(o, l, p);
-  }
-  BYRE_CORO_WRAPPER Task<void> discard(uint64_t o, uint64_t l, DiscardOptions p) override {
-    return below_.discard(o, l, p);
-  }
-  BYRE_CORO_WRAPPER Task<void> flush(Mark m) override { return below_.flush(m); }
-  BYRE_CORO_WRAPPER Task<Extent> status(uint64_t o, uint64_t l) override {
-    return below_.status(o, l);
-  }
-  BYRE_CORO_WRAPPER Task<void> resize(uint64_t s) override { return below_.resize(s); }
-  bool new_space_is_zero() const override { return below_.new_space_is_zero(); }
-  bool can_grow() const override { return below_.can_grow(); }
   Task<void> close() override { co_return; }
-
- protected:
-  Device& below_;
+  void abandon() override {}
 };
 
 }  // namespace byre

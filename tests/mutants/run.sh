@@ -3,10 +3,18 @@
 # The mutation gate: each patch here breaks one rule of docs/engine.md; the simulator must find each.
 # A patch that no longer applies fails the gate, as does a mutant that survives.
 #   run.sh [NAME...]    BYRE_MUTANT_SECONDS: time for each scenario on each mutant (60)
+#   run.sh --apply      Only sees that every patch applies.
 # A line "Scenario: NAME" in front of a patch says where to look first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 root=$PWD
+if [[ ${1:-} == --apply ]]; then
+  failed=0
+  for patch in tests/mutants/*.patch; do
+    patch -p1 --dry-run --forward --quiet -F0 <"$patch" >/dev/null || { echo "$patch does not apply" >&2; failed=1; }
+  done
+  exit $failed
+fi
 limit=${BYRE_MUTANT_SECONDS:-60}
 # In the order in which they find most, soonest.
 scenarios=(mix faults ghosts readers late no-space kth-fault cuts pairs snapshots snapshot-faults online amend snapshot-pairs bitmaps bitmap-faults repair)
