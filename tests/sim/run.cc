@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "run.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace byre {
+
+namespace {
+constexpr uint64_t kReadAtOnce = 256 * KiB;
+}
+
+std::vector<Window> windows_of(const Knobs& knobs) {
+  std::vector<Window> windows;
+  for (Window window : knobs.windows) {
+    if (window.offset >= knobs.size) continue;
+    window.length = std::min(window.length, knobs.size - window.offset);
+    windows.push_back(window);
+  }
+  return windows;
+}
+
+Task<void> read_windows(Device& image, const std::vector<Window>& windows,
+                        std::vector<std::vector<std::byte>>& out) {
+  for (const Window& window : windows) {
+    std::vector<std::byte> data(window.length);
+    const uint64_t there =
+        window.offset < image.size() ? std::min(window.length, image.size() - window.offset) : 0;
+    for (uint64_t at = 0; at < there; at += kReadAtOnce) {
+      const uint64_t length = std::min(kReadAtOnce, there - at);
+      co_await image.read(window.offset + at, MutableBytes(data).subspan(at, length),
+                          Mark::read_guest);
+    }
+    out.push_back(std::move(data));
+  }
+}
+
+RunReport Run::run() {
+  build_disks(knobs_, mix_seeds(history_.seed, 1), disks_, oracle_);
+  const ImageVerdict start = verdict_of(disk());
+  if (!start.sound() || start.leaks != knobs_.leaks) {
+    fail_with("the starting image is wrong: ", start.text(), "; leaks wanted: ", knobs_.leaks);
+  }
+  // Only data, and only where a request writes no more than its own sectors to a cluster that it
+  // does not own alone: otherwise what failed could overtake what was written again over it.
+  if (knobs_.version == 2 && knobs_.block_size <= kSectorSize) {
+    disk().options().may_land_late = [](const Op& op) {
+      return op.length >= kSectorSize && is_stamped(bytes_at(op.buffer, kSectorSize));
+    };
+  }
+  judge("the starting image");
+  for (size_t i = 0; i < history_.lives.size() && ok(); ++i) {
+    life_ = i;
+    live(history_.lives[i]);
+  }
+  if (ok()) {
+    life_ = history_.lives.size();
+    live({.seed = mix_seeds(history_.seed, 2)});  // Sees what the last one left.
+  }
+  report_.hash = hash_;
+  if (report_.disks.empty()) report_.disks = disks_;
+  return std::move(report_);
+}
+
+void Run::live(const Life& life) {
+  const auto process =
+      std::make_shared<Process>(SimReactor::Options{.seed = life.seed,
+                                                    .delays = knobs_.delays,
+                                                    .resume_at_once = options_.resume_at_once,
+                                                    .steps_max = 20'000'000},
+                                disks_, gate_options());
+  SimReactor& reactor = process->reactor;
+  reactor.trace().sink = options_.sink;
+
+  Result<std::unique_ptr<Image>> opened =
+      reactor.finish(Image::open(reactor, process->gate, "image", knobs_.image_options()));
+  if (!opened) {
+    fail_with("the image does not open: ", opened.error().message());
+  } else {
+    process->image = *std::move(opened);
+    first_look(*process);
+  }
+  if (ok()) {
+    const ImageVerdict before = verdict_of(disk());
+    drift_ = before.copied_drift;
+    leaks_ = before.leaks;
+    leaks_in_file_ = before.leaks_in_file;
+    const uint64_t lost_before = syncs_lost();
+    for (SimDisk* each : written()) {
+      each->options().faults = life.faults;
+      if (life.room != 0) each->options().capacity = each->allocated_bytes() + life.room;
+    }
+    faulty_ = life.faults.can_fail() || life.room != 0;
+    work(life, *process);
+    if (life_ == 0) report_.faults = disk().options().faults;
+    for (SimDisk* each : written()) {
+      each->options().faults.clear();
+      each->options().capacity = 0;
+    }
+    reactor.after_delivery = nullptr;
+    hash_ = mix_seeds(hash_, reactor.trace().hash());
+    end(life, *process, before, syncs_lost() != lost_before);
+  }
+  if (!process->closed_well) SimReactor::bury(process);
+}
+
+std::vector<std::vector<std::byte>> Run::raw_windows(const SimDisks& disks, uint64_t size) const {
+  const SimDisk& data = disks.find("data")->second;
+  std::vector<std::vector<std::byte>> found;
+  for (const Window& window : windows_) {
+    std::vector<std::byte>& bytes = found.emplace_back(data.read(window.offset, window.length));
+    if (size < window.offset + window.length) {
+      fill_zero(MutableBytes(bytes).subspan(std::max(size, window.offset) - window.offset));
+    }
+  }
+  return found;
+}
+
+void Run::first_look(Process& process) {
+  if (Result<void> known = check_size(process.image->size()); !known) {
+    return fail_with("on opening: ", known.error().message());
+  }
+  size_ = process.image->size();
+  sizes_wanted_.clear();
+  // What it was amended to, perhaps.
+  knobs_.version = process.image->geometry().version;
+  knobs_.refcount_order = process.image->geometry().refcount_order;
+  if (!process.image->has_raw_data() && knobs_.data_file == Knobs::DataFile::raw) {
+    if (!amended_raw_) return fail_with("on opening: the data file is no longer raw");
+    knobs_.data_file = Knobs::DataFile::plain;
+  }
+  const Result<void> copies = process.reactor.finish(
+      look_at_snapshots(process.reactor, process.gate, process.image->snapshots(), true));
+  if (!copies) return fail_with("on opening: ", copies.error().message());
+  std::vector<std::vector<std::byte>> found;
+  const Result<void> read = process.reactor.finish(read_windows(*process.image, windows_, found));
+  if (!read) return fail_with("the disk cannot be read: ", read.error().message());
+  if (knobs_.data_file == Knobs::DataFile::raw && raw_windows(disks_, size_) != found) {
+    return fail_with("on opening: the raw data file differs from the disk");
+  }
+  for (size_t i = 0; i < windows_.size(); ++i) {
+    Result<void> result =
+        unclean_ ? oracle_.observe(windows_[i].offset, found[i], cut_)
+                 : oracle_.end_read(oracle_.begin_read(), windows_[i].offset, found[i]);
+    if (!result) return fail_with("on opening: ", result.error().message());
+  }
+  if (knobs_.bitmaps) {
+    const ImageVerdict verdict = verdict_of(disk());
+    Result<void> right = bitmaps_.check(verdict.bitmaps, verdict.size, &found, !unclean_bitmaps_);
+    unclean_bitmaps_ = false;
+    if (right) right = check_usable_bitmaps(*process.image);
+    if (!right) return fail_with("on opening: ", right.error().message());
+    bitmaps_.settle(verdict.bitmaps, verdict.size, oracle_.fresh_token());
+  }
+  unclean_ = cut_ = false;
+}
+
+Result<void> Run::check_usable_bitmaps(const Image& image) {
+  for (const auto& slot : image.bitmaps()) {
+    if (slot->state != BitmapState::usable) return corrupt(slot->reason);
+  }
+  return {};
+}
+
+void Run::work(const Life& life, Process& process) {
+  SimReactor& reactor = process.reactor;
+  uint64_t deliveries = 0;
+  uint64_t cuts = 0;
+  Prng prng(mix_seeds(life.seed, 3));
+  reactor.after_delivery = [&] {
+    ++deliveries;
+    ++report_.deliveries;
+    if (!ok()) return;
+    if (life.every_cut) {
+      every_cut();
+    } else if (life.cut_one_in != 0 && cuts < life.cuts_max && prng.one_in(life.cut_one_in)) {
+      ++cuts;
+      random_cut(prng);
+    }
+    if (!ok()) reactor.fail(report_.failure);
+  };
+  process.scope.spawn(main(life, process));
+  const bool dies = life.end != Life::End::close;
+  const auto over = [&] {
+    return dies && (deliveries >= life.ends_after || reactor.now().ns >= life.ends_at_ns);
+  };
+  while (!process.ended && !over()) {
+    if (reactor.advance()) continue;
+    fail_with(reactor.failure());
+    break;
+  }
+}
+
+Task<void> Run::main(const Life& life, Process& process) {
+  for (const Step& step : life.warm_up) co_await perform(step, process);
+  if (life_ == 0 && options_.chooser) process.reactor.set_chooser(options_.chooser);
+  process.clients = life.clients.size();
+  if (process.clients == 0) process.clients_done.set();
+  for (size_t i = 0; i < life.clients.size(); ++i) {
+    process.scope.spawn(client(life.clients[i], process, i));
+  }
+  co_await process.clients_done.wait();
+  process.reactor.set_chooser(nullptr);
+  if (life.amend && ok()) co_await amend(*life.amend, process);
+  const SimReactor::Activity activity(process.reactor, "close");
+  const uint64_t flush = oracle_.begin_flush();
+  const Result<void> closed = co_await process.image->close().result();
+  if (closed) oracle_.end_flush(flush);
+  if (!closed && !faulty_) fail_with("close: ", closed.error().message());
+  process.closed_well = closed.has_value();
+  process.ended = true;
+}
+
+Task<void> Run::client(const std::vector<Step>& steps, Process& process, size_t number) {
+  co_await process.reactor.ready().yield();
+  for (const Step& step : steps) {
+    if (!ok()) break;
+    const SimReactor::Activity activity(process.reactor, cat("client ", number, ": ", step.text()));
+    if (options_.sink) options_.sink(cat("client ", number, ": ", step.text()));
+    co_await perform(step, process);
+  }
+  if (--process.clients == 0) process.clients_done.set();
+}
+
+}  // namespace byre
