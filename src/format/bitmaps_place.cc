@@ -118,15 +118,14 @@ std::optional<uint64_t> far_bitmaps_extension(Bytes first_cluster, const Header&
   return std::nullopt;
 }
 
-Bytes unused_extension_head(Bytes first_cluster, const Header& header, uint64_t at) {
-  static constexpr std::array<std::byte, kHeadSize> kEnd{};
-  static const auto kUnused = [] {
-    std::array<std::byte, kHeadSize> head{};
-    put_head(head, 0, kUnusedExtension, kBitmapsExtensionSize);
-    return head;
-  }();
+std::array<std::byte, 8> unused_extension_head(Bytes first_cluster, const Header& header,
+                                               uint64_t at) {
+  std::array<std::byte, kHeadSize> head{};
   const List list = list_extensions(first_cluster, header);
-  return is_last(list, at) ? Bytes(kEnd) : Bytes(kUnused);
+  if (is_last(list, at)) return head;
+  // As long as it is, whatever it should be: what follows stays where it is.
+  put_head(head, 0, kUnusedExtension, load_be<uint32_t>(first_cluster, at + 4));
+  return head;
 }
 
 Result<void> put_bitmaps_extension(MutableBytes first_cluster, const Header& header,
@@ -148,8 +147,9 @@ Result<void> put_bitmaps_extension(MutableBytes first_cluster, const Header& hea
     }
     // It crosses the end of the sector: its head, which does not, is taken away with the same
     // write.
+    // Likewise one of another length.  Something follows it now, the new one perhaps.
     if (put_anew(first_cluster, header, list, *extension)) {
-      retire(placed);
+      put_head(first_cluster, placed.at, kUnusedExtension, placed.length);
       return {};
     }
   }

@@ -27,7 +27,8 @@ inline constexpr uint32_t kUnusedExtension = 0x756e7573;
 /// Offset of a bitmaps extension whose head is not in the first sector.
 std::optional<uint64_t> far_bitmaps_extension(Bytes first_cluster, const Header& header);
 /// The 8 bytes to write at `at`, the head of an extension, so that there is none.
-Bytes unused_extension_head(Bytes first_cluster, const Header& header, uint64_t at);
+std::array<std::byte, 8> unused_extension_head(Bytes first_cluster, const Header& header,
+                                               uint64_t at);
 
 /// Makes the first sector say `extension`, or that there is none; backing_file_offset in it may
 /// change.  A copy of it beyond that sector

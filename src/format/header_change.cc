@@ -42,6 +42,7 @@ Result<HeaderChange> change_header(Bytes first_cluster, const Header& header,
   for (const Extensions* candidate :
        {&extensions, static_cast<const Extensions*>(&without_names)}) {
     const Result<std::vector<std::byte>> whole = serialize_header(header, *candidate, backing_file);
+    if (!whole && whole.error().code() != Errc::no_space) return whole.error().copy();
     if (whole && tail_is_there(*whole, first_cluster))
       return HeaderChange{.sector = sector_of(*whole)};
   }
