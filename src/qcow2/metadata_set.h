@@ -2,14 +2,14 @@
 /// MetadataSet: the host clusters that hold metadata (docs/engine.md, M5).
 ///
 /// Every data write is checked against it, so a damaged image cannot make a guest overwrite tables.
-/// Runs (header, L1, refcount table) are kept as ranges, single clusters (L2 tables, refcount
-/// blocks) in a hash set.
+/// Runs (header, L1, refcount and snapshot table, all of bitmaps) are kept as ranges that do not
+/// touch each other's clusters, single clusters (L2 tables, refcount blocks) in a hash set.
+/// Cost: a lookup is a hash probe and one step in a tree of the runs.
 #pragma once
 
-#include <algorithm>
-#include <unordered_map>
+#include <map>
+#include <optional>
 #include <unordered_set>
-#include <vector>
 
 #include "base/units.h"
 #include "format/types.h"
@@ -21,36 +21,28 @@ class MetadataSet {
   /// False if it was there already: two owners of one cluster.
   bool add(HostCluster cluster) { return !in_run(cluster) && clusters_.insert(cluster).second; }
   void remove(HostCluster cluster) { clusters_.erase(cluster); }
+  /// False, and nothing done, if another run has one of its clusters.
   bool add_run(HostSpan run) {
-    bool alone = true;
-    for (uint64_t i = 0; i < run.count; ++i) alone &= !in_run(run.first + i);
-    if (run.count > kShortRun) {
-      runs_.push_back(run);
-    } else {
-      for (uint64_t i = 0; i < run.count; ++i) ++in_short_runs_[run.first + i];
-    }
-    return alone;
+    if (run.count == 0) return true;
+    const auto after = runs_.lower_bound(run.first.value);
+    if (after != runs_.end() && after->first - run.first.value < run.count) return false;
+    if (in_run(run.first)) return false;
+    runs_.emplace_hint(after, run.first.value, run.count);
+    return true;
   }
+  /// As it was added.
   void remove_run(HostSpan run) {
-    if (run.count > kShortRun) {
-      runs_.erase(std::remove(runs_.begin(), runs_.end(), run), runs_.end());
-      return;
-    }
-    for (uint64_t i = 0; i < run.count; ++i) {
-      const auto found = in_short_runs_.find(run.first + i);
-      if (found != in_short_runs_.end() && --found->second == 0) in_short_runs_.erase(found);
-    }
+    const auto found = runs_.find(run.first.value);
+    if (found != runs_.end() && found->second == run.count) runs_.erase(found);
   }
   bool contains(HostCluster cluster) const {
     return clusters_.contains(cluster) || in_run(cluster);
   }
-  /// Is it part of the header's, an L1 table's, the refcount table's, the snapshot table's run?
   bool in_run(HostCluster cluster) const {
-    if (in_short_runs_.contains(cluster)) return true;
-    for (const HostSpan& run : runs_) {
-      if (cluster.value - run.first.value < run.count) return true;
-    }
-    return false;
+    const auto after = runs_.upper_bound(cluster.value);
+    if (after == runs_.begin()) return false;
+    const auto& [first, count] = *std::prev(after);
+    return cluster.value - first < count;
   }
   /// The first metadata cluster in a run, if any.
   std::optional<HostCluster> find_in(HostSpan run) const {
@@ -61,10 +53,7 @@ class MetadataSet {
   }
 
  private:
-  /// Runs up to this long are kept by the cluster: an image may have 65536 snapshots.
-  static constexpr uint64_t kShortRun = 16;
-  std::vector<HostSpan> runs_;
-  std::unordered_map<HostCluster, uint32_t> in_short_runs_;
+  std::map<uint64_t, uint64_t> runs_;  ///< First cluster and count.
   std::unordered_set<HostCluster> clusters_;
 };
 

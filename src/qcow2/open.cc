@@ -184,19 +184,23 @@ Task<void> Image::begin_writing() {
   metadata_.add(HostCluster{0});
   const HostSpan l1{g.cluster_of(header.l1_offset),
                     g.clusters_for(header.l1_entries * uint64_t{8})};
-  if (l1.count != 0 && !metadata_.add_run(l1)) co_await fail(clash("L1 table", header.l1_offset));
+  if (!metadata_.add_run(l1)) co_await fail(clash("L1 table", header.l1_offset));
   const HostSpan table{g.cluster_of(header.refcount_table_offset), header.refcount_table_clusters};
   if (!metadata_.add_run(table))
     co_await fail(clash("refcount table", header.refcount_table_offset));
   for (const Snapshot& snapshot : snapshots_) {
     co_await check_l1_table(snapshot, g);
-    const HostSpan run = hosts(snapshot, g);
-    if (run.count != 0) metadata_.add_run(run);
+    // Deleting it would free what the other one needs (S1).
+    if (!metadata_.add_run(hosts(snapshot, g))) {
+      co_await fail(clash(cat("L1 table of snapshot ", quoted(snapshot.name)), snapshot.l1_offset));
+    }
   }
   if (!snapshots_.empty()) {
     const std::vector<std::byte> snapshot_table = co_await serialize_snapshots(snapshots_);
-    metadata_.add_run(
-        {g.cluster_of(header.snapshots_offset), g.clusters_for(snapshot_table.size())});
+    if (!metadata_.add_run(
+            {g.cluster_of(header.snapshots_offset), g.clusters_for(snapshot_table.size())})) {
+      co_await fail(clash("snapshot table", header.snapshots_offset));
+    }
   }
 
   const uint64_t entries = header.refcount_table_clusters * g.refcount_table_entries_per_cluster();
