@@ -73,6 +73,8 @@ struct ZeroOptions {
   bool may_unmap = false;    ///< Blocks may be given back.
   bool no_fallback = false;  ///< Fail with Errc::unsupported rather than write zeros.
   bool fua = false;
+  /// For what reads as zeros already, as long as nothing is put below: nothing need be stored.
+  bool only_where_needed = false;
 };
 struct DiscardOptions {
   bool fua = false;

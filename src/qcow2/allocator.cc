@@ -13,6 +13,7 @@ namespace byre {
 Reservation::Reservation(Reservation&& other) noexcept
     : allocator_(std::exchange(other.allocator_, nullptr)),
       span_(std::exchange(other.span_, {})),
+      times_(other.times_),
       all_zero_(other.all_zero_),
       zero_(std::move(other.zero_)) {}
 
@@ -21,6 +22,7 @@ Reservation& Reservation::operator=(Reservation&& other) noexcept {
     drop();
     allocator_ = std::exchange(other.allocator_, nullptr);
     span_ = std::exchange(other.span_, {});
+    times_ = other.times_;
     all_zero_ = other.all_zero_;
     zero_ = std::move(other.zero_);
   }
@@ -35,7 +37,7 @@ void Reservation::keep(uint64_t count) {
 }
 
 void Reservation::drop() {
-  if (allocator_ && span_.count != 0) allocator_->release(span_);
+  for (uint64_t i = 0; allocator_ && i < times_; ++i) allocator_->release(span_);
   allocator_ = nullptr;
   span_ = {};
 }
@@ -366,10 +368,18 @@ Task<Reservation> Allocator::reserve_behind(HostCluster cluster) {
   co_return co_await reserve(1, Use::data);
 }
 
-Reservation Allocator::share(HostCluster cluster) {
-  BYRE_ASSERT(refcount(cluster) < refcount_max(geometry_.refcount_order));  // A5
-  change_count(cluster, 1);
-  return Reservation(*this, {cluster, 1});
+Reservation Allocator::share(HostCluster cluster, uint64_t times) {
+  BYRE_ASSERT(refcount_max(geometry_.refcount_order) - refcount(cluster) >= times);  // A5
+  change_count(cluster, static_cast<int64_t>(times));
+  Reservation reservation(*this, {cluster, 1});
+  reservation.times_ = times;
+  return reservation;
+}
+
+void Allocator::keep_one_reference(HostCluster cluster) {
+  BYRE_ASSERT(refcount(cluster) != 0 && !in_limbo(cluster));
+  set_count(cluster, 1);
+  mark_for_commit(cluster);
 }
 
 Task<Reservation> Allocator::reserve_run(uint64_t count) {

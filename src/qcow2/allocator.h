@@ -69,6 +69,7 @@ class [[nodiscard]] Reservation {
   void drop();
   Allocator* allocator_ = nullptr;
   HostSpan span_;
+  uint64_t times_ = 1;  ///< References to each.
   bool all_zero_ = false;
   std::vector<bool> zero_;
 };
@@ -94,8 +95,8 @@ class Allocator {
   /// Takes one cluster for data: the one behind `cluster` if it is free and the file need not grow
   /// for it, else the first that is.
   Task<Reservation> reserve_behind(HostCluster cluster);
-  /// One more reference to a cluster that has one; its refcount is below the maximum.
-  Reservation share(HostCluster cluster);
+  /// `times` more references to a cluster that has one; its refcount stays within the maximum.
+  Reservation share(HostCluster cluster, uint64_t times = 1);
   /// The cluster that compressed streams are packed into (P1, pack.h), until the last reference to
   /// it that is not in limbo goes away.
   std::optional<HostCluster> packing() const { return packing_; }
@@ -128,6 +129,8 @@ class Allocator {
   /// the refcount does not cover (the image is damaged) is passed over: the cluster would be freed
   /// twice.
   void release(HostSpan span);
+  /// All references but one of a cluster that nothing leads to go away.
+  void keep_one_reference(HostCluster cluster);
   /// In memory, of a loaded region.
   uint64_t refcount(HostCluster cluster) const;
 

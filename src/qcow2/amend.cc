@@ -48,8 +48,15 @@ class Image::Amendment {
     std::vector<std::byte> bytes;
     uint64_t low = 0;  ///< What changed.
     uint64_t high = 0;
-    uint64_t owners = 0;  ///< L1 tables that lead to it.
+    uint64_t owners = 0;  ///< L1 entries that lead to it.
     std::vector<HostSpan> removed;
+  };
+
+  /// Who leads to an L2 table.
+  struct Place {
+    uint64_t l1_index = 0;
+    bool active = false;
+    uint64_t owners = 0;
   };
 
   const Geometry& g() const { return image_.head_.geometry; }
@@ -74,7 +81,7 @@ class Image::Amendment {
   Task<void> switch_header(std::vector<std::byte> sector, uint32_t version);
 
   Task<void> expand_zeros();
-  Task<void> expand_table(HostCluster table, uint64_t l1_index, bool active);
+  Task<void> expand_table(HostCluster table, const Place& place);
   Task<void> write_tables();
 
   Task<void> change_width();
@@ -137,6 +144,11 @@ Result<void> Image::Amendment::check_downgrade() const {
         "first ",
         "(bitmap --remove IMAGE NAME)");
   }
+  for (const Snapshot& snapshot : image_.snapshots_) {
+    if (snapshot.disk_size.value_or(image_.size_) == options_.size.value_or(image_.size_)) continue;
+    return invalid("Internal snapshots prevent downgrade of image: ", quoted(snapshot.name),
+                   " is of another size than the disk");
+  }
   return {};
 }
 
@@ -166,6 +178,10 @@ Result<void> Image::Amendment::check_names() const {
     return invalid("backing format ", quoted(format), " is longer than ", kBackingFormatSizeMax,
                    " bytes");
   }
+  if (backing.size() > kBackingFileSizeMax) {
+    return invalid("backing file name of ", backing.size(), " bytes, at most ",
+                   kBackingFileSizeMax);
+  }
   for (const std::string& name : {backing, format, options_.data_file.value_or("")}) {
     if (name.find('\0') != std::string::npos)
       return invalid("the name ", quoted(name), " contains NUL");
@@ -189,11 +205,14 @@ Task<void> Image::Amendment::check_refcounts() {
 
 /// Both headers that will be written have room.
 Task<void> Image::Amendment::check_header() {
-  const std::vector<std::byte> first = co_await first_cluster();
+  std::vector<std::byte> first = co_await first_cluster();
   Wanted wanted = co_await current(first);
   if (version() > g().version) {
     upgrade(wanted);
-    co_await change_header(first, wanted.header, wanted.extensions, wanted.backing_file);
+    const HeaderChange change =
+        co_await change_header(first, wanted.header, wanted.extensions, wanted.backing_file);
+    copy(MutableBytes(first), change.sector);
+    copy(MutableBytes(first).subspan(change.name_at), change.name);
   }
   finish(wanted);
   co_await change_header(first, wanted.header, wanted.extensions, wanted.backing_file);
@@ -209,6 +228,7 @@ Task<void> Image::Amendment::plan() {
 
 Task<void> Image::Amendment::run() {
   if (version() > g().version) {
+    co_await image_.complete_snapshots();
     const std::vector<std::byte> first = co_await first_cluster();
     Wanted wanted = co_await current(first);
     upgrade(wanted);
@@ -334,16 +354,14 @@ Task<void> Image::Amendment::switch_header(std::vector<std::byte> sector, uint32
 
 /// Every L2 table once, whoever leads to it (trap 105): what its entries read as does not change.
 Task<void> Image::Amendment::expand_zeros() {
-  struct Place {
-    uint64_t l1_index;
-    bool active;
-  };
   std::unordered_map<HostCluster, Place> found;
   std::vector<HostCluster> order;
   const auto look = [&](const std::vector<uint64_t>& l1, bool active) -> Task<void> {
     for (uint64_t i = 0; i < l1.size(); ++i) {
       const L1Entry entry = co_await decode_l1(l1[i], g()).doing("L1 entry ", i);
-      if (entry.l2 && found.emplace(*entry.l2, Place{i, active}).second) order.push_back(*entry.l2);
+      if (!entry.l2) continue;
+      Place& place = found.try_emplace(*entry.l2, Place{i, active}).first->second;
+      if (++place.owners == 1) order.push_back(*entry.l2);
     }
   };
   co_await look(image_.map_->l1(), true);
@@ -353,8 +371,7 @@ Task<void> Image::Amendment::expand_zeros() {
     co_await look(l1, false).doing("snapshot ", quoted(snapshot.name));
   }
   for (size_t i = 0; i < order.size(); ++i) {
-    const Place place = found.at(order[i]);
-    co_await expand_table(order[i], place.l1_index, place.active);
+    co_await expand_table(order[i], found.at(order[i]));
     if ((tables_.size() + 1) * g().cluster_size() > kTableBytesAtOnce) co_await write_tables();
     progress(0.5 * static_cast<double>(i) / static_cast<double>(order.size()));
   }
@@ -363,12 +380,12 @@ Task<void> Image::Amendment::expand_zeros() {
 
 /// Finds the entries with a zero flag, and what they become; clusters of zeros are reserved, and
 /// hold zeros, when this returns.
-Task<void> Image::Amendment::expand_table(HostCluster table, uint64_t l1_index, bool active) {
+Task<void> Image::Amendment::expand_table(HostCluster table, const Place& place) {
   const HostOffset at = g().start_of(table);
   co_await allocator().load({table, 1}).doing("L2 table");
   NewTable change{.at = table, .bytes = std::vector<std::byte>(g().cluster_size())};
   co_await image_.file_->read(at.value, change.bytes, Mark::l2_load).doing("L2 table at ", at);
-  change.owners = allocator().refcount(table);
+  change.owners = place.owners;  // Not the refcount, which a leak may have raised.
   change.low = change.bytes.size();
   const auto replace = [&](uint64_t index, const Mapping& mapping) {
     store_l2(change.bytes, index, encode_l2(mapping, g()), g());
@@ -385,7 +402,7 @@ Task<void> Image::Amendment::expand_table(HostCluster table, uint64_t l1_index, 
       co_await image_.load_old(mapping);
       change.removed.push_back(hosts(mapping, g()));
     }
-    const uint64_t start = g().start_of(g().first_of_l1(l1_index) + i).value;
+    const uint64_t start = g().start_of(g().first_of_l1(place.l1_index) + i).value;
     const bool shows_below = image_.backing_ && start < image_.backing_->size();
     if (shows_below) {
       filled.push_back(i);
@@ -401,11 +418,9 @@ Task<void> Image::Amendment::expand_table(HostCluster table, uint64_t l1_index, 
         co_await image_.file_->zero(g().start_of(host).value, g().cluster_size(),
                                     {.may_unmap = true});
       }
-      for (uint64_t more = 1; more < change.owners; ++more) {
-        fresh_.push_back(allocator().share(host));
-      }
+      if (change.owners > 1) fresh_.push_back(allocator().share(host, change.owners - 1));
       replace(filled[done + i],
-              {.copied = active && change.owners == 1, .allocated = 1, .host = host});
+              {.copied = place.active && change.owners == 1, .allocated = 1, .host = host});
     }
     done += fresh.count();
     fresh_.push_back(std::move(fresh));
@@ -495,7 +510,8 @@ Task<void> Image::Amendment::change_width() {
     for (uint64_t i = 0; i < more.count(); ++i) blocks.push_back(more.first() + i);
     fresh_.push_back(std::move(more));
   }
-  co_await committer().flush_all();
+  // What a second try for the table has given back is free in both worlds.
+  co_await quiesce();
 
   const auto write_block = [&](uint64_t number, uint64_t index,
                                const std::set<uint64_t>& freed) -> Task<void> {

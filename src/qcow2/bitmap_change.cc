@@ -92,6 +92,7 @@ Task<void> Image::add_bitmap(NewBitmap wanted) {
     if (find_bitmap(list, wanted.name)) {
       co_await fail(Error(Errc::invalid, cat("Bitmap already exists: ", wanted.name), EEXIST));
     }
+    co_await check_bitmap_size(size_, bits, geometry());  // Before there are bits in memory.
     if (wanted.dirty) co_await must_fit(wanted.dirty->size(), size_);
     auto slot = std::make_shared<BitmapSlot>();
     slot->entry.name = wanted.name;

@@ -26,6 +26,17 @@ std::vector<std::pair<uint64_t, uint64_t>> runs_of(const std::vector<uint64_t>& 
 
 }  // namespace
 
+Result<void> check_bitmap_size(uint64_t size, uint32_t granularity_bits, const Geometry& g) {
+  const uint64_t entries = bitmap_table_entries_for(size, granularity_bits, g);
+  if (entries == 0) return invalid("a disk of 0 bytes has no room for a bitmap");
+  if (entries > kBitmapDataSizeMax / g.cluster_size()) {
+    return invalid("a bitmap of this granularity would take ",
+                   bitmap_data_size(size, granularity_bits), " bytes, at most ", kBitmapDataSizeMax,
+                   "; use a larger one");
+  }
+  return {};
+}
+
 Bitmaps::Bitmaps(ReadyQueue& ready, Device& file, Head& head, Allocator& allocator,
                  Committer& committer, MetadataSet& metadata)
     : file_(file),
@@ -367,12 +378,21 @@ Task<std::shared_ptr<BitmapSlot>> Bitmaps::copy_of(const BitmapSlot& slot) {
   co_return std::move(copy);
 }
 
+Result<void> Bitmaps::check_size(uint64_t size) const {
+  for (const auto& slot : list_) {
+    if (slot->state == BitmapState::inconsistent) continue;
+    if (slot->state == BitmapState::foreign)
+      return unsupported(slot->reason, ", so it cannot follow the size of the disk");
+    Result<void> fits = check_bitmap_size(size, slot->entry.granularity_bits, geometry_);
+    if (!fits) return std::move(fits).error().while_doing(cat("bitmap ", quoted(slot->entry.name)));
+  }
+  return {};
+}
+
 Task<BitmapList> Bitmaps::list_for_size(uint64_t size) {
+  co_await check_size(size);
   BitmapList list;
   for (const auto& slot : list_) {
-    if (slot->state == BitmapState::foreign) {
-      co_await fail(unsupported(slot->reason, ", so it cannot follow the size of the disk"));
-    }
     if (slot->state == BitmapState::inconsistent) {
       list.push_back(slot);
       continue;
@@ -399,13 +419,8 @@ Task<void> Bitmaps::write_fresh(BitmapSlot& slot, Change& change) {
   const Geometry& g = geometry_;
   const uint64_t size = slot.bits->size();
   const uint32_t granularity_bits = slot.entry.granularity_bits;
+  co_await check_bitmap_size(size, granularity_bits, g);
   const uint64_t entries = bitmap_table_entries_for(size, granularity_bits, g);
-  if (entries == 0) co_await fail(invalid("a disk of 0 bytes has no room for a bitmap"));
-  if (entries > kBitmapDataSizeMax / g.cluster_size()) {
-    co_await fail(invalid("a bitmap of this granularity would take ",
-                          bitmap_data_size(size, granularity_bits), " bytes, at most ",
-                          kBitmapDataSizeMax, "; use a larger one"));
-  }
   const uint64_t part_bytes = slot.bits->part_bytes();
   const uint64_t per_cluster = parts_per_cluster(slot);
   std::vector<std::byte> bytes(g.cluster_size());
@@ -466,7 +481,7 @@ Task<void> Bitmaps::move_extension(std::vector<std::byte>& first_cluster) {
     }
     head_.header.backing_file_offset = load_be<uint64_t>(head_.sector, 8);
   }
-  const Bytes head = unused_extension_head(first_cluster, head_.header, *far);
+  const std::array<std::byte, 8> head = unused_extension_head(first_cluster, head_.header, *far);
   copy(MutableBytes(first_cluster).subspan(*far), head);
   co_await file_.write(*far, head, {.mark = Mark::header_update}).doing("header");
   co_await committer_.sync(Mark::commit_sync);

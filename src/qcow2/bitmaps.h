@@ -37,6 +37,9 @@
 
 namespace byre {
 
+/// Does a bitmap of a disk of `size` bytes fit what readers take (kBitmapDataSizeMax)?
+Result<void> check_bitmap_size(uint64_t size, uint32_t granularity_bits, const Geometry& geometry);
+
 class Bitmaps {
  public:
   Bitmaps(ReadyQueue& ready, Device& file, Head& head, Allocator& allocator, Committer& committer,
@@ -55,8 +58,8 @@ class Bitmaps {
   /// True when that is recorded already; else await mark().  Once writing has been given up
   /// (Committer::latch) nobody knows which list the disk has, so nothing counts as recorded.
   bool mark_now(uint64_t offset, uint64_t length) {
-    if (tracking_.empty()) return true;
     bool done = !committer_.latched();
+    if (tracking_.empty()) return done;
     for (BitmapSlot* slot : tracking_) done &= mark_slot(*slot, offset, length);
     return done;
   }
@@ -85,6 +88,8 @@ class Bitmaps {
   /// It does, durably (O6).
   void keep(Change change);
 
+  /// Can all of them follow the disk to another size?
+  Result<void> check_size(uint64_t size) const;
   /// The list as it is for a disk of another size: what is added is dirty in those that track.
   Task<BitmapList> list_for_size(uint64_t size);
   /// Likewise, with everything dirty in those that track.

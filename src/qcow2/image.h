@@ -261,7 +261,7 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   Task<void> zero_edge(uint64_t offset, uint64_t length, ZeroOptions options);
   Task<uint64_t> zero_units(uint64_t offset, uint64_t length, ZeroOptions options);
   std::optional<Mapping> zeroed_mapping(const Mapping& old, uint32_t units, uint64_t start,
-                                        bool may_unmap) const;
+                                        const ZeroOptions& options) const;
   bool can_stage_zero() const { return geometry().version >= 3 || !backing_; }
 
   // online_check.cc
@@ -281,6 +281,8 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   // resize.cc
   Result<void> check_resize(uint64_t size) const;
   Task<void> grow(uint64_t size, Preallocation mode);
+  Task<void> switch_size(uint64_t size);
+  Task<void> complete_snapshots();
   Task<void> undo_preallocation(uint64_t start, uint64_t end);
   Task<void> grow_l1(uint64_t entries);
 
@@ -296,6 +298,8 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   Task<void> shrink(uint64_t size);
   Task<void> forget_behind_end();
   Task<void> zero_tail(uint64_t size);
+  Task<bool> ends_in_data(uint64_t size);
+  Task<void> cut_last_cluster(uint64_t size, MutableBytes table, uint64_t index, CutOff& off);
   Task<void> cut_tables(uint64_t size, CutOff& off);
   Task<void> cut_last_table(uint64_t size, CutOff& off);
   Task<void> free_cut_off(CutOff off);

@@ -107,7 +107,8 @@ Task<void> Image::free_leaks(Survey& survey) {
       // In one step from here.
       const uint64_t count = allocator_->refcount(cluster);
       if (count == 0 || allocator_->in_limbo(cluster) || metadata_.contains(cluster)) continue;
-      for (uint64_t i = 0; i < count; ++i) allocator_->release({cluster, 1});
+      if (count > 1) allocator_->keep_one_reference(cluster);
+      allocator_->release({cluster, 1});
       freed.insert(geometry().start_of(cluster).value);
       if (freed.size() % std::max<uint64_t>(options_.staged_max, 1) == 0) {
         co_await committer_->flush(Mark::commit_sync);  // Bounds what is in limbo.

@@ -27,10 +27,10 @@ Task<void> write_zeros(Device& device, uint64_t offset, uint64_t length) {
 Task<void> Image::preallocate(uint64_t offset, uint64_t length, Preallocation mode) {
   const Working working(*this);
   co_await working.begin();
-  co_await check_can_write();
   if (mode == Preallocation::off) co_return;
   RangeLock::Request keep_size(size_lock_, 0, 1, RangeLock::Mode::shared);
   co_await keep_size;
+  co_await check_can_write();
   if (!within(offset, length, size_)) co_await fail(out_of_range("preallocate", offset, length));
   co_await preallocate_range(offset, length, mode);
   co_await committer_->flush(Mark::flush);

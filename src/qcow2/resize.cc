@@ -11,8 +11,8 @@ Task<void> Image::resize(uint64_t size) { co_await resize(size, Preallocation::o
 Task<void> Image::resize(uint64_t size, Preallocation mode) {
   const Working working(*this);
   co_await working.begin();
-  co_await check_can_write();
   const Mutex::Hold hold = co_await resize_mutex_.lock();
+  co_await check_can_write();
   if (size == size_) co_return;
   co_await check_resize(size);
   if (size < size_) {
@@ -29,6 +29,13 @@ Result<void> Image::check_resize(uint64_t size) const {
     return invalid("a disk with clusters of ", cluster_size(), " bytes cannot be larger than ",
                    g.size_max(), " bytes; use larger clusters");
   }
+  if (size % kSectorSize != 0) {
+    return invalid("The new size must be a multiple of ", kSectorSize);
+  }
+  // Other programs could not apply them any more.
+  if (g.version < 3 && !snapshots_.empty()) {
+    return invalid("Can't resize a v2 image which has snapshots");
+  }
   for (const Snapshot& snapshot : snapshots_) {
     if (!snapshot.disk_size) {
       return unsupported("snapshot ", quoted(snapshot.name),
@@ -39,7 +46,7 @@ Result<void> Image::check_resize(uint64_t size) const {
     return unsupported("a disk of 0 bytes has no room for its persistent bitmaps; ",
                        "remove them first");
   }
-  return {};
+  return bitmaps_->check_size(size);
 }
 
 /// What is added reads as zeros: the tail of the last cluster, what a longer backing file would
@@ -59,22 +66,28 @@ Task<void> Image::grow(uint64_t size, Preallocation mode) {
   if (backing_) zero_end = std::max(zero_end, std::min(size, backing_->size()));
   zero_end = round_up(zero_end, cluster_size());
   if (has_raw_data()) zero_end = round_up(size, cluster_size());
-  if (zero_end > size_) co_await zero_checked(size_, zero_end - size_, {.may_unmap = true});
+  if (zero_end > size_) {
+    co_await zero_checked(size_, zero_end - size_, {.may_unmap = true, .only_where_needed = true});
+  }
   if (data_) co_await grow_data_file(size);
   // A raw data file keeps an entry for each cluster (trap 127).
   if (has_raw_data() && mode == Preallocation::off) mode = Preallocation::metadata;
-  if (mode != Preallocation::off) {
-    const uint64_t start = round_up(size_, cluster_size());
-    const uint64_t end = round_up(size, cluster_size());
-    Result<void> given;
-    if (start < end) given = co_await preallocate_range(start, end - start, mode).result();
-    if (!given) {
-      (void)co_await undo_preallocation(start, end).result();
-      co_await std::move(given).doing("preallocate");
-    }
+  const uint64_t start = round_up(size_, cluster_size());
+  const uint64_t end = round_up(size, cluster_size());
+  Result<void> done;
+  if (mode != Preallocation::off && start < end) {
+    done = co_await preallocate_range(start, end - start, mode).result();
+    if (!done) done = std::move(done).error().while_doing("preallocate");
   }
-  co_await committer_->flush(Mark::commit_sync);
+  if (done) done = co_await switch_size(size).result();
+  if (done) co_return;
+  if (mode != Preallocation::off) (void)co_await undo_preallocation(start, end).result();
+  co_await std::move(done);
+}
 
+/// The last step of grow(): the header says the new size.
+Task<void> Image::switch_size(uint64_t size) {
+  co_await committer_->flush(Mark::commit_sync);
   // Zeroing and discarding go by where the disk ends: none may be half way.
   RangeLock::Request change_size(size_lock_, 0, 1, RangeLock::Mode::exclusive);
   co_await change_size;
@@ -94,7 +107,8 @@ Task<void> Image::grow(uint64_t size, Preallocation mode) {
 /// The disk keeps its size, and the file what it had.  First the clusters are given back, which
 /// needs no space, and makes some for the rest.
 Task<void> Image::undo_preallocation(uint64_t start, uint64_t end) {
-  for (uint64_t at = start; at < end;) at += co_await zero_units(at, end - at, {.may_unmap = true});
+  const ZeroOptions give_back{.may_unmap = true, .only_where_needed = true};
+  for (uint64_t at = start; at < end;) at += co_await zero_units(at, end - at, give_back);
   co_await reclaim_space();
   co_await forget_behind_end();
   co_await truncate_file();

@@ -3,20 +3,21 @@
 ///
 /// A power cut leaves the old disk or the new one, never something between (C6):
 ///   1. Requests behind the new end are refused, those under way are waited for.
-///   2. The rest of the last cluster that stays is zeroed, so that a disk that grows again never
-///      shows old bytes, whoever makes it grow (trap 120); a sync comes first, so that no write that
-///      failed lands over the zeros.
-///   3. A new L1 table without the entries behind the end, and a new copy of the last L2 table
-///      without those, are written to fresh clusters and synced.  Then one sector of the header
-///      says the new size and the new table (O6); it is synced.
+///   2. A new L1 table without the entries behind the end, a new copy of the last L2 table without
+///      those, and a new copy of the last cluster with zeros behind the end, so that a disk that
+///      grows again never shows old bytes, whoever makes it grow (trap 120), are written to fresh
+///      clusters and synced.
+///   3. One sector of the header says the new size and the new table (O6); it is synced.
 ///   4. Nobody can reach what the old tables lead to.  Its references go to limbo: clusters that a
 ///      snapshot holds stay, the others become free once all I/O to them has ended.
 ///   5. The new tables, which were made while the old ones filled the file, move down into what
 ///      became free.
 ///   6. The file is cut off behind the last cluster in use.
-/// Stopped between 3 and 6 the image has leaks, nothing else.
-/// Cost: step 3 holds up all requests for four syncs and the writing of the L1 table; step 4 reads
-/// the L2 tables that were cut off, 128 MiB for each TiB at 64 KiB clusters.
+/// Stopped between 3 and 6 the image has leaks, nothing else.  Refused or failed before 3, the disk
+/// is what it was; but in an external data file, where clusters cannot move, the end of the last
+/// one is zeroed in place, before 2.
+/// Cost: steps 2 and 3 hold up all requests for four syncs and the writing of the L1 table; step 4
+/// reads the L2 tables that were cut off, 128 MiB for each TiB at 64 KiB clusters.
 #include <algorithm>
 
 #include "base/checked.h"
@@ -30,8 +31,9 @@ struct Image::CutOff {
   std::vector<uint64_t> l1;               ///< It.
   std::vector<HostCluster> tables;        ///< L2 tables behind the end, with all that is in them.
   std::optional<HostCluster> last_table;  ///< The one the end lies in, if it was replaced,
-  std::vector<Mapping> mappings;          ///< and what it had behind the end.
+  std::vector<Mapping> mappings;          ///< and what its copy does not lead to.
   Reservation last_table_copy;
+  Reservation last_cluster_copy;  ///< Where it has bytes behind the end.
 };
 
 Task<void> Image::shrink(uint64_t size) {
@@ -42,7 +44,8 @@ Task<void> Image::shrink(uint64_t size) {
     size_ = size;
   }
   CutOff off;
-  Result<void> cut = co_await zero_tail(size).result();
+  Result<void> cut;
+  if (data_) cut = co_await zero_tail(size).result();
   if (cut) cut = co_await cut_tables(size, off).result();
   if (!cut) {
     size_ = size_before;
@@ -61,16 +64,28 @@ Task<void> Image::forget_behind_end() {
   co_await free_cut_off(std::move(off));
 }
 
+/// Of an external data file.
 Task<void> Image::zero_tail(uint64_t size) {
   const uint64_t end = round_up(size, cluster_size());
   if (size == end) co_return;
   // What failed and may still land (H6) lands before the zeros, or never.
-  co_await committer_->sync(Mark::commit_sync);
   co_await committer_->sync_data(Mark::commit_sync);
-  co_await zero_checked(size, end - size, {}).doing("zero the end of the disk");
+  co_await zero_checked(size, end - size, {.only_where_needed = true})
+      .doing("zero the end of the disk");
 }
 
-/// Step 3: what the disk keeps, in tables of its own, and the switch to them.
+/// Does the cluster that the end lies in have bytes behind it?
+Task<bool> Image::ends_in_data(uint64_t size) {
+  const Geometry& g = head_.geometry;
+  if (data_ || size == head_.header.size || size % cluster_size() == 0) co_return false;
+  const Epochs::Pin pin = epochs_.pin();
+  const Mapping last = (co_await map_->find(g.cluster_of(GuestOffset{size}))).mapping;
+  if (last.compressed) co_return true;
+  const uint64_t first_behind = size % cluster_size() / g.unit_size();
+  co_return last.allocated >> first_behind != 0;
+}
+
+/// Steps 2 and 3: what the disk keeps, in tables of its own, and the switch to them.
 Task<void> Image::cut_tables(uint64_t size, CutOff& off) {
   const Geometry& g = head_.geometry;
   RangeLock::Request lock(locks_, 0, UINT64_MAX, RangeLock::Mode::exclusive);
@@ -83,6 +98,8 @@ Task<void> Image::cut_tables(uint64_t size, CutOff& off) {
   const uint64_t clusters = g.clusters_for(off.l1_entries * 8);
   Reservation fresh = co_await allocator_->reserve_run(clusters);
   off.last_table_copy = co_await allocator_->reserve(1, Allocator::Use::metadata);
+  if (co_await ends_in_data(size))
+    off.last_cluster_copy = co_await allocator_->reserve(1, Allocator::Use::data);
   std::optional<Bitmaps::Change> bitmaps;
   if (size != head_.header.size) bitmaps = co_await resized_bitmaps(size);
   // Nothing is staged after this: writers wait for the lock.  The refcounts go down even where they
@@ -111,6 +128,7 @@ Task<void> Image::cut_tables(uint64_t size, CutOff& off) {
     // Either disk may be the one that counts now: none is changed until the image is opened again.
     fresh.keep();
     if (off.last_table) off.last_table_copy.keep();
+    off.last_cluster_copy.keep();
     committer_->latch(switched.error());
     co_await std::move(switched);
   }
@@ -122,6 +140,7 @@ Task<void> Image::cut_tables(uint64_t size, CutOff& off) {
     metadata_.add(off.last_table_copy.first());
     off.last_table_copy.keep();
   }
+  off.last_cluster_copy.keep();
   map_->replace_l1(off.l1);
   head_.header.l1_offset = at;
   head_.header.l1_entries = static_cast<uint32_t>(off.l1_entries);
@@ -149,6 +168,7 @@ Task<void> Image::cut_last_table(uint64_t size, CutOff& off) {
     }
     store_l2(table, i, l2, g);
   }
+  if (off.last_cluster_copy) co_await cut_last_cluster(size, table, kept - 1, off);
   if (off.mappings.empty()) co_return;
   if (!entry.copied) co_await allocator_->clear_shared(table);
   co_await allocator_->load({*entry.l2, 1});
@@ -156,6 +176,28 @@ Task<void> Image::cut_last_table(uint64_t size, CutOff& off) {
   co_await file_->write(at.value, table, {.mark = Mark::l2_allocate}).doing("L2 table at ", at);
   off.l1[l1_index] = encode_l1({off.last_table_copy.first(), true}, g);
   off.last_table = entry.l2;
+}
+
+/// The cluster that the new end lies in, entry `index` of `table`, with zeros behind the end.
+Task<void> Image::cut_last_cluster(uint64_t size, MutableBytes table, uint64_t index, CutOff& off) {
+  const Geometry& g = head_.geometry;
+  const Mapping old = co_await decode_l2(load_l2(table, index, g), g).doing("entry ", index);
+  co_await load_old(old);
+  std::vector<std::byte> bytes(cluster_size());
+  Mapping copy{.copied = true, .host = off.last_cluster_copy.first()};
+  if (old.compressed) {
+    co_await read_mapped(old, round_down(size, cluster_size()), bytes, Mark::copy_up_read);
+    copy.allocated = g.all_units();
+  } else {
+    co_await read_host(g.start_of(*old.host).value, bytes, Mark::copy_up_read);
+    copy.allocated = old.allocated;
+    copy.zero = old.zero;
+  }
+  fill_zero(MutableBytes(bytes).subspan(size % cluster_size()));
+  const HostOffset at = g.start_of(*copy.host);
+  co_await file_->write(at.value, bytes, {.mark = Mark::copy_up_write}).doing("data at ", at);
+  store_l2(table, index, encode_l2(copy, g), g);
+  off.mappings.push_back(old);
 }
 
 /// Step 4.  What cannot be believed is left as a leak; the first reason is reported.

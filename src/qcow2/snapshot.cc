@@ -75,6 +75,7 @@ class Image::SnapshotChange {
   Task<void> apply(size_t index);
   Task<void> remove(size_t index);
   Task<void> rename(size_t index, std::string name);
+  Task<void> complete();
 
  private:
   using L1 = std::vector<uint64_t>;
@@ -107,6 +108,7 @@ class Image::SnapshotChange {
 
   Task<void> write_l1(HostCluster at, const L1& l1);
   Task<NewTable> put_table(std::vector<Snapshot> snapshots);
+  Task<void> replace(std::vector<Snapshot> snapshots);
   void enter_table(const NewTable& table);
   void keep_table(NewTable table);
   Task<void> mark_dirty();
@@ -556,6 +558,23 @@ Task<void> Image::SnapshotChange::rename(size_t index, std::string name) {
   }
   std::vector<Snapshot> snapshots = image_.snapshots_;
   snapshots[index].name = std::move(name);
+  co_await replace(std::move(snapshots));
+}
+
+/// What version 3 wants of every entry: the disk's size then, which was the disk's size always.
+Task<void> Image::SnapshotChange::complete() {
+  std::vector<Snapshot> snapshots = image_.snapshots_;
+  bool all = true;
+  for (Snapshot& snapshot : snapshots) {
+    all &= snapshot.disk_size.has_value();
+    if (!snapshot.disk_size) snapshot.disk_size = image_.size_;
+  }
+  if (all) co_return;
+  co_await replace(std::move(snapshots));
+}
+
+/// The snapshot table becomes another, and nothing else does.
+Task<void> Image::SnapshotChange::replace(std::vector<Snapshot> snapshots) {
   NewTable table = co_await put_table(std::move(snapshots));
   co_await committer().flush_all();
   std::vector<std::byte> header = image_.head_.sector;
@@ -566,6 +585,13 @@ Task<void> Image::SnapshotChange::rename(size_t index, std::string name) {
 }
 
 // --- Image --------------------------------------------------------------------------------------
+
+Task<void> Image::complete_snapshots() {
+  if (snapshots_.empty()) co_return;
+  SnapshotChange change(*this);
+  co_await change.begin();
+  co_await change.complete();
+}
 
 Task<void> Image::create_snapshot(NewSnapshot snapshot) {
   const Working working(*this);

@@ -154,7 +154,8 @@ Task<void> history(Reactor& reactor, uint64_t seed) {
         const auto it = any();
         done = co_await image->delete_snapshot({it->first, SnapshotKey::By::id}).result();
         disk.snapshots.erase(it);
-      } else if (what == 4 && prng.one_in(2) && !image->geometry().extended_l2) {
+      } else if (what == 4 && prng.one_in(2) && !image->geometry().extended_l2 &&
+                 (image->geometry().version >= 3 || disk.snapshots.empty())) {
         const uint64_t size = disk.active.size() + 512 * prng.between(1, 300);
         done = co_await image->resize(size).result();
         disk.active.resize(size);

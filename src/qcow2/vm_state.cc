@@ -36,12 +36,12 @@ Task<void> Image::read_vm_state(uint64_t offset, MutableBytes data) {
 Task<void> Image::write_vm_state(uint64_t offset, Bytes data) {
   const Working working(*this);
   co_await working.begin();
-  co_await check_can_write();
-  if (data.empty()) co_return;
   if (data_) co_await fail(unsupported("VM state in an image with an external data file"));
   const Mutex::Hold hold = co_await resize_mutex_.lock();  // The L1 table may grow.
   RangeLock::Request keep_size(size_lock_, 0, 1, RangeLock::Mode::shared);
   co_await keep_size;
+  co_await check_can_write();
+  if (data.empty()) co_return;
   const uint64_t at = co_await vm_state_range(offset, data.size());
   const Geometry& g = geometry();
   const uint64_t entries = g.l1_index(g.cluster_of(GuestOffset{at + data.size() - 1})) + 1;

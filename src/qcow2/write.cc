@@ -17,11 +17,12 @@ constexpr uint64_t kPieceMax = 2 * MiB;
 Task<void> Image::write(uint64_t offset, Bytes data, WriteOptions options) {
   const Working working(*this);
   co_await working.begin();
-  co_await check_can_write();
   bool durable = false;
   {
     RangeLock::Request keep_size(size_lock_, 0, 1, RangeLock::Mode::shared);
     co_await keep_size;
+    // Not sooner: what was waited for may have been a change that failed (M4).
+    co_await check_can_write();
     if (!within(offset, data.size(), size_))
       co_await fail(out_of_range("write", offset, data.size()));
     if (options.compressed) {
@@ -106,8 +107,7 @@ Task<uint64_t> Image::write_in_place(uint64_t offset, Bytes data, bool fua, bool
       run += length;
     }
     if (run == 0) break;
-    co_await write_host(host, data.subspan(done, run), fua && durable,
-                        write_mark(offset));
+    co_await write_host(host, data.subspan(done, run), fua && durable, write_mark(offset));
     ++stats_.writes_in_place;
     done += run;
   }

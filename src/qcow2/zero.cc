@@ -17,9 +17,9 @@ constexpr uint64_t kClustersAtOnce = 4096;
 Task<void> Image::zero(uint64_t offset, uint64_t length, ZeroOptions options) {
   const Working working(*this);
   co_await working.begin();
-  co_await check_can_write();
   RangeLock::Request keep_size(size_lock_, 0, 1, RangeLock::Mode::shared);
   co_await keep_size;
+  co_await check_can_write();
   if (!within(offset, length, size_)) co_await fail(out_of_range("write zeroes", offset, length));
   if (options.no_fallback && !can_stage_zero()) {
     co_await fail(unsupported("version 2 images cannot express zeros over a backing file"));
@@ -31,9 +31,9 @@ Task<void> Image::zero(uint64_t offset, uint64_t length, ZeroOptions options) {
 Task<void> Image::discard(uint64_t offset, uint64_t length, DiscardOptions options) {
   const Working working(*this);
   co_await working.begin();
-  co_await check_can_write();
   RangeLock::Request keep_size(size_lock_, 0, 1, RangeLock::Mode::shared);
   co_await keep_size;
+  co_await check_can_write();
   if (!within(offset, length, size_)) co_await fail(out_of_range("discard", offset, length));
   // Version 2 has no way to say "zeros" over a backing file, and old data must not show (trap 90).
   if (options_.discard == DiscardPolicy::ignore || !can_stage_zero()) co_return;
@@ -46,7 +46,8 @@ Task<void> Image::discard(uint64_t offset, uint64_t length, DiscardOptions optio
       co_await zero_raw_data(start, end - start, {.may_unmap = !options_.discard_keeps});
   } else {
     for (uint64_t at = start; at < end;)
-      at += co_await zero_units(at, end - at, {.may_unmap = !options_.discard_keeps});
+      at += co_await zero_units(at, end - at,
+                                {.may_unmap = !options_.discard_keeps, .only_where_needed = true});
   }
   if (options.fua) co_await committer_->flush(Mark::flush);
 }
@@ -104,7 +105,9 @@ Task<uint64_t> Image::zero_units(uint64_t offset, uint64_t length, ZeroOptions o
   const GuestCluster first = g.cluster_of(GuestOffset{offset});
   const uint64_t table_end = (g.l1_index(first) + 1) * g.l1_span();
   // Without anything below, a missing table reads as zeros already.
-  if (!backing_ && map_->table_missing(first)) co_return std::min(length, table_end - offset);
+  const bool need_not_say = options.only_where_needed || g.version < 3;
+  if (need_not_say && !backing_ && map_->table_missing(first))
+    co_return std::min(length, table_end - offset);
   length = std::min({length, table_end - offset, kClustersAtOnce * cluster_size()});
   const GuestCluster last = g.cluster_of(GuestOffset{offset + length - 1});
   co_await room_to_stage();
@@ -124,7 +127,7 @@ Task<uint64_t> Image::zero_units(uint64_t offset, uint64_t length, ZeroOptions o
     uint32_t units = 0;
     for (uint64_t unit = from / g.unit_size(); unit < to / g.unit_size(); ++unit)
       units |= 1u << unit;
-    const std::optional<Mapping> zeroed = zeroed_mapping(old, units, start, options.may_unmap);
+    const std::optional<Mapping> zeroed = zeroed_mapping(old, units, start, options);
     if (!zeroed) {
       // No entry can say it: the zeros are written, which takes locks of its own.
       if (options.no_fallback) {
@@ -148,7 +151,7 @@ Task<uint64_t> Image::zero_units(uint64_t offset, uint64_t length, ZeroOptions o
 
 /// What the cluster becomes when `units` of it are zeros; nothing if no entry can say so.
 std::optional<Mapping> Image::zeroed_mapping(const Mapping& old, uint32_t units, uint64_t start,
-                                             bool may_unmap) const {
+                                             const ZeroOptions& options) const {
   const Geometry& g = head_.geometry;
   if (units != g.all_units()) {
     // Subclusters: their bits change, the host cluster stays.
@@ -159,8 +162,10 @@ std::optional<Mapping> Image::zeroed_mapping(const Mapping& old, uint32_t units,
     return zeroed;
   }
   const bool shows_below = backing_ && start < backing_->size();
-  if (old == Mapping{} && !shows_below) return old;
-  const bool keep = !may_unmap && old.host && old.copied;
+  // An entry that says zeros goes on saying so over a backing file that is given later.
+  const bool need_not_say = options.only_where_needed || g.version < 3;
+  if (old == Mapping{} && !shows_below && need_not_say) return old;
+  const bool keep = !options.may_unmap && old.host && old.copied;
   Mapping zeroed;
   if (g.version >= 3) {
     zeroed.zero = units;
