@@ -143,13 +143,13 @@ class Turns(Case):
 
 class Sizes(Case):
     def test_a_snapshot_of_another_size(self):
-        for shape in (dict(), dict(cluster_size=512), dict(compat="0.10")):
+        for shape in (dict(), dict(cluster_size=512)):
             with self.subTest(**shape):
                 image = self.path("disk.qcow2")
                 qemu_img("create", "-q", "-f", "qcow2", *options_of(**shape), image, "1M")
                 qemu_io(image, "write -P 1 0 1M")
                 img("snapshot", "-c", "small", image)
-                img("resize", "-q", image, "300M")  # QEMU refuses it in version 2.
+                img("resize", "-q", image, "300M")
                 qemu_io(image, "write -P 2 0 64k", "write -P 3 299M 1M")
                 img("snapshot", "-c", "large", image)
                 img("snapshot", "-a", "small", image)
