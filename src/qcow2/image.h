@@ -325,6 +325,7 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   ImageOptions options_;
   std::vector<Snapshot> snapshots_;
   uint64_t size_ = 0;
+  uint64_t shrinks_ = 0;  ///< How often the disk became smaller, or did not after all.
   uint64_t length_at_open_ = 0;
 
   Stages stages_;

@@ -13,9 +13,14 @@ Task<void> Image::read(uint64_t offset, MutableBytes data, Mark mark) {
   const Working working(*this);
   co_await working.begin();
   if (!within(offset, data.size(), size_)) co_await fail(out_of_range("read", offset, data.size()));
-  co_await read_pinned(offset, data, mark);
-  // The disk may have become smaller, and what lies behind it is no longer its own.
-  if (!within(offset, data.size(), size_)) co_await fail(out_of_range("read", offset, data.size()));
+  for (uint64_t shrinks = shrinks_ + 1; shrinks != shrinks_;) {
+    shrinks = shrinks_;
+    co_await read_pinned(offset, data, mark);
+    // The disk may have become smaller, and what lies behind it is no longer its own; or that has
+    // failed, and what was read for zeros meanwhile is its own again.
+    if (!within(offset, data.size(), size_))
+      co_await fail(out_of_range("read", offset, data.size()));
+  }
 }
 
 /// One pin for all pieces (docs/engine.md, 2.3).  Clusters that follow each other on the host are

@@ -42,6 +42,7 @@ Task<void> Image::shrink(uint64_t size) {
     RangeLock::Request change_size(size_lock_, 0, 1, RangeLock::Mode::exclusive);
     co_await change_size;
     size_ = size;
+    ++shrinks_;
   }
   CutOff off;
   Result<void> cut;
@@ -49,6 +50,7 @@ Task<void> Image::shrink(uint64_t size) {
   if (cut) cut = co_await cut_tables(size, off).result();
   if (!cut) {
     size_ = size_before;
+    ++shrinks_;
     co_await std::move(cut);
   }
   co_await free_cut_off(std::move(off))

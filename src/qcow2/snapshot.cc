@@ -532,6 +532,7 @@ Task<void> Image::SnapshotChange::apply(size_t index) {
   for (const uint64_t entry : added) {
     if (points(entry)) image_.metadata_.add(g().cluster_of(HostOffset{entry & kOffsetMask}));
   }
+  if (size < image_.size_) ++image_.shrinks_;
   image_.head_.header.size = image_.size_ = size;
   image_.head_.header.l1_entries = static_cast<uint32_t>(fresh.size());
   image_.head_.header.l1_offset = g().start_of(at.first());

@@ -119,6 +119,16 @@ uint64_t Oracle::begin_change(uint64_t offset, uint64_t length, Token token, boo
   return change;
 }
 
+void Oracle::cancel_change(uint64_t change) {
+  const auto found = changes_.find(change);
+  BYRE_ASSERT(found != changes_.end());
+  const Change made = found->second;
+  changes_.erase(found);
+  for (uint64_t s = made.first; s < made.first + made.count; ++s) {
+    std::erase_if(cells_.at(s), [&](const Candidate& v) { return v.change == change; });
+  }
+}
+
 Oracle::Contents Oracle::contents_since(uint64_t began, uint64_t offset, uint64_t length) const {
   Contents contents(length / kSectorSize);
   for (uint64_t i = 0; i < contents.size(); ++i) {
@@ -242,9 +252,13 @@ std::string Oracle::describe(const Cell& cell,
   return text;
 }
 
-Result<void> Oracle::check_after_cut(uint64_t offset, Bytes data) const {
+Result<void> Oracle::check_after_cut(uint64_t offset, Bytes data,
+                                     const std::set<uint64_t>& not_yet) const {
   return check(
-      offset, data, [&](const Cell& cell, const Candidate& v) { return survives_cut(cell, v); },
+      offset, data,
+      [&](const Cell& cell, const Candidate& v) {
+        return survives_cut(cell, v) && !not_yet.contains(v.change);
+      },
       "after a cut");
 }
 

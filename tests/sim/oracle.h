@@ -57,6 +57,8 @@ class Oracle {
   /// A write, zero or discard of whole sectors.
   uint64_t begin_change(uint64_t offset, uint64_t length, Token token, bool certain = true);
   void end_change(uint64_t change, bool succeeded, bool durable);
+  /// It has done nothing, and never will.
+  void cancel_change(uint64_t change);
   /// What each sector of a range could be.
   using Contents = std::vector<std::vector<Token>>;
   /// What a copy that was made between `began` and now may hold.
@@ -72,8 +74,10 @@ class Oracle {
   void end_read(uint64_t read);
   Result<void> end_read(uint64_t read, uint64_t offset, Bytes data);
 
-  /// May a power cut at this moment leave `data`?
-  Result<void> check_after_cut(uint64_t offset, Bytes data) const;
+  /// May a power cut at this moment leave `data`?  `not_yet`: changes under way that have surely
+  /// not taken effect.
+  Result<void> check_after_cut(uint64_t offset, Bytes data,
+                               const std::set<uint64_t>& not_yet = {}) const;
   /// The process is gone; nothing is under way any more.
   void process_died();
   /// For the end of changes from here on: the time.

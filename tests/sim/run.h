@@ -189,8 +189,11 @@ class Run {
   bool cut_ = false;
   uint64_t size_;  ///< Of the disk, as it was answered last.
   std::multiset<uint64_t> sizes_wanted_;
-  uint64_t drift_ = 0;  ///< Missing COPIED flags at the start of the life.
-  uint64_t leaks_ = 0;  ///< Likewise.
+  uint64_t resizes_ = 0;        ///< Under way.
+  std::set<uint64_t> cut_off_;  ///< The changes that the only one is,
+  uint64_t cut_to_ = 0;         ///< once the disk has this size.
+  uint64_t drift_ = 0;          ///< Missing COPIED flags at the start of the life.
+  uint64_t leaks_ = 0;          ///< Likewise.
   uint64_t leaks_in_file_ = 0;
   std::map<std::string, Copy> copies_;
   uint64_t copies_made_ = 0;

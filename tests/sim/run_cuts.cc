@@ -257,7 +257,8 @@ void Run::check_cut(const CutChoice& choice, bool twice, std::optional<CutChoice
       if (round == 1 && found[i] != first[i]) {
         return wrong("a second cut during recovery changed what the disk holds");
       }
-      const Result<void> allowed = oracle_.check_after_cut(windows_[i].offset, found[i]);
+      const Result<void> allowed = oracle_.check_after_cut(
+          windows_[i].offset, found[i], size > cut_to_ ? cut_off_ : std::set<uint64_t>());
       if (!allowed) return wrong(allowed.error().message());
     }
     if (knobs_.data_file == Knobs::DataFile::raw && raw_windows(disks, size) != found) {

@@ -251,11 +251,28 @@ std::vector<uint64_t> Run::begin_resize(uint64_t size) {
 Task<Result<void>> Run::resize(uint64_t size, Preallocation mode, Process& process) {
   const std::vector<uint64_t> changes = begin_resize(size);
   const auto wanted = sizes_wanted_.insert(size);
-  // The rest of the last cluster is zeroed first, while it still belongs to the disk.
   bitmaps_.all_may_change();
+  // What a smaller disk loses is there until its size changes (C6); one at a time, as others could
+  // have changed it in between.  An external data file has its end zeroed first (S3).
+  ++resizes_;
+  cut_off_.clear();
+  if (resizes_ == 1 && size < size_ && knobs_.data_file == Knobs::DataFile::none) {
+    cut_off_.insert(changes.begin(), changes.end());
+    cut_to_ = size;
+  }
   Result<void> done = co_await process.image->resize(size, mode).result();
+  --resizes_;
   oracle_.set_time(process.reactor.now().ns);
-  for (const uint64_t change : changes) oracle_.end_change(change, done.has_value(), true);
+  const bool nothing = !done && done.error().code() == Errc::no_space && !cut_off_.empty() &&
+                       process.image->size() > size;
+  cut_off_.clear();
+  for (const uint64_t change : changes) {
+    if (nothing) {
+      oracle_.cancel_change(change);
+    } else {
+      oracle_.end_change(change, done.has_value(), true);
+    }
+  }
   if (done) {
     sizes_wanted_.erase(wanted);
     // Others may have changed it meanwhile.

@@ -36,7 +36,7 @@ struct Step {
     create_snapshot,
     apply_snapshot,  ///< `offset` chooses among those there are, like the next one.
     delete_snapshot,
-    check,  ///< While everything else goes on.
+    check,          ///< While everything else goes on.
     add_bitmap,     ///< `length` is its granularity.
     remove_bitmap,  ///< `offset` chooses among those there are, like the next three.
     clear_bitmap,
