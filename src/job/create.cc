@@ -109,6 +109,11 @@ Task<std::unique_ptr<Made>> make_data_file(Gate& gate, std::string path,
     file = gate.open(name, how);
   }
   if (!file) co_return std::move(file).error().while_doing("data file");
+  // Only now both can be there; nothing was written yet.
+  if (same_file(path, name)) {
+    co_return invalid("data file ", quoted(options.image.data_file),
+                      " is the image itself; it needs a file of its own");
+  }
   RawDevice device(*std::move(file), {.growable = true});
   Result<void> filled = co_await fill_data_file(device, std::move(options)).result();
   Result<void> closed = co_await device.close().result();

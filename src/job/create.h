@@ -3,7 +3,8 @@
 /// a power cut.
 ///
 /// An external data file that is there is kept with its contents, which a raw one shows; one that
-/// is not there is made.  What was made is removed when something fails.
+/// is not there is made.  What was made is removed when something fails.  An image is never its own
+/// data file, under whatever name.
 /// Order: the file, its contents, its sync, then the sync of its folder, so that a name that is
 /// found after a power cut leads to a whole disk. Not here: which options are possible together
 /// (qcow2/create.h).

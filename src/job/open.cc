@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "job/open.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <array>
 
+#include "block/filter.h"
 #include "block/raw.h"
 #include "coro/semaphore.h"
 #include "io/buffer.h"
-#include "block/filter.h"
 #include "qcow2/head.h"
 
 namespace byre {
@@ -126,6 +128,13 @@ Result<std::string> path_of(std::string_view name) {
   if (name.starts_with("json:")) return unsupported("json: names are not supported");
   return unsupported("Unknown protocol ", quoted(name.substr(0, colon)),
                      " (a path that has a colon ", "needs ./ in front)");
+}
+
+bool same_file(const std::string& left, const std::string& right) {
+  struct stat a, b;
+  if (stat(left.c_str(), &a) != 0 || stat(right.c_str(), &b) != 0) return false;
+  if (S_ISBLK(a.st_mode) && S_ISBLK(b.st_mode)) return a.st_rdev == b.st_rdev;
+  return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
 Task<Disk> open_disk(Gate& gate, std::string name, OpenDiskOptions options) {

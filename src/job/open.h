@@ -40,6 +40,9 @@ Task<DiskFormat> find_format(File& file, std::optional<DiskFormat> given);
 /// The path that a user's name means.
 Result<std::string> path_of(std::string_view name);
 
+/// Do two paths lead to the same file or block device?  No, when one of them is not there.
+bool same_file(const std::string& left, const std::string& right);
+
 struct OpenDiskOptions {
   std::optional<DiskFormat> format;  ///< None: classify().
   /// Of these a raw disk takes `writable`, `direct`, `lock` and `share_lock`.
