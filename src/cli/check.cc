@@ -163,11 +163,13 @@ Task<int> check(Session& session, CheckArgs args) {
     co_return kCheckFailed;
   }
   co_await std::move(closed);
-  if (args.output == OutputFormat::json) {
+  if (args.quiet) {
+    // Not even JSON, as qemu-img has it.
+  } else if (args.output == OutputFormat::json) {
     Json json = json_of_check(*report, args.image);
     if (args.findings) json["findings"] = json_of_findings(report->findings);
     session.print(to_json(json));
-  } else if (!args.quiet) {
+  } else {
     session.print(check_text(*report));
   }
   if (report->check_errors != 0) {
