@@ -78,10 +78,14 @@ Result<void> check_force(const Image& image, const AmendOptions& wanted, bool fo
   const Head& head = image.head();
   const std::string backing = head.backing_file.value_or("");
   const std::string format = head.extensions.backing_format.value_or("");
+  // An empty word takes away what there is, or is a slip where there is nothing.
+  const auto changes = [](const std::optional<std::string>& to, const std::string& from) {
+    return to && (to->empty() || *to != from);
+  };
+  const bool renames = changes(wanted.backing_file, backing);
   // A format that the image lacks changes nothing.
-  const bool renames = wanted.backing_file && *wanted.backing_file != backing;
-  const bool reformats = wanted.backing_format && *wanted.backing_format != format &&
-                         (!format.empty() || backing.empty());
+  const bool lacks_format = format.empty() && !backing.empty() && wanted.backing_format != "";
+  const bool reformats = changes(wanted.backing_format, format) && !lacks_format;
   if (renames || reformats) {
     return invalid(
         "Cannot amend the backing file\nYou can use 'qemu-img rebase' instead; with --force its "
@@ -136,7 +140,9 @@ Task<int> amend(Session& session, AmendArgs args) {
   };
   if (args.options.empty()) co_return usage("Must specify options (-o)");
   if (args.options.help && args.format) {
-    if (co_await parse_format(*args.format) == DiskFormat::raw) {
+    const Result<DiskFormat> format = parse_format(*args.format);
+    if (!format) co_return invalid("Unknown file format '", *args.format, "'");
+    if (*format == DiskFormat::raw) {
       co_return unsupported("Format driver 'raw' does not support option amendment");
     }
     session.print(amend_option_help());

@@ -48,7 +48,7 @@ struct Plan {
   std::string target;
   DiskFormat format = DiskFormat::raw;
   NewDisk disk;
-  std::string snapshot;
+  std::optional<SnapshotChoice> snapshot;
   CacheMode cache = CacheMode::unsafe;
   CacheMode source_cache = CacheMode::writeback;
   uint64_t sparse_size = 4 * KiB;
@@ -59,15 +59,15 @@ struct Plan {
 Result<void> plan_backing(const ConvertArgs& args, Plan& plan) {
   if (args.backing) plan.disk.backing_file = *args.backing;
   if (args.backing_format) plan.disk.backing_format = *args.backing_format;
-  if (plan.disk.backing_file.empty()) {
-    if (!plan.disk.backing_format.empty())
-      return invalid("Use of backing format requires a backing file");
-    return {};
+  if (args.no_create) {
+    // Both only say what the target has below it.
+    const bool raw = plan.format == DiskFormat::raw;
+    if (raw || plan.disk.backing_file == "") plan.disk.backing_file.reset();
+    if (!plan.disk.backing_file) plan.disk.backing_format.reset();
   }
-  if (plan.format == DiskFormat::raw) {
-    return invalid("Backing file not supported for file format 'raw'");
-  }
-  if (plan.disk.backing_format.empty() && !args.no_create) {
+  if (plan.format == DiskFormat::raw) return check_backing(plan.disk);
+  if (!plan.disk.backing_file) return {};  // A format alone is refused when the target is made.
+  if (!plan.disk.backing_format && !args.no_create) {
     return invalid("Use of backing file requires explicit backing format");
   }
   if (plan.sources.size() > 1) {
@@ -96,7 +96,7 @@ Result<void> plan_compression(const ConvertArgs& args, Plan& plan) {
     if (args.level) return invalid("--compression-level requires use of -c flag");
     return {};
   }
-  if (plan.format == DiskFormat::raw || !plan.disk.data_file.empty()) {
+  if (plan.format == DiskFormat::raw || (plan.disk.data_file && *plan.disk.data_file != "")) {
     return invalid(kCannotCompress);
   }
   if (plan.disk.preallocation != Preallocation::off) {
@@ -109,11 +109,8 @@ Result<void> plan_compression(const ConvertArgs& args, Plan& plan) {
   return {};
 }
 
-Result<Plan> make_plan(const ConvertArgs& args) {
-  Plan plan;
-  if (args.images.size() < 2) return invalid("Must specify image file name");
-  plan.sources.assign(args.images.begin(), args.images.end() - 1);
-  plan.target = args.images.back();
+/// What can be wrong with the words before the images are looked at.
+Result<void> check_words(const ConvertArgs& args, Plan& plan) {
   if (args.requests) {
     const Result<uint64_t> count = parse_number(*args.requests, 1, kRequestsMax);
     if (!count) {
@@ -142,27 +139,43 @@ Result<Plan> make_plan(const ConvertArgs& args) {
   if (args.target_is_zero && args.backing) {
     return invalid("Cannot use --target-is-zero when the destination image has a backing file");
   }
+  if (args.snapshot) {
+    BYRE_TRY(snapshot, parse_snapshot(*args.snapshot));
+    plan.snapshot = snapshot;
+  }
+  return {};
+}
+
+Result<void> read_images(const ConvertArgs& args, Plan& plan) {
+  if (args.images.size() < 2) return invalid("Must specify image file name");
+  plan.sources.assign(args.images.begin(), args.images.end() - 1);
+  plan.target = args.images.back();
   BYRE_TRY(cache, cache_mode(args.cache, "cache"));
   plan.cache = cache;
   BYRE_TRY(source_cache, cache_mode(args.source_cache, "source cache"));
   plan.source_cache = source_cache;
-  if (args.snapshot) {
-    BYRE_TRY(word, snapshot_word(*args.snapshot));
-    plan.snapshot = word;
-    if (plan.sources.size() > 1) return invalid("No support for concatenating multiple snapshot");
+  if (plan.snapshot && plan.sources.size() > 1) {
+    return invalid("No support for concatenating multiple snapshot");
   }
   if (args.bitmaps && plan.sources.size() > 1) {
     return invalid("Copying bitmaps only possible with single source");
   }
+  return {};
+}
+
+Result<DiskFormat> target_format(const ConvertArgs& args) {
   const Result<DiskFormat> format = parse_format(args.target_format);
   if (!format) return invalid("Unknown file format '", args.target_format, "'");
-  plan.format = *format;
+  return *format;
+}
+
+Result<void> plan_target(const ConvertArgs& args, Plan& plan) {
+  BYRE_TRY(format, target_format(args));
+  plan.format = format;
   BYRE_TRY(disk, read_new_disk(plan.format, args.options));
   plan.disk = disk;
   if (Result<void> backing = plan_backing(args, plan); !backing) return std::move(backing).error();
-  Result<void> compression = plan_compression(args, plan);
-  if (!compression) return std::move(compression).error();
-  return plan;
+  return plan_compression(args, plan);
 }
 
 /// The disks of one run; close() closes what is open, target last.
@@ -209,16 +222,11 @@ Task<void> go_to_snapshot(Session& session, Gate& gate, ConvertArgs args, const 
         failed("Block format 'raw' used by device '' does not support temporarily loading internal "
                "snapshots"));
   }
-  const auto& snapshots = source.image->snapshots();
-  const auto fits = [&](const Snapshot& s) {
-    return s.id == plan.snapshot || s.name == plan.snapshot;
-  };
-  if (std::none_of(snapshots.begin(), snapshots.end(), fits)) {
-    co_await fail(failed("Can't find snapshot"));
-  }
+  Result<std::string> word = plan.snapshot->find(source.image->snapshots());
+  if (!word) co_await fail(failed(word.error().message()));
   co_await source.device->close();
   disks.sources.clear();
-  ImageOptions options{.direct = is_direct(plan.source_cache), .snapshot = plan.snapshot};
+  ImageOptions options{.direct = is_direct(plan.source_cache), .snapshot = *word};
   disks.sources.push_back(
       co_await open_named(session, gate, plan.sources[0], args, std::move(options)));
 }
@@ -229,13 +237,34 @@ uint64_t total_size(const Disks& disks) {
   return total;
 }
 
+bool is_source(const Plan& plan, const std::string& path) {
+  return std::any_of(plan.sources.begin(), plan.sources.end(), [&](const std::string& name) {
+    const Result<std::string> source = path_of(name);
+    return source && same_file(*source, path);
+  });
+}
+
+/// The locks would keep sources from being written, too, but not in words that help.
+Result<void> check_target(const Plan& plan) {
+  BYRE_TRY(path, path_of(plan.target));
+  if (is_source(plan, path)) return invalid("source and target are the same file");
+  if (!plan.disk.data_file || plan.disk.data_file->empty()) return {};
+  if (is_source(plan, resolve_name(path, *plan.disk.data_file))) {
+    return invalid("source and data file are the same file");
+  }
+  return {};
+}
+
 /// Makes the target unless it is there, and opens it.
 Task<void> open_target(Session& session, Gate& gate, ConvertArgs args, Plan& plan, Disks& disks) {
   if (!args.no_create) {
     plan.disk.size = total_size(disks);
     const bool replace = args.force || session.stand_in();
-    co_await make_disk(session, gate, plan.target, plan.disk, replace, true)
-        .doing(cat(plan.target, ": error while converting ", name_of(plan.format)));
+    const std::string doing = cat(plan.target, ": error while converting ", name_of(plan.format));
+    co_await check_target(plan).doing(doing);
+    co_await make_disk(session, gate, plan.target, plan.disk, replace, true).doing(doing);
+  } else if (Result<void> other = check_target(plan); !other) {
+    co_await fail(could_not_open(plan.target, std::move(other).error()));
   }
   const OpenArgs target_args{.format = std::string(name_of(plan.format)), .follow = args.follow};
   ImageOptions options{.writable = true, .direct = is_direct(plan.cache)};
@@ -260,7 +289,7 @@ ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks&
   options.target_reads_zero =
       !backed && (args.target_is_zero || (!args.no_create && fresh_is_zero));
   // -B says that the target's backing disk holds what the source's does.
-  options.target_has_backing = backed && !plan.disk.backing_file.empty();
+  options.target_has_backing = backed && plan.disk.backing_file.has_value();
   if (backed) options.target_backing_size = round_up(target.image->backing()->size(), kSectorSize);
   options.compressed = args.compress;
   options.compression_level = plan.level;
@@ -337,7 +366,7 @@ Task<void> copy_bitmaps(Session& session, Disks& disks) {
 
 Task<void> run(Session& session, Gate& gate, ConvertArgs args, Plan& plan, Disks& disks) {
   co_await open_sources(session, gate, args, plan, disks);
-  if (!plan.snapshot.empty()) co_await go_to_snapshot(session, gate, args, plan, disks);
+  if (plan.snapshot) co_await go_to_snapshot(session, gate, args, plan, disks);
   if (args.bitmaps) co_await check_bitmaps(args, plan, disks);
   co_await open_target(session, gate, args, plan, disks);
   const bool bitmaps = args.bitmaps;
@@ -346,11 +375,16 @@ Task<void> run(Session& session, Gate& gate, ConvertArgs args, Plan& plan, Disks
 }
 
 Task<int> convert(Session& session, ConvertArgs args) {
+  Plan plan;
+  co_await check_words(args, plan);
   if (args.options.help) {
-    session.print(option_help(co_await parse_format(args.target_format)));
+    const DiskFormat format = co_await target_format(args);
+    const bool named = args.images.size() >= 2;
+    session.print(named ? option_help(format) : option_help_without_file(format));
     co_return 0;
   }
-  Plan plan = co_await make_plan(args);
+  co_await read_images(args, plan);
+  co_await plan_target(args, plan);
   SystemGate gate(session.reactor(), session.policy(args.follow));
   Disks disks;
   Result<void> done = co_await run(session, gate, std::move(args), plan, disks).result();
@@ -367,6 +401,14 @@ Task<int> convert(Session& session, ConvertArgs args) {
   co_return 0;
 }
 
+/// With -o help there need not be any.
+Argument sources_and_target() {
+  Argument argument =
+      operands("SOURCE... TARGET", &ConvertArgs::images, "the disks to read, and the one to make");
+  argument.optional = true;
+  return argument;
+}
+
 const Command<ConvertArgs> kDefinition({
     .name = "convert",
     .summary = "Copy a disk into another, of the same format or not",
@@ -376,8 +418,7 @@ const Command<ConvertArgs> kDefinition({
         "with "
         "--force; with -n it is what is written to, and what it has beyond the sources is zeroed.",
     .args =
-        {operands("SOURCE... TARGET", &ConvertArgs::images,
-                  "the disks to read, and the one to make"),
+        {sources_and_target(),
          option("-f, --source-format", "FORMAT",
                 static_cast<std::optional<std::string> ConvertArgs::*>(&OpenArgs::format),
                 "of the sources: raw or qcow2; without it their first bytes decide"),
@@ -391,7 +432,8 @@ const Command<ConvertArgs> kDefinition({
          option("-F, --backing-format", "FORMAT", &ConvertArgs::backing_format,
                 "of the backing disk; it is never guessed"),
          option("-l, --snapshot", "SNAPSHOT", &ConvertArgs::snapshot,
-                "read this internal snapshot: an id, a name, snapshot.id=ID or snapshot.name=NAME"),
+                "read this internal snapshot: an id, a name, snapshot.id=ID, snapshot.name=NAME, "
+                "or the last two with a comma"),
          size_option("-S, --sparse-size", "SIZE", &ConvertArgs::sparse_size,
                      "buffer size for sparse output",
                      "zeros shorter than this are written like data (4k is the default); with 0 "
@@ -428,7 +470,6 @@ const Command<ConvertArgs> kDefinition({
          refused("--salvage", "a source that cannot be read is an error"),
          refused("--target-image-opts", kNoImageOpts),
          follow_arguments<ConvertArgs>()},
-    .too_few = "Must specify image file name",
     .run = convert,
 });
 

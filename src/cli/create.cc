@@ -24,8 +24,10 @@ struct CreateArgs {
 /// The size that the new disk takes from its backing disk.  Opens the whole chain: one that cannot
 /// be opened is no use below a new disk.
 Task<uint64_t> backing_size(Session& session, Gate& gate, std::string name, std::string format) {
+  const Result<DiskFormat> known = parse_format(format);
+  if (!known) co_return invalid(known.error().message(), "\nCould not open backing image.");
   OpenDiskOptions options;
-  options.format = co_await parse_format(format);
+  options.format = *known;
   Result<Disk> disk = co_await open_disk(gate, name, std::move(options)).result();
   if (!disk) {
     Error error = could_not_open(name, std::move(disk).error());
@@ -48,32 +50,34 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
   }
   if (args.backing) disk.backing_file = *args.backing;
   if (args.backing_format) disk.backing_format = *args.backing_format;
-  const bool backed = !disk.backing_file.empty();
-  if (backed && format == DiskFormat::raw) {
-    co_await fail(invalid("Backing file not supported for file format 'raw'"));
-  }
+  co_await check_backing(disk);
+  const bool backed = disk.backing_file.has_value();
   if (backed && disk.backing_file == args.image) {
     co_await fail(
         invalid("Error: Trying to create an image with the same filename as the backing file"));
   }
-  if (!disk.backing_format.empty()) {
-    if (!parse_format(disk.backing_format)) {
-      co_await fail(invalid("Unknown backing file format '", disk.backing_format, "'"));
-    }
-  } else if (backed) {
+  if (backed && !disk.backing_format) {
     co_await fail(invalid("Backing file specified without backing format"));
+  }
+  const bool opens_backing = backed && !args.unsafe;
+  if (disk.backing_format && !opens_backing && !parse_format(*disk.backing_format)) {
+    co_await fail(
+        invalid("Parameter 'backing-fmt' does not accept value '", *disk.backing_format, "'"));
   }
 
   SystemGate gate(session.reactor(), session.policy(args.follow));
-  if (backed && !args.unsafe) {
-    const std::string path = co_await path_of(disk.backing_file);
+  if (opens_backing) {
+    const std::string path = co_await path_of(*disk.backing_file);
     const uint64_t size =
-        co_await backing_size(session, gate, resolve_name(args.image, path), disk.backing_format);
+        co_await backing_size(session, gate, resolve_name(args.image, path), *disk.backing_format);
     if (!disk.size) disk.size = size;
   }
   if (!disk.size) co_await fail(invalid("Image creation needs a size parameter"));
+  const bool replace = args.force || session.stand_in();
+  // Nothing is announced that is not going to happen.
+  if (!replace) co_await refuse_existing(args.image);
   if (!args.quiet) session.print(formatting_line(args.image, disk));
-  co_await make_disk(session, gate, args.image, std::move(disk), args.force || session.stand_in());
+  co_await make_disk(session, gate, args.image, std::move(disk), replace);
 }
 
 Task<int> create(Session& session, CreateArgs args) {
@@ -84,18 +88,20 @@ Task<int> create(Session& session, CreateArgs args) {
       co_return finish_parse(session, kCreate, failed);
     }
   }
+  if (args.image.empty() && !args.options.help) {
+    const Parsed failed{
+        .outcome = Parsed::Outcome::failed, .error = "Expecting image file name", .usage = true};
+    co_return finish_parse(session, kCreate, failed);
+  }
   Result<DiskFormat> format = parse_format(args.format);
   if (!format) {
-    co_return Error(Errc::not_found, cat(args.image, ": Unknown file format '", args.format, "'"));
+    Error error(Errc::not_found, cat("Unknown file format '", args.format, "'"));
+    if (args.options.help) co_return std::move(error);
+    co_return std::move(error).while_doing(args.image);
   }
   if (args.options.help) {
     session.print(args.image.empty() ? option_help_without_file(*format) : option_help(*format));
     co_return 0;
-  }
-  if (args.image.empty()) {
-    const Parsed failed{
-        .outcome = Parsed::Outcome::failed, .error = "Expecting image file name", .usage = true};
-    co_return finish_parse(session, kCreate, failed);
   }
   const std::string name = args.image;
   co_await make(session, std::move(args), *format).doing(name);

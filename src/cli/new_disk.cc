@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/new_disk.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -50,8 +52,10 @@ constexpr std::array kRawOptions = {
 constexpr std::string_view kCompatNeeded =
     " compatibility level 1.1 and above (use version=v3 or greater)";
 
-Result<void> read_flag(OptionList& options, std::string_view name, bool& value) {
-  const auto text = options.take(name);
+/// `text`: how it was given.
+Result<void> read_flag(OptionList& options, std::string_view name, bool& value,
+                       std::optional<std::string>& text) {
+  text = options.take(name);
   if (!text) return {};
   BYRE_TRY(flag, parse_bool_parameter(*text, name));
   value = flag;
@@ -63,10 +67,10 @@ Result<void> read_qcow2(OptionList& options, NewDisk& disk) {
     const bool is_encryption = name == "encryption" || name.starts_with("encrypt.");
     if (is_encryption && value != "off") return unsupported("encryption is not supported");
   }
-  options.take("encryption");
-  if (const auto text = options.take("backing_file")) disk.backing_file = *text;
-  if (const auto text = options.take("backing_fmt")) disk.backing_format = *text;
-  if (const auto text = options.take("data_file")) disk.data_file = *text;
+  disk.encryption_text = options.take("encryption");
+  disk.backing_file = options.take("backing_file");
+  disk.backing_format = options.take("backing_fmt");
+  disk.data_file = options.take("data_file");
   if (const auto text = options.take("cluster_size")) {
     BYRE_TRY(size, parse_size_parameter(*text, "cluster_size"));
     disk.cluster_size = size;
@@ -89,12 +93,13 @@ Result<void> read_qcow2(OptionList& options, NewDisk& disk) {
       return invalid("Parameter 'version' does not accept value '", *text, "'");
     }
   }
-  if (Result<void> read = read_flag(options, "data_file_raw", disk.data_file_raw); !read)
-    return read;
-  if (Result<void> read = read_flag(options, "extended_l2", disk.extended_l2); !read) return read;
-  if (Result<void> read = read_flag(options, "lazy_refcounts", disk.lazy_refcounts); !read)
-    return read;
-  return {};
+  Result<void> read =
+      read_flag(options, "data_file_raw", disk.data_file_raw, disk.data_file_raw_text);
+  if (read) read = read_flag(options, "extended_l2", disk.extended_l2, disk.extended_l2_text);
+  if (read) {
+    read = read_flag(options, "lazy_refcounts", disk.lazy_refcounts, disk.lazy_refcounts_text);
+  }
+  return read;
 }
 
 /// A comma in a value is doubled, as it was when it was given.
@@ -109,6 +114,10 @@ std::string escaped(std::string_view value) {
 
 /// In qemu-img's words, and before the first byte is written.
 Result<void> check(const NewDisk& disk) {
+  if (disk.backing_format && !parse_format(*disk.backing_format)) {
+    return invalid("Parameter 'backing-fmt' does not accept value '", *disk.backing_format, "'");
+  }
+  if (Result<void> backing = check_backing(disk); !backing) return backing;
   if (disk.format == DiskFormat::raw) {
     if (disk.size > uint64_t{INT64_MAX}) return invalid("Image size must be less than 8 EiB!");
     return {};
@@ -141,15 +150,17 @@ Result<void> check(const NewDisk& disk) {
         "Different refcount widths than 16 bits require compatibility level 1.1 or above ",
         "(use version=v3 or greater)");
   }
-  if (disk.preallocation != Preallocation::off && !disk.backing_file.empty() && !disk.extended_l2) {
+  if (disk.preallocation != Preallocation::off && disk.backing_file && !disk.extended_l2) {
     return invalid(
         "Backing file and preallocation can only be used at the same time if extended_l2 is on");
   }
-  if (disk.data_file_raw && disk.data_file.empty())
-    return invalid("data-file-raw requires data-file");
-  if (disk.data_file_raw && !disk.backing_file.empty())
+  if (disk.data_file == "") {
+    return Error(Errc::not_found, "Could not create '': No such file or directory", ENOENT);
+  }
+  if (disk.data_file_raw && !disk.data_file) return invalid("data-file-raw requires data-file");
+  if (disk.data_file_raw && disk.backing_file)
     return invalid("Backing file and data-file-raw cannot be used at the same time");
-  if (disk.backing_file.empty() && !disk.backing_format.empty()) {
+  if (!disk.backing_file && disk.backing_format) {
     return invalid("Backing format cannot be used without backing file");
   }
   if (*disk.size > uint64_t{INT64_MAX}) return invalid("Image size must be less than 8 EiB!");
@@ -183,10 +194,12 @@ Result<NewDisk> read_new_disk(DiskFormat format, OptionList options) {
     BYRE_TRY(mode, parse_preallocation(*text));
     disk.preallocation = mode;
   }
-  if (const auto text = options.take("nocow")) {
-    BYRE_TRY(flag, parse_bool_parameter(*text, "nocow"));
-    disk.no_copy_on_write = flag;
+  bool no_copy_on_write = false;
+  if (Result<void> read = read_flag(options, "nocow", no_copy_on_write, disk.no_copy_on_write_text);
+      !read) {
+    return std::move(read).error();
   }
+  if (disk.no_copy_on_write_text) disk.no_copy_on_write = no_copy_on_write;
   if (const auto text = options.take("extent_size_hint")) {
     BYRE_TRY(hint, parse_size_parameter(*text, "extent_size_hint"));
     disk.extent_size_hint = hint;
@@ -200,28 +213,41 @@ Result<NewDisk> read_new_disk(DiskFormat format, OptionList options) {
   return disk;
 }
 
+Result<void> check_backing(const NewDisk& disk) {
+  const bool raw = disk.format == DiskFormat::raw;
+  if (raw && disk.backing_file) {
+    return invalid("Backing file not supported for file format 'raw'");
+  }
+  if (raw && disk.backing_format) {
+    return invalid("Backing file format not supported for file format 'raw'");
+  }
+  if (disk.backing_file == "") return invalid("Expected backing file name, got empty string");
+  return {};
+}
+
 std::string formatting_line(const std::string& name, const NewDisk& disk) {
-  const auto on_off = [](bool on) { return on ? "on" : "off"; };
   std::string line = cat("Formatting '", name, "', fmt=", name_of(disk.format));
   if (disk.format == DiskFormat::raw) {
     line += cat(" size=", *disk.size);
-    if (disk.no_copy_on_write) line += cat(" nocow=", on_off(*disk.no_copy_on_write));
+    if (disk.no_copy_on_write_text) line += cat(" nocow=", *disk.no_copy_on_write_text);
     if (disk.preallocation_text) line += cat(" preallocation=", *disk.preallocation_text);
     if (disk.extent_size_hint) line += cat(" extent_size_hint=", *disk.extent_size_hint);
     return line + "\n";
   }
-  line += cat(" cluster_size=", disk.cluster_size, " extended_l2=", on_off(disk.extended_l2));
+  if (disk.encryption_text) line += cat(" encryption=", *disk.encryption_text);
+  line += cat(" cluster_size=", disk.cluster_size,
+              " extended_l2=", disk.extended_l2_text.value_or("off"));
   if (disk.preallocation_text) line += cat(" preallocation=", *disk.preallocation_text);
   line += cat(" compression_type=", disk.compression == Compression::deflate ? "zlib" : "zstd",
               " size=", *disk.size);
   if (disk.compat_text) line += cat(" compat=", escaped(*disk.compat_text));
-  if (!disk.backing_file.empty()) line += cat(" backing_file=", escaped(disk.backing_file));
-  if (!disk.backing_format.empty()) line += cat(" backing_fmt=", escaped(disk.backing_format));
-  if (!disk.data_file.empty()) line += cat(" data_file=", escaped(disk.data_file));
-  if (disk.data_file_raw) line += " data_file_raw=on";
-  line +=
-      cat(" lazy_refcounts=", on_off(disk.lazy_refcounts), " refcount_bits=", disk.refcount_bits);
-  if (disk.no_copy_on_write) line += cat(" nocow=", on_off(*disk.no_copy_on_write));
+  if (disk.backing_file) line += cat(" backing_file=", escaped(*disk.backing_file));
+  if (disk.backing_format) line += cat(" backing_fmt=", escaped(*disk.backing_format));
+  if (disk.data_file) line += cat(" data_file=", escaped(*disk.data_file));
+  if (disk.data_file_raw_text) line += cat(" data_file_raw=", *disk.data_file_raw_text);
+  line += cat(" lazy_refcounts=", disk.lazy_refcounts_text.value_or("off"),
+              " refcount_bits=", disk.refcount_bits);
+  if (disk.no_copy_on_write_text) line += cat(" nocow=", *disk.no_copy_on_write_text);
   if (disk.extent_size_hint) line += cat(" extent_size_hint=", *disk.extent_size_hint);
   return line + "\n";
 }
@@ -276,11 +302,24 @@ CreateOptions create_options(const NewDisk& disk) {
   options.extended_l2 = disk.extended_l2;
   options.lazy_refcounts = disk.lazy_refcounts;
   options.compression = disk.compression;
-  options.backing_file = disk.backing_file;
-  options.backing_format = disk.backing_format;
-  options.data_file = disk.data_file;
+  options.backing_file = disk.backing_file.value_or("");
+  options.backing_format = disk.backing_format.value_or("");
+  options.data_file = disk.data_file.value_or("");
   options.data_file_raw = disk.data_file_raw;
   return options;
+}
+
+namespace {
+Error exists_already(std::string_view path) {
+  return Error(Errc::exists, cat("'", path, "' exists already; --force overwrites it"), EEXIST);
+}
+}  // namespace
+
+Result<void> refuse_existing(std::string_view name) {
+  BYRE_TRY(path, path_of(name));
+  struct stat status;
+  if (lstat(path.c_str(), &status) == 0) return exists_already(path);
+  return {};
 }
 
 Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk disk, bool replace,
@@ -299,8 +338,7 @@ Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk dis
   const std::string open_failed = cat("open ", quoted(path), ": ");
   const bool is_target = !made && made.error().message().starts_with(open_failed);
   if (is_target && made.error().code() == Errc::exists) {
-    co_await fail(
-        Error(Errc::exists, cat("'", path, "' exists already; --force overwrites it"), EEXIST));
+    co_await fail(exists_already(path));
   }
   if (is_target) {
     // As qemu-img says it.

@@ -19,9 +19,10 @@ namespace byre {
 struct NewDisk {
   DiskFormat format = DiskFormat::raw;
   std::optional<uint64_t> size;
-  std::string backing_file;
-  std::string backing_format;
-  std::string data_file;
+  /// Empty is not the same as not given: no file has such a name.
+  std::optional<std::string> backing_file;
+  std::optional<std::string> backing_format;
+  std::optional<std::string> data_file;
   bool data_file_raw = false;
   uint64_t cluster_size = 64 * KiB;
   uint64_t refcount_bits = 16;
@@ -36,11 +37,19 @@ struct NewDisk {
   /// The words the user chose, for formatting_line().
   std::optional<std::string> compat_text;
   std::optional<std::string> preallocation_text;
+  std::optional<std::string> encryption_text;
+  std::optional<std::string> data_file_raw_text;
+  std::optional<std::string> extended_l2_text;
+  std::optional<std::string> lazy_refcounts_text;
+  std::optional<std::string> no_copy_on_write_text;
 };
 
 /// Takes `options` apart.  Names that are no option of the format, and what byre cannot do, are
 /// errors.
 Result<NewDisk> read_new_disk(DiskFormat format, OptionList options);
+
+/// Refuses a backing file (or its format) where the disk's format has none, and an empty name.
+Result<void> check_backing(const NewDisk& disk);
 
 /// "Formatting 'x', fmt=qcow2 cluster_size=65536 ...": what qemu-img says before it makes a disk.
 std::string formatting_line(const std::string& name, const NewDisk& disk);
@@ -56,6 +65,9 @@ std::string amend_option_help();
 CreateOptions create_options(const NewDisk& disk);
 
 Result<Preallocation> parse_preallocation(const std::string& text);
+
+/// Fails if there is a file of that name.
+Result<void> refuse_existing(std::string_view name);
 
 /// Makes the disk.  `to_be_filled`: what an external data file holds is not wanted.
 Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk disk, bool replace,

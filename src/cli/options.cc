@@ -5,12 +5,21 @@
 
 namespace byre {
 
+std::string_view advice_on_follow(const Error& error) {
+  // A gate says "image 'x' names 'y': why".
+  const std::string text = error.message();
+  const bool by_policy = error.code() == Errc::denied && text.find(" names ") != std::string::npos;
+  if (!by_policy || text.find("--follow") != std::string::npos) return "";
+  return "; --follow chooses what may be opened";
+}
+
 Error could_not_open(std::string_view name, Error error) {
   std::string why = error.message();
   const std::string own = cat("open ", quoted(name), ": ");
   // The engine says what it opens, too: once is enough.
   while (why.starts_with(own)) why.erase(0, own.size());
   if (why == std::strerror(error.sys_errno())) why = cat("Could not open '", name, "': ", why);
+  why += advice_on_follow(error);
   return Error(error.code(), cat("Could not open '", name, "': ", why), error.sys_errno(),
                error.where());
 }
@@ -45,16 +54,40 @@ Result<CacheMode> cache_mode(const std::string& name, std::string_view what) {
   return invalid("Invalid ", what, " option: ", name);
 }
 
-Result<std::string> snapshot_word(const std::string& text) {
-  if (!text.starts_with("snapshot.")) return text;
+Result<SnapshotChoice> parse_snapshot(const std::string& text) {
+  SnapshotChoice choice{.text = text, .word = {}, .id = {}, .name = {}};
+  if (!text.starts_with("snapshot.")) {
+    choice.word = text;
+    return choice;
+  }
   OptionList pairs;
   if (Result<void> parsed = parse_value(text, pairs); !parsed) return std::move(parsed).error();
-  const auto id = pairs.take("snapshot.id");
-  const auto name = pairs.take("snapshot.name");
-  if (!pairs.pairs.empty() || (id && name) || (!id && !name)) {
+  choice.id = pairs.take("snapshot.id");
+  choice.name = pairs.take("snapshot.name");
+  if (!pairs.pairs.empty() || (!choice.id && !choice.name)) {
     return invalid("Failed in parsing snapshot param '", text, "'");
   }
-  return id ? *id : *name;
+  return choice;
+}
+
+bool SnapshotChoice::fits(const Snapshot& snapshot) const {
+  if (word) return snapshot.id == *word || snapshot.name == *word;
+  return (!id || snapshot.id == *id) && (!name || snapshot.name == *name);
+}
+
+Result<std::string> SnapshotChoice::find(const std::vector<Snapshot>& snapshots) const {
+  const Snapshot* found = nullptr;
+  for (const Snapshot& snapshot : snapshots) {
+    if (!fits(snapshot)) continue;
+    if (found) return invalid("more than one snapshot is meant by ", quoted(text));
+    found = &snapshot;
+  }
+  if (!found) return Error(Errc::not_found, "Can't find snapshot");
+  // To the engine an empty word is the disk as it is now.
+  for (const std::string& known_as : {found->id, found->name}) {
+    if (!known_as.empty() && find_snapshot(snapshots, {known_as})) return known_as;
+  }
+  return invalid("the id and the name of snapshot ", quoted(text), " are those of others, too");
 }
 
 void warn_of_guess(Session& session, const std::string& name) {

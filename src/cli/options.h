@@ -9,6 +9,7 @@
 #include "cli/command.h"
 #include "cli/session.h"
 #include "job/open.h"
+#include "qcow2/snapshot.h"
 
 namespace byre {
 
@@ -51,15 +52,28 @@ Task<Disk> open_named(Session& session, Gate& gate, std::string name, OpenArgs a
 /// The format that the user gave, or that the file's first bytes show.
 Task<DiskFormat> format_of(File& file, std::optional<std::string> given);
 
+/// Where a file was not opened because of who named it: what to do, to be put behind the message.
+std::string_view advice_on_follow(const Error& error);
+
 /// Puts a failure to open `name` into qemu-img's words.
 Error could_not_open(std::string_view name, Error error);
 
 /// The cache mode of that name; `what` is "cache" or "source cache".
 Result<CacheMode> cache_mode(const std::string& name, std::string_view what);
 
-/// The snapshot meant by "NAME_OR_ID", "snapshot.id=ID" or "snapshot.name=NAME".  The engine looks
-/// a word up among ids and names alike, and refuses one that fits two snapshots.
-Result<std::string> snapshot_word(const std::string& text);
+/// An internal snapshot as -l names it.  An empty word is a word: it fits a snapshot without a
+/// name.
+struct SnapshotChoice {
+  std::string text;  ///< As it was given.
+  std::optional<std::string> word, id, name;
+
+  bool fits(const Snapshot& snapshot) const;
+  /// The word by which the engine, which looks among ids and names alike, finds just this one.
+  /// Errc::not_found, or Errc::invalid when several are meant.
+  Result<std::string> find(const std::vector<Snapshot>& snapshots) const;
+};
+/// "NAME_OR_ID", "snapshot.id=ID", "snapshot.name=NAME", or the last two with a comma.
+Result<SnapshotChoice> parse_snapshot(const std::string& text);
 
 /// Raw was guessed for an image that is going to be written: says so, as qemu-img does.
 void warn_of_guess(Session& session, const std::string& name);

@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "block/filter.h"
 #include "block/raw.h"
 #include "cli/commands.h"
 #include "cli/findings.h"
@@ -22,7 +23,6 @@
 #include "cli/text.h"
 #include "export/nbd_server.h"
 #include "io/signal.h"
-#include "block/filter.h"
 #include "qcow2/check.h"
 
 namespace byre {
@@ -42,7 +42,7 @@ struct Plan {
   bool read_only = false;
   CacheMode cache = CacheMode::writeback;
   DiscardPolicy discard = DiscardPolicy::unmap;
-  std::string snapshot;
+  std::optional<SnapshotChoice> snapshot;
   std::vector<std::string> bitmaps;  ///< Whose bits clients can read.
 
   std::string export_name;
@@ -362,11 +362,23 @@ Task<void> make_if_missing(Session& session, Gate& gate, const Plan& plan) {
   co_await make_disk(session, gate, plan.image, disk, false);
 }
 
+/// The word by which the engine knows the snapshot.
+Task<std::string> find_served(Session& session, Gate& gate, const Plan& plan) {
+  Disk disk = co_await open_named(session, gate, plan.image, plan.open, {.without_backing = true});
+  Result<std::string> word = unsupported("A raw disk has no snapshots");
+  if (disk.image) word = plan.snapshot->find(disk.image->snapshots());
+  co_await disk.device->close();
+  if (!word) co_return std::move(word).error().while_doing("Failed to load snapshot");
+  co_return *std::move(word);
+}
+
 Task<Disk> open_served(Session& session, Gate& gate, const Plan& plan) {
-  const ImageOptions options{.writable = !plan.read_only && plan.snapshot.empty(),
+  std::string snapshot;
+  if (plan.snapshot) snapshot = co_await find_served(session, gate, plan);
+  const ImageOptions options{.writable = !plan.read_only && snapshot.empty(),
                              .direct = is_direct(plan.cache),
                              .discard = plan.discard,
-                             .snapshot = plan.snapshot};
+                             .snapshot = snapshot};
   Disk disk = co_await open_named(session, gate, plan.image, plan.open, options);
   if (plan.size && disk.size() != round_up(*plan.size, kSectorSize)) {
     const uint64_t there = disk.size();
@@ -521,7 +533,6 @@ Task<int> serve(Session& session, ServeArgs args) {
             .size = args.size,
             .create_options = args.options,
             .read_only = args.read_only,
-            .snapshot = args.snapshot.value_or(""),
             .bitmaps = args.bitmaps,
             .export_name = args.name,
             .description = args.description,
@@ -539,6 +550,7 @@ Task<int> serve(Session& session, ServeArgs args) {
     }
     plan.check_every = *seconds;
   }
+  if (args.snapshot) plan.snapshot = co_await parse_snapshot(*args.snapshot);
   plan.cache = co_await cache_mode(args.cache, "cache");
   plan.discard = args.discard.value_or(DiscardPolicy::unmap);
   if (args.port) plan.port = co_await parse_port(*args.port);
@@ -716,8 +728,8 @@ Result<Plan> plan_of(const NbdArgs& args) {
     plan.connections_max = *count == 0 ? 65535 : static_cast<uint32_t>(*count);
   }
   if (args.snapshot) {
-    BYRE_TRY(word, snapshot_word(*args.snapshot));
-    plan.snapshot = word;
+    BYRE_TRY(snapshot, parse_snapshot(*args.snapshot));
+    plan.snapshot = snapshot;
   }
   if (const char* ready = getenv(kReadyVariable)) {
     const Result<uint64_t> fd = parse_number(ready, 3, INT32_MAX);

@@ -188,7 +188,8 @@ Result<void> parse_value(std::string_view text, OutputFormat& value) {
   return {};
 }
 
-/// A comma ends a pair, two commas are one in a value.
+/// A comma ends a pair, two commas are one in a value.  A name by itself means on, and with "no" in
+/// front off (so nocow by itself is cow=off, which no format has; QEMU reads it like that, too).
 Result<void> parse_value(std::string_view text, OptionList& value) {
   // An empty list, and one with an end that could join with the next -o, mean a typing error.
   if (text.empty() || text.front() == ',' || text.back() == ',') {
@@ -208,6 +209,8 @@ Result<void> parse_value(std::string_view text, OptionList& value) {
     const size_t equals = item.find('=');
     if (equals == std::string::npos && (item == "help" || item == "?")) {
       value.help = true;
+    } else if (equals == std::string::npos && item.starts_with("no")) {
+      value.pairs.emplace_back(item.substr(2), "off");
     } else if (equals == std::string::npos) {
       value.pairs.emplace_back(std::move(item), "on");
     } else {

@@ -126,6 +126,14 @@ TEST(ParseOptions, TheLastOneWins) {
   EXPECT_TRUE(options.pairs.empty());
 }
 
+TEST(ParseOptions, ANameByItselfIsAFlag) {
+  OptionList list;
+  ASSERT_TRUE(parse_value("lazy_refcounts,noextended_l2,no,a=no", list));
+  const std::vector<std::pair<std::string, std::string>> wanted = {
+      {"lazy_refcounts", "on"}, {"extended_l2", "off"}, {"", "off"}, {"a", "no"}};
+  EXPECT_EQ(list.pairs, wanted);
+}
+
 TEST(ParseOptions, HelpIsAQuestion) {
   EXPECT_TRUE(options_of("help").help);
   EXPECT_TRUE(options_of("a=1,?").help);

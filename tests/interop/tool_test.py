@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -192,6 +193,41 @@ class Words(Case):
                 # Without a file system in the way: only the words of the two are compared.
                 self.same("create", "-f", "qcow2", "-u", "--", "nix/x", size)
 
+    def test_an_empty_value_is_a_value(self):
+        for words in (
+            "convert -l '' a.raw b", "convert -O raw -B '' a.raw b", "convert -O qcow2 -B '' a.raw b",
+            "convert -O qcow2 -B '' -F '' a.raw b", "convert -O qcow2 -F '' a.raw b", "convert -O qcow2 -F raw a.raw b",
+            "convert -O qcow2 -B a.raw -F '' a.raw b", "convert -O qcow2 -o backing_file= a.raw b",
+            "convert -O qcow2 -o backing_fmt= a.raw b", "convert -O qcow2 -o data_file= a.raw b",
+            "convert -O raw -F raw a.raw b",
+            "convert -O raw -F '' a.raw b", "convert -c -O qcow2 -o data_file= a.raw b", "create -f raw -F raw x 1M",
+            "create -f raw -F '' x 1M", "create -f raw -F nix x 1M", "convert -f '' a.raw b", "convert -O '' a.raw b",
+            "create -f raw -b '' x 1M", "create -f qcow2 -b '' x 1M", "create -f qcow2 -b '' -F '' x 1M",
+            "create -f qcow2 -b '' -F qcow2 x 1M", "create -f qcow2 -b '' x", "create -f qcow2 -u -b '' x 1M",
+            "create -f qcow2 -o backing_file= x 1M", "create -f qcow2 -o backing_file=,backing_fmt=qcow2 x 1M",
+            "create -f qcow2 -b a.qcow2 -F '' x", "create -f qcow2 -o data_file= x 1M",
+            "create -f qcow2 -o data_file=,data_file_raw=on x 1M", "create -f '' x 1M", "amend -o data_file= a.qcow2",
+            "amend -f '' -o size=2M a.qcow2", "info -f '' a.raw", "check -f '' a.qcow2", "map -f '' a.raw",
+            "resize -f '' a.raw 2M", "bitmap -f '' --add a.qcow2 b",
+        ):
+            with self.subTest(words=words):
+                self.same(*shlex.split(words), code=1)
+                self.assertFalse(os.path.exists(f"{self.ours}/x"))
+                self.assertFalse(os.path.exists(f"{self.ours}/b"))
+        # Refused before "Formatting ..." is said.
+        for words in ("create -f qcow2 -F '' x 1M", "create -f qcow2 -o backing_fmt= x 1M"):
+            self.same(*shlex.split(words), out=False, code=1)
+        # byre says more.
+        for words in ("-o backing_fmt=", "-o backing_file=", "-o backing_file=,backing_fmt="):
+            self.same("amend", *words.split(), "a.qcow2", err=False, code=1)
+        # qemu-img dies of it.
+        result = self.byre("convert", "-O", "qcow2", "-B", "", "-F", "qcow2", "a.raw", "b")
+        self.assertEqual(result.code, 1, str(result))
+        self.same("convert", "-n", "-O", "raw", "-B", "", "a.raw", "a.raw", err=False, code=1)
+        for words in ("-B x a.qcow2 a.raw", "-F qcow2 a.qcow2 a.raw"):
+            self.same("convert", "-n", "-O", "raw", *words.split(), code=0)
+        self.same("convert", "-n", "-O", "qcow2", "-B", "", "-F", "", "a.raw", "a.qcow2", code=0)
+
     def test_unsupported_options_are_refused_by_name(self):
         for words in ("info --image-opts driver=raw", "info --object secret,id=a a.raw", "convert -C a.qcow2 b",
                       "convert -r 1M a.qcow2 b",
@@ -212,6 +248,22 @@ class Words(Case):
                 self.assertIn(f"usage: byre {name}", result.out)
                 self.assertTrue(all(len(line) <= 100 for line in result.out.splitlines()
                                     if "refused" not in line), result.out)
+
+
+    def test_options_are_listed_without_files(self):
+        for words in ("convert -O raw", "convert", "convert -O raw a.raw", "convert -O raw a.raw b", "create"):
+            self.same(*words.split(), "-o", "help", code=0)
+        for words in ("convert -O qcow2", "convert -O qcow2 a.raw", "convert -O qcow2 a.raw b", "create -f qcow2"):
+            theirs, ours = self.both(*words.split(), "-o", "help")
+            self.assertEqual((theirs.code, ours.code), (0, 0))
+            kept = [line for line in theirs.out.splitlines(True) if not line.startswith("  encrypt")]
+            self.assertEqual("".join(kept), ours.out)
+        for words in ("convert -O nix", "convert -m 0", "convert -n", "convert -S 1000", "convert --target-is-zero",
+                      "create -f nix", "create -f nix x", "amend -f nix", "amend -f nix x"):
+            with self.subTest(words=words):
+                self.same(*words.split(), "-o", "help", code=1)
+        self.same("create", "-f", "nix", code=1)
+        self.same("convert", code=1)
 
 
 class Create(Case):
@@ -258,6 +310,45 @@ class Create(Case):
             with self.subTest(options=options):
                 size = () if "size=1T" in options else ("64M",)
                 self.same("create", "-f", "qcow2", "-o", options, "x.qcow2", *size, code=1)
+
+    def test_flags_are_echoed_as_they_were_given(self):
+        for options in ("lazy_refcounts=yes", "lazy_refcounts=true", "lazy_refcounts=n", "extended_l2=yes",
+                        "extended_l2=off", "data_file_raw=off", "data_file_raw=no", "encryption=off",
+                        "lazy_refcounts=on,lazy_refcounts=y", "nocow=off", "nolazy_refcounts", "noextended_l2",
+                        "nodata_file_raw,noencryption", "nonocow", "nopreallocation", "lazy_refcounts,nolazy_refcounts"):
+            with self.subTest(options=options):
+                self.image_like_theirs("x.qcow2", "-o", options, "x.qcow2", "1M")
+        self.same("create", "-f", "qcow2", "-o", "data_file=d.raw,data_file_raw=yes", "x.qcow2", "1M", code=0)
+        for words in ("-f raw -o nonocow", "-f raw -o nocow=n"):
+            self.same("create", *words.split(), "x.raw", "1M", code=0)
+        for options in ("nofoo", "no", "nohelp", "nocow", "nolazy_refcounts=on", "norefcount_bits"):
+            with self.subTest(options=options):
+                self.same("create", "-f", "qcow2", "-o", options, "y.qcow2", "1M", code=1)
+        qemu("create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", "a.qcow2", "1M", cwd=self.ours)
+        self.assertEqual(self.byre("amend", "-o", "nolazy_refcounts", "a.qcow2").code, 0)
+        self.assertIn("lazy refcounts: false", self.byre("info", "a.qcow2").out)
+        self.same("convert", "-O", "qcow2", "-o", "nolazy_refcounts", "base.raw", "c.qcow2", code=0)
+
+    def test_an_image_is_not_its_own_data_file(self):
+        os.symlink("y.qcow2", f"{self.ours}/link")
+        before = digest(f"{self.ours}/base.qcow2")
+        os.link(f"{self.ours}/base.qcow2", f"{self.ours}/hard")
+        img = os.path.join(self.names, "qemu-img")
+        for data, image in (("y.qcow2", "y.qcow2"), ("link", "y.qcow2"), ("y.qcow2", "link"), ("./y.qcow2", "y.qcow2"),
+                            ("base.qcow2", "base.qcow2"), ("hard", "base.qcow2"), ("base.qcow2", "hard")):
+            for program in ((img, "create"), (BYRE, "create", "--force"), (img, "convert", "-O", "qcow2", "base.raw"),
+                            (BYRE, "convert", "--force", "-O", "qcow2", "base.raw")):
+                create = "create" in program
+                words = ("-f", "qcow2") if create else ()
+                with self.subTest(data=data, image=image, program=program):
+                    result = run(*program, *words, "-o", f"data_file={data}", image, *(["2M"] if create else []),
+                                 cwd=self.ours)
+                    self.assertEqual(result.code, 1, str(result))
+                    if "link" != data:
+                        self.assertIn("is the image itself", result.err)
+                    self.assertFalse(os.path.exists(f"{self.ours}/y.qcow2"))
+                    self.assertTrue(os.path.islink(f"{self.ours}/link"))
+                    self.assertEqual(before, digest(f"{self.ours}/base.qcow2"))
 
     def test_overlays(self):
         self.image_like_theirs("o.qcow2", "-b", "base.qcow2", "-F", "qcow2", "o.qcow2")
@@ -332,6 +423,7 @@ class Create(Case):
             result = self.byre(*words)
             self.assertEqual(result.code, 1, str(result))
             self.assertIn("--force", result.err)
+            self.assertEqual(result.out, "")
             self.assertEqual(before, digest(f"{self.ours}/base.qcow2"))
         result = self.byre("create", "--force", "-f", "qcow2", "base.qcow2", "1M")
         self.assertEqual(result.code, 0, str(result))
@@ -439,6 +531,11 @@ class Info(Case):
         result = self.byre("info", "--backing-chain", "sub/over.qcow2")
         self.assertEqual(result.code, 1)
         self.assertIn("leads out of the folder", result.err)
+        for words in (("info", "--backing-chain"), ("convert",), ("map",), ("check", "--verify-backing"), ("io",)):
+            target = ("x.raw",) if words == ("convert",) else ()
+            result = self.byre(*words, "sub/over.qcow2", *target)
+            self.assertEqual(result.code, 1)
+            self.assertEqual(result.err.count("--follow chooses what may be opened"), 1, str(result))
         result = self.byre("info", "--backing-chain", "--follow=any", "sub/over.qcow2")
         self.assertEqual(result.code, 0, str(result))
 
@@ -470,7 +567,7 @@ class Check(Case):
     def test_reports(self):
         for image, code in (("empty.qcow2", 0), ("good.qcow2", 0), ("small.qcow2", 0), ("leak.qcow2", 3),
                             ("bad.qcow2", 2), ("both.qcow2", 2), ("disk.raw", 63)):
-            for words in ((), ("--output=json",), ("-q",), ("-U",), ("-T", "none")):
+            for words in ((), ("--output=json",), ("-q",), ("-q", "--output=json"), ("-U",), ("-T", "none")):
                 with self.subTest(image=image, words=words):
                     # What is found is said in byre's own words.
                     self.same("check", *words, image, err=image in ("empty.qcow2", "good.qcow2", "disk.raw"), code=code)
@@ -737,6 +834,15 @@ class Convert(Case):
     def test_a_source_is_no_target(self):
         before = digest(f"{self.ours}/a.qcow2")
         self.same("convert", "-O", "qcow2", "a.qcow2", "a.qcow2", err=False, code=1)
+        os.link(f"{self.ours}/a.qcow2", f"{self.ours}/hard")
+        for words in (("--force", "a.qcow2", "a.qcow2"), ("--force", "a.qcow2", "hard"), ("-n", "a.qcow2", "hard"),
+                      ("--force", "file:a.qcow2", "./a.qcow2")):
+            result = self.byre("convert", "-O", "qcow2", *words)
+            self.assertEqual(result.code, 1, str(result))
+            self.assertIn("source and target are the same file", result.err)
+        result = self.byre("convert", "-O", "qcow2", "-o", "data_file=hard", "a.qcow2", "new.qcow2")
+        self.assertIn("source and data file are the same file", result.err)
+        self.assertFalse(os.path.exists(f"{self.ours}/new.qcow2"))
         self.assertEqual(before, digest(f"{self.ours}/a.qcow2"))
 
     def test_a_truncated_image_is_an_error(self):
