@@ -63,7 +63,7 @@ class LineReader {
 
 Result<IoOpen> open_from(const IoArgs& args) {
   IoOpen open{.path = *args.file,
-              .format = args.format.value_or(""),
+              .format = args.format,
               .image_opts = args.image_opts,
               .read_only = args.read_only,
               .share_lock = args.share};

@@ -844,14 +844,28 @@ Result<IoLayer> plan_layer(OptionTree tree, std::string_view path, IoLayer::Driv
       break;
     }
   }
-  if (!tree.children.empty()) {
-    return invalid("Block driver '", name_of(layer.driver), "' does not support the option '",
-                   tree.first_left(), "'");
+  if (tree.children.empty()) return layer;
+  const std::string unknown = tree.first_left();
+  switch (layer.driver) {
+    case IoLayer::Driver::probe:
+      layer.runtime.unknown = unknown;
+      return layer;
+    case IoLayer::Driver::raw:
+    case IoLayer::Driver::qcow2:
+      return no_such_option(name_of(layer.driver), unknown);
+    case IoLayer::Driver::file:
+    case IoLayer::Driver::blkdebug:
+      break;
   }
-  return layer;
+  return invalid("Block protocol '", name_of(layer.driver), "' doesn't support the option '",
+                 unknown, "'");
 }
 
 }  // namespace
+
+Error no_such_option(std::string_view format, std::string_view option) {
+  return invalid("Block format '", format, "' does not support the option '", option, "'");
+}
 
 Result<IoLayer> plan_io_layers(const IoOpen& open) {
   OptionTree tree;
@@ -875,7 +889,7 @@ Result<IoLayer> plan_io_layers(const IoOpen& open) {
     if (colon > 0) faults.children["config"].value = std::string(path.substr(0, colon));
     path.remove_prefix(colon + 1);
   }
-  if (!open.format.empty()) tree.children["driver"].value = open.format;
+  if (open.format) tree.children["driver"].value = open.format;
   return plan_layer(std::move(tree), path, IoLayer::Driver::probe);
 }
 

@@ -61,8 +61,8 @@ struct IoDiscard {
 };
 /// What `open` and the command line of the tool say of a file.
 struct IoOpen {
-  std::string path;     ///< A file, blkdebug:CONFIG:FILE, or an option string if `image_opts`.
-  std::string format;   ///< Empty: not said.
+  std::string path;  ///< A file, blkdebug:CONFIG:FILE, or an option string if `image_opts`.
+  std::optional<std::string> format;
   std::string options;  ///< -o: an option string beside the path.
   bool image_opts = false;
   bool read_only = false;
@@ -170,10 +170,14 @@ struct IoLayer {
     std::optional<bool> lazy_refcounts;
     std::optional<uint64_t> table_cache_size;
     bool discard_keeps = false;
-    std::string first;  ///< The first of these that was given: what a raw disk refuses.
+    std::string first;    ///< The first of these that was given: what a raw disk refuses.
+    std::string unknown;  ///< What no format takes; refused once it is known which one it is.
   } runtime;
   std::unique_ptr<IoLayer> below;
 };
+/// What a disk of this format says to a setting that it does not have.
+Error no_such_option(std::string_view format, std::string_view option);
+
 /// The layers that `open` means; only names and settings are checked, nothing is opened.
 Result<IoLayer> plan_io_layers(const IoOpen& open);
 

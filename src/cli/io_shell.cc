@@ -13,6 +13,7 @@
 #include "cli/check_report.h"
 #include "cli/findings.h"
 #include "cli/json.h"
+#include "cli/options.h"
 #include "io/buffer.h"
 #include "job/open.h"
 
@@ -20,10 +21,11 @@ namespace byre {
 
 namespace {
 
-/// A raw disk takes none of an image's settings.
-Result<void> no_runtime(const IoLayer::Runtime& runtime) {
-  if (runtime.first.empty()) return {};
-  return invalid("Block driver 'raw' does not support the option '", runtime.first, "'");
+/// A raw disk takes none of an image's settings, and nothing takes one that is unknown.
+Result<void> check_settings(const IoLayer::Runtime& runtime, DiskFormat format) {
+  if (!runtime.unknown.empty()) return no_such_option(name_of(format), runtime.unknown);
+  if (runtime.first.empty() || format != DiskFormat::raw) return {};
+  return no_such_option(name_of(format), runtime.first);
 }
 
 std::string errno_text(const Error& error) { return std::strerror(error.sys_errno()); }
@@ -34,7 +36,7 @@ std::string open_failure(const std::string& name, const Error& error) {
   const std::string own = cat("open ", byre::quoted(name), ": ");
   while (why.starts_with(own)) why.erase(0, own.size());
   if (why == errno_text(error)) return cat("Could not open '", name, "': ", why);
-  return why;
+  return why + std::string(advice_on_follow(error));
 }
 
 }  // namespace
@@ -115,7 +117,7 @@ Task<void> IoShell::build_probed(const IoLayer& layer, const IoOpen& open, Opene
     if (disk.format == DiskFormat::raw && !open.read_only) options_.guessed_raw(open.path);
     opened.device = std::move(disk.device);
     opened.image = disk.image;
-    if (!opened.image) co_await no_runtime(layer.runtime);
+    co_await check_settings(layer.runtime, disk.format);
     co_return;
   }
   co_await build(*layer.below, open, opened);
@@ -123,11 +125,11 @@ Task<void> IoShell::build_probed(const IoLayer& layer, const IoOpen& open, Opene
   const uint64_t length = std::min(kClassifySize, opened.device->size());
   co_await opened.device->read(0, start.bytes().first(length), Mark::none);
   const DiskFormat format = co_await classify(start.bytes().first(length));
+  co_await check_settings(layer.runtime, format);
   if (format == DiskFormat::qcow2) {
     co_await build_image(layer, open, opened);
     co_return;
   }
-  co_await no_runtime(layer.runtime);
   if (!open.read_only) {
     co_await fail(Error(Errc::denied, "It looks raw, and to write there needs -f raw"));
   }

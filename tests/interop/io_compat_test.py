@@ -167,6 +167,7 @@ class Compare(unittest.TestCase):
                   "-c", "open -d foo disk.qcow2")
         self.same("-f", "qcow2", "nofile")
         self.same("-f", "foo", "disk.qcow2")
+        self.same("-f", "", "-c", "length", "disk.qcow2")
         self.same("-t", "foo", "disk.qcow2")
         self.same("-d", "foo", "disk.qcow2")
         self.same("-i", "foo", "disk.qcow2")
@@ -174,6 +175,21 @@ class Compare(unittest.TestCase):
                       ["-d", "ignore"], ["-i", "threads"], ["--cache=writethrough", "--discard", "unmap"]):
             self.same("-f", "qcow2", *words, "-c", "write -P 1 0 64k", "-c", "read -P 1 0 64k", "-c", "flush",
                       "disk.qcow2")
+
+    def test_settings_that_are_unknown(self):
+        self.prepare([*self.QCOW2, *self.RAW])
+        for words in ("foo=bar disk.qcow2", "-r foo=bar disk.qcow2", "foo.bar=x disk.qcow2", "foo=bar disk.raw",
+                      "-r foo=bar disk.raw", "driver=qcow2,foo=bar disk.qcow2", "driver=raw,foo=bar disk.raw",
+                      "file.foo=bar disk.qcow2", "driver= disk.qcow2", "foo=bar nofile"):
+            with self.subTest(words=words):
+                first, *rest = words.split()
+                options = f"{first} -o {rest.pop(0)}" if first == "-r" else f"-o {first}"
+                self.same("-c", f"open {options} {rest[0]}", "-c", "length")
+        for options in ("driver=qcow2,foo=bar,file.filename=disk.qcow2", "foo=bar,file.filename=disk.qcow2",
+                        "driver=blkdebug,foo=bar,image.filename=disk.qcow2",
+                        "driver=qcow2,file.driver=blkdebug,file.foo=bar,file.image.filename=disk.qcow2",
+                        "driver=raw,file.driver=blkdebug,file.image.foo=x,file.image.filename=disk.raw"):
+            self.same("--image-opts", options, "-c", "length")
 
     def test_stdin(self):
         self.prepare(self.QCOW2)
