@@ -130,7 +130,9 @@ Task<int> snapshot(Session& session, SnapshotArgs args) {
         .outcome = Parsed::Outcome::failed, .error = std::move(text), .usage = true};
     return finish_parse(session, kSnapshot, parsed);
   };
-  if (args.actions() > 1) co_return wrong("Cannot mix '-l', '-a', '-c', '-d'");
+  if (args.actions() > 1)
+    co_return wrong(
+        cat("Cannot mix '-l', '-a', '-c', '-d'", session.stand_in() ? "" : ", '--rename'"));
   if (args.to.has_value() != !args.rename.empty()) {
     co_return wrong("--rename SNAPSHOT and --to NAME go together");
   }
@@ -175,7 +177,8 @@ const Command<SnapshotArgs> kDefinition({
              option("--rename", "SNAPSHOT", &SnapshotArgs::rename, "give it the name --to"),
              option("--to", "NAME", &SnapshotArgs::to, "the new name, for --rename"),
              format_argument<SnapshotArgs>(),
-             flag("-q, --quiet", &SnapshotArgs::quiet, "for scripts that give it: nothing is printed anyway"),
+             flag("-q, --quiet", &SnapshotArgs::quiet,
+                  "for scripts that give it: nothing is printed anyway"),
              share_argument<SnapshotArgs>(), follow_arguments<SnapshotArgs>()},
     .too_few = "Expecting one image file name",
     .too_many = "Expecting one image file name",

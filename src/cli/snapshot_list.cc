@@ -21,6 +21,12 @@ std::string date_text(uint32_t seconds) {
   return std::string(text, length);
 }
 
+/// Columns are counted in bytes, as scripts know them from qemu-img; fmt would count characters.
+std::string padded(std::string text, size_t width) {
+  if (text.size() < width) text.resize(width, ' ');
+  return text;
+}
+
 }  // namespace
 
 std::string snapshot_list(const std::vector<Snapshot>& snapshots) {
@@ -33,8 +39,8 @@ std::string snapshot_list(const std::vector<Snapshot>& snapshots) {
                                           ms / 60'000 % 60, ms / 1000 % 60, ms % 1000);
     const bool counted = snapshot.icount && *snapshot.icount != UINT64_MAX;
     out +=
-        fmt::format("{:<9} {:<16} {:>8}{:>20}{:>13}{:>11}\n", printable(snapshot.id),
-                    printable(snapshot.name), size_text(snapshot.vm_state_size),
+        fmt::format("{} {} {:>8}{:>20}{:>13}{:>11}\n", padded(printable(snapshot.id), 9),
+                    padded(printable(snapshot.name), 16), size_text(snapshot.vm_state_size),
                     date_text(snapshot.date_seconds), clock, counted ? cat(*snapshot.icount) : "");
   }
   return out;

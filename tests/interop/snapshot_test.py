@@ -7,6 +7,7 @@ by byre.  The words of `snapshot` are compared with qemu-img's as in tool_test.p
 """
 import os
 import random
+import re
 import shutil
 import struct
 import sys
@@ -348,6 +349,55 @@ class Words(tool_test.Case):
         self.assertEqual(self.byre("snapshot", "-d", "snapshot.id=1", "full.qcow2").code, 0)
         self.assertEqual([pair[0] for pair in self.names_and_ids(self.ours)], ["2", "3"])
 
+    def test_convert_reads_the_snapshot_that_is_named(self):
+        for folder in (self.ours, self.theirs):
+            image = os.path.join(folder, "full.qcow2")
+            qemu_io(image, "write -q -P 5 0 64k")
+            tool_test.qemu("snapshot", "-c", "five", "full.qcow2", cwd=folder)
+            qemu_io(image, "write -q -P 6 0 64k")
+        read = 0
+        for word in ("", "snapshot.name=", "snapshot.id=", "snapshot.id=,snapshot.name=five", "snapshot.id=4,snapshot.name=",
+                     "five", "snapshot.name=five", "4", "snapshot.id=4", "snapshot.id=4,snapshot.name=five",
+                     "snapshot.name=five,snapshot.id=4", "snapshot.id=4,snapshot.name=first", "snapshot.name=4",
+                     "snapshot.id=five"):
+            with self.subTest(word=word):
+                for folder in (self.ours, self.theirs):
+                    if os.path.exists(f"{folder}/out"):
+                        os.unlink(f"{folder}/out")
+                ours = self.same("convert", "-l", word, "-O", "raw", "full.qcow2", "out")
+                self.assertEqual(ours.code == 0, os.path.exists(f"{self.ours}/out"))
+                if ours.code == 0:
+                    self.assertEqual(tool_test.digest(f"{self.ours}/out"), tool_test.digest(f"{self.theirs}/out"))
+                    read += 1
+        self.assertEqual(read, 6)
+        for word in ("snapshot.foo=1", "snapshot.", "snapshot.id=4,foo=bar"):
+            self.same("convert", "-l", word, "full.qcow2", "out", err=False, code=1)
+        # An id can be chosen even though another has that name.
+        self.same("convert", "-l", "snapshot.id=1", "full.qcow2", "out", code=0)
+        self.assertEqual(self.byre("convert", "--force", "-l", "1", "full.qcow2", "out").code, 1)
+        for word in ("", "nothing", "snapshot.id="):
+            result = self.byre("serve", "-l", word, "full.qcow2")
+            self.assertEqual(result.code, 1, str(result))
+            self.assertIn("Can't find snapshot", result.err)
+
+    def test_a_snapshot_without_a_name(self):
+        for folder in (self.ours, self.theirs):
+            tool_test.qemu("snapshot", "-c", "", "plain.qcow2", cwd=folder)
+            qemu_io(os.path.join(folder, "plain.qcow2"), "write -q -P 6 0 64k")
+        for word in ("", "snapshot.name=", "snapshot.id=1,snapshot.name="):
+            with self.subTest(word=word):
+                self.same("convert", "-l", word, "-O", "raw", "plain.qcow2", "out", code=0)
+                self.assertEqual(tool_test.digest(f"{self.ours}/out"), tool_test.digest(f"{self.theirs}/out"))
+        self.same("convert", "-l", "snapshot.id=", "-O", "raw", "plain.qcow2", "out", code=1)
+
+    def test_columns_are_counted_in_bytes(self):
+        for folder in (self.ours, self.theirs):
+            for name in ("\u00fc\u00fc\u00fc", "\u4e16\u754c", "\u00fc" * 20, "\u00fc" * 8):
+                tool_test.qemu("snapshot", "-c", name, "plain.qcow2", cwd=folder)
+        theirs, ours = ([re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE", line) for line in side.out.splitlines()]
+                        for side in self.both("snapshot", "-l", "plain.qcow2"))
+        self.assertEqual(ours, theirs)
+
     def test_rename(self):
         self.assertEqual(self.byre("snapshot", "--rename", "first", "--to", "last", "full.qcow2").code, 0)
         self.assertEqual(self.names_and_ids(self.ours)[0], ("1", "last"))
@@ -355,6 +405,9 @@ class Words(tool_test.Case):
         for words in (("--rename", "last"), ("--to", "x"), ("--rename", "none", "--to", "x"),
                       ("--rename", "last", "--to", "n" * 256)):
             self.assertEqual(self.byre("snapshot", *words, "full.qcow2").code, 1)
+        result = self.byre("snapshot", "--rename", "last", "--to", "x", "-c", "y", "full.qcow2")
+        self.assertEqual(result.code, 1)
+        self.assertIn("Cannot mix '-l', '-a', '-c', '-d', '--rename'", result.err)
 
     def test_what_a_name_holds_never_drives_the_terminal(self):
         self.assertEqual(self.byre("snapshot", "-c", "\x1b[31mred", "plain.qcow2").code, 0)
