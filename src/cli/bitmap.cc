@@ -83,7 +83,8 @@ Task<void> perform(Image& image, Action action, const BitmapArgs& args, Image* s
   }
 }
 
-Result<void> check(const BitmapArgs& args) {
+Result<void> check(BitmapArgs& args) {
+  if (args.granularity == uint64_t{0}) args.granularity.reset();  // As if it was not given.
   bool adds = false;
   bool merges = false;
   for (const Action& action : args.actions) {
@@ -100,15 +101,22 @@ Result<void> check(const BitmapArgs& args) {
     return invalid("Merge bitmap source file only supported with --merge");
   }
   if (args.words.size() != 2) return invalid("Expecting filename and bitmap name");
-  if (args.granularity == uint64_t{0}) {
-    return invalid("Operation add on bitmap ", args.words[1],
-                   " failed: Granularity must be power of 2 and at least 512");
-  }
   return {};
+}
+
+/// The image is open for writing already, and would be in the way.
+Result<void> check_source(const BitmapArgs& args) {
+  BYRE_TRY(image, path_of(args.words[0]));
+  const Result<std::string> source = path_of(*args.source_file);
+  if (!source || !same_file(image, *source)) return {};
+  return could_not_open(*args.source_file,
+                        invalid("source and target are the same file; without -b, --merge takes "
+                                "a bitmap of that"));
 }
 
 Task<int> bitmap(Session& session, BitmapArgs args) {
   co_await check(args);
+  if (args.source_file) co_await check_source(args);
   SystemGate gate(session.reactor(), session.policy(args.follow));
   const std::string& file = args.words[0];
   Disk disk = co_await open_named(session, gate, file, args, {.writable = true});

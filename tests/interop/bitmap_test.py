@@ -276,11 +276,15 @@ class Words(tool_test.Case):
             with self.subTest(words=words):
                 self.same("bitmap", *words.split(), code=1, err=False)
         self.same("bitmap", "--add", "a.qcow2", "", code=1)
+        # Which QEMU finds out by its own lock.
+        for source in ("a.qcow2", "./a.qcow2"):
+            result = self.same("bitmap", "--merge", "b0", "-b", source, "-F", "qcow2", "a.qcow2", "b0", code=1, err=False)
+            self.assertIn("source and target are the same file", result.err)
         self.sound("a.qcow2")
 
     def test_each_does_what_qemu_img_does(self):
         for words in ("--add a.qcow2 b1", "--add --disable a.qcow2 b2", "--disable --enable a.qcow2 b2",
-                      "--add -g 512 a.qcow2 b3", "--add -g 2G a.qcow2 b4", "--add --granularity=128k a.qcow2 b5",
+                      "--add -g 0 a.qcow2 b6", "--remove -g 0 a.qcow2 b6", "--add -g 512 a.qcow2 b3", "--add -g 2G a.qcow2 b4", "--add --granularity=128k a.qcow2 b5",
                       "--merge b0 a.qcow2 b3", "--merge b0 --merge b1 a.qcow2 b0", "--clear a.qcow2 b1",
                       "--remove --add a.qcow2 b1", "--add --clear --merge b0 a.qcow2 q", "-f qcow2 --add a.qcow2 b7",
                       "--remove a.qcow2 b7", "--add a.qcow2 " + "x" * 1023, "--add small.qcow2 y",
