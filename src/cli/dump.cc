@@ -321,17 +321,20 @@ std::string l2_text(const Json& json) {
 struct L1Place {
   HostOffset at;
   uint64_t entries = 0;
+  uint64_t disk_size = 0;
 };
 
 /// The active L1 table, or a snapshot's.
 Task<L1Place> find_l1(Dump& dump) {
   if (!dump.args.snapshot) {
-    co_return L1Place{dump.head.header.l1_offset, dump.head.header.l1_entries};
+    const Header& header = dump.head.header;
+    co_return L1Place{header.l1_offset, header.l1_entries, header.size};
   }
   for (const Snapshot& snapshot : co_await load_snapshots(dump.file, dump.head)) {
     if (snapshot.id == *dump.args.snapshot || snapshot.name == *dump.args.snapshot) {
       co_await check_l1_table(snapshot, dump.geometry());
-      co_return L1Place{snapshot.l1_offset, snapshot.l1_entries};
+      co_return L1Place{snapshot.l1_offset, snapshot.l1_entries,
+                        snapshot.disk_size.value_or(dump.head.header.size)};
     }
   }
   co_return Error(Errc::not_found, cat("there is no snapshot ", byre::quoted(*dump.args.snapshot)));
@@ -364,8 +367,13 @@ Task<void> dump_l1(Dump& dump) {
 
 Result<uint64_t> number_of(const DumpArgs& args, std::string_view what) {
   if (!args.where) return invalid("dump ", args.structure, " needs ", what);
-  return parse_size(*args.where);
+  const Result<uint64_t> number = parse_size(*args.where);
+  if (!number) return invalid(byre::quoted(*args.where), " is not ", what);
+  return *number;
 }
+
+constexpr std::string_view kAnOffset =
+    "an offset: bytes, or a number with the suffix k, M, G, T, P or E";
 
 Task<uint64_t> load_l1_at(Dump& dump, const L1Place& l1, uint64_t index) {
   if (index >= l1.entries) {
@@ -377,7 +385,7 @@ Task<uint64_t> load_l1_at(Dump& dump, const L1Place& l1, uint64_t index) {
 }
 
 Task<void> dump_l2(Dump& dump) {
-  const uint64_t index = co_await number_of(dump.args, "the index of an L1 entry");
+  const uint64_t index = co_await number_of(dump.args, "the index of an L1 entry, a number");
   const L1Place l1 = co_await find_l1(dump);
   const uint64_t l1_entry = co_await load_l1_at(dump, l1, index);
   const Json upper = l1_json(dump, index, {l1.at.value + index * 8}, l1_entry);
@@ -584,12 +592,20 @@ Task<void> add_refcount(Dump& dump, std::string_view what, HostOffset at) {
 
 /// The way from a guest offset to its bytes.
 Task<void> dump_guest(Dump& dump) {
-  const uint64_t offset = co_await number_of(dump.args, "an offset");
+  const uint64_t offset = co_await number_of(dump.args, kAnOffset);
   const GuestCluster guest = dump.geometry().cluster_of(GuestOffset{offset});
   const L1Place l1 = co_await find_l1(dump);
   const uint64_t index = dump.geometry().l1_index(guest);
+  const bool behind = offset >= l1.disk_size;
+  if (behind) {
+    const std::string text = cat(hex(offset), " is behind the end of the disk, which has ",
+                                 l1.disk_size, " bytes: no guest sees it");
+    if (index >= l1.entries) co_await fail(invalid(text));
+    dump.rows.heading(text);
+  }
   const uint64_t entry = co_await load_l1_at(dump, l1, index);
   Json upper = l1_json(dump, index, {l1.at.value + index * 8}, entry);
+  if (behind) upper["behind-the-disk"] = true;
   co_await add_row(dump, l1_text(upper), std::move(upper));
   const uint64_t table = entry & kOffsetMask;
   if (table == 0) co_return;
@@ -609,7 +625,7 @@ Task<void> dump_guest(Dump& dump) {
 
 /// Who refers to the cluster at a host offset.
 Task<void> dump_host(Dump& dump) {
-  const uint64_t offset = co_await number_of(dump.args, "an offset");
+  const uint64_t offset = co_await number_of(dump.args, kAnOffset);
   const HostCluster cluster = dump.geometry().cluster_of(HostOffset{offset});
   co_await add_refcount(dump, "the cluster", {offset});
   const CheckOptions options{.findings_max = 0};

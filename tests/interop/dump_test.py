@@ -78,6 +78,17 @@ class Dump(Case):
                          [(False, ("monday",)), (True, ())])
         run(BYRE, "dump", "--snapshot", "tuesday", path, "l1", ok=(1,))
 
+    def test_what_lies_behind_the_disk_is_said_to(self):
+        path = self.image()
+        qemu_img("snapshot", "-c", "large", path)
+        run(BYRE, "resize", "--shrink", path, "2M")
+        for where, behind in (("2M", True), ("2097151", False), ("400M", True)):
+            rows = self.rows(path, "guest", where)
+            self.assertEqual(rows[0].get("behind-the-disk", False), behind)
+            self.assertEqual(b"behind the end of the disk" in run(BYRE, "dump", path, "guest", where).out, behind)
+        self.assertIn("behind the end of the disk", run(BYRE, "dump", path, "guest", "600M", ok=(1,)).text)
+        self.assertNotIn("behind-the-disk", self.rows(path, "guest", "600M", "--snapshot", "large")[0])
+
     def test_bitmaps(self):
         path = self.image()
         qemu_img("bitmap", "--add", "-g", "64k", path, "daily")
@@ -104,6 +115,9 @@ class Dump(Case):
         for words in (("nonsense",), ("l2",), ("header", "5"), ("l1", "5"), ("guest", "x"), ("guest", "5T"),
                       ("host",), ("snapshots", "--snapshot", "a")):
             self.assertEqual(run(BYRE, "dump", path, *words, ok=(1,)).out, b"", words)
+        self.assertIn("'foo' is not the index of an L1 entry", run(BYRE, "dump", path, "l2", "foo", ok=(1,)).text)
+        for structure in ("guest", "host"):
+            self.assertIn("'foo' is not an offset", run(BYRE, "dump", path, structure, "foo", ok=(1,)).text)
 
 
 if __name__ == "__main__":
