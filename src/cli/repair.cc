@@ -145,10 +145,24 @@ std::string line_of(const Orphan& orphan) {
              orphan.looks == Orphan::Looks::zeros ? "" : cat(", starting with", start));
 }
 
-std::string human(const Recovery& recovery, bool applied) {
+/// The marks in the header alone, which are nothing to be found in the tables.
+std::string about_marks(uint64_t marks, bool applied) {
+  if (marks == 0) return "";
+  const bool both = marks == (kDirty | kCorrupt);
+  return cat("\nThe image is marked as ",
+             both              ? "dirty (it was not closed) and corrupt"
+             : marks == kDirty ? "dirty: it was not closed"
+                               : "corrupt: nobody is to write to it",
+             applied ? ". The mark" : ". --apply takes the mark", both ? "s" : "",
+             applied ? (both ? " were taken" : " was taken") : "", " away.\n");
+}
+
+std::string human(const Recovery& recovery, uint64_t marks, bool applied) {
   std::string out = cat(recovery.found.corruptions, " corruptions and ", recovery.found.leaks,
                         " leaked clusters were found.\n");
+  if (!recovery.needed && !recovery.refused.empty()) return out + "None of it can be repaired.\n";
   if (!recovery.needed) return out + "There is nothing to repair.\n";
+  if (recovery.refused.empty()) out += about_marks(marks, applied);
   const std::string_view what = applied ? "What was done" : "What a repair would do";
   if (recovery.refused.empty()) {
     out += listing(what, recovery.log.actions, [](const RepairAction& a) { return a.text; });
@@ -184,6 +198,11 @@ struct Journal {
   std::optional<UndoJournal> journal;
 };
 
+Task<void> go_on_with(Journal& opened, RawDevice& image) {
+  opened.journal = co_await UndoJournal::load(*opened.file);
+  co_await opened.journal->check(image);
+}
+
 /// A new journal, or the one of a repair that was cut off.
 Task<Journal> open_journal(Session& session, Gate& gate, RawDevice& image, std::string path) {
   Journal opened;
@@ -198,8 +217,16 @@ Task<Journal> open_journal(Session& session, Gate& gate, RawDevice& image, std::
     co_await sync_folder(session.reactor(), path);
     co_return std::move(opened);
   }
-  opened.journal = co_await UndoJournal::load(*opened.file);
-  co_await opened.journal->check(image).doing("continue the repair of undo journal ", byre::quoted(path));
+  const Result<void> goes_on = co_await go_on_with(opened, image).result();
+  if (!goes_on) {
+    const Error& error = goes_on.error();
+    co_return Error(
+        error.code(),
+        cat("continue the repair of undo journal ", byre::quoted(path), ": ", error.message(),
+            "; if that repair is not going to be taken back, move the journal away or "
+            "delete it, or name a new one with --journal"),
+        error.sys_errno(), error.where());
+  }
   co_await opened.journal->trim();
   co_return std::move(opened);
 }
@@ -230,13 +257,21 @@ Task<Recovery> apply(Session& session, Gate& gate, RawDevice& image, RepairArgs 
   }
   co_await std::move(closed);
   if (!args.quiet && args.output == OutputFormat::human) {
-    session.print(cat("To take it all back: ", session.program(), " repair --undo ", byre::quoted(path),
-                      " ", byre::quoted(args.image), "\n"));
+    session.print(cat("To take it all back: ", session.program(), " repair --undo ",
+                      byre::quoted(path), " ", byre::quoted(args.image), "\n"));
   }
   co_return *std::move(done);
 }
 
+/// The locks would say so, too, but not in words that help.
+Result<void> check_journal(const RepairArgs& args, const std::string& journal) {
+  BYRE_TRY(image, path_of(args.image));
+  if (!same_file(image, journal)) return {};
+  return invalid(byre::quoted(journal), " is the image itself, not an undo journal");
+}
+
 Task<int> undo(Session& session, RepairArgs args) {
+  co_await check_journal(args, *args.undo);
   SystemGate gate(session.reactor(), OpenPolicy::nothing);
   std::unique_ptr<RawDevice> image = co_await open_image(gate, args, true);
   std::unique_ptr<File> file = co_await gate.open(*args.undo, {});
@@ -262,13 +297,14 @@ Task<int> undo(Session& session, RepairArgs args) {
   co_return kRepaired;
 }
 
-int show(Session& session, const Recovery& recovery, const RepairArgs& args, bool applied) {
+int show(Session& session, const Recovery& recovery, const RepairArgs& args, uint64_t marks,
+         bool applied) {
   if (args.output == OutputFormat::json) {
     session.print(to_json(json_of(recovery, args, applied)));
   } else if (!args.quiet) {
     show_findings(session, recovery.found.findings);
-    session.print(
-        printable_lines(human(recovery, applied) + fate_of_orphans(recovery, args, applied)));
+    session.print(printable_lines(human(recovery, marks, applied) +
+                                  fate_of_orphans(recovery, args, applied)));
   }
   if (!recovery.refused.empty()) {
     session.error(printable(cat(byre::quoted(args.image),
@@ -302,8 +338,13 @@ Task<int> repair(Session& session, RepairArgs args) {
   co_await check_args(args);
   if (args.undo) co_return co_await undo(session, std::move(args));
 
+  if (args.journal) co_await check_journal(args, *args.journal);
   SystemGate gate(session.reactor(), OpenPolicy::nothing);
   std::unique_ptr<RawDevice> image = co_await open_image(gate, args, args.apply);
+  uint64_t marks = 0;
+  if (const Result<Head> head = co_await load_head(*image, OpenFor::repair).result(); head) {
+    marks = head->header.incompatible & (kDirty | kCorrupt);
+  }
   const bool talks = args.output == OutputFormat::human && !args.quiet;
   Result<Recovery> recovery = Recovery{};
   {
@@ -327,7 +368,7 @@ Task<int> repair(Session& session, RepairArgs args) {
   Result<void> closed = co_await image->close().result();
   if (!recovery) co_await fail(std::move(recovery).error());
   co_await std::move(closed);
-  co_return show(session, *recovery, args, applies);
+  co_return show(session, *recovery, args, marks, applies);
 }
 
 const Command<RepairArgs> kDefinition({

@@ -151,6 +151,53 @@ class Repair(Case):
         self.assertEqual((code, done["needed"], done["actions"]), (0, False, []))
         self.assertFalse(os.path.exists(path + ".undo"))
 
+    def test_marks_alone_are_told(self):
+        for marks, told in ((1, "marked as dirty"), (2, "marked as corrupt"), (3, "and corrupt")):
+            with self.subTest(marks=marks):
+                path = self.image(f"marks{marks}")
+                with open(path, "r+b") as file:
+                    file.seek(79)
+                    file.write(bytes([marks]))
+                before = content(path)
+                plan = run(BYRE, "repair", path, ok=(2,)).text
+                self.assertIn(told, plan)
+                self.assertIn("--apply takes the mark", plan)
+                self.assertEqual(content(path), before)
+                done = run(BYRE, "repair", "--apply", path).text
+                self.assertRegex(done, "marks? (was|were) taken away")
+                self.assertEqual(content(path)[79], 0)
+                run(BYRE, "repair", "--undo", path + ".undo", path)
+                self.assertEqual(content(path), before)
+
+    def test_what_cannot_be_repaired_is_not_called_nothing(self):
+        path = self.image()
+        os.truncate(path, os.path.getsize(path) - 64 * KIB)
+        done = run(BYRE, "repair", path, ok=(1,)).text
+        self.assertIn("None of it can be repaired.", done)
+        self.assertNotIn("There is nothing to repair", done)
+
+    def test_an_old_journal_is_in_the_way_and_that_is_said(self):
+        path = self.image()
+        self.cross_link(path)
+        run(BYRE, "repair", "--apply", "--free-orphans", path)
+        qemu_io(path, "write -q -P 9 1M 1M")
+        self.cross_link(path)
+        before = content(path)
+        done = run(BYRE, "repair", "--apply", "--free-orphans", path, ok=(1,)).text
+        self.assertIn("move the journal away or delete it, or name a new one with --journal", done)
+        self.assertEqual(content(path), before)
+        run(BYRE, "repair", "--apply", "--free-orphans", "--journal", self.path("new"), path)
+        self.assert_sound(path)
+
+    def test_an_image_is_no_journal(self):
+        path = self.image()
+        os.symlink(path, self.path("link"))
+        self.cross_link(path)
+        before = content(path)
+        for words in (("--undo", path), ("--undo", self.path("link")), ("--apply", "--journal", path)):
+            self.assertIn("is the image itself", run(BYRE, "repair", *words, path, ok=(1,)).text)
+        self.assertEqual(content(path), before)
+
     def test_findings_are_a_superset_of_qemus_json(self):
         path = self.image()
         self.cross_link(path)
