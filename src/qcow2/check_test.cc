@@ -389,6 +389,31 @@ TEST_F(CheckTest, RepairOfWhatIsReadOnlyIsRefused) {
   EXPECT_TRUE(reactor_->run(file.close()));
 }
 
+// What such an entry means nobody knows; nothing else is worse for it.
+TEST_F(CheckTest, AnEntryThatIsNotAlignedCostsNoCounts) {
+  for (const bool with_cross_link : {false, true}) {
+    MemoryDevice file(*reactor_);
+    small_image(file, {.size = MiB, .cluster_size = 4096}, 6);
+    const uint64_t l2 = get(file, get(file, 40)) & kOffsetMask;
+    const uint64_t astray = get(file, l2 + 8) + 512;
+    put(file, l2 + 8, astray);
+    if (with_cross_link) put(file, l2 + 5 * 8, get(file, l2 + 4 * 8));
+    const CheckReport before = check(file);
+    EXPECT_EQ(counts_of(before), qemu_counts(file.bytes()));
+    const CheckReport repaired = check(file, Repair::all);
+    EXPECT_EQ(get(file, l2 + 8) | kCopied, astray);
+    const Counts after = qemu_counts(file.bytes());
+    EXPECT_EQ(after.corruptions, 1u) << words_of(repaired);
+    EXPECT_EQ(after, counts_of(repaired)) << words_of(repaired);
+    // The place that the entry meant before it was made one with another.
+    EXPECT_EQ(repaired.leaks, with_cross_link ? 1u : 0u) << words_of(repaired);
+    for (const Finding& finding : repaired.findings) {
+      if (finding.severity != Severity::leak) continue;
+      EXPECT_NE(finding.text.find("references are 0"), std::string::npos) << finding.text;
+    }
+  }
+}
+
 // ---- On a disk that fails, and whose power goes.
 
 class CheckSimTest : public CheckTest {

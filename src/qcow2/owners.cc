@@ -73,9 +73,12 @@ void Owners::look_at(const Survey::L2Use& use, Bytes table, uint64_t references_
     const Reference reference{
         .l2_table = use.cluster, .guest = geometry.first_of_l1(use.l1_index) + i, .entry = entry};
     if (!reference.compressed()) {
-      const uint64_t at = entry.descriptor & kOffsetMask;
-      if (at != 0 && !geometry.data_file)
-        see(at >> geometry.cluster_bits, reference, references_max);
+      const HostOffset at{entry.descriptor & kOffsetMask};
+      if (at.value == 0 || geometry.data_file) continue;
+      const uint64_t cluster = geometry.cluster_of(at).value;
+      see(cluster, reference, references_max);
+      // What is not aligned lies in two.
+      if (!geometry.aligned(at)) see(cluster + 1, reference, references_max);
       continue;
     }
     const Result<Mapping> mapping = decode_l2(entry, geometry);

@@ -115,8 +115,19 @@ class Separator {
     }
   }
 
+  /// A pointer that is no cluster's offset: what it should be, nobody knows.
+  bool is_astray(const Owners::Reference& reference) const {
+    return !reference.compressed() &&
+           !geometry().aligned(HostOffset{reference.entry.descriptor & kOffsetMask});
+  }
+
   void plan_cluster(HostCluster cluster) {
     const Owners::References& references = owners_.of(cluster);
+    // Such an entry stays as it is, and so does what it may mean.
+    if (std::any_of(references.kept.begin(), references.kept.end(),
+                    [&](const auto& reference) { return is_astray(reference); })) {
+      return;
+    }
     uint64_t counted = 0;
     bool compressed = false;
     for (const Owners::Reference& reference : references.kept) {
@@ -257,6 +268,7 @@ class Separator {
 
   /// The copies' refcounts, with all others that are too small.
   Task<void> count() {
+    const bool anew = survey_.refcounts_unsound;
     for (const Move& move : moves_) {
       const HostCluster first = geometry().cluster_of(move.to);
       const Owner owner = move.what == Move::What::table    ? Owner::l2
@@ -280,8 +292,28 @@ class Separator {
                         .l1_index = static_cast<uint32_t>(geometry().l1_index(move.guest))},
                        table);
     }
+    std::sort(survey_.refcount_clusters.begin(), survey_.refcount_clusters.end());
+    // What is written anew is written as it is now.
+    if (!anew) {
+      for (const Move& move : moves_) forget_old_place(move);
+    }
     survey_.damaged = true;  // Nothing is freed yet.
     co_await repair_image(survey_, Repair::refcounts, log_);
+  }
+
+  /// What moves away needs no count where it was: if something else keeps refcounts from sinking
+  /// again, it would stay too large.  Until the entries are changed that place is as it was before.
+  void forget_old_place(const Move& move) {
+    const HostCluster first = geometry().cluster_of(move.from);
+    for (uint64_t i = 0; i < move.clusters; ++i) {
+      // A place that refcount structures leave has no count but these.
+      const auto& leaving = survey_.refcount_clusters;
+      if (std::binary_search(leaving.begin(), leaving.end(), first + i)) continue;
+      const uint64_t counted = survey_.counts.references(first + i);
+      for (uint64_t n = std::min(counted, move.weight); n != 0; --n) {
+        survey_.counts.drop(first + i);
+      }
+    }
   }
 
   Task<void> link() {

@@ -1010,6 +1010,12 @@ std::optional<bool> Survey::should_be_copied(HostCluster cluster) const {
   return cell->on_disk() == ReferenceCounts::OnDisk::one;
 }
 
+/// What two things use is never said to be one's own, whatever its refcount is.
+bool Survey::may_change_copied(Copied what, HostCluster cluster) const {
+  const ReferenceCounts::Cell* cell = counts.find(cluster);
+  return what != Copied::set || !cell || !cell->aliased;
+}
+
 void Survey::report_copied(uint64_t weight, const Place& place, std::string_view what) {
   report.corruptions += weight;
   const bool copied = (place.entry & kCopied) != 0;
@@ -1052,7 +1058,8 @@ Task<void> Survey::visit_copied_l1(Copied what) {
                      .entry = l1_[i],
                      .remedy = Remedy::fix_flag},
                     cat("L1 entry ", i));
-    } else if (l2.value < file_size && *wanted == (what == Copied::set)) {
+    } else if (l2.value < file_size && *wanted == (what == Copied::set) &&
+               may_change_copied(what, geometry().cluster_of(l2))) {
       l1_[i] ^= kCopied;
     }
   }
@@ -1084,6 +1091,7 @@ void Survey::visit_copied_l2(Copied what, const L2Use& use, MutableBytes table) 
     }
     const bool there = geometry().data_file || at.value < file_size;
     if (!there || *wanted != (what == Copied::set)) continue;
+    if (!geometry().data_file && !may_change_copied(what, geometry().cluster_of(at))) continue;
     entry.descriptor ^= kCopied;
     store_l2(table, i, entry, geometry());
   }

@@ -221,6 +221,7 @@ class Survey {
   void visit_copied_l2(Copied what, const L2Use& use, MutableBytes table);
   Task<void> visit_copied_l1(Copied what);
   std::optional<bool> should_be_copied(HostCluster cluster) const;
+  bool may_change_copied(Copied what, HostCluster cluster) const;
   void report_copied(uint64_t weight, const Place& place, std::string_view what);
 
   struct Window;

@@ -162,6 +162,22 @@ class Options(Case):
         _, text = self.check(path, "--snapshots", code=2)
         self.assertIn("VM state", text)
 
+    def test_an_entry_that_is_not_aligned_costs_what_it_costs_with_qemu(self):
+        path, theirs = self.path("disk.qcow2"), self.path("theirs.qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", path, "64M")
+        qemu_io(path, "write -q 0 256k")
+        qemu_img("snapshot", "-c", "one", path)
+        l2 = field(path, field(path, 40, ">Q"), ">Q") & 0x00fffffffffffe00
+        patch(path, l2 + 8, ">Q", field(path, l2 + 8, ">Q") + 0x200)
+        shutil.copy(path, theirs)
+        qemu_img("check", "-r", "all", theirs, ok=(2,))
+        run(BYRE, "check", "-r", "all", path, ok=(2,))
+        counts = [{key: json.loads(qemu_img("check", "--output=json", each, ok=(2,)).out).get(key, 0)
+                   for key in ("corruptions", "leaks")} for each in (path, theirs)]
+        self.assertEqual(counts[0], counts[1])
+        self.assertEqual(counts[0]["leaks"], 0)
+
+
 
 if __name__ == "__main__":
     main()
