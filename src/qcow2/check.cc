@@ -94,10 +94,14 @@ void normalise(std::vector<Finding::Guest>& guests) {
 Task<std::unique_ptr<Survey>> look(Device& file, const CheckOptions& options) {
   auto survey = std::make_unique<Survey>(file, options);
   co_await survey->run();
-  if (options.streams || options.decode) co_await check_streams(*survey, options.decode);
+  // Streams that overlap can count more references than a refcount holds.
+  const bool streams =
+      options.streams || options.decode || (options.repair == Repair::all && survey->overfull);
+  if (streams) co_await check_streams(*survey, options.decode);
   if (options.bitmaps) co_await check_bitmaps(*survey);
   if (options.snapshots) co_await check_snapshots(*survey);
-  if (options.attribute && !survey->report.findings.empty()) co_await attribute(*survey);
+  const bool attributed = options.attribute && !survey->report.findings.empty();
+  if (attributed || !survey->crossed.empty()) co_await attribute(*survey);
   co_return survey;
 }
 
@@ -153,8 +157,6 @@ Task<CheckReport> survey_and_repair(Device& file, CheckOptions options) {
     const std::unique_ptr<Survey> survey = co_await look(file, options);
     co_return std::move(survey->report);
   }
-  // Streams that overlap can count more references than a refcount holds.
-  if (options.repair == Repair::all) options.streams = true;
   RepairRounds rounds = co_await repair_in_rounds(file, options, true);
   CheckReport report =
       merge(std::move(rounds.first), std::move(rounds.last->report), options.findings_max);

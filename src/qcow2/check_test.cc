@@ -414,6 +414,29 @@ TEST_F(CheckTest, AnEntryThatIsNotAlignedCostsNoCounts) {
   }
 }
 
+// A snapshot keeps the entry as it was: what -r all repairs, check finds.
+TEST_F(CheckTest, StreamsThatOverlapAreFoundAndRepairedByTheSameOptions) {
+  ImageBytes image =
+      make("-o cluster_size=64k", "1M", {"write -q -c -P 1 0 64k"},
+           {"qemu-img snapshot -c a made", "qemu-io -f qcow2 -c 'write -q -P 2 512k 64k' made"});
+  const uint64_t l2 = word(image, word(image, 40)) & kOffsetMask;
+  store_be(image, l2, word(image, l2) + (uint64_t{1} << 54));
+  MemoryDevice file(*reactor_, image);
+  EXPECT_EQ(check(file).corruptions, 0u);
+  EXPECT_EQ(check(file, Repair::all).corruptions_fixed, 0u);
+  EXPECT_TRUE(file.bytes() == image);
+  const Result<CheckReport> found = reactor_->run(check_image(file, {.decode = true}));
+  EXPECT_EQ(found->corruptions, 1u);
+  EXPECT_NE(
+      words_of(*found).find("; the former are those of the disk, the latter those of snapshot 'a'"),
+      std::string::npos)
+      << words_of(*found);
+  const Result<CheckReport> repaired =
+      reactor_->run(check_image(file, {.repair = Repair::all, .decode = true}));
+  EXPECT_EQ(repaired->corruptions_fixed, 1u) << words_of(*repaired);
+  EXPECT_EQ(repaired->corruptions, 0u) << words_of(*repaired);
+}
+
 // ---- On a disk that fails, and whose power goes.
 
 class CheckSimTest : public CheckTest {

@@ -51,6 +51,58 @@ bool is_about_cluster(const Finding& finding) {
           finding.kind == FindingKind::refcount_too_small);
 }
 
+/// "the disk and snapshot 'a'"
+std::string words_of(const Finding::Guest& guest) {
+  std::string words = guest.active ? "the disk" : "";
+  for (const std::string& name : guest.snapshots) {
+    words += cat(words.empty() ? "" : " and ", "snapshot ", quoted(name));
+  }
+  return words;
+}
+
+void add_views(const Finding::Guest& of, Finding::Guest& to) {
+  to.active |= of.active;
+  for (const std::string& name : of.snapshots) {
+    if (to.snapshots.size() >= Finding::kGuestsMax) return;
+    if (std::find(to.snapshots.begin(), to.snapshots.end(), name) == to.snapshots.end()) {
+      to.snapshots.push_back(name);
+    }
+  }
+}
+
+/// Whose the two streams are that the finding's words name by cluster and offset.
+void attribute_crossed(const Survey& survey, const Owners& owners, Finding& finding) {
+  if (finding.guests.empty()) return;
+  const Geometry& geometry = survey.geometry();
+  Finding::Guest& own = finding.guests.front();
+  Finding::Guest other;
+  const HostCluster cluster = geometry.cluster_of(HostOffset{finding.host_offset});
+  for (const Owners::Reference& reference : owners.of(cluster).kept) {
+    if (!reference.compressed()) continue;
+    const Result<Mapping> mapping = decode_l2(reference.entry, geometry);
+    if (!mapping) continue;
+    Finding::Guest seen{.offset = geometry.start_of(reference.guest).value,
+                        .length = geometry.cluster_size()};
+    owners.views_of(reference.l2_table, seen);
+    const uint64_t at = mapping->compressed_at.value;
+    if (at == finding.host_offset && mapping->compressed_size == finding.host_length &&
+        seen.offset == own.offset) {
+      add_views(seen, own);
+    } else if ((at == finding.host_offset ||
+                at + mapping->compressed_size > finding.host_offset + kSectorSize) &&
+               finding.text.ends_with(cat(" of cluster ", reference.guest, " at ", hex(at)))) {
+      other.offset = seen.offset;
+      other.length = seen.length;
+      add_views(seen, other);
+    }
+  }
+  if (other.length == 0) return;
+  finding.text +=
+      cat("; the former are those of ", words_of(own), ", the latter those of ", words_of(other));
+  finding.guests.push_back(std::move(other));
+  finding.guests_count = finding.guests.size();
+}
+
 }  // namespace
 
 Task<void> Owners::find(const std::vector<HostCluster>& clusters, uint64_t references_max) {
@@ -147,12 +199,18 @@ void Owners::views_of(uint64_t l2_table, Finding::Guest& guest) const {
 Task<void> attribute(Survey& survey) {
   const Geometry& geometry = survey.geometry();
   std::vector<HostCluster> wanted;
+  uint64_t references_max = Finding::kGuestsMax;
   for (const Finding& finding : survey.report.findings) {
-    if (is_about_cluster(finding)) wanted.push_back(geometry.cluster_of(HostOffset{finding.host_offset}));
+    if (finding.kind == FindingKind::crossed_streams) {
+      wanted.push_back(geometry.cluster_of(HostOffset{finding.host_offset}));
+      references_max = UINT64_MAX;  // One of many streams in the cluster.
+    }
+    if (is_about_cluster(finding))
+      wanted.push_back(geometry.cluster_of(HostOffset{finding.host_offset}));
     if (finding.l2_table != 0) wanted.push_back(geometry.cluster_of(HostOffset{finding.l2_table}));
   }
   Owners owners(survey);
-  if (!wanted.empty()) co_await owners.find(wanted, Finding::kGuestsMax);
+  if (!wanted.empty()) co_await owners.find(wanted, references_max);
 
   for (Finding& finding : survey.report.findings) {
     if (is_bad_pointer(finding.kind) && finding.entry != 0) {
@@ -163,12 +221,14 @@ Task<void> attribute(Survey& survey) {
       if (finding.l2_table == 0) continue;
       const uint64_t table = geometry.cluster_of(HostOffset{finding.l2_table}).value;
       for (Finding::Guest& guest : finding.guests) owners.views_of(table, guest);
+      if (finding.kind == FindingKind::crossed_streams) attribute_crossed(survey, owners, finding);
       continue;
     }
     const HostCluster cluster = geometry.cluster_of(HostOffset{finding.host_offset});
     finding.guests.clear();
     finding.guests_count = owners.of(cluster).count;
     for (const Owners::Reference& reference : owners.of(cluster).kept) {
+      if (finding.guests.size() >= Finding::kGuestsMax) break;
       Finding::Guest guest{.offset = geometry.start_of(reference.guest).value,
                            .length = geometry.cluster_size()};
       owners.views_of(reference.l2_table, guest);

@@ -943,7 +943,7 @@ void Survey::compare_cluster(HostCluster cluster, uint64_t refcount, bool writab
   if (refcount < references) {
     ++report.corruptions;
     undercounted = true;
-    if (references > refcount_max(geometry().refcount_order)) damaged = true;
+    if (references > refcount_max(geometry().refcount_order)) damaged = overfull = true;
     if (!writable) refcounts_unsound = true;
     Place place = place_of(cluster);
     place.kind = FindingKind::refcount_too_small;

@@ -63,6 +63,7 @@ class Survey {
   bool snapshots_lost = false;   ///< Their table may lie anywhere: no place is sure to be free.
   bool copied_drift = false;     ///< COPIED flags may contradict refcounts.
   bool fixable_entries = false;  ///< fix_entries() has something to do.
+  bool overfull = false;         ///< More references than a refcount holds.
 
   enum class Block : uint8_t {
     none,     ///< All counts are zero.
