@@ -164,6 +164,7 @@ Task<CheckReport> survey_and_repair(Device& file, CheckOptions options) {
     report.in_doubt = std::move(rounds.log.in_doubt);
   }
   if (rounds.last->keep_orphans) report.orphans_kept = rounds.last->orphan_clusters();
+  if (options.repair == Repair::leaks) report.orphans_kept = report.leaks;
   co_return std::move(report);
 }
 

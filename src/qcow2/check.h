@@ -57,9 +57,11 @@ struct CheckReport {
   /// After a repair of clusters with two owners: parts of the disk that may not hold what was last
   /// written there.
   std::vector<Finding::Guest> in_doubt;
-  uint64_t orphans_kept = 0;  ///< Of `leaks`: left because they may be the only copy of something.
-  uint64_t corruptions = 0;   ///< Left after repair.
-  uint64_t leaks = 0;         ///< Leaked clusters left after repair.
+  /// Of `leaks`: left because they may be the only copy of something; after Repair::leaks, all that
+  /// were left because something else is wrong.
+  uint64_t orphans_kept = 0;
+  uint64_t corruptions = 0;  ///< Left after repair.
+  uint64_t leaks = 0;        ///< Leaked clusters left after repair.
   /// Of `corruptions`: what qemu-img 7.2 does not count: two owners of one cluster where the
   /// refcount is large enough, zero flags in images that have none, COPIED on entries that lead
   /// nowhere, data at another offset of the data file than its own.

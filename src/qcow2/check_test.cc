@@ -437,6 +437,17 @@ TEST_F(CheckTest, StreamsThatOverlapAreFoundAndRepairedByTheSameOptions) {
   EXPECT_EQ(repaired->corruptions, 0u) << words_of(*repaired);
 }
 
+TEST_F(CheckTest, LeaksThatStayBecauseSomethingElseIsWrongAreTold) {
+  MemoryDevice file(*reactor_);
+  small_image(file, {.size = MiB, .cluster_size = 4096}, 6);
+  const uint64_t l2 = get(file, get(file, 40)) & kOffsetMask;
+  put(file, l2 + 8, get(file, l2 + 8) + 512);
+  put(file, l2 + 5 * 8, 0);
+  const CheckReport report = check(file, Repair::leaks);
+  EXPECT_EQ(report.leaks, 1u) << words_of(report);
+  EXPECT_EQ(report.orphans_kept, 1u);
+}
+
 // ---- On a disk that fails, and whose power goes.
 
 class CheckSimTest : public CheckTest {

@@ -177,6 +177,15 @@ class Options(Case):
         self.assertEqual(counts[0], counts[1])
         self.assertEqual(counts[0]["leaks"], 0)
 
+    def test_leaks_that_stay_are_told_with_r_leaks_too(self):
+        path = self.path("disk.qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", path, "64M")
+        qemu_io(path, "write -q 0 512k")
+        l2 = field(path, field(path, 40, ">Q"), ">Q") & 0x00fffffffffffe00
+        patch(path, l2 + 8, ">Q", field(path, l2 + 8, ">Q") + 0x200)
+        patch(path, l2 + 40, ">Q", 0)
+        self.assertIn("1 leaked clusters were kept", run(BYRE, "check", "-r", "leaks", path, ok=(2,)).text)
+
 
 
 if __name__ == "__main__":
