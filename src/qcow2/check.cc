@@ -105,6 +105,16 @@ Task<std::unique_ptr<Survey>> look(Device& file, const CheckOptions& options) {
   co_return survey;
 }
 
+/// The tables of snapshots and bitmaps.
+bool can_mend(const Survey& survey, Repair repair) {
+  return repair == Repair::all && survey.report.check_errors == 0 && !survey.refcounts_unsound &&
+         !survey.snapshots_lost && (survey.mendable_snapshots || survey.mendable_bitmaps);
+}
+Task<bool> mend(Survey& survey, RepairLog& log) {
+  if (survey.mendable_snapshots && co_await mend_snapshots(survey, log)) co_return true;
+  co_return survey.mendable_bitmaps&& co_await mend_bitmaps(survey, log);
+}
+
 }  // namespace
 
 Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, bool copy_data) {
@@ -119,6 +129,7 @@ Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, b
   }
   bool separating = true;
   bool try_entries = true;
+  bool mending = true;
   for (int round = 0; round < kRoundsMax; ++round) {
     const Tally before = tally_of(survey->report);
     bool stuck_is_the_end = true;
@@ -131,6 +142,10 @@ Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, b
       const uint64_t actions = rounds.log.actions_count;
       rounds.not_separated = co_await separate(*survey, rounds.log, copy_data);
       separating = rounds.log.actions_count != actions;
+      stuck_is_the_end = false;
+    } else if (mending && can_mend(*survey, options.repair)) {
+      rounds.damaged |= survey->damaged;
+      mending = co_await mend(*survey, rounds.log);
       stuck_is_the_end = false;
     } else if (can_repair(*survey, options.repair)) {
       rounds.damaged |= survey->damaged;
@@ -146,7 +161,9 @@ Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, b
     if (changed) try_entries = true;
   }
   rounds.sound = survey->report.corruptions == 0 && survey->report.check_errors == 0;
-  if (rounds.sound) co_await clear_repaired_bits(file);
+  const bool counted = options.repair == Repair::refcounts && survey->report.check_errors == 0 &&
+                       survey->report.corruptions == survey->formal;
+  if (rounds.sound || counted) co_await clear_repaired_bits(file);
   normalise(rounds.log.in_doubt);
   rounds.last = std::move(survey);
   co_return std::move(rounds);

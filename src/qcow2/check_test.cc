@@ -1,4 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "format/bitmaps_place.h"
+#include "format/extension.h"
+#include "format/snapshot.h"
+#include "qcow2/bitmap_slot.h"
 #include "qcow2/check_testing.h"
 
 namespace byre {
@@ -389,6 +393,187 @@ TEST_F(CheckTest, RepairOfWhatIsReadOnlyIsRefused) {
   EXPECT_TRUE(reactor_->run(file.close()));
 }
 
+// ---- What keeps others from opening an image, though no reference is wrong.
+
+/// The snapshot table of `image`, changed and put back where it was.
+template <class Change>
+ImageBytes with_snapshots(ImageBytes image, const Change& change) {
+  const uint64_t at = word(image, 64);
+  std::vector<Snapshot> snapshots =
+      *parse_snapshots(Bytes(image).subspan(at), load_be<uint32_t>(image, 60));
+  change(snapshots);
+  const std::vector<std::byte> table = *serialize_snapshots(snapshots);
+  if (image.size() < at + table.size()) image.resize(at + table.size());
+  copy(MutableBytes(image).subspan(at), table);
+  store_be(image, 60, static_cast<uint32_t>(snapshots.size()));
+  return image;
+}
+
+// The header counts more than there are; the file may end in the middle of the table's cluster.
+TEST_F(CheckTest, SnapshotsThatAreOnlyCountedAreTakenOut) {
+  for (const std::string compat : {"1.1", "0.10"}) {
+    const ImageBytes made =
+        make(cat("-o cluster_size=4k,compat=", compat), "1M", {"write -q -P 1 0 64k"},
+             {"qemu-img snapshot -c a made", "qemu-io -f qcow2 -c 'write -q -P 2 0 8k' made"});
+    for (const bool ends_early : {false, true}) {
+      SCOPED_TRACE(cat(compat, ends_early));
+      ImageBytes image = made;
+      const uint64_t table = word(image, 64);
+      if (ends_early) {
+        // Move the table to the end of the file.
+        image.resize(round_up(image.size(), 4096) + 4096);
+        const uint64_t at = image.size() - 4096;
+        copy(MutableBytes(image).subspan(at, 64), Bytes(image).subspan(table, 64));
+        fill_zero(MutableBytes(image).subspan(table, 4096));
+        store_be(image, 64, at);
+        image.resize(at + 66);
+      }
+      store_be(image, 60, uint32_t{5});
+      MemoryDevice file(*reactor_, image);
+      const CheckReport report = check(file);
+      EXPECT_EQ(report.corruptions - (ends_early ? 1 : 0), 4u) << words_of(report);
+      if (!ends_early) EXPECT_EQ(counts_of(report), qemu_counts(image)) << words_of(report);
+      const CheckReport repaired = check(file, Repair::all);
+      EXPECT_EQ(repaired.corruptions, 0u) << words_of(repaired);
+      EXPECT_EQ(load_be<uint32_t>(file.bytes(), 60), 1u);
+      EXPECT_NE(qemu_counts(file.bytes()).code, 2);
+      if (!ends_early) EXPECT_EQ(repaired.leaks, 0u) << words_of(repaired);
+    }
+  }
+}
+
+TEST_F(CheckTest, ASnapshotThatDoesNotSayHowLargeItsDiskIsIsCompleted) {
+  const ImageBytes made = make("-o cluster_size=4k", "1M", {"write -q -P 1 0 64k"},
+                               {"qemu-img snapshot -c a made", "qemu-img snapshot -c b made"});
+  const ImageBytes image = with_snapshots(made, [](std::vector<Snapshot>& snapshots) {
+    for (Snapshot& snapshot : snapshots) {
+      snapshot.extra_data.resize(8);
+      snapshot.icount.reset();
+      snapshot.disk_size.reset();
+    }
+    snapshots.insert(snapshots.begin() + 1, Snapshot());
+  });
+  MemoryDevice file(*reactor_, image);
+  const CheckReport report = check(file);
+  EXPECT_EQ(report.corruptions, 3u) << words_of(report);
+  EXPECT_EQ(counts_of(report), qemu_counts(image)) << words_of(report);
+  EXPECT_EQ(check(file, Repair::leaks).corruptions, 3u);
+  const CheckReport repaired = check(file, Repair::all);
+  EXPECT_EQ(repaired.corruptions, 0u) << words_of(repaired);
+  // What was empty may have been something: the old table stays.
+  EXPECT_EQ(repaired.orphans_kept, 1u) << words_of(repaired);
+  const Result<std::vector<Snapshot>> snapshots =
+      reactor_->run([&]() -> Task<std::vector<Snapshot>> {
+        const Head head = co_await load_head(file);
+        co_return co_await load_snapshots(file, head);
+      }());
+  ASSERT_EQ(snapshots->size(), 2u);
+  EXPECT_EQ((*snapshots)[0].disk_size, MiB);
+  EXPECT_EQ((*snapshots)[1].name, "b");
+  EXPECT_EQ((*snapshots)[1].disk_size, MiB);
+  EXPECT_EQ(qemu_counts(file.bytes()).code, 3);
+
+  // Without an empty one nothing may be lost.
+  ImageBytes short_ones = with_snapshots(made, [](std::vector<Snapshot>& snapshots) {
+    snapshots[0].extra_data.clear();
+    snapshots[0].icount.reset();
+    snapshots[0].disk_size.reset();
+  });
+  MemoryDevice other(*reactor_, short_ones);
+  EXPECT_EQ(check(other).corruptions, 1u);
+  const CheckReport whole = check(other, Repair::all);
+  EXPECT_EQ(whole.corruptions + whole.leaks, 0u) << words_of(whole);
+  EXPECT_EQ(qemu_counts(other.bytes()).code, 0);
+}
+
+TEST_F(CheckTest, ASnapshotWithMoreExtraDataThanReadersTakeIsAnError) {
+  const ImageBytes made =
+      make("-o cluster_size=64k", "1M", {"write -q -P 1 0 64k"}, {"qemu-img snapshot -c a made"});
+  for (const uint64_t size : {1024u, 1025u}) {
+    const ImageBytes image = with_snapshots(made, [&](std::vector<Snapshot>& snapshots) {
+      snapshots[0].extra_data.resize(size, std::byte{7});
+    });
+    MemoryDevice file(*reactor_, image);
+    EXPECT_EQ(check(file).corruptions, size > 1024 ? 1u : 0u);
+    EXPECT_EQ(qemu_counts(image).code, size > 1024 ? 1 : 0);
+    // What nobody knows is not thrown away.
+    EXPECT_EQ(check(file, Repair::all).corruptions, size > 1024 ? 1u : 0u);
+    EXPECT_TRUE(file.bytes() == image);
+  }
+}
+
+TEST_F(CheckTest, RawExternalDataWithoutThemIsAnErrorAndTheBitGoes) {
+  ImageBytes image = make("-o cluster_size=4k", "1M", {"write -q -P 1 0 64k"});
+  store_be(image, 88, kRawDataFile);
+  EXPECT_EQ(qemu_counts(image).code, 1);
+  MemoryDevice file(*reactor_, image);
+  EXPECT_EQ(check(file).corruptions, 1u);
+  const CheckReport repaired = check(file, Repair::all);
+  EXPECT_EQ(repaired.corruptions, 0u) << words_of(repaired);
+  EXPECT_EQ(repaired.corruptions_fixed, 1u);
+  EXPECT_EQ(qemu_counts(file.bytes()).code, 0);
+}
+
+/// The bitmap directory of `image`, changed and put back where it was.
+template <class Change>
+void change_bitmaps(MemoryDevice& file, Reactor& reactor, const Change& change) {
+  const Head head = *reactor.run(load_head(file));
+  const BitmapsExtension extension = *head.extensions.bitmaps;
+  std::vector<std::byte> directory(extension.directory_size);
+  file.peek(extension.directory_offset.value, directory);
+  std::vector<Bitmap> bitmaps = *parse_bitmap_directory(directory, extension.count, head.geometry);
+  change(bitmaps);
+  file.poke(extension.directory_offset.value, *serialize_bitmap_directory(bitmaps));
+}
+
+TEST_F(CheckTest, BitmapsThatNobodyCanUseGoAndThoseThatDoNotFitAreMarked) {
+  const ImageBytes made =
+      make("-o cluster_size=4k", "16M", {},
+           {"qemu-img bitmap --add -g 4k made a", "qemu-img bitmap --add -g 4k made b",
+            "qemu-img bitmap --add -g 4k made c", "qemu-io -f qcow2 -c 'write -q 1M 64k' made"});
+  // The extension may lie beyond the first sector, and must change in one write all the same.
+  ImageBytes far = made;
+  ASSERT_EQ(load_be<uint32_t>(far, 112), kBitmapsExtension);
+  copy(MutableBytes(far).subspan(1024, 32), Bytes(made).subspan(112, 32));
+  store_be(far, 112, kUnusedExtension);
+  store_be(far, 144, uint32_t{0x12345678});
+  store_be(far, 148, uint32_t{1024 - 152});
+  for (const ImageBytes& image : {made, far}) {
+    for (const bool all : {false, true}) {
+      SCOPED_TRACE(cat(&image == &made, all));
+      MemoryDevice file(*reactor_, image);
+      EXPECT_EQ(check(file).corruptions, 0u);
+      change_bitmaps(file, *reactor_, [&](std::vector<Bitmap>& bitmaps) {
+        bitmaps[0].granularity_bits = 47;
+        bitmaps[1].table_entries = all ? 0 : 2;
+        if (all) bitmaps[2].granularity_bits = 8;
+      });
+      const CheckReport report = check(file);
+      EXPECT_EQ(report.corruptions, all ? 3u : 2u) << words_of(report);
+      EXPECT_EQ(qemu_counts(file.bytes()).code, 1);
+      const CheckReport repaired = check(file, Repair::all);
+      EXPECT_EQ(repaired.corruptions + repaired.leaks, 0u) << words_of(repaired);
+      EXPECT_EQ(qemu_counts(file.bytes()).code, 0);
+      const Head head = *reactor_->run(load_head(file));
+      const BitmapList list = *reactor_->run(load_bitmap_list(file, head));
+      ASSERT_EQ(list.size(), all ? 0u : 2u);
+      if (all) continue;
+      EXPECT_TRUE(list[0]->entry.in_use);
+      EXPECT_EQ(list[1]->entry.name, "c");
+      EXPECT_EQ(list[1]->state, BitmapState::usable);
+    }
+  }
+  // What a newer writer may have meant stays.
+  MemoryDevice file(*reactor_, made);
+  change_bitmaps(file, *reactor_, [&](std::vector<Bitmap>& bitmaps) { bitmaps[1].type = 2; });
+  const ImageBytes before = file.bytes();
+  EXPECT_EQ(check(file).corruptions, 1u);
+  EXPECT_EQ(check(file, Repair::all).corruptions, 1u);
+  EXPECT_TRUE(file.bytes() == before);
+}
+
+// ---- What cannot be mended.
+
 // What such an entry means nobody knows; nothing else is worse for it.
 TEST_F(CheckTest, AnEntryThatIsNotAlignedCostsNoCounts) {
   for (const bool with_cross_link : {false, true}) {
@@ -414,6 +599,17 @@ TEST_F(CheckTest, AnEntryThatIsNotAlignedCostsNoCounts) {
   }
 }
 
+TEST_F(CheckTest, LeaksThatStayBecauseSomethingElseIsWrongAreTold) {
+  MemoryDevice file(*reactor_);
+  small_image(file, {.size = MiB, .cluster_size = 4096}, 6);
+  const uint64_t l2 = get(file, get(file, 40)) & kOffsetMask;
+  put(file, l2 + 8, get(file, l2 + 8) + 512);
+  put(file, l2 + 5 * 8, 0);
+  const CheckReport report = check(file, Repair::leaks);
+  EXPECT_EQ(report.leaks, 1u) << words_of(report);
+  EXPECT_EQ(report.orphans_kept, 1u);
+}
+
 // A snapshot keeps the entry as it was: what -r all repairs, check finds.
 TEST_F(CheckTest, StreamsThatOverlapAreFoundAndRepairedByTheSameOptions) {
   ImageBytes image =
@@ -435,17 +631,6 @@ TEST_F(CheckTest, StreamsThatOverlapAreFoundAndRepairedByTheSameOptions) {
       reactor_->run(check_image(file, {.repair = Repair::all, .decode = true}));
   EXPECT_EQ(repaired->corruptions_fixed, 1u) << words_of(*repaired);
   EXPECT_EQ(repaired->corruptions, 0u) << words_of(*repaired);
-}
-
-TEST_F(CheckTest, LeaksThatStayBecauseSomethingElseIsWrongAreTold) {
-  MemoryDevice file(*reactor_);
-  small_image(file, {.size = MiB, .cluster_size = 4096}, 6);
-  const uint64_t l2 = get(file, get(file, 40)) & kOffsetMask;
-  put(file, l2 + 8, get(file, l2 + 8) + 512);
-  put(file, l2 + 5 * 8, 0);
-  const CheckReport report = check(file, Repair::leaks);
-  EXPECT_EQ(report.leaks, 1u) << words_of(report);
-  EXPECT_EQ(report.orphans_kept, 1u);
 }
 
 // ---- On a disk that fails, and whose power goes.
@@ -576,6 +761,48 @@ TEST_F(CheckSimTest, ARepairThatCannotWriteCanBeRunAgain) {
       ASSERT_LT(write, 100u);
     }
   }
+}
+
+// The tables of snapshots and bitmaps are the old ones or the new ones.
+TEST_F(CheckSimTest, TablesThatAreMendedAreThereWheneverItIsCutShort) {
+  const ImageBytes made =
+      make("-o cluster_size=4k", "1M", {"write -q -P 1 0 64k"},
+           {"qemu-img snapshot -c a made", "qemu-img bitmap --add made x",
+            "qemu-img bitmap --add made y", "qemu-io -f qcow2 -c 'write -q -P 2 0 8k' made"});
+  MemoryDevice file(*reactor_, with_snapshots(made, [](std::vector<Snapshot>& snapshots) {
+    snapshots[0].extra_data.clear();
+    snapshots[0].icount.reset();
+    snapshots[0].disk_size.reset();
+  }));
+  change_bitmaps(file, *reactor_,
+                 [](std::vector<Bitmap>& bitmaps) { bitmaps[0].granularity_bits = 40; });
+  const ImageBytes image = file.bytes();
+  const Places before(image);
+  SimDisk disk = disk_with(image);
+  std::vector<SimDisk> left;
+  const auto cut = [&] {
+    if (disk.log().empty()) return;
+    left.push_back(disk.cut(CutChoice::none()));
+    left.push_back(disk.cut(CutChoice::all()));
+    for (uint64_t seed = 0; seed < 4; ++seed) {
+      left.push_back(disk.cut(CutChoice::random(left.size())));
+    }
+  };
+  ASSERT_TRUE(check_disk(disk, Repair::all, 1, cut));
+  left.push_back(disk);
+  EXPECT_GT(left.size(), 20u);
+  for (SimDisk& after : left) {
+    const Result<CheckReport> halfway = check_disk(after, Repair::none, 1);
+    ASSERT_TRUE(halfway) << halfway.error().message();
+    EXPECT_LE(halfway->corruptions, 2u) << words_of(*halfway);
+    const Result<CheckReport> report = check_disk(after, Repair::all, 1);
+    ASSERT_TRUE(report) << report.error().message();
+    EXPECT_EQ(report->corruptions + report->leaks, 0u) << words_of(*report);
+    const ImageBytes repaired = bytes_of_disk(after);
+    EXPECT_TRUE(Places(repaired).entries == before.entries);
+    EXPECT_EQ(load_be<uint32_t>(repaired, 60), 1u);
+  }
+  EXPECT_EQ(qemu_counts(bytes_of_disk(disk)).code, 0);
 }
 
 // What cannot be read is no corruption, and nothing is repaired on the strength of the rest.

@@ -89,6 +89,10 @@ std::string_view name_of(Remedy remedy) {
       return "copy-for-each-owner";
     case Remedy::fix_flag:
       return "fix-flag";
+    case Remedy::complete:
+      return "complete";
+    case Remedy::drop:
+      return "drop";
   }
   return "unknown";
 }

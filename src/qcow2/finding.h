@@ -65,6 +65,8 @@ enum class Remedy : uint8_t {
   set_aside,       ///< Nothing uses it, but it may hold the only copy of lost data.
   separate,        ///< Each owner gets a copy of its own.
   fix_flag,        ///< The flag is set, or cleared.
+  complete,        ///< What is missing is what readers take when it is missing.
+  drop,            ///< It says nothing that anybody can use, and goes.
 };
 std::string_view name_of(Remedy remedy);
 

@@ -13,6 +13,9 @@ bool may_free(const Survey& survey) { return !survey.damaged && survey.report.ch
 /// How far into a file that cannot grow room is looked for, in clusters.
 constexpr uint64_t kSearched = uint64_t{1} << 26;
 
+/// Identity of a table that is written anew; the survey has others.
+constexpr uint64_t kPlacedTable = 8;
+
 /// Clusters side by side that nobody uses.
 struct Room {
   uint64_t first = 0;
@@ -342,15 +345,6 @@ class Repairer {
   bool keep_;  ///< No refcount sinks.
 };
 
-/// Unknown autoclear features say something that a change may make untrue.
-Task<void> forget_unknown_features(Survey& survey) {
-  const uint64_t autoclear = survey.head.header.autoclear;
-  if ((autoclear & ~kAutoclearKnown) == 0) co_return;
-  store_autoclear(survey.head.sector, autoclear & kAutoclearKnown);
-  co_await survey.file.write(0, survey.head.sector, {.mark = Mark::header_update});
-  co_await survey.file.flush(Mark::commit_sync);
-}
-
 }  // namespace
 
 std::string_view name_of(RepairAction::Kind kind) {
@@ -365,6 +359,8 @@ std::string_view name_of(RepairAction::Kind kind) {
       return "free";
     case RepairAction::Kind::fix_flags:
       return "fix-flags";
+    case RepairAction::Kind::rewrite_table:
+      return "rewrite-table";
   }
   return "unknown";
 }
@@ -373,6 +369,46 @@ Task<std::vector<HostSpan>> find_room(Survey& survey, uint64_t count) {
   RepairLog none;
   Repairer repairer(survey, none);
   co_return co_await repairer.room_for(count);
+}
+
+Task<void> forget_unknown_features(Survey& survey) {
+  Header& header = survey.head.header;
+  uint64_t known = kAutoclearKnown;
+  if (!header.has(kDataFile)) known &= ~kRawDataFile;
+  if ((header.autoclear & ~known) == 0) co_return;
+  header.autoclear &= known;
+  store_autoclear(survey.head.sector, header.autoclear);
+  co_await survey.file.write(0, survey.head.sector, {.mark = Mark::header_update});
+  co_await survey.file.flush(Mark::commit_sync);
+}
+
+Task<std::optional<HostOffset>> place_table(Survey& survey, RepairLog& log, Bytes table,
+                                            Mark mark) {
+  const Geometry& g = survey.geometry();
+  const uint64_t count = g.clusters_for(table.size());
+  Result<std::vector<HostSpan>> room = co_await find_room(survey, count).result();
+  if (!room && room.error().code() != Errc::no_space) co_await fail(std::move(room).error());
+  if (!room || room->size() != 1) co_return std::optional<HostOffset>();
+  const HostSpan span = room->front();
+  std::vector<std::byte> whole(table.begin(), table.end());
+  whole.resize(count << g.cluster_bits);
+  co_await survey.file.write(g.start_of(span.first).value, whole, {.mark = mark});
+
+  survey.clusters = std::max(survey.clusters, span.end().value);
+  for (uint64_t i = 0; i < count; ++i) {
+    survey.counts.add(span.first + i, Owner::other, kPlacedTable);
+    const uint64_t index = g.refcount_table_index(span.first + i);
+    if (index >= survey.blocks.size() || survey.blocks[index] != Survey::Block::sound) {
+      survey.refcounts_unsound = true;
+    }
+  }
+  survey.damaged = true;  // Nothing is freed yet.
+  co_await repair_image(survey, Repair::refcounts, log);
+  for (uint64_t i = 0; i < count; ++i) {
+    const auto* cell = survey.counts.find(span.first + i);
+    if (cell->on_disk() != ReferenceCounts::OnDisk::one) co_return std::optional<HostOffset>();
+  }
+  co_return std::optional<HostOffset>(g.start_of(span.first));
 }
 
 bool can_repair(const Survey& survey, Repair repair) {

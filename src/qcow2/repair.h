@@ -8,6 +8,7 @@
 /// Not here: what to do about entries that lead nowhere; they are left as they are.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,7 +18,14 @@ namespace byre {
 
 /// Something that a repair did, or would do.
 struct RepairAction {
-  enum class Kind : uint8_t { copy, set_refcounts, rewrite_refcounts, free_clusters, fix_flags };
+  enum class Kind : uint8_t {
+    copy,
+    set_refcounts,
+    rewrite_refcounts,
+    free_clusters,
+    fix_flags,
+    rewrite_table,  ///< Of snapshots or bitmaps.
+  };
   Kind kind = Kind::copy;
   uint64_t host_offset = 0;
   uint64_t to = 0;      ///< Where to, of what is written anew or copied.
@@ -51,6 +59,11 @@ Task<void> fix_entries(Survey& survey, RepairLog& log);
 /// Runs of `count` clusters in all that nobody uses: one behind the end of a file that can grow,
 /// else what is free in it.  Fails with Errc::no_space.
 Task<std::vector<HostSpan>> find_room(Survey& survey, uint64_t count);
+/// Writes a table that must lie in one piece where nobody uses anything, and counts it, durably;
+/// none when there is no room.  Nothing points to it yet.
+Task<std::optional<HostOffset>> place_table(Survey& survey, RepairLog& log, Bytes table, Mark mark);
+/// Clears autoclear features that say something which a change may make untrue, or nothing.
+Task<void> forget_unknown_features(Survey& survey);
 /// Clears the dirty and the corrupt bit, when they are set.
 Task<void> clear_repaired_bits(Device& file);
 

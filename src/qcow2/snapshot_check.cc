@@ -20,11 +20,6 @@ class SnapshotCheck {
   Task<void> run() {
     const Geometry& g = survey_.geometry();
     if (!check_l1_table(snapshot_, g)) co_return;  // Known.
-    if (!snapshot_.disk_size && g.version >= 3) {
-      note(
-          "its entry does not say how large its disk is, as version 3 wants; the active disk's "
-          "size counts");
-    }
     const uint64_t size = snapshot_.disk_size.value_or(survey_.head.header.size);
     if (size > g.size_max()) {
       broken("its disk of ", size, " bytes is larger than clusters of ", g.cluster_size(),
@@ -85,13 +80,50 @@ class SnapshotCheck {
 
 }  // namespace
 
+bool is_phantom(const Snapshot& snapshot) { return snapshot == Snapshot(); }
+
+Task<bool> mend_snapshots(Survey& survey, RepairLog& log) {
+  const Header& header = survey.head.header;
+  std::vector<Snapshot> wanted;
+  uint64_t completed = 0;
+  for (const Snapshot& snapshot : survey.snapshots) {
+    if (is_phantom(snapshot)) continue;
+    wanted.push_back(snapshot);
+    if (header.version < 3 || snapshot.disk_size) continue;
+    wanted.back().disk_size = header.size;
+    ++completed;
+  }
+  HostOffset at = header.snapshots_offset;
+  if (!std::equal(wanted.begin(), wanted.end(), survey.snapshots.begin())) {
+    const Result<std::vector<std::byte>> table = serialize_snapshots(wanted);
+    if (!table) co_return false;
+    const auto placed = co_await place_table(survey, log, *table, Mark::snapshot_update);
+    if (!placed) co_return false;
+    at = *placed;
+  } else if (wanted.empty()) {
+    at = {};
+  }
+  const uint64_t dropped = survey.snapshots.size() - wanted.size();
+  std::string words = dropped != 0 ? cat("take ", dropped, " empty entries out") : "";
+  if (completed != 0)
+    words += cat(words.empty() ? "" : ", and ", "complete ", completed, " entries");
+  log.add({.kind = RepairAction::Kind::rewrite_table,
+           .host_offset = header.snapshots_offset.value,
+           .to = at.value,
+           .text = words + " of the snapshot table"});
+  co_await forget_unknown_features(survey);
+  store_snapshots(survey.head.sector, static_cast<uint32_t>(wanted.size()), at);
+  co_await survey.file.write(0, survey.head.sector, {.mark = Mark::header_update});
+  co_await survey.file.flush(Mark::commit_sync);
+  co_return true;
+}
+
 Task<void> check_snapshots(Survey& survey) {
-  const Result<std::vector<Snapshot>> snapshots =
-      co_await load_snapshots(survey.file, survey.head).result();
-  if (!snapshots) co_return;  // The survey has said so.
+  if (survey.snapshots_lost) co_return;  // The survey has said so.
   std::map<std::string_view, uint64_t> ids;
   std::map<std::string_view, uint64_t> names;
-  for (const Snapshot& snapshot : *snapshots) {
+  for (const Snapshot& snapshot : survey.snapshots) {
+    if (is_phantom(snapshot)) continue;
     ++ids[snapshot.id];
     ++names[snapshot.name];
   }
@@ -109,7 +141,8 @@ Task<void> check_snapshots(Survey& survey) {
     survey.add_finding(Severity::note, place, count, " snapshots have the name ", quoted(name),
                        "; only ids tell them apart");
   }
-  for (const Snapshot& snapshot : *snapshots) {
+  for (const Snapshot& snapshot : survey.snapshots) {
+    if (is_phantom(snapshot)) continue;
     co_await survey.go_on();
     SnapshotCheck check(survey, snapshot);
     co_await check.run();

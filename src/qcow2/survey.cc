@@ -9,6 +9,8 @@
 #include "format/l1.h"
 #include "format/luks.h"
 #include "format/refcount.h"
+#include "qcow2/bitmap_check.h"
+#include "qcow2/snapshot_check.h"
 
 namespace byre {
 namespace {
@@ -31,6 +33,9 @@ constexpr uint64_t kPiece = MiB;
 constexpr uint64_t kFollowedMax = MiB;
 
 constexpr double kShareOfCounting = 0.8;
+
+/// Where the header has the autoclear features.
+constexpr uint64_t kAutoclearAt = 88;
 
 /// Identities of the structures of Owner::other.
 constexpr uint64_t kSnapshotTable = 1;
@@ -93,10 +98,26 @@ Task<void> Survey::begin() {
   head = co_await load_head(file, OpenFor::repair);
   clusters = geometry().clusters_for(file_size);
   report.total_clusters = geometry().clusters_for(head.header.size);
-  for (std::string& oddity : oddities(head.header, head.extensions)) {
+  look_at_header();
+  co_await count_metadata();
+}
+
+void Survey::look_at_header() {
+  Header header = head.header;
+  if ((header.autoclear & kRawDataFile) != 0 && !header.has(kDataFile)) {
+    // Nobody opens it, yet the bit says nothing.
+    fault({.kind = FindingKind::stray_flag,
+           .structure = "header",
+           .at = kAutoclearAt,
+           .length = 8,
+           .remedy = Remedy::fix_flag},
+          "header: the bit for raw external data is set, but there is no external data file");
+    fixable_entries = true;
+    header.autoclear &= ~kRawDataFile;
+  }
+  for (std::string& oddity : oddities(header, head.extensions)) {
     note(FindingKind::oddity, oddity);
   }
-  co_await count_metadata();
 }
 
 Task<void> Survey::end() {
@@ -641,23 +662,78 @@ void Survey::count_host(const L2Use& use, GuestCluster guest, L2Entry entry, Hos
 
 // ---- Snapshots, bitmaps.
 
+/// When the header counts too many, the entries that are not there may lie in what the file lacks
+/// of its last cluster.
+Task<std::vector<Snapshot>> Survey::read_snapshots() {
+  Result<std::vector<Snapshot>> whole = co_await load_snapshots(file, head).result();
+  const uint64_t at = head.header.snapshots_offset.value;
+  const uint64_t end = round_up(file_size, geometry().cluster_size());
+  if (whole || whole.error().code() != Errc::corrupt || at >= file_size || end == file_size) {
+    co_return co_await std::move(whole);
+  }
+  std::vector<std::byte> bytes(std::min(end - at, kSnapshotTableSizeMax));
+  co_await read_padded(at, bytes, Mark::snapshot_load);
+  Result<std::vector<Snapshot>> padded = parse_snapshots(bytes, head.header.snapshot_count);
+  if (!padded) co_return co_await std::move(whole);
+  // Of one that is something no byte may be missing.
+  uint64_t count = padded->size();
+  while (count != 0 && is_phantom((*padded)[count - 1])) --count;
+  const Bytes there = Bytes(bytes).first(std::min(bytes.size(), file_size - at));
+  if (!parse_snapshots(there, static_cast<uint32_t>(count))) co_return co_await std::move(whole);
+  co_return *std::move(padded);
+}
+
+/// What others refuse to read, though nothing that it refers to is in doubt.
+void Survey::look_at_snapshot_entry(uint64_t index) {
+  const Snapshot& snapshot = snapshots[index];
+  Place place{.kind = FindingKind::snapshot,
+              .structure = "snapshot table",
+              .at = head.header.snapshots_offset.value};
+  const auto words = cat("snapshot table entry ", index, " of ", snapshots.size());
+  const bool version_3 = geometry().version >= 3;
+  if (is_phantom(snapshot)) {
+    // It may have been something.
+    place.remedy = Remedy::drop;
+    mendable_snapshots = true;
+    if (!version_3) ++report.corruptions_beyond_qemu;
+    damage(1, place, words, " is empty: no L1 table, no id, no name");
+    return;
+  }
+  if (version_3 && !snapshot.disk_size) {
+    place.remedy = Remedy::complete;
+    mendable_snapshots = true;
+    ++formal;
+    ++report.corruptions;
+    add_finding(Severity::corruption, place, words, " (", quoted(snapshot.name),
+                ") is incomplete: it does not say how large its disk is, as version 3 wants");
+  }
+  if (snapshot.extra_data.size() > kSnapshotExtraSizeMax) {
+    place.remedy = Remedy::refuse;
+    fault(place, words, " (", quoted(snapshot.name), ") has ", snapshot.extra_data.size(),
+          " bytes of extra data; no other reader takes more than ", kSnapshotExtraSizeMax);
+  }
+}
+
 Task<void> Survey::count_snapshots() {
-  Result<std::vector<Snapshot>> snapshots = co_await load_snapshots(file, head).result();
-  if (!snapshots) {
-    if (snapshots.error().code() == Errc::io) {
-      unreadable(snapshots.error());
+  Result<std::vector<Snapshot>> read = co_await read_snapshots().result();
+  if (!read) {
+    if (read.error().code() == Errc::io) {
+      unreadable(read.error());
     } else {
       damage(1,
              {.kind = FindingKind::snapshot,
               .structure = "snapshot table",
               .at = head.header.snapshots_offset.value},
-             snapshots.error().message());
+             read.error().message());
     }
     snapshots_lost = true;
     co_return;
   }
-  for (uint64_t i = 0; i < snapshots->size(); ++i) {
-    const Snapshot& snapshot = (*snapshots)[i];
+  snapshots = *std::move(read);
+  for (uint64_t i = 0; i < snapshots.size(); ++i) {
+    const Snapshot& snapshot = snapshots[i];
+    look_at_snapshot_entry(i);
+    if (is_phantom(snapshot)) continue;
     std::string name = cat("snapshot ", quoted(snapshot.name), ": ");
     if (const Result<void> sound = check_l1_table(snapshot, geometry()); !sound) {
       damage(1,
@@ -676,9 +752,9 @@ Task<void> Survey::count_snapshots() {
     co_await count_l1(snapshot.l1_offset, snapshot.l1_entries, i + 1, std::move(name),
                       snapshot.name);
   }
-  if (snapshots->empty()) co_return;
+  if (snapshots.empty()) co_return;
   const uint64_t at = head.header.snapshots_offset.value;
-  const Result<std::vector<std::byte>> table = serialize_snapshots(*snapshots);
+  const Result<std::vector<std::byte>> table = serialize_snapshots(snapshots);
   if (table) {
     count_range(at, table->size(), Owner::other, kSnapshotTable, 1, "snapshot table");
   } else {
@@ -716,11 +792,35 @@ Task<void> Survey::count_bitmaps() {
   }
   for (uint64_t i = 0; i < bitmaps->size(); ++i) {
     const Bitmap& bitmap = (*bitmaps)[i];
-    if (const Result<void> usable = check_usable(bitmap, head.header.size, geometry()); !usable) {
-      note(FindingKind::bitmap, usable.error().message());
-    }
+    look_at_bitmap(bitmap);
     co_await count_bitmap(bitmap, i);
   }
+}
+
+void Survey::look_at_bitmap(const Bitmap& bitmap) {
+  Place place{.kind = FindingKind::bitmap,
+              .structure = "bitmap directory",
+              .at = head.extensions.bitmaps->directory_offset.value,
+              .length = head.extensions.bitmaps->directory_size};
+  const std::string why = why_not_usable(bitmap, head.header.size, geometry());
+  switch (fault_of(bitmap, head.header.size, geometry())) {
+    case BitmapFault::none:
+      return;
+    case BitmapFault::in_use:
+      return note(FindingKind::bitmap, why);
+    case BitmapFault::foreign:
+      // Extra data that must be understood are within the format.
+      if (bitmap.type == kDirtyTrackingBitmap) return note(FindingKind::bitmap, why);
+      return fault(place, why);
+    case BitmapFault::unfit:
+      place.remedy = Remedy::fix_flag;
+      break;
+    case BitmapFault::invalid:
+      place.remedy = Remedy::drop;
+      break;
+  }
+  mendable_bitmaps = true;
+  fault(place, why);
 }
 
 Task<void> Survey::count_bitmap(const Bitmap& bitmap, uint64_t index) {

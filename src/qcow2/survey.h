@@ -59,11 +59,14 @@ class Survey {
   /// The first byte behind the end of the file that something points to.  The file must not grow
   /// beyond it: what was lost there would seem to be back.
   uint64_t pointed_behind_end = UINT64_MAX;
-  bool keep_orphans = false;     ///< Free nothing that may be the only copy of lost data.
-  bool snapshots_lost = false;   ///< Their table may lie anywhere: no place is sure to be free.
-  bool copied_drift = false;     ///< COPIED flags may contradict refcounts.
-  bool fixable_entries = false;  ///< fix_entries() has something to do.
-  bool overfull = false;         ///< More references than a refcount holds.
+  bool keep_orphans = false;        ///< Free nothing that may be the only copy of lost data.
+  bool snapshots_lost = false;      ///< Their table may lie anywhere: no place is sure to be free.
+  bool copied_drift = false;        ///< COPIED flags may contradict refcounts.
+  bool fixable_entries = false;     ///< fix_entries() has something to do.
+  bool overfull = false;            ///< More references than a refcount holds.
+  bool mendable_snapshots = false;  ///< mend_snapshots() (snapshot_check.h),
+  bool mendable_bitmaps = false;    ///< or mend_bitmaps() (bitmap_check.h) has something to do.
+  uint64_t formal = 0;              ///< Corruptions that change no reference.
 
   enum class Block : uint8_t {
     none,     ///< All counts are zero.
@@ -105,6 +108,7 @@ class Survey {
     std::string snapshot;  ///< Its name, unless active.
   };
   std::vector<L1Table> l1_tables;
+  std::vector<Snapshot> snapshots;  ///< As their table says, which may be less than is right.
   /// Runs of clusters that have a refcount and no reference, ascending.
   std::vector<HostSpan> orphans;
   uint64_t orphan_clusters() const {
@@ -169,6 +173,14 @@ class Survey {
     report.corruptions_beyond_qemu += weight;
     damage(weight, place, parts...);
   }
+  /// What breaks the format but hides no reference; QEMU does not count it.
+  template <class... Parts>
+  void fault(const Place& place, const Parts&... parts) {
+    ++formal;
+    ++report.corruptions;
+    ++report.corruptions_beyond_qemu;
+    add_finding(Severity::corruption, place, parts...);
+  }
 
  private:
   void store(Severity severity, const Place& place, std::string text);
@@ -202,8 +214,12 @@ class Survey {
   void count_compressed(const L2Use& use, GuestCluster guest, L2Entry entry, Run& run);
   void count_host(const L2Use& use, GuestCluster guest, L2Entry entry, HostOffset at, Run& run);
   bool check_subclusters(const L2Use& use, GuestCluster guest, L2Entry entry, bool has_host);
+  void look_at_header();
+  Task<std::vector<Snapshot>> read_snapshots();
+  void look_at_snapshot_entry(uint64_t index);
   Task<void> count_snapshots();
   Task<void> count_bitmaps();
+  void look_at_bitmap(const Bitmap& bitmap);
   Task<void> count_bitmap(const Bitmap& bitmap, uint64_t index);
   Task<void> count_refcounts();
   void count_block(uint64_t index);

@@ -129,6 +129,27 @@ class Options(Case):
         findings, text = self.check(path, "--bitmaps", code=2)
         self.assertIn("the disk needs 1", text)
 
+    def test_what_keeps_qemu_from_opening_it_is_an_error_and_goes(self):
+        for at, form, value, word in ((17, ">B", 47, "granularity"), (8, ">I", 0, "table of 0"), (8, ">I", 9, "table of 9")):
+            path, directory = self.bitmap()
+            patch(path, directory + at, form, value)
+            qemu_img("check", path, ok=(1,))
+            for options in ((), ("--bitmaps",)):
+                findings, text = self.check(path, *options, code=2)
+                self.assertEqual(self.kinds(findings), ["bitmap"])
+                self.assertIn(word, text)
+            run(BYRE, "check", "-r", "all", path)
+            self.assert_sound(path)
+            os.unlink(path)
+        path, directory = self.bitmap()
+        patch(path, directory + 16, ">B", 3)  # A type that a newer writer may have: not touched.
+        findings, _ = self.check(path, code=2)
+        with open(path, "rb") as file:
+            before = file.read()
+        run(BYRE, "check", "-r", "all", path, ok=(2,))
+        with open(path, "rb") as file:
+            self.assertEqual(file.read(), before)
+
     def test_a_bitmap_in_use_is_told(self):
         path, directory = self.bitmap()
         patch(path, directory + 12, ">I", field(path, directory + 12, ">I") | 1)
@@ -162,6 +183,42 @@ class Options(Case):
         _, text = self.check(path, "--snapshots", code=2)
         self.assertIn("VM state", text)
 
+    def test_entries_that_are_only_counted_are_errors_as_in_qemu(self):
+        path = self.path("disk.qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", path, "64M")
+        qemu_io(path, "write -q 0 1M")
+        qemu_img("snapshot", "-c", "one", path)
+        qemu_io(path, "write -q 0 1M")
+        patch(path, 60, ">I", 5)
+        self.assertIn("4 errors", qemu_img("check", path, ok=(2,)).text)
+        findings, text = self.check(path, code=2)
+        self.assertEqual(self.kinds(findings), ["snapshot"] * 4)
+        self.assertEqual({f["remedy"] for f in findings}, {"drop"})
+        run(BYRE, "check", "-r", "leaks", path, ok=(2,))
+        run(BYRE, "repair", "--apply", path)
+        self.assert_sound(path)
+        self.assertEqual(field(path, 60, ">I"), 1)
+        run(BYRE, "repair", "--undo", path + ".undo", path)
+        self.assertEqual(field(path, 60, ">I"), 5)
+        run(BYRE, "check", "-r", "all", path)
+        self.assert_sound(path)
+        qemu_img("snapshot", "-a", "one", path)
+
+    # The header.
+
+    def test_raw_external_data_without_any_is_an_error_and_the_bit_goes(self):
+        for repair in (("check", "-r", "all"), ("repair", "--apply")):
+            path = self.path("disk.qcow2")
+            qemu_img("create", "-q", "-f", "qcow2", path, "64M")
+            patch(path, 88, ">Q", 2)
+            qemu_img("check", path, ok=(1,))
+            findings, _ = self.check(path, code=2)
+            self.assertEqual(self.kinds(findings), ["stray-flag"])
+            run(BYRE, *repair, path)
+            self.assert_sound(path)
+
+    # What cannot be mended.
+
     def test_an_entry_that_is_not_aligned_costs_what_it_costs_with_qemu(self):
         path, theirs = self.path("disk.qcow2"), self.path("theirs.qcow2")
         qemu_img("create", "-q", "-f", "qcow2", path, "64M")
@@ -185,7 +242,6 @@ class Options(Case):
         patch(path, l2 + 8, ">Q", field(path, l2 + 8, ">Q") + 0x200)
         patch(path, l2 + 40, ">Q", 0)
         self.assertIn("1 leaked clusters were kept", run(BYRE, "check", "-r", "leaks", path, ok=(2,)).text)
-
 
 
 if __name__ == "__main__":

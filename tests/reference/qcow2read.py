@@ -423,6 +423,8 @@ class Image:
                 disk = struct.unpack_from(">Q", extra, 8)[0]
             elif self.version == 3:
                 self.note("snapshot-table", f"entry {index} lacks the extra data of version 3")
+            if extra_len > 1024:
+                self.note("snapshot-table", f"entry {index} has {extra_len} bytes of extra data, more than readers take")
             self.snapshots.append({
                 "id": text(names[:id_len]), "name": text(names[id_len:]), "l1_table_offset": l1_offset,
                 "l1_size": l1_size, "date_sec": sec, "date_nsec": nsec, "vm_clock_nsec": clock,
@@ -454,7 +456,7 @@ class Image:
             if kind != 1 or flags >> 3 or bits > 63 or not name or name in seen or any(raw[end:padded]):
                 self.note("bitmaps", f"directory entry of {name!r} is invalid")
             elif not 9 <= bits <= 31:
-                self.note("bitmaps", f"granularity of {name!r} is not generally supported", "warnings")
+                self.note("bitmaps", f"granularity of {name!r} is not generally supported")
             seen.add(name)
             self.bitmaps.append({"name": name, "table_offset": table, "table_size": n, "granularity_bits": bits,
                                  "in_use": bool(flags & 1), "auto": bool(flags & 2), "extra_data_size": extra_len})
