@@ -115,7 +115,7 @@ Task<void> write_header(Survey& survey) {
 
 /// Writes the head of an extension beyond the first sector, so that there is none.
 Task<void> retire_far(Survey& survey, MutableBytes first_cluster, uint64_t at) {
-  const Bytes head = unused_extension_head(first_cluster, survey.head.header, at);
+  const std::array<std::byte, 8> head = unused_extension_head(first_cluster, survey.head.header, at);
   copy(first_cluster.subspan(at), head);
   co_await survey.file.write(at, head, {.mark = Mark::header_update});
   co_await survey.file.flush(Mark::commit_sync);

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <bit>
 
+#include "qcow2/bitmap_check.h"
+
 namespace byre {
 
 namespace {
@@ -11,28 +13,41 @@ namespace {
 /// Disk that one part stands for, where sectors and clusters allow it.
 constexpr uint64_t kPartOfDisk = 256 * MiB;
 
-/// What keeps byre from using it, or its table from being believed.
-Task<void> judge(Device& file, const Head& head, BitmapSlot& slot) {
+/// Entries of all tables that are in memory at most.
+constexpr uint64_t kTableEntriesMax = uint64_t{4} << 20;
+/// A table that fits no disk of this size is read up to this length, so that whoever removes the
+/// bitmap can free what it holds.
+constexpr uint64_t kUnfitEntriesMax = 4096;
+
+/// Is its table worth its memory?
+bool is_worth_reading(const Bitmap& entry, BitmapFault fault, uint64_t size, const Geometry& g) {
+  if (fault == BitmapFault::foreign)
+    return entry.table_entries <= kBitmapDataSizeMax / g.cluster_size();
+  if (entry.table_entries <= kUnfitEntriesMax) return true;
+  return fault != BitmapFault::invalid &&
+         entry.table_entries == bitmap_table_entries_for(size, entry.granularity_bits, g);
+}
+
+/// What keeps byre from using it, or its table from being believed.  Takes what it reads from
+/// `entries_left`.
+Task<void> judge(Device& file, const Head& head, BitmapSlot& slot, uint64_t& entries_left) {
   const Bitmap& entry = slot.entry;
   const Geometry& g = head.geometry;
-  if (entry.in_use) {
-    slot.state = BitmapState::inconsistent;
-    slot.reason = cat("bitmap ", quoted(entry.name), ": was not saved correctly (in_use)");
-  } else if (Result<void> usable = check_usable(entry, head.header.size, g); !usable) {
-    slot.state =
-        usable.error().code() == Errc::corrupt ? BitmapState::inconsistent : BitmapState::foreign;
-    slot.reason = usable.error().message();
+  const BitmapFault fault = fault_of(entry, head.header.size, g);
+  if (fault != BitmapFault::none) {
+    slot.state = fault == BitmapFault::foreign ? BitmapState::foreign : BitmapState::inconsistent;
+    slot.reason = why_not_usable(entry, head.header.size, g);
   }
-  // No reader takes more; the bound keeps what a file claims out of memory.
-  if (entry.table_entries > kBitmapDataSizeMax / g.cluster_size()) {
-    slot.state = BitmapState::foreign;
-    slot.reason = cat("bitmap ", quoted(entry.name), ": a table of ", entry.table_entries,
-                      " entries is too large");
-    co_return;
+  if (!is_worth_reading(entry, fault, head.header.size, g)) co_return;
+  if (entry.table_entries > entries_left) {
+    co_await fail(
+        corrupt("the tables of all bitmaps have more than ", kTableEntriesMax, " entries"));
   }
+  entries_left -= entry.table_entries;
   const std::vector<uint64_t> raw =
       co_await load_table(file, entry.table_offset, entry.table_entries, Mark::bitmap_load);
   std::vector<BitmapTableEntry> table;
+  table.reserve(raw.size());
   for (uint64_t i = 0; i < raw.size(); ++i) {
     Result<BitmapTableEntry> decoded = decode_bitmap_table_entry(raw[i], g);
     if (!decoded) {
@@ -62,10 +77,11 @@ Task<BitmapList> load_bitmap_list(Device& file, const Head& head) {
   std::vector<Bitmap> bitmaps =
       co_await parse_bitmap_directory(directory, extension->count, head.geometry)
           .doing("bitmap directory");
+  uint64_t entries_left = kTableEntriesMax;
   for (Bitmap& bitmap : bitmaps) {
     auto slot = std::make_shared<BitmapSlot>();
     slot->entry = std::move(bitmap);
-    co_await judge(file, head, *slot).doing("bitmap ", quoted(slot->entry.name));
+    co_await judge(file, head, *slot, entries_left).doing("bitmap ", quoted(slot->entry.name));
     list.push_back(std::move(slot));
   }
   co_return std::move(list);

@@ -9,6 +9,7 @@
 #include "block/memory.h"
 #include "format/bitmaps_place.h"
 #include "format/extension.h"
+#include "format/refcount.h"
 #include "qcow2/check.h"
 #include "qcow2/create.h"
 #include "qcow2/image.h"
@@ -388,6 +389,111 @@ TEST_F(PersistentBitmaps, OneThatIsNotUnderstoodIsNeitherUsedNorRemoved) {
         co_await open(memory, {.writable = true}).result();
     EXPECT_FALSE(opened);
     EXPECT_EQ(opened.error().code(), Errc::unsupported);
+  });
+}
+
+TEST_F(PersistentBitmaps, OneThatNoReaderTakesCanBeRemoved) {
+  run([&](Reactor& reactor) -> Task<void> {
+    MemoryDevice memory(reactor);
+    co_await create_image(memory, {.size = 64 * MiB});
+    std::unique_ptr<Image> image = co_await open(memory, {.writable = true});
+    co_await image->add_bitmap({.name = "x", .granularity = 4096});
+    co_await image->add_bitmap({.name = "y", .granularity = 4096});
+    const std::vector<std::byte> data(4096, std::byte{1});
+    co_await image->write(0, data, {});
+    co_await image->close();
+    co_await change_directory(
+        memory, [](std::vector<Bitmap>& bitmaps) { bitmaps[0].granularity_bits = 47; });
+    image = co_await open(memory, {.writable = true});
+    EXPECT_EQ(image->bitmaps().at(0)->state, BitmapState::inconsistent);
+    EXPECT_TRUE(image->bitmaps().at(1)->tracks());
+    EXPECT_FALSE(co_await image->clear_bitmap("x").result());
+    co_await image->write(MiB, data, {});
+    co_await image->remove_bitmap("x");
+    co_await image->close();
+    co_await expect_sound(memory, false);
+  });
+}
+
+// The tables of a hostile image, which may all be one, do not come into memory.
+TEST_F(PersistentBitmaps, TablesTakeNoMoreMemoryThanBitmapsOfTheDiskCanNeed) {
+  run([&](Reactor& reactor) -> Task<void> {
+    MemoryDevice memory(reactor);
+    co_await create_image(memory, {.size = 64 * MiB, .cluster_size = 512});
+    std::unique_ptr<Image> image = co_await open(memory, {.writable = true});
+    co_await image->add_bitmap({.name = "x", .granularity = 512});
+    co_await image->close();
+    // A table for another disk: as long as the format allows, and longer than the file.
+    const uint32_t entries = kBitmapDataSizeMax / 512;
+    co_await change_directory(memory, [&](std::vector<Bitmap>& bitmaps) {
+      bitmaps[0].table_entries = entries;
+      bitmaps[0].in_use = true;
+    });
+    const Head head = co_await load_head(memory);
+    const BitmapList list = co_await load_bitmap_list(memory, head);
+    EXPECT_EQ(list.size(), 1u);
+    EXPECT_EQ(list.at(0)->state, BitmapState::inconsistent);
+    EXPECT_TRUE(list.at(0)->table.empty());
+    // One that lies in the file, unread, is no reason not to write, and can be removed.
+    const uint64_t at = round_up(memory.size(), 512);
+    co_await change_directory(memory, [&](std::vector<Bitmap>& bitmaps) {
+      bitmaps[0].table_offset = {at};
+      bitmaps[0].table_entries = 5000;
+    });
+    co_await memory.write(at, std::vector<std::byte>(round_up(5000 * 8, 512)));
+    std::vector<std::byte> counts(512);
+    const std::vector<uint64_t> blocks =
+        co_await load_table(memory, head.header.refcount_table_offset, 1, Mark::none);
+    co_await memory.read(blocks[0], counts, Mark::none);
+    for (uint64_t i = 0; i < div_ceil(5000 * 8, 512); ++i) set_refcount(counts, at / 512 + i, 4, 1);
+    co_await memory.write(blocks[0], counts);
+    const Result<std::unique_ptr<Image>> opened =
+        co_await open(memory, {.writable = true}).result();
+    EXPECT_TRUE(opened) << opened.error().message();
+    if (opened) {
+      EXPECT_TRUE((*opened)->bitmaps().at(0)->table.empty());
+      co_await (*opened)->remove_bitmap("x");
+      co_await (*opened)->close();
+    }
+    co_await expect_sound(memory, true);
+  });
+}
+
+TEST_F(PersistentBitmaps, ABitmapForEveryNameAndOneTableForAllIsRefused) {
+  run([&](Reactor& reactor) -> Task<void> {
+    MemoryDevice memory(reactor);
+    co_await create_image(memory, {.size = 128 * GiB, .cluster_size = 512});
+    const uint64_t at = round_up(memory.size(), 512);
+    std::vector<Bitmap> bitmaps(65);
+    for (size_t i = 0; i < bitmaps.size(); ++i) {
+      bitmaps[i].name = cat("b", i);
+      bitmaps[i].granularity_bits = 9;
+      bitmaps[i].table_offset = {at};
+      bitmaps[i].table_entries = 65536;
+    }
+    const std::vector<std::byte> directory = co_await serialize_bitmap_directory(bitmaps);
+    const uint64_t table_size = 65536 * 8;
+    co_await memory.write(at + table_size - 512, std::vector<std::byte>(512));
+    co_await memory.write(at + table_size, directory);
+    std::vector<std::byte> first(512);
+    co_await memory.read(0, first, Mark::none);
+    Head head = co_await load_head(memory);
+    co_await put_bitmaps_extension(first, head.header,
+                                   BitmapsExtension{.count = 65,
+                                                    .directory_size = directory.size(),
+                                                    .directory_offset = {at + table_size}});
+    store_autoclear(first, kBitmaps);
+    co_await memory.write(0, first);
+    head = co_await load_head(memory);
+    const Result<BitmapList> list = co_await load_bitmap_list(memory, head).result();
+    EXPECT_FALSE(list);
+    EXPECT_EQ(list.error().code(), Errc::corrupt);
+    std::string told;
+    std::unique_ptr<Image> image =
+        co_await open(memory, {.message = [&](const std::string& text) { told = text; }});
+    EXPECT_NE(told.find("more than 4194304 entries"), std::string::npos) << told;
+    co_await image->close();
+    EXPECT_FALSE(co_await open(memory, {.writable = true}).result());
   });
 }
 

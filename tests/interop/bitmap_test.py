@@ -231,6 +231,23 @@ class Crashes(Case):
         self.assertEqual(flags_of(image), {"next": ["auto"]})
         self.assert_sound(image)
 
+    def test_one_that_no_program_opens_is_removable(self):
+        image = self.path("disk.qcow2")
+        img("create", "-f", "qcow2", image, 10 * MIB)
+        img("bitmap", "--add", image, "daily")
+        img("bitmap", "--add", image, "other")
+        with open(image, "r+b") as file:
+            data = file.read()
+            at = data.index(b"\x23\x85\x28\x75")
+            directory = int.from_bytes(data[at + 24:at + 32], "big")
+            file.seek(directory + 17)
+            file.write(b"\x2f")
+        qemu_img("info", image, ok=(1,))
+        img("bitmap", "--clear", image, "daily", ok=(1,))
+        img("bitmap", "--remove", image, "daily")
+        self.assertEqual(flags_of(image), {"other": ["auto"]})
+        self.assert_sound(image)
+
     def test_a_snapshot_applied_makes_everything_dirty(self):
         image = self.path("disk.qcow2")
         img("create", "-f", "qcow2", image, 10 * MIB)
