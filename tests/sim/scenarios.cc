@@ -304,6 +304,12 @@ Verdict play_online(uint64_t seed, const RunOptions& options) {
   History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
   history.knobs.checks = true;
   history.knobs.snapshots = prng.one_in(3);
+  // Tables that a deleted snapshot had are punched while the check still reads them.
+  if (seed % 8 == 2) {
+    history.knobs.snapshots = history.knobs.can_punch = true;
+    history.knobs.discard = DiscardPolicy::unmap;
+    history.knobs.delays = {.late_one_in = 2 + seed / 8 % 6, .late_reads_only = true};
+  }
   if (history.knobs.snapshots) {
     history.knobs.resizes = false;
     history.knobs.data_file = Knobs::DataFile::none;
@@ -570,7 +576,8 @@ Verdict play_bitmap_faults(uint64_t seed, const RunOptions& options) {
   life.clients.push_back({changes[seed % 7],
                           {.kind = Kind::write, .offset = c, .length = kSectorSize},
                           {.kind = Kind::flush},
-                          {.kind = Kind::write, .offset = 2 * c, .length = c}});
+                          {.kind = Kind::write, .offset = 2 * c, .length = c},
+                          {.kind = Kind::check}});  // What a failure left is no finding.
   if (prng.one_in(2)) {
     life.clients.push_back({{.kind = Kind::write, .offset = 0, .length = kSectorSize},
                             {.kind = Kind::write, .offset = c, .length = kSectorSize}});

@@ -44,7 +44,8 @@ COMMANDS = {
 # What writes piece by piece leaves a part of its pieces.
 PIECEWISE = {"write compressed", "write zeroes", "discard"}
 # Those which an image of some shape cannot do.
-REFUSED = {"become version 2": ("extended_l2", "refcount_bits"), "widen the refcounts": ("compat",)}
+REFUSED = {"become version 2": ("extended_l2", "refcount_bits"), "widen the refcounts": ("compat",), "grow": ("compat",),
+           "shrink": ("compat",)}
 
 
 def sums(image):
