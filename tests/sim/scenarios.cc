@@ -596,7 +596,8 @@ Verdict play_bitmap_faults(uint64_t seed, const RunOptions& options) {
   return verdict;
 }
 
-/// M6: a process that is killed loses no more than the last commit_delay, flushed or not.
+/// M6: a process that is killed loses no more than the last commit_delay, flushed or not.  What it
+/// left in the page cache is no more durable for the next one than for anybody (O8): power cuts.
 Verdict play_killed(uint64_t seed, const RunOptions& options) {
   Prng knob_prng = prng_for(seed, kDrawKnobs);
   Prng prng = prng_for(seed, kDrawSteps);
@@ -611,6 +612,10 @@ Verdict play_killed(uint64_t seed, const RunOptions& options) {
   life.ends_at_ns =
       history.knobs.commit_delay + static_cast<int64_t>(prng.below(200)) * kMillisecond;
   history.lives.push_back(std::move(life));
+  Life next = draw_life(history.knobs, prng, prng.between(1, 3), 8);
+  next.cut_one_in = prng.between(2, 12);
+  next.cuts_max = history.knobs.cluster_bits == 21 ? 2 : 8;
+  history.lives.push_back(std::move(next));
   Verdict verdict;
   add(verdict, history, run_history(history, options));
   return verdict;
