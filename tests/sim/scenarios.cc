@@ -604,15 +604,27 @@ Verdict play_killed(uint64_t seed, const RunOptions& options) {
   History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
   history.knobs.delays.late_one_in = 0;
   Life life = draw_life(history.knobs, prng, prng.between(1, 4), 8);
-  for (std::vector<Step>& client : life.clients) {
-    std::erase_if(client, [](const Step& step) { return step.kind == Step::Kind::flush; });
-    client.push_back({.kind = Step::Kind::pause, .pause_ns = 3600 * kSecond});
-  }
   life.end = Life::End::kill;
-  life.ends_at_ns =
-      history.knobs.commit_delay + static_cast<int64_t>(prng.below(200)) * kMillisecond;
-  history.lives.push_back(std::move(life));
+  if (seed % 2 == 0) {
+    for (std::vector<Step>& client : life.clients) {
+      std::erase_if(client, [](const Step& step) { return step.kind == Step::Kind::flush; });
+      client.push_back({.kind = Step::Kind::pause, .pause_ns = 3600 * kSecond});
+    }
+    life.ends_at_ns =
+        history.knobs.commit_delay + static_cast<int64_t>(prng.below(200)) * kMillisecond;
+  } else {  // In the middle of a commit, perhaps.
+    life.ends_after = prng.between(10, 150);
+  }
   Life next = draw_life(history.knobs, prng, prng.between(1, 3), 8);
+  if (seed % 2 != 0) {  // In place, and durable with the mapping that was there.
+    for (Step step : life.clients[0]) {
+      if (step.kind != Step::Kind::write) continue;
+      step.fua = true;
+      step.compressed = false;
+      next.clients.push_back({step});
+    }
+  }
+  history.lives.push_back(std::move(life));
   next.cut_one_in = prng.between(2, 12);
   next.cuts_max = history.knobs.cluster_bits == 21 ? 2 : 8;
   history.lives.push_back(std::move(next));
