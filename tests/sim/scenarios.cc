@@ -305,7 +305,8 @@ Verdict play_online(uint64_t seed, const RunOptions& options) {
   history.knobs.checks = true;
   history.knobs.snapshots = prng.one_in(3);
   // Tables that a deleted snapshot had are punched while the check still reads them.
-  if (seed % 8 == 2) {
+  const bool deletes = seed % 8 == 2;
+  if (deletes) {
     history.knobs.snapshots = history.knobs.can_punch = true;
     history.knobs.discard = DiscardPolicy::unmap;
     history.knobs.delays = {.late_one_in = 2 + seed / 8 % 6, .late_reads_only = true};
@@ -322,6 +323,19 @@ Verdict play_online(uint64_t seed, const RunOptions& options) {
   const uint64_t lives = prng.between(1, 2);
   for (uint64_t i = 0; i < lives; ++i) {
     Life life = draw_life(history.knobs, prng, prng.between(2, 6), 12);
+    if (deletes && i == 0) {
+      const Window& window = history.knobs.windows[0];
+      life.warm_up = {{.kind = Step::Kind::create_snapshot},
+                      {.kind = Step::Kind::write, .offset = window.offset, .length = window.length},
+                      {.kind = Step::Kind::flush},
+                      {.kind = Step::Kind::flush}};
+      life.clients[0].insert(life.clients[0].begin(), {.kind = Step::Kind::check});
+      // Waits for the begin of the check, and goes on while that reads.
+      const auto after = static_cast<int64_t>(1 + seed / 8 % 20) * 50 * kMicrosecond;
+      life.clients[1].insert(
+          life.clients[1].begin(),
+          {{.kind = Step::Kind::pause, .pause_ns = after}, {.kind = Step::Kind::delete_snapshot}});
+    }
     // The first marks come while a check runs.
     if (history.knobs.bitmaps && i == 0)
       life.warm_up = {{.kind = Step::Kind::add_bitmap, .length = uint64_t{512} << prng.below(9)}};
