@@ -8,6 +8,10 @@
 namespace byre {
 namespace {
 
+bool only_flags_are_wrong(const Survey& survey) {
+  return survey.report.corruptions == survey.copied_wrong;
+}
+
 bool may_free(const Survey& survey) { return !survey.damaged && survey.report.check_errors == 0; }
 
 /// How far into a file that cannot grow room is looked for, in clusters.
@@ -39,7 +43,7 @@ class Repairer {
 
   Task<void> run(Repair repair) {
     if (repair == Repair::leaks) {
-      co_await rewrite_blocks(Change::lower);
+      co_await free_leaks();
     } else {
       std::optional<Layout> layout;
       if (survey_.refcounts_unsound) {
@@ -106,6 +110,19 @@ class Repairer {
 
   // In place.
 
+  /// COPIED flags as well, where nothing else is wrong: what is freed may leave one reference.
+  Task<void> free_leaks() {
+    const bool flags = only_flags_are_wrong(survey_);
+    if (flags && survey_.copied_wrong != 0) {
+      co_await survey_.visit_copied(Survey::Copied::clear);
+      co_await sync();
+    }
+    co_await rewrite_blocks(Change::lower);
+    co_await sync();
+    if (flags && (survey_.copied_wrong != 0 || lowered_to_one_))
+      co_await survey_.visit_copied(Survey::Copied::set);
+  }
+
   Task<void> repair_in_place() {
     co_await rewrite_blocks(Change::raise);
     co_await sync();
@@ -135,6 +152,7 @@ class Repairer {
       if (change == Change::raise ? refcount < in_the_end : refcount > in_the_end) {
         set_refcount(block, cluster.value - first, geometry().refcount_order, in_the_end);
         ++(change == Change::raise ? raised_ : lowered_);
+        lowered_to_one_ |= change == Change::lower && in_the_end == 1;
       }
     });
   }
@@ -341,6 +359,7 @@ class Repairer {
   RepairLog& log_;
   uint64_t raised_ = 0;
   uint64_t lowered_ = 0;
+  bool lowered_to_one_ = false;
   const std::vector<uint64_t> regions_;
   bool keep_;  ///< No refcount sinks.
 };
@@ -415,7 +434,10 @@ bool can_repair(const Survey& survey, Repair repair) {
   if (repair == Repair::none || survey.report.check_errors != 0) return false;
   const uint64_t kept = survey.keep_orphans ? survey.orphan_clusters() : 0;
   const bool leaks = survey.report.leaks > kept && may_free(survey);
-  if (repair == Repair::leaks) return leaks && !survey.undercounted && !survey.refcounts_unsound;
+  if (repair == Repair::leaks) {
+    const bool flags = survey.copied_wrong != 0 && only_flags_are_wrong(survey);
+    return (leaks || flags) && !survey.undercounted && !survey.refcounts_unsound;
+  }
   return leaks || survey.undercounted || survey.refcounts_unsound || survey.copied_drift;
 }
 

@@ -1118,6 +1118,7 @@ bool Survey::may_change_copied(Copied what, HostCluster cluster) const {
 
 void Survey::report_copied(uint64_t weight, const Place& place, std::string_view what) {
   report.corruptions += weight;
+  copied_wrong += weight;
   const bool copied = (place.entry & kCopied) != 0;
   add_finding(
       Severity::corruption, place, what, ": ", hex(place.entry),

@@ -66,6 +66,7 @@ class Survey {
   bool overfull = false;            ///< More references than a refcount holds.
   bool mendable_snapshots = false;  ///< mend_snapshots() (snapshot_check.h),
   bool mendable_bitmaps = false;    ///< or mend_bitmaps() (bitmap_check.h) has something to do.
+  uint64_t copied_wrong = 0;        ///< Corruptions that are COPIED flags.
   uint64_t formal = 0;              ///< Corruptions that change no reference.
 
   enum class Block : uint8_t {

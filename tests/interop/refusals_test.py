@@ -198,6 +198,26 @@ class Refusals(Case):
         run(BYRE, "io", "-f", "qcow2", "-c", "check -r leaks", path, preexec_fn=little_memory)
         self.assert_clean(path)
 
+    def test_leaks_are_freed_with_the_flags_that_they_hid(self):
+        """-r leaks puts COPIED right where nothing else is wrong, as qemu-img does."""
+        for compat in ("0.10", "1.1"):
+            for refcount in (1, 2):
+                with self.subTest(compat=compat, refcount=refcount):
+                    path = self.image("-o", f"compat={compat}")
+                    l1, table = peek(path, 40, ">QQ")
+                    l2 = peek(path, l1, ">Q")[0] & ((1 << 56) - 512)
+                    entry, = peek(path, l2, ">Q")
+                    poke(path, l2, ">Q", entry & ~(1 << 63))
+                    block, = peek(path, table, ">Q")
+                    poke(path, block + 2 * ((entry & ((1 << 56) - 512)) // (64 * KIB)), ">H", refcount)
+                    theirs = self.path("theirs.qcow2")
+                    run("cp", path, theirs)
+                    qemu_img("check", "-q", "-r", "leaks", theirs)
+                    img("check", "-q", "-r", "leaks", path)
+                    self.assert_clean(path)
+                    qemu_io(path, "read -q -P 0xaa 0 1M")
+                    os.unlink(path)
+
     def unsound_extension(self, path, length, far):
         """The image gets a bitmaps extension of a wrong length, without the bit that makes it count."""
         names = extensions_of(path)[0x6803f857]
