@@ -198,29 +198,41 @@ HostSpan hosts(const Bitmap& bitmap, const Geometry& geometry) {
           geometry.clusters_for(uint64_t{bitmap.table_entries} * 8)};
 }
 
-Result<void> check_usable(const Bitmap& bitmap, uint64_t size, const Geometry& geometry) {
-  const auto why = [&]() -> Result<void> {
-    if (bitmap.type != kDirtyTrackingBitmap)
-      return unsupported("type ", uint32_t{bitmap.type}, " is not known");
-    if (!bitmap.extra_data.empty() && !bitmap.extra_data_compatible)
-      return unsupported("has extra data that must be understood");
-    if (bitmap.granularity_bits < kBitmapGranularityBitsMin ||
-        bitmap.granularity_bits > kBitmapGranularityBitsMax)
-      return unsupported("granularity of 2^", uint32_t{bitmap.granularity_bits},
-                         " bytes, allowed are 512 bytes to 2 GiB");
-    if (bitmap.name.size() > kBitmapNameSizeMax)
-      return unsupported("name of ", bitmap.name.size(), " bytes, at most ", kBitmapNameSizeMax);
-    if (bitmap.in_use) return corrupt("was not saved correctly (in_use)");
-    const uint64_t entries = bitmap_table_entries_for(size, bitmap.granularity_bits, geometry);
-    if (bitmap.table_entries != entries)
-      return corrupt("table of ", bitmap.table_entries, " entries, the disk needs ", entries);
-    if (bitmap_data_size(size, bitmap.granularity_bits) > kBitmapDataSizeMax)
-      return unsupported("more than ", kBitmapDataSizeMax, " bytes of bitmap data");
-    return {};
+Unusable why_unusable(const Bitmap& bitmap, uint64_t size, const Geometry& geometry) {
+  const auto is = [&](BitmapFault fault, const auto&... why) {
+    return Unusable{fault, cat("bitmap ", quoted(bitmap.name), ": ", why...)};
   };
-  if (Result<void> usable = why(); !usable)
-    return std::move(usable).doing("bitmap ", quoted(bitmap.name));
+  if (bitmap.type != kDirtyTrackingBitmap)
+    return is(BitmapFault::foreign, "type ", uint32_t{bitmap.type}, " is not known");
+  if (!bitmap.extra_data.empty() && !bitmap.extra_data_compatible)
+    return is(BitmapFault::foreign, "has extra data that must be understood");
+  const uint32_t bits = bitmap.granularity_bits;
+  if (bits < kBitmapGranularityBitsMin || bits > kBitmapGranularityBitsMax) {
+    return is(BitmapFault::invalid, "granularity of 2^", bits,
+              " bytes, allowed are 512 bytes to 2 GiB");
+  }
+  if (bitmap.name.size() > kBitmapNameSizeMax) {
+    return is(BitmapFault::invalid, "name of ", bitmap.name.size(), " bytes, at most ",
+              kBitmapNameSizeMax);
+  }
+  const uint64_t wanted = bitmap_table_entries_for(size, bits, geometry);
+  const uint64_t entries = bitmap.table_entries;
+  const bool lost = entries == 0 && wanted != 0;
+  const bool too_large = entries > kBitmapDataSizeMax / geometry.cluster_size();
+  if (lost || too_large || (!bitmap.in_use && entries != wanted)) {
+    return is(lost || too_large ? BitmapFault::invalid : BitmapFault::unfit, "table of ", entries,
+              " entries, the disk needs ", wanted,
+              too_large ? cat(", and more than ", kBitmapDataSizeMax, " bytes are too many") : "");
+  }
+  if (bitmap.in_use) return is(BitmapFault::in_use, "was not saved correctly (in_use)");
   return {};
+}
+
+Result<void> check_usable(const Bitmap& bitmap, uint64_t size, const Geometry& geometry) {
+  const Unusable unusable = why_unusable(bitmap, size, geometry);
+  if (unusable.fault == BitmapFault::none) return {};
+  const bool lost = unusable.fault == BitmapFault::in_use || unusable.fault == BitmapFault::unfit;
+  return lost ? corrupt(unusable.why) : unsupported(unusable.why);
 }
 
 uint64_t bitmap_data_size(uint64_t size, uint32_t granularity_bits) {

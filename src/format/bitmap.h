@@ -66,9 +66,22 @@ void store_bitmap_flags(MutableBytes directory, size_t at, const Bitmap& bitmap)
 /// The host clusters of the bitmap's table.
 HostSpan hosts(const Bitmap& bitmap, const Geometry& geometry);
 
-/// May byre read this bitmap and write it back for a disk of `size` bytes?  Says why not: in use,
-/// unknown type, extra data that are not compatible, granularity or name beyond what peers read,
-/// or a table that does not fit the disk.
+/// Why a bitmap cannot be used.
+enum class BitmapFault : uint8_t {
+  none,
+  in_use,   ///< Was not saved.
+  unfit,    ///< Its table is for a disk of another size.
+  invalid,  ///< A granularity, name or table that no reader takes, whatever the disk.
+  foreign,  ///< Perhaps a newer writer's: a type or extra data that are not known.
+};
+/// The worst of them, and the same in words that begin with the bitmap's name.
+struct Unusable {
+  BitmapFault fault = BitmapFault::none;
+  std::string why;
+};
+Unusable why_unusable(const Bitmap& bitmap, uint64_t size, const Geometry& geometry);
+/// May byre read this bitmap and write it back for a disk of `size` bytes?  Errc::corrupt when only
+/// its contents are lost (in_use, unfit), Errc::unsupported for the rest.
 Result<void> check_usable(const Bitmap& bitmap, uint64_t size, const Geometry& geometry);
 
 /// Bytes of bitmap data for a disk of `size` bytes: one bit a granule, rounded up to bytes.

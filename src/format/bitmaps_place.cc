@@ -145,9 +145,8 @@ Result<void> put_bitmaps_extension(MutableBytes first_cluster, const Header& hea
       put_whole(first_cluster, placed.at, *extension);
       return {};
     }
-    // It crosses the end of the sector: its head, which does not, is taken away with the same
-    // write.
-    // Likewise one of another length.  Something follows it now, the new one perhaps.
+    // It crosses the end of the sector, or has another length: its head, which is inside, is taken
+    // away with the same write.  The new one may follow it.
     if (put_anew(first_cluster, header, list, *extension)) {
       put_head(first_cluster, placed.at, kUnusedExtension, placed.length);
       return {};

@@ -141,6 +141,8 @@ Result<std::vector<std::byte>> serialize_snapshots(const std::vector<Snapshot>& 
   return table;
 }
 
+bool is_empty_entry(const Snapshot& snapshot) { return snapshot == Snapshot(); }
+
 Result<void> check_l1_table(const Snapshot& snapshot, const Geometry& geometry) {
   if (!geometry.aligned(snapshot.l1_offset))
     return corrupt("L1 table at ", snapshot.l1_offset, " is not cluster aligned");

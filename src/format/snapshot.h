@@ -50,6 +50,9 @@ Result<std::vector<Snapshot>> parse_snapshots(Bytes bytes, uint32_t count);
 /// Version 3 wants disk_size in every entry; a snapshot without it is written without it.
 Result<std::vector<std::byte>> serialize_snapshots(const std::vector<Snapshot>& snapshots);
 
+/// Zeros where an entry should be: the header counts more than there are, or one was lost.
+bool is_empty_entry(const Snapshot& snapshot);
+
 /// Is its L1 table aligned, not too large, not in the first cluster, and below 2^56?
 Result<void> check_l1_table(const Snapshot& snapshot, const Geometry& geometry);
 

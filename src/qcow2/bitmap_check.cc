@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "format/bitmap.h"
-#include "format/bitmaps_place.h"
 #include "format/limits.h"
 
 namespace byre {
@@ -20,7 +19,8 @@ class BitmapCheck {
       note("in use: whoever tracked it did not end in order, so it will not be used");
     }
     // The survey has said so: where its bits end cannot be told, or nobody reads so many.
-    if (fault_of(bitmap_, survey_.head.header.size, survey_.geometry()) == BitmapFault::invalid ||
+    const Unusable unusable = why_unusable(bitmap_, survey_.head.header.size, survey_.geometry());
+    if (unusable.fault == BitmapFault::invalid ||
         bitmap_.table_entries > kBitmapDataSizeMax / survey_.geometry().cluster_size()) {
       co_return;
     }
@@ -76,125 +76,6 @@ class BitmapCheck {
 };
 
 }  // namespace
-
-BitmapFault fault_of(const Bitmap& bitmap, uint64_t size, const Geometry& g) {
-  if (bitmap.type != kDirtyTrackingBitmap ||
-      (!bitmap.extra_data.empty() && !bitmap.extra_data_compatible)) {
-    return BitmapFault::foreign;
-  }
-  const uint32_t bits = bitmap.granularity_bits;
-  if (bits < kBitmapGranularityBitsMin || bits > kBitmapGranularityBitsMax ||
-      bitmap.name.size() > kBitmapNameSizeMax) {
-    return BitmapFault::invalid;
-  }
-  const uint64_t wanted = bitmap_table_entries_for(size, bits, g);
-  const bool lost = bitmap.table_entries == 0 && wanted != 0;
-  if (lost || bitmap.table_entries > kBitmapDataSizeMax / g.cluster_size()) {
-    return BitmapFault::invalid;
-  }
-  if (bitmap.in_use) return BitmapFault::in_use;
-  return bitmap.table_entries == wanted ? BitmapFault::none : BitmapFault::unfit;
-}
-
-std::string why_not_usable(const Bitmap& bitmap, uint64_t size, const Geometry& g) {
-  if (bitmap.in_use && fault_of(bitmap, size, g) == BitmapFault::invalid) {
-    Bitmap saved = bitmap;
-    saved.in_use = false;
-    return why_not_usable(saved, size, g);
-  }
-  const Result<void> usable = check_usable(bitmap, size, g);
-  return usable ? "" : usable.error().message();
-}
-
-namespace {
-
-Task<void> write_header(Survey& survey) {
-  co_await survey.file.write(0, survey.head.sector, {.mark = Mark::header_update});
-  co_await survey.file.flush(Mark::commit_sync);
-}
-
-/// Writes the head of an extension beyond the first sector, so that there is none.
-Task<void> retire_far(Survey& survey, MutableBytes first_cluster, uint64_t at) {
-  const std::array<std::byte, 8> head = unused_extension_head(first_cluster, survey.head.header, at);
-  copy(first_cluster.subspan(at), head);
-  co_await survey.file.write(at, head, {.mark = Mark::header_update});
-  co_await survey.file.flush(Mark::commit_sync);
-}
-
-/// The first sector says `extension`.
-Task<void> enter(Survey& survey, MutableBytes first_cluster,
-                 std::optional<BitmapsExtension> extension) {
-  copy(first_cluster, survey.head.sector);
-  co_await put_bitmaps_extension(first_cluster, survey.head.header, extension);
-  copy(MutableBytes(survey.head.sector), Bytes(first_cluster).first(kSectorSize));
-  if (!extension) {
-    survey.head.header.autoclear &= ~kBitmaps;
-    store_autoclear(survey.head.sector, survey.head.header.autoclear);
-  }
-  co_await write_header(survey);
-  survey.head.header.backing_file_offset = load_be<uint64_t>(survey.head.sector, 8);
-}
-
-}  // namespace
-
-Task<bool> mend_bitmaps(Survey& survey, RepairLog& log) {
-  const Geometry& g = survey.geometry();
-  const BitmapsExtension now = *survey.head.extensions.bitmaps;
-  std::vector<std::byte> bytes(now.directory_size);
-  co_await survey.read_padded(now.directory_offset.value, bytes, Mark::bitmap_load);
-  std::vector<Bitmap> wanted;
-  std::vector<std::string> dropped;
-  bool any_unfit = false;
-  for (Bitmap& bitmap : co_await parse_bitmap_directory(bytes, now.count, g)) {
-    const BitmapFault fault = fault_of(bitmap, survey.head.header.size, g);
-    if (fault == BitmapFault::invalid) {
-      dropped.push_back(bitmap.name);
-      continue;
-    }
-    if (fault == BitmapFault::unfit) {
-      bitmap.in_use = any_unfit = true;
-      // What is too much may be anybody's.
-      const uint64_t fits =
-          bitmap_table_entries_for(survey.head.header.size, bitmap.granularity_bits, g);
-      bitmap.table_entries = static_cast<uint32_t>(std::min<uint64_t>(bitmap.table_entries, fits));
-    }
-    wanted.push_back(std::move(bitmap));
-  }
-  std::vector<std::byte> first_cluster(g.cluster_size());
-  co_await survey.read_padded(0, first_cluster, Mark::header_read);
-  const auto far = far_bitmaps_extension(first_cluster, survey.head.header);
-  std::vector<std::byte> trial = first_cluster;
-  if (!wanted.empty() && !put_bitmaps_extension(trial, survey.head.header, now)) co_return false;
-  co_await forget_unknown_features(survey);
-
-  std::optional<BitmapsExtension> extension;
-  if (!wanted.empty()) {
-    // Two copies that say the same, then the one that changes in one sector write.
-    if (far) {
-      co_await enter(survey, first_cluster, now);
-      co_await retire_far(survey, first_cluster, *far);
-    }
-    const std::vector<std::byte> directory = co_await serialize_bitmap_directory(wanted);
-    const auto placed = co_await place_table(survey, log, directory, Mark::bitmap_update);
-    if (!placed) co_return false;
-    extension = {.count = static_cast<uint32_t>(wanted.size()),
-                 .directory_size = directory.size(),
-                 .directory_offset = *placed};
-  }
-  co_await enter(survey, first_cluster, extension);
-  if (far && !extension) co_await retire_far(survey, first_cluster, *far);
-  for (const std::string& name : dropped) {
-    log.add({.kind = RepairAction::Kind::rewrite_table,
-             .host_offset = now.directory_offset.value,
-             .text = cat("remove bitmap ", quoted(name), ", which nobody can use")});
-  }
-  if (any_unfit) {
-    log.add({.kind = RepairAction::Kind::rewrite_table,
-             .host_offset = now.directory_offset.value,
-             .text = "mark bitmaps that do not fit the disk as not saved"});
-  }
-  co_return true;
-}
 
 Task<void> check_bitmaps(Survey& survey) {
   const std::optional<BitmapsExtension>& extension = survey.head.extensions.bitmaps;

@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <bit>
 
-#include "qcow2/bitmap_check.h"
-
 namespace byre {
 
 namespace {
@@ -33,10 +31,10 @@ bool is_worth_reading(const Bitmap& entry, BitmapFault fault, uint64_t size, con
 Task<void> judge(Device& file, const Head& head, BitmapSlot& slot, uint64_t& entries_left) {
   const Bitmap& entry = slot.entry;
   const Geometry& g = head.geometry;
-  const BitmapFault fault = fault_of(entry, head.header.size, g);
+  auto [fault, why] = why_unusable(entry, head.header.size, g);
   if (fault != BitmapFault::none) {
     slot.state = fault == BitmapFault::foreign ? BitmapState::foreign : BitmapState::inconsistent;
-    slot.reason = why_not_usable(entry, head.header.size, g);
+    slot.reason = std::move(why);
   }
   if (!is_worth_reading(entry, fault, head.header.size, g)) co_return;
   if (entry.table_entries > entries_left) {

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "qcow2/bitmap_check.h"
+#include "qcow2/mend.h"
 #include "qcow2/owners.h"
 #include "qcow2/rounds.h"
 #include "qcow2/separate.h"
@@ -112,7 +113,8 @@ bool can_mend(const Survey& survey, Repair repair) {
 }
 Task<bool> mend(Survey& survey, RepairLog& log) {
   if (survey.mendable_snapshots && co_await mend_snapshots(survey, log)) co_return true;
-  co_return survey.mendable_bitmaps&& co_await mend_bitmaps(survey, log);
+  if (!survey.mendable_bitmaps) co_return false;
+  co_return co_await mend_bitmaps(survey, log);
 }
 
 }  // namespace

@@ -80,50 +80,12 @@ class SnapshotCheck {
 
 }  // namespace
 
-bool is_phantom(const Snapshot& snapshot) { return snapshot == Snapshot(); }
-
-Task<bool> mend_snapshots(Survey& survey, RepairLog& log) {
-  const Header& header = survey.head.header;
-  std::vector<Snapshot> wanted;
-  uint64_t completed = 0;
-  for (const Snapshot& snapshot : survey.snapshots) {
-    if (is_phantom(snapshot)) continue;
-    wanted.push_back(snapshot);
-    if (header.version < 3 || snapshot.disk_size) continue;
-    wanted.back().disk_size = header.size;
-    ++completed;
-  }
-  HostOffset at = header.snapshots_offset;
-  if (!std::equal(wanted.begin(), wanted.end(), survey.snapshots.begin())) {
-    const Result<std::vector<std::byte>> table = serialize_snapshots(wanted);
-    if (!table) co_return false;
-    const auto placed = co_await place_table(survey, log, *table, Mark::snapshot_update);
-    if (!placed) co_return false;
-    at = *placed;
-  } else if (wanted.empty()) {
-    at = {};
-  }
-  const uint64_t dropped = survey.snapshots.size() - wanted.size();
-  std::string words = dropped != 0 ? cat("take ", dropped, " empty entries out") : "";
-  if (completed != 0)
-    words += cat(words.empty() ? "" : ", and ", "complete ", completed, " entries");
-  log.add({.kind = RepairAction::Kind::rewrite_table,
-           .host_offset = header.snapshots_offset.value,
-           .to = at.value,
-           .text = words + " of the snapshot table"});
-  co_await forget_unknown_features(survey);
-  store_snapshots(survey.head.sector, static_cast<uint32_t>(wanted.size()), at);
-  co_await survey.file.write(0, survey.head.sector, {.mark = Mark::header_update});
-  co_await survey.file.flush(Mark::commit_sync);
-  co_return true;
-}
-
 Task<void> check_snapshots(Survey& survey) {
   if (survey.snapshots_lost) co_return;  // The survey has said so.
   std::map<std::string_view, uint64_t> ids;
   std::map<std::string_view, uint64_t> names;
   for (const Snapshot& snapshot : survey.snapshots) {
-    if (is_phantom(snapshot)) continue;
+    if (is_empty_entry(snapshot)) continue;
     ++ids[snapshot.id];
     ++names[snapshot.name];
   }
@@ -142,7 +104,7 @@ Task<void> check_snapshots(Survey& survey) {
                        "; only ids tell them apart");
   }
   for (const Snapshot& snapshot : survey.snapshots) {
-    if (is_phantom(snapshot)) continue;
+    if (is_empty_entry(snapshot)) continue;
     co_await survey.go_on();
     SnapshotCheck check(survey, snapshot);
     co_await check.run();

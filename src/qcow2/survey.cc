@@ -9,8 +9,6 @@
 #include "format/l1.h"
 #include "format/luks.h"
 #include "format/refcount.h"
-#include "qcow2/bitmap_check.h"
-#include "qcow2/snapshot_check.h"
 
 namespace byre {
 namespace {
@@ -677,7 +675,7 @@ Task<std::vector<Snapshot>> Survey::read_snapshots() {
   if (!padded) co_return co_await std::move(whole);
   // Of one that is something no byte may be missing.
   uint64_t count = padded->size();
-  while (count != 0 && is_phantom((*padded)[count - 1])) --count;
+  while (count != 0 && is_empty_entry((*padded)[count - 1])) --count;
   const Bytes there = Bytes(bytes).first(std::min(bytes.size(), file_size - at));
   if (!parse_snapshots(there, static_cast<uint32_t>(count))) co_return co_await std::move(whole);
   co_return *std::move(padded);
@@ -691,7 +689,7 @@ void Survey::look_at_snapshot_entry(uint64_t index) {
               .at = head.header.snapshots_offset.value};
   const auto words = cat("snapshot table entry ", index, " of ", snapshots.size());
   const bool version_3 = geometry().version >= 3;
-  if (is_phantom(snapshot)) {
+  if (is_empty_entry(snapshot)) {
     // It may have been something.
     place.remedy = Remedy::drop;
     mendable_snapshots = true;
@@ -733,7 +731,7 @@ Task<void> Survey::count_snapshots() {
   for (uint64_t i = 0; i < snapshots.size(); ++i) {
     const Snapshot& snapshot = snapshots[i];
     look_at_snapshot_entry(i);
-    if (is_phantom(snapshot)) continue;
+    if (is_empty_entry(snapshot)) continue;
     std::string name = cat("snapshot ", quoted(snapshot.name), ": ");
     if (const Result<void> sound = check_l1_table(snapshot, geometry()); !sound) {
       damage(1,
@@ -802,8 +800,8 @@ void Survey::look_at_bitmap(const Bitmap& bitmap) {
               .structure = "bitmap directory",
               .at = head.extensions.bitmaps->directory_offset.value,
               .length = head.extensions.bitmaps->directory_size};
-  const std::string why = why_not_usable(bitmap, head.header.size, geometry());
-  switch (fault_of(bitmap, head.header.size, geometry())) {
+  const auto [fault_kind, why] = why_unusable(bitmap, head.header.size, geometry());
+  switch (fault_kind) {
     case BitmapFault::none:
       return;
     case BitmapFault::in_use:

@@ -64,8 +64,8 @@ class Survey {
   bool copied_drift = false;        ///< COPIED flags may contradict refcounts.
   bool fixable_entries = false;     ///< fix_entries() has something to do.
   bool overfull = false;            ///< More references than a refcount holds.
-  bool mendable_snapshots = false;  ///< mend_snapshots() (snapshot_check.h),
-  bool mendable_bitmaps = false;    ///< or mend_bitmaps() (bitmap_check.h) has something to do.
+  bool mendable_snapshots = false;  ///< mend_snapshots(),
+  bool mendable_bitmaps = false;    ///< or mend_bitmaps() (mend.h) has something to do.
   uint64_t copied_wrong = 0;        ///< Corruptions that are COPIED flags.
   uint64_t formal = 0;              ///< Corruptions that change no reference.
 
