@@ -370,6 +370,15 @@ Task<void> Image::Amendment::expand_zeros() {
         co_await load_table(*image_.file_, snapshot.l1_offset, snapshot.l1_entries, Mark::l1_load);
     co_await look(l1, false).doing("snapshot ", quoted(snapshot.name));
   }
+  // New clusters get as many references as their table has, which the refcounts must allow (A5).
+  for (const HostCluster table : order) {
+    co_await allocator().load({table, 1}).doing("L2 table");
+    const uint64_t owners = found.at(table).owners;
+    const uint64_t refcount = allocator().refcount(table);
+    if (owners <= refcount) continue;
+    co_await fail(corrupt("L2 table at ", g().start_of(table), " has ", owners,
+                          " references and a refcount of ", refcount, "; run check -r all"));
+  }
   for (size_t i = 0; i < order.size(); ++i) {
     co_await expand_table(order[i], found.at(order[i]));
     if ((tables_.size() + 1) * g().cluster_size() > kTableBytesAtOnce) co_await write_tables();

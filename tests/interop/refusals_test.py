@@ -159,6 +159,17 @@ class Refusals(Case):
                 self.assert_clean(path)
                 os.unlink(path)
 
+    def test_a_table_with_more_owners_than_its_refcount_says_is_not_shared_further(self):
+        """Clusters of zeros for version 2 get as many references as their table has: here more than fit in one bit."""
+        base = self.path("base.raw")
+        with open(base, "wb") as file:
+            file.write(b"\x05" * 8 * MIB)
+        path = self.image("-o", "cluster_size=512,refcount_bits=1", "-b", base, "-F", "raw", size="1M", fill=False)
+        qemu_io(path, "write -q -z 0 32k", "write -q -P 1 32k 64k")
+        l1, = peek(path, 40, ">Q")
+        poke(path, l1 + 8, ">Q", *peek(path, l1, ">Q"))
+        self.refused("amend", "-f", "qcow2", "-o", "compat=0.10,refcount_bits=16", path, saying="run check -r all")
+
     def test_snapshots_that_version_3_does_not_allow_are_completed(self):
         path = self.image("-o", "compat=0.10")
         qemu_img("snapshot", "-c", "s", path)
