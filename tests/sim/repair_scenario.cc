@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Damaged images, repaired under an undo journal, with power cuts at every step: of the repair and
-/// of the undo (docs/engine.md, R1 to R5).
+/// of the undo (docs/engine.md, R1 to R5 and R8).
 ///
-/// A small image is made by hand, some entries are then led astray.  At each cut: no cluster has
+/// A small image is made by hand, some entries are then led astray, and tables of snapshots and
+/// bitmaps spoilt (R8).  At each cut: no cluster has
 /// fewer counts than references that had not before; undo restores every byte; the repair run again
 /// ends sound; undo restores every byte then, too.  In the end: what each guest cluster reads is
 /// what it read before, and orphans are still there unless they were let go.
@@ -48,6 +49,8 @@ class RepairRun {
     make_image();
     if (!verdict_.failure.empty()) return;
     for (uint64_t n = prng_.between(1, 3); n != 0; --n) lead_astray();
+    if (prng_.one_in(3)) spoil_snapshots();
+    if (prng_.one_in(3)) spoil_bitmaps();
     disk_.put(0, image_);
     before_ = content_of(disk_);
     undercounted_ = undercounted(disk_);
@@ -135,6 +138,40 @@ class RepairRun {
         append(std::byte{0xee});
         break;
     }
+  }
+
+  /// A snapshot that does not say how large its disk is, and perhaps entries that are not there.
+  void spoil_snapshots() {
+    const uint64_t l1 = append(std::byte{0});
+    const uint64_t table = append(std::byte{0});
+    store_be(image_, table, l1);
+    store_be(image_, table + 8, uint32_t{1});             // L1 entries.
+    store_be(image_, table + 12, uint32_t{0x0001'0001});  // Lengths of id and name.
+    image_[table + 40] = image_[table + 41] = std::byte{'1'};
+    store_be(image_, 60, static_cast<uint32_t>(prng_.between(1, 3)));
+    store_be(image_, 64, table);
+  }
+
+  /// A bitmap with a granularity that no reader takes, or a table for another disk.
+  void spoil_bitmaps() {
+    uint64_t at = load_be<uint32_t>(image_, 100);
+    while (load_be<uint32_t>(image_, at) != 0)
+      at += 8 + round_up(load_be<uint32_t>(image_, at + 4), 8);
+    if (at + 40 > kSectorSize) return;
+    const uint64_t table = append(std::byte{0});
+    const uint64_t directory = append(std::byte{0});
+    const bool invalid = prng_.one_in(2);
+    store_be(image_, directory, table);
+    store_be(image_, directory + 8, uint32_t{invalid ? 1u : 7u});  // Entries.
+    // Type, granularity, length of the name.
+    store_be(image_, directory + 16, uint32_t{0x0100'0001} | (invalid ? 60u : 16u) << 16);
+    image_[directory + 24] = std::byte{'b'};
+    store_be(image_, at, uint32_t{0x23852875});
+    store_be(image_, at + 4, uint32_t{24});
+    store_be(image_, at + 8, uint32_t{1});
+    store_be(image_, at + 16, uint64_t{32});
+    store_be(image_, at + 24, directory);
+    store_be(image_, 88, word(image_, 88) | 1);
   }
 
   /// What each guest cluster reads.
