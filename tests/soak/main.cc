@@ -25,6 +25,7 @@
 #include "coro/range_lock.h"
 #include "coro/scope.h"
 #include "io/gate.h"
+#include "io/standard_descriptors.h"
 #include "job/create.h"
 #include "oracle.h"
 #include "qcow2/check.h"
@@ -358,6 +359,7 @@ int soak(std::string folder, uint64_t seed, int64_t seconds) {
 }  // namespace byre
 
 int main(int argc, char** argv) {
+  if (!byre::open_standard_descriptors()) return 2;
   uint64_t seed = 1;
   int64_t seconds = 60;
   std::string folder;
