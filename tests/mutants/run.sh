@@ -1,26 +1,20 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The mutation gate: each patch here breaks one rule of docs/engine.md; the simulator must find each.
-# A patch that no longer applies fails the gate, as does a mutant that survives.
+# The mutation gate: each mutant here breaks one rule of docs/engine.md; the simulator must find each.
+# One that no longer applies fails the gate, as does one that survives.  mutate.py says how they are written.
 #   run.sh [NAME...]    BYRE_MUTANT_SECONDS: time for each scenario on each mutant (60)
-#   run.sh --apply      Only sees that every patch applies.
-# A line "Scenario: NAME" in front of a patch says where to look first.
+#   run.sh --apply      Only sees that every mutant applies.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 root=$PWD
-if [[ ${1:-} == --apply ]]; then
-  failed=0
-  for patch in tests/mutants/*.patch; do
-    patch -p1 --dry-run --forward --quiet -F0 <"$patch" >/dev/null || { echo "$patch does not apply" >&2; failed=1; }
-  done
-  exit $failed
-fi
+mutate() { /usr/bin/python3 "$root/tests/mutants/mutate.py" "$@"; }
+[[ ${1:-} != --apply ]] || { mutate check "$root"; exit; }
 limit=${BYRE_MUTANT_SECONDS:-60}
 # In the order in which they find most, soonest.
 scenarios=(mix faults ghosts readers late no-space kth-fault cuts pairs snapshots snapshot-faults online amend snapshot-pairs bitmaps bitmap-faults repair)
 tree=$root/build/mutants/tree
 names=("$@")
-[[ ${#names[@]} -gt 0 ]] || mapfile -t names < <(cd tests/mutants && ls ./*.patch | sed 's|^\./||; s|\.patch$||' | sort)
+[[ ${#names[@]} -gt 0 ]] || mapfile -t names < <(cd tests/mutants && ls ./*.mutant | sed 's|^\./||; s|\.mutant$||' | sort)
 
 mkdir -p "$tree"
 refresh() {  # Only what differs is touched, so that the build stays incremental.
@@ -43,8 +37,8 @@ failed=0
 printf '%-32s %-10s %s\n' mutant verdict 'found by'
 for name in "${names[@]}"; do
   refresh
-  if ! (cd "$tree" && patch -p1 --forward --quiet -F0 <"$root/tests/mutants/$name.patch") >"$log" 2>&1; then
-    printf '%-32s %-10s %s\n' "$name" 'NO PATCH' 'the patch does not apply'
+  if ! mutate apply "$tree" "$name" >"$log" 2>&1; then
+    printf '%-32s %-10s %s\n' "$name" 'NO PLACE' "$(head -n 1 "$log")"
     failed=1
     continue
   fi
@@ -54,7 +48,7 @@ for name in "${names[@]}"; do
     continue
   fi
   found=
-  mapfile -t order < <({ sed -n '/^--- /q; s/^Scenario: //p' "tests/mutants/$name.patch"; printf '%s\n' "${scenarios[@]}"; } | awk '!seen[$0]++')
+  mapfile -t order < <({ mutate scenario "$name"; printf '%s\n' "${scenarios[@]}"; } | awk '$0 != "" && !seen[$0]++')
   for scenario in "${order[@]}"; do
     start=$SECONDS
     timeout -k 5 "$limit" "$sim" --scenario "$scenario" --seeds 1..100000 >"$log" 2>&1 || true
