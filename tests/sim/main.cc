@@ -5,6 +5,8 @@
 ///     byre-sim [--scenario NAME]... --seed N [--trace] [--shrink] [--dump DIR]
 ///     byre-sim [--scenario NAME]... --seeds A..B [--keep-going]
 ///     byre-sim --smoke                     the test run: few seeds of each, each twice
+///     --hashes: print the hash of each seed's trace.  A change that only moves code keeps them all;
+///               write them to a file before it, and compare after it.
 ///     --judge DIR: also qemu-img check, and the reference checker, on what each life leaves
 ///
 /// A failure prints its scenario and seed; the same two repeat it exactly.  Seeds are played in
@@ -36,6 +38,7 @@ struct Arguments {
   bool trace = false;
   bool shrink = false;
   bool keep_going = false;
+  bool hashes = false;
   std::string dump;
   std::string judge;
 };
@@ -131,6 +134,10 @@ bool play(const Scenario& scenario, uint64_t seed, const Arguments& arguments) {
   if (arguments.smoke && verdict.failure.empty()) {
     const Verdict again = scenario.play(seed, run_options(arguments));
     if (again.hash != verdict.hash) verdict.failure = "played twice, it went differently";
+  }
+  if (arguments.hashes) {
+    std::printf("%s %llu %016llx\n", scenario.name.c_str(), static_cast<unsigned long long>(seed),
+                static_cast<unsigned long long>(verdict.hash));
   }
   if (verdict.failure.empty()) return true;
   std::printf("FAILED %s --seed %llu\n%s\n", scenario.name.c_str(),
@@ -293,7 +300,7 @@ std::optional<uint64_t> number(std::string_view text) {
 int usage() {
   std::fprintf(stderr,
                "byre-sim --list | --smoke | [--scenario NAME]... --seed N | --seeds A..B\n"
-               "         [--trace] [--shrink] [--dump DIR] [--judge DIR] [--keep-going]\n");
+               "         [--trace] [--hashes] [--shrink] [--dump DIR] [--judge DIR] [--keep-going]\n");
   return 2;
 }
 
@@ -316,6 +323,8 @@ int main(int argc, char** argv) {
       arguments.shrink = true;
     } else if (name == "--keep-going") {
       arguments.keep_going = true;
+    } else if (name == "--hashes") {
+      arguments.hashes = true;
     } else if (name == "--dump") {
       arguments.dump = next;
       ++i;
