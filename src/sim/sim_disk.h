@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// SimDisk: a file whose unsynced writes a power cut may lose, tear or reorder (docs/engine.md,
-/// part 3).
+/// SimDisk: a file whose unsynced writes a power cut may lose, tear or reorder
+/// (docs/simulation.md, "The world").
 ///
 /// The file is an array of 512-byte sectors.  A sector has a durable content and a list of versions
 /// since; programs read the newest that landed.  Each write, punch, zero-range and truncate is an

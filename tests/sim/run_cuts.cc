@@ -124,7 +124,8 @@ void Run::random_cut(Prng& prng) {
   }
 }
 
-/// Everything that engine.md, part 3, asks for at one moment of a short history.
+/// Every set of writes that docs/simulation.md ("The world") names, at one moment of a short
+/// history.
 void Run::every_cut() {
   constexpr uint64_t kStatesMax = 4096;
   const std::vector<LogEntry> log = disk().log();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The scenarios of byre-sim: what docs/engine.md 4.1 asks for, each a function of a seed.
+/// The scenarios of byre-sim, each a function of a seed; docs/simulation.md lists them.
 #pragma once
 
 #include <cstdint>
