@@ -67,7 +67,7 @@ std::span<const AnyCommand* const> byre_commands() {
 }
 
 std::span<const AnyCommand* const> qemu_img_commands() {
-  static const std::array kCommands = {&kAmend, &kBitmap, &kCheck, &kConvert, &kCreate,
+  static const std::array kCommands = {&kAmend, &kBitmap, &kCheck,  &kConvert, &kCreate,
                                        &kInfo,  &kMap,    &kResize, &kSnapshot};
   return kCommands;
 }
@@ -80,7 +80,7 @@ const AnyCommand* find_command(std::span<const AnyCommand* const> commands, std:
 }
 
 int run_program(const std::vector<std::string>& words) {
-  ignore_signals();
+  set_up_signals();
 
   std::string program = words.empty() ? "byre" : words[0];
   if (const size_t slash = program.rfind('/'); slash != std::string::npos)

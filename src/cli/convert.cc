@@ -389,6 +389,7 @@ Task<int> convert(Session& session, ConvertArgs args) {
   Disks disks;
   Result<void> done = co_await run(session, gate, std::move(args), plan, disks).result();
   Result<void> closed = co_await disks.close().result();
+  if (!done && done.error().code() == Errc::cancelled) co_await std::move(done);
   if (!done) {
     // Advice is a line of its own, as qemu-img has it.
     const std::string text = done.error().message();

@@ -478,7 +478,8 @@ Task<int> serve_plan(Session& session, Plan plan) {
   const Session::Interruptible guard(session,
                                      {.about = quoted(plan.image),
                                       .stop = [&] { serving.stop(); },
-                                      .waiting_for = [&] { return serving.waiting_for(); }});
+                                      .waiting_for = [&] { return serving.waiting_for(); },
+                                      .is_server = true});
   if (served) served = co_await announce(session, plan, serving, disk).result();
   if (served && session.interrupted() == 0) {
     served = co_await serving.run(signals ? &*signals : nullptr).result();

@@ -67,7 +67,9 @@ Session::Interruptible::Interruptible(Session& session, Interruption interruptio
   std::string hung =
       cat(session_.program(), ": interrupted, waiting for ", session_.interruption_.about,
           ", which does not answer (interrupt again to exit at once)\n");
-  auto interrupts = Interrupts::make(session_.reactor_, {.hung = std::move(hung)});
+  auto interrupts =
+      Interrupts::make(session_.reactor_,
+                       {.always_term = session_.interruption_.is_server, .hung = std::move(hung)});
   if (!interrupts) return;  // Signals then end the process at once.
   session_.interrupts_ = *std::move(interrupts);
   session_.watchers_.spawn(session_.watch());

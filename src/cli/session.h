@@ -5,8 +5,9 @@
 /// Ctrl-C: a command that has something to end in order says so with an Interruptible.  The first
 /// SIGINT, SIGTERM or SIGHUP then calls its `stop`, and if it has not ended soon, the user is told
 /// what it waits for; the second one ends the process, whatever hangs (io/interrupts.h).  Outside
-/// of an Interruptible signals end the process at once: every image byre writes survives that. Not
-/// here: words and options (command.h).
+/// of an Interruptible signals end the process at once: every image byre writes survives that.
+/// SIGUSR1 asks a command that has progress to tell it (progress.h); others go on.
+/// Not here: words and options (command.h).
 #pragma once
 
 #include <functional>
@@ -60,6 +61,7 @@ class Session {
     std::string about;                         ///< The disks that it may have to wait for.
     std::function<void()> stop;                ///< Ask the work to end.
     std::function<std::string()> waiting_for;  ///< What it still waits for; may be empty.
+    bool is_server = false;  ///< SIGTERM ends it even where the parent ignores that.
   };
   /// While it lives, signals mean what it says.  One at a time.
   class [[nodiscard]] Interruptible {

@@ -29,7 +29,8 @@ Interrupts::Interrupts(Reactor& reactor, Options options)
     struct sigaction action;
     // nohup(1), and shells for what they start in the background, mean it.
     const bool ignored = sigaction(number, nullptr, &action) == 0 && action.sa_handler == SIG_IGN;
-    if (!ignored) sigaddset(&signals_, number);
+    // Blocked signals wait for their reader even if they are ignored (signalfd(2)).
+    if (!ignored || (number == SIGTERM && options_.always_term)) sigaddset(&signals_, number);
   }
 }
 

@@ -3,7 +3,7 @@
 /// the kernel.
 ///
 /// A thread of its own waits for SIGINT, SIGTERM and SIGHUP (those that were not ignored when the
-/// program began):
+/// program began; but SIGTERM always when `always_term`: nothing else ends a server):
 ///   1. The first one ends wait(), on the reactor's thread.
 ///   2. If that thread does not come to it within `patience`, this one says `hung` on stderr.
 ///   3. The second one ends the process at once, with the exit code 128 + its number; but one that
@@ -31,6 +31,7 @@ class Interrupts {
   struct Options {
     int64_t patience = 1 * kSecond;
     int64_t grace = 300 * kMillisecond;
+    bool always_term = false;
     std::string hung =
         "interrupted, but the disk does not answer; interrupt again to exit at once\n";
   };

@@ -4,14 +4,35 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 
 namespace byre {
 
-void ignore_signals() {
-  ::signal(SIGPIPE, SIG_IGN);
-  ::signal(SIGXFSZ, SIG_IGN);
+namespace {
+
+std::atomic<uint64_t> questions = 0;
+static_assert(std::atomic<uint64_t>::is_always_lock_free, "a signal's handler takes no lock");
+
+void hear_question(int) { questions.fetch_add(1, std::memory_order_relaxed); }
+
+}  // namespace
+
+void set_up_signals() {
+  for (int number : {SIGPIPE, SIGXFSZ, SIGUSR2}) ::signal(number, SIG_IGN);
+  ::signal(SIGCHLD, SIG_DFL);
+  // Handled rather than ignored, so that a SignalWatch can take it.
+  struct sigaction question{};
+  question.sa_handler = hear_question;
+  question.sa_flags = SA_RESTART;
+  sigaction(SIGUSR1, &question, nullptr);
+  // Last: what waited is delivered now.
+  sigset_t none;
+  sigemptyset(&none);
+  pthread_sigmask(SIG_SETMASK, &none, nullptr);
 }
+
+uint64_t progress_questions() { return questions.load(std::memory_order_relaxed); }
 
 Result<SignalWatch> SignalWatch::make(Reactor& reactor, std::initializer_list<int> signals) {
   sigset_t set;
