@@ -5,6 +5,7 @@
 #include <linux/fs.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -37,6 +38,11 @@ bool is_transient(int64_t result) { return result == -EINTR || result == -EAGAIN
 /// The file system or the kernel does not have that operation.
 bool is_unsupported(int64_t result) {
   return result == -EOPNOTSUPP || result == -ENOSYS || result == -ENODEV;
+}
+
+/// /dev/null, which some use for a disk that holds nothing.
+bool is_null_device(const struct stat& status) {
+  return S_ISCHR(status.st_mode) && status.st_rdev == makedev(1, 3);
 }
 
 /// What O_DIRECT demands of `fd`, or 0 when that cannot be found out.
@@ -84,7 +90,7 @@ Result<std::unique_ptr<File>> File::open(Reactor& reactor, const std::string& pa
   // Before it is opened: opening alone starts a watchdog, rewinds a tape, waits for a FIFO.
   struct stat status;
   const bool there = stat(path.c_str(), &status) == 0;
-  if (there && !S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode)) {
+  if (there && !S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode) && !is_null_device(status)) {
     return invalid("open ", quoted(path), ": neither a regular file nor a block device");
   }
   int flags = (options.writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
@@ -146,7 +152,9 @@ Result<std::unique_ptr<File>> File::adopt(Reactor& reactor, int fd, std::string 
   };
   struct stat status;
   if (fstat(fd, &status) != 0) return problem("fstat");
-  const bool block_device = S_ISBLK(status.st_mode);
+  const bool null_device = is_null_device(status);
+  // Of a fixed size, both of them.
+  const bool block_device = S_ISBLK(status.st_mode) || null_device;
   if (!block_device && !S_ISREG(status.st_mode)) {
     return invalid("open ", quoted(name), ": neither a regular file nor a block device");
   }
@@ -156,6 +164,7 @@ Result<std::unique_ptr<File>> File::adopt(Reactor& reactor, int fd, std::string 
     return Error(Errc::read_only, cat("open ", quoted(name), ": is open for reading only"));
   }
   // O_NONBLOCK was for what turned out not to be a file; to io_uring it would mean "never wait".
+  if (null_device) options.direct = options.lock = false;  // It is everybody's.
   flags = (flags & ~O_NONBLOCK) | (options.direct ? O_DIRECT : 0);
   if (fcntl(fd, F_SETFL, flags) != 0) {
     if (errno != EINVAL || !options.direct) return problem("fcntl");
@@ -170,13 +179,13 @@ Result<std::unique_ptr<File>> File::adopt(Reactor& reactor, int fd, std::string 
 
   Properties properties{.name = std::move(name),
                         .fd = fd,
-                        .size = static_cast<uint64_t>(status.st_size),
+                        .size = null_device ? 0 : static_cast<uint64_t>(status.st_size),
                         .writable = options.writable,
                         .locked = options.lock,
                         .block_device = block_device,
                         .device = block_device ? status.st_rdev : status.st_dev,
                         .inode = block_device ? 0 : status.st_ino};
-  if (block_device && ioctl(fd, BLKGETSIZE64, &properties.size) != 0) {
+  if (block_device && !null_device && ioctl(fd, BLKGETSIZE64, &properties.size) != 0) {
     return errno_error(errno, cat("open ", quoted(properties.name), ": ask for its size"));
   }
   if (flags & O_DIRECT) {
@@ -428,6 +437,8 @@ Task<void> File::sync() {
   for (unsigned retries = 0; result == -EINTR && retries <= kRetriesMax; ++retries) {
     result = co_await reactor_.perform(op);
   }
+  // /dev/null knows no sync, and needs none.
+  if (result == -EINVAL && properties_.block_device && properties_.size == 0) co_return;
   if (result < 0) co_await fail(latch(result));
 }
 

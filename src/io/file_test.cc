@@ -58,13 +58,32 @@ TEST_P(FileTest, OpeningRefusesWhatIsNoFile) {
     ASSERT_FALSE(file) << path;
     EXPECT_EQ(file.error().code(), Errc::invalid) << file.error().message();
   };
-  refused("/dev/null");
+  refused("/dev/zero");
   refused(folder_.path());
   ASSERT_EQ(mkfifo((folder_ / "fifo").c_str(), 0600), 0);
   refused(folder_ / "fifo");
   Result<std::unique_ptr<File>> missing = File::open(reactor(), folder_ / "missing", {});
   ASSERT_FALSE(missing);
   EXPECT_EQ(missing.error().code(), Errc::not_found);
+}
+
+// A disk of no bytes, which everybody may use at a time, and which cannot be lost.
+TEST_P(FileTest, TheNullDeviceIsAFileOfNothing) {
+  const auto open_null = [&](FileOptions options) {
+    Result<std::unique_ptr<File>> opened = File::open(reactor(), "/dev/null", options);
+    EXPECT_TRUE(opened) << opened.error().message();
+    return *std::move(opened);
+  };
+  const auto file = open_null({.writable = true, .create = true, .replace = true, .lock = true});
+  const auto other = open_null({.writable = true, .direct = true, .lock = true});
+  EXPECT_EQ(file->size(), 0u);
+  EXPECT_TRUE(file->properties().block_device);  // It does not grow.
+  EXPECT_FALSE(file->properties().locked);
+  run(file->sync());
+  run(other->sync());
+  EXPECT_EQ(read(*file, 0, 100), std::vector<std::byte>(100));
+  EXPECT_FALSE(reactor().run(file->truncate(512)));
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
 }
 
 TEST_P(FileTest, CreatingDoesNotReplaceUnlessTold) {
