@@ -88,9 +88,8 @@ Result<void> check_force(const Image& image, const AmendOptions& wanted, bool fo
   const bool reformats = changes(wanted.backing_format, format) && !lacks_format;
   if (renames || reformats) {
     return invalid(
-        "Cannot amend the backing file\nYou can use 'qemu-img rebase' instead; with --force its "
-        "name "
-        "and format are changed, and what the disk reads from it is not looked at.");
+        "Cannot amend the backing file; with --force its name and format are changed, and what the "
+        "disk reads from it is not looked at");
   }
   if (wanted.size && *wanted.size < image.size() && !may_shrink) {
     return invalid(

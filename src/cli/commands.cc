@@ -52,7 +52,10 @@ int run_subcommand(Session& session, std::span<const AnyCommand* const> commands
   }
   if (first.starts_with('-')) return usage(cat("unrecognized option '", first, "'"));
   const AnyCommand* command = find_command(commands, first);
-  if (!command) return usage(cat("Command not found: ", first));
+  if (!command) {
+    const int code = usage(cat("Command not found: ", first));
+    return first == "compare" ? 2 : code;  // 1 would say that the images differ.
+  }
   return command->run(session, {words.begin() + 1, words.end()});
 }
 

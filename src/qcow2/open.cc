@@ -135,7 +135,7 @@ Task<void> Image::open_backing(Gate& gate, uint32_t depth) {
     co_await fail(invalid(
         "backing file ", quoted(named),
         " has no format in the image, and guessing it would let a guest choose what is opened; "
-        "set it with: qemu-img rebase -u -b FILE -F FORMAT"));
+        "set it with: byre amend -o backing_fmt=FORMAT IMAGE"));
   }
   const std::string format = *head_.extensions.backing_format;
   if (format != "qcow2" && format != "raw" && format != "file") {
