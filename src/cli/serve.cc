@@ -14,10 +14,12 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "block/detect_zeroes.h"
 #include "block/filter.h"
 #include "block/raw.h"
 #include "cli/commands.h"
 #include "cli/findings.h"
+#include "cli/live_line.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
 #include "cli/text.h"
@@ -42,6 +44,8 @@ struct Plan {
   bool read_only = false;
   CacheMode cache = CacheMode::writeback;
   DiscardPolicy discard = DiscardPolicy::unmap;
+  DetectZeroesMode detect_zeroes = DetectZeroesMode::off;
+  bool depth = true;  ///< Clients can ask in which layer data lie.
   std::optional<SnapshotChoice> snapshot;
   std::vector<std::string> bitmaps;  ///< Whose bits clients can read.
 
@@ -148,6 +152,7 @@ class Serving {
         disk_(disk),
         image_(image),
         server_(session.reactor(), {.connections_max = plan.connections_max,
+                                    .end_with_last_client = plan.until_last_client,
                                     .report = [this](const Error& error) { report(error); }}),
         helpers_(session.reactor().ready()) {}
 
@@ -157,6 +162,7 @@ class Serving {
                                  .description = plan_.description,
                                  .device = &disk_,
                                  .writable = disk_.writable(),
+                                 .depth = plan_.depth,
                                  .contexts = std::move(contexts)},
                                 true);
     Reactor& reactor = session_.reactor();
@@ -197,7 +203,6 @@ class Serving {
     if (signals) helpers_.spawn(check_on_signal(*signals));
     if (plan_.check_every) helpers_.spawn(check_now_and_then());
     if (!plan_.quiet) helpers_.spawn(show_state());
-    if (plan_.until_last_client) helpers_.spawn(watch_clients());
     const Result<void> served = co_await server_.serve().result();
     ended_ = true;
     if (signals) signals->cancel();
@@ -226,7 +231,6 @@ class Serving {
  private:
   static constexpr int64_t kLivePause = 500 * kMillisecond;
   static constexpr int64_t kLogPause = 10 * kSecond;
-  static constexpr int64_t kClientPause = 20 * kMillisecond;
   static constexpr unsigned kReportsMax = 10;  ///< Between two lines of state.
 
   /// Sleeps, but not after the end.
@@ -250,13 +254,17 @@ class Serving {
       const Instant at = session_.reactor().now();
       const double seconds = std::max(1e-9, static_cast<double>(at - then) / kSecond);
       const auto mib_s = [&](uint64_t bytes) { return static_cast<double>(bytes) / MiB / seconds; };
+      // In the order of what must be seen: a narrow terminal shows the first ones.
+      const std::vector<std::string> parts = {
+          cat(plural(now.connections_open, "client"),
+              now.connections_waiting == 0 ? "" : " (the next one waits for a place)"),
+          now.requests_failed == 0 ? "" : cat(now.requests_failed, " failed"),
+          fmt::format("{} ({:.0f}/s)", plural(now.requests, "request"),
+                      static_cast<double>(now.requests - before.requests) / seconds),
+          fmt::format("read {:.1f} MiB/s", mib_s(now.bytes_read - before.bytes_read)),
+          fmt::format("written {:.1f} MiB/s", mib_s(now.bytes_written - before.bytes_written))};
       const std::string line =
-          fmt::format("{}, {} ({:.0f}/s), read {:.1f} MiB/s, written {:.1f} MiB/s{}",
-                      plural(now.connections_open, "client"), plural(now.requests, "request"),
-                      static_cast<double>(now.requests - before.requests) / seconds,
-                      mib_s(now.bytes_read - before.bytes_read),
-                      mib_s(now.bytes_written - before.bytes_written),
-                      now.requests_failed == 0 ? "" : cat(", ", now.requests_failed, " failed"));
+          fit_line(parts, live_ ? terminal_width(STDERR_FILENO) : std::string::npos);
       say_suppressed();
       if (live_) {
         session_.note(cat("\r\x1b[K", line));
@@ -266,17 +274,6 @@ class Serving {
       connections_shown = now.connections_open;
       before = now;
       then = at;
-    }
-  }
-
-  Task<void> watch_clients() {
-    while (!ended_) {
-      const nbd::Statistics& now = server_.statistics();
-      if (now.connections > 0 && now.connections_open == 0) {
-        server_.stop();
-        break;
-      }
-      co_await pause(kClientPause);
     }
   }
 
@@ -470,16 +467,17 @@ Task<int> serve_plan(Session& session, Plan plan) {
       served = std::move(context).error();
     }
   }
+  if (plan.detect_zeroes != DetectZeroesMode::off)
+    disk.device = std::make_unique<DetectZeroes>(std::move(disk.device), plan.detect_zeroes);
   if (is_write_through(plan.cache))
     disk.device = std::make_unique<WriteThrough>(std::move(disk.device));
 
   Serving serving(session, plan, *disk.device, disk.image);
   if (served) served = co_await serving.listen(std::move(contexts)).result();
-  const Session::Interruptible guard(session,
-                                     {.about = quoted(plan.image),
-                                      .stop = [&] { serving.stop(); },
-                                      .waiting_for = [&] { return serving.waiting_for(); },
-                                      .is_server = true});
+  const Session::Interruptible guard(session, {.about = quoted(plan.image),
+                                               .stop = [&] { serving.stop(); },
+                                               .waiting_for = [&] { return serving.waiting_for(); },
+                                               .is_server = true});
   if (served) served = co_await announce(session, plan, serving, disk).result();
   if (served && session.interrupted() == 0) {
     served = co_await serving.run(signals ? &*signals : nullptr).result();
@@ -509,12 +507,13 @@ struct ServeArgs : OpenArgs {
   std::optional<std::string> snapshot;
   std::vector<std::string> bitmaps;
   std::optional<DiscardPolicy> discard;
+  std::optional<std::string> detect_zeroes;
   std::string cache = "writeback";
   std::string name;
   std::string description;
   std::optional<std::string> socket;
   std::optional<std::string> port;
-  std::string address = "127.0.0.1";
+  std::optional<std::string> address;
   std::optional<std::string> connections_max;
   std::string pid_file;
   std::optional<std::string> check_every;
@@ -525,6 +524,21 @@ Result<uint16_t> parse_port(const std::string& text) {
   const Result<uint64_t> port = parse_number(text, 0, 65535);
   if (!port) return invalid("Invalid port: ", quoted(text), " (0 to 65535; 0 is any that is free)");
   return static_cast<uint16_t>(*port);
+}
+
+/// Both spellings are QEMU's.
+Result<DetectZeroesMode> parse_detect_zeroes(const std::string& text, DiscardPolicy discard) {
+  if (text == "off") return DetectZeroesMode::off;
+  if (text == "on") return DetectZeroesMode::on;
+  if (text != "unmap") {
+    return invalid("Failed to parse detect_zeroes mode: invalid parameter value: ", text,
+                   " (off, on or unmap)");
+  }
+  if (discard != DiscardPolicy::unmap) {
+    return invalid(
+        "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap");
+  }
+  return DetectZeroesMode::unmap;
 }
 
 Task<int> serve(Session& session, ServeArgs args) {
@@ -539,7 +553,7 @@ Task<int> serve(Session& session, ServeArgs args) {
             .description = args.description,
             .socket = args.socket,
             .default_socket = true,
-            .address = args.address,
+            .address = args.address.value_or("127.0.0.1"),
             .check_on_signal = true,
             .quiet = args.quiet,
             .pid_file = args.pid_file};
@@ -554,6 +568,12 @@ Task<int> serve(Session& session, ServeArgs args) {
   if (args.snapshot) plan.snapshot = co_await parse_snapshot(*args.snapshot);
   plan.cache = co_await cache_mode(args.cache, "cache");
   plan.discard = args.discard.value_or(DiscardPolicy::unmap);
+  if (args.detect_zeroes)
+    plan.detect_zeroes = co_await parse_detect_zeroes(*args.detect_zeroes, plan.discard);
+  if (args.address && !args.port) {
+    co_return invalid("--bind says where --port listens; give --port as well (NBD's own is ",
+                      kNbdPort, "), or leave both out for the unix socket");
+  }
   if (args.port) plan.port = co_await parse_port(*args.port);
   if (args.connections_max) {
     const Result<uint64_t> count = parse_number(*args.connections_max, 1, 65535);
@@ -613,7 +633,11 @@ const Command<ServeArgs> kServeDefinition({
          option("--discard", "POLICY", &ServeArgs::discard,
                 "unmap (the default): what clients discard is given back to the file system; "
                 "ignore"),
-         option("--max-connections", "COUNT", &ServeArgs::connections_max, "1024 is the default"),
+         option("--detect-zeroes", "MODE", &ServeArgs::detect_zeroes,
+                "off (the default); on: a write of nothing but zeros becomes a request to zero; "
+                "unmap: and its space is given back"),
+         option("--max-connections", "COUNT", &ServeArgs::connections_max,
+                "1024 is the default; who comes when there are so many waits for a place"),
          option("--pid-file", "PATH", &ServeArgs::pid_file, "where to write the process id"),
          option("--check-every", "SECONDS", &ServeArgs::check_every,
                 "check the disk so often while it is served, as SIGUSR1 does"),
@@ -691,6 +715,7 @@ Result<Plan> plan_of(const NbdArgs& args) {
   Plan plan{.image = args.image,
             .open = args,
             .read_only = args.read_only,
+            .depth = args.depth,
             .bitmaps = args.bitmaps,
             .export_name = args.name,
             .description = args.description,
@@ -706,8 +731,9 @@ Result<Plan> plan_of(const NbdArgs& args) {
   if (!mode) return invalid("Invalid cache mode '", cache, "'");
   plan.cache = *mode;
   plan.discard = args.discard.value_or(DiscardPolicy::ignore);
-  if (args.detect_zeroes && *args.detect_zeroes != "off") {
-    return unsupported("--detect-zeroes=", *args.detect_zeroes, " is not supported");
+  if (args.detect_zeroes) {
+    BYRE_TRY(detect, parse_detect_zeroes(*args.detect_zeroes, plan.discard));
+    plan.detect_zeroes = detect;
   }
   if (args.aio && *args.aio != "threads" && *args.aio != "native" && *args.aio != "io_uring") {
     return invalid("invalid aio mode '", *args.aio, "'");
@@ -759,7 +785,7 @@ const Command<NbdArgs> kNbdDefinition({
              option("-b, --bind", "ADDRESS", &NbdArgs::address, "127.0.0.1 is the default"),
              option("-k, --socket", "PATH", &NbdArgs::socket, "listen on this unix socket instead"),
              option("-e, --shared", "COUNT", &NbdArgs::shared,
-                    "clients at a time (1), or 0 for any number"),
+                    "clients at a time (1), or 0 for any number; others wait for a place"),
              flag("-t, --persistent", &NbdArgs::persistent, "stay when the last client has gone"),
              option("-x, --export-name", "NAME", &NbdArgs::name,
                     "name of the export; empty is the default"),
@@ -777,11 +803,12 @@ const Command<NbdArgs> kNbdDefinition({
              flag("-n, --nocache", &NbdArgs::no_cache, "as --cache=none"),
              option("--discard", "POLICY", &NbdArgs::discard, "ignore (the default) or unmap"),
              option("--detect-zeroes", "MODE", &NbdArgs::detect_zeroes,
-                    "off; nothing else is supported"),
+                    "off (the default); on: a write of nothing but zeros becomes a request to "
+                    "zero; unmap (with --discard=unmap): and its space is given back"),
              option("--aio", "MODE", &NbdArgs::aio,
                     "threads, native or io_uring; accepted, byre chooses by itself"),
              flag("-A, --allocation-depth", &NbdArgs::depth,
-                  "offer the context qemu:allocation-depth (byre always does)"),
+                  "offer the context qemu:allocation-depth"),
              flag("--fork", &NbdArgs::fork, "go to the background once it listens"),
              option("--pid-file", "PATH", &NbdArgs::pid_file, "where to write the process id"),
              flag("-v, --verbose", &NbdArgs::verbose, "say what clients do wrong"),

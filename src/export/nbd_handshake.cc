@@ -6,15 +6,17 @@
 
 namespace byre::nbd {
 
-Terms terms_of(const Export& target, bool structured) {
+Terms terms_of(const Export& target, Service service) {
   const Device& device = *target.device;
-  Terms terms{.flags = kHasFlags | kSendFlush | kSendFua | kCanMultiConn,
-              .structured = structured,
+  Terms terms{.flags = kHasFlags | kSendFlush | kSendFua,
+              .structured = service.structured,
               .alignment = device.alignment()};
   terms.size = round_down(device.size(), terms.alignment);
   terms.flags |= target.writable && device.writable() ? kSendTrim | kSendWriteZeroes | kSendFastZero
                                                       : kReadOnly;
-  if (structured) terms.flags |= kSendDf;
+  if (service.structured) terms.flags |= kSendDf;
+  // A flush covers what all connections wrote; but who believes this opens some more at once.
+  if (service.clients_max > 1) terms.flags |= kCanMultiConn;
   return terms;
 }
 
@@ -61,11 +63,6 @@ Handshake::Next Handshake::option(Option option, Bytes payload, Text& out) {
     append_reply(out, option, OptionReply::ack);
     return Next::end;
   }
-  if (refusal_ != OptionReply::ack) {
-    if (option == Option::export_name) return Next::end;  // It has no reply that could say no.
-    append_reply(out, option, refusal_, refusal_message_);
-    return Next::option;
-  }
   switch (option) {
     case Option::export_name:
       return choose_export(payload, out);
@@ -99,7 +96,7 @@ Handshake::Next Handshake::option(Option option, Bytes payload, Text& out) {
 }
 
 Terms Handshake::terms() const {
-  Terms terms = terms_of(*chosen_, structured_);
+  Terms terms = terms_for(*chosen_);
   terms.contexts = contexts_.any();
   return terms;
 }
@@ -113,7 +110,7 @@ Handshake::Next Handshake::choose_export(Bytes name, Text& out) {
   const Export* target = exports_.find(text_of(name));
   if (!target) return Next::end;
   enter(*target);
-  const Terms terms = terms_of(*target, structured_);
+  const Terms terms = terms_for(*target);
   append_export(out, {.size = terms.size, .flags = terms.flags}, zeroes_);
   return Next::transmission;
 }
@@ -129,7 +126,7 @@ Handshake::Next Handshake::info(Option option, Bytes payload, Text& out) {
     append_reply(out, option, OptionReply::unknown, "no such export");
     return Next::option;
   }
-  const Terms terms = terms_of(*target, structured_);
+  const Terms terms = terms_for(*target);
   append_info(out, option, ExportInfo{.size = terms.size, .flags = terms.flags});
   if (request->wants(Info::name)) append_info(out, option, NameInfo{target->name});
   if (request->wants(Info::description) && !target->description.empty())
@@ -186,10 +183,11 @@ void Handshake::meta_context(Option option, Bytes payload, Text& out) {
 
   Contexts found;
   const bool all = listing && request->queries.empty();
-  found.allocation = found.depth = all;
+  found.allocation = all;
+  found.depth = all && target->depth;
   for (const std::string_view query : request->queries) {
     found.allocation = found.allocation || matches(query, kAllocationContext, listing);
-    found.depth = found.depth || matches(query, kDepthContext, listing);
+    found.depth = found.depth || (target->depth && matches(query, kDepthContext, listing));
   }
   for (size_t i = 0; i < target->contexts.size(); ++i) {
     const auto named = [&](std::string_view query) {

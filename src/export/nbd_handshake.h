@@ -37,11 +37,19 @@ struct Export {
   std::string description;  ///< For people, in listings.
   Device* device = nullptr;
   bool writable = false;  ///< Of use only if the device is writable too.
+  bool depth = true;      ///< The context qemu:allocation-depth is there.
   std::vector<ExportContext> contexts;
 };
 
-/// What a client may do with `target`, before it chose metadata contexts.
-Terms terms_of(const Export& target, bool structured);
+/// How clients are served, beside the export itself.
+struct Service {
+  bool structured = false;   ///< Structured replies were agreed.
+  uint32_t clients_max = 1;  ///< At a time.
+};
+
+/// The one place that says what a client may do with `target`: nothing is announced that the
+/// device, the export or the limits would refuse.  Before it chose metadata contexts.
+Terms terms_of(const Export& target, Service service);
 BlockSizeInfo block_sizes_of(const Export& target);
 
 /// The exports of one server, by name.
@@ -79,15 +87,10 @@ class Handshake {
   static constexpr uint32_t kOptionLengthMax = 64 * KiB;
 
   struct Policy {
-    bool allow_list = true;  ///< NBD_OPT_LIST names the exports.
+    bool allow_list = true;    ///< NBD_OPT_LIST names the exports.
+    uint32_t clients_max = 1;  ///< At a time, this one included.
   };
   Handshake(const Exports& exports, Policy policy) : exports_(exports), policy_(policy) {}
-
-  /// From now on every option but ABORT is answered with this error; `why` is for people.
-  void refuse(OptionReply error, std::string_view why) {
-    refusal_ = error;
-    refusal_message_ = why;
-  }
 
   void client_flags(uint32_t flags) { zeroes_ = (flags & kClientNoZeroes) == 0; }
 
@@ -106,11 +109,12 @@ class Handshake {
   void structured_reply(Bytes payload, Text& out);
   void meta_context(Option option, Bytes payload, Text& out);
   void enter(const Export& target);
+  Terms terms_for(const Export& target) const {
+    return terms_of(target, {.structured = structured_, .clients_max = policy_.clients_max});
+  }
 
   const Exports& exports_;
   Policy policy_;
-  OptionReply refusal_ = OptionReply::ack;
-  std::string refusal_message_;
   bool zeroes_ = true;
   bool structured_ = false;
   Contexts contexts_;

@@ -89,7 +89,7 @@ class NbdHandshake : public ::testing::Test {
   SimReactor reactor{1};
   TestDevice disk{reactor, 1 << 20};
   Exports exports;
-  Handshake handshake{exports, {}};
+  Handshake handshake{exports, {.clients_max = 2}};
   Next next = Next::option;
   std::vector<Reply> replies;
   Text raw;
@@ -268,15 +268,101 @@ TEST_F(NbdHandshake, AFailedSelectionDropsTheOneBefore) {
   EXPECT_FALSE(handshake.terms().contexts);
 }
 
-TEST_F(NbdHandshake, ARefusedClientCanOnlyGo) {
-  handshake.refuse(OptionReply::shutdown, "going down");
-  for (const Option option : {Option::list, Option::go, Option::structured_reply}) {
-    EXPECT_EQ(send(option), Next::option);
-    EXPECT_EQ(last(), OptionReply::shutdown);
+// Each bit of what is announced, for each way an export can be served; and the requests that it
+// stands for are taken or refused accordingly.
+TEST_F(NbdHandshake, NothingIsAnnouncedThatWouldBeRefused) {
+  for (const bool device_writes : {false, true})
+    for (const bool export_writes : {false, true})
+      for (const bool structured : {false, true})
+        for (const uint32_t clients : {1u, 2u, 1024u})
+          for (const uint32_t alignment : {1u, 512u, 4096u}) {
+            SCOPED_TRACE(
+                cat(device_writes, export_writes, structured, " ", clients, " ", alignment));
+            disk.can_write = device_writes;
+            disk.align = alignment;
+            const Export target{.name = "x", .device = &disk, .writable = export_writes};
+            const Terms terms =
+                terms_of(target, {.structured = structured, .clients_max = clients});
+            const bool writes = device_writes && export_writes;
+            const auto announced = [&](uint16_t flag) { return (terms.flags & flag) != 0; };
+            EXPECT_TRUE(announced(kHasFlags));
+            EXPECT_TRUE(announced(kSendFlush));
+            EXPECT_TRUE(announced(kSendFua));
+            EXPECT_EQ(announced(kReadOnly), !writes);
+            EXPECT_EQ(announced(kSendTrim), writes);
+            EXPECT_EQ(announced(kSendWriteZeroes), writes);
+            EXPECT_EQ(announced(kSendFastZero), writes);
+            EXPECT_EQ(announced(kSendDf), structured);
+            EXPECT_EQ(announced(kCanMultiConn), clients > 1);
+            const uint16_t known = kHasFlags | kReadOnly | kSendFlush | kSendFua | kSendTrim |
+                                   kSendWriteZeroes | kSendDf | kCanMultiConn | kSendFastZero;
+            EXPECT_EQ(terms.flags & ~known, 0);  // No cache, no resize: there is neither.
+
+            const auto answer = [&](Command command, uint16_t flags = 0) {
+              const uint32_t length = command == Command::flush ? 0 : 4096;
+              return check({.flags = flags, .command = command, .length = length}, terms);
+            };
+            const Status change = writes ? Status::ok : Status::eperm;
+            EXPECT_EQ(answer(Command::read), Status::ok);
+            EXPECT_EQ(answer(Command::read, kDf), structured ? Status::ok : Status::einval);
+            EXPECT_EQ(answer(Command::write, kFua), change);
+            EXPECT_EQ(answer(Command::trim, kFua), change);
+            EXPECT_EQ(answer(Command::write_zeroes, kFua | kNoHole), change);
+            EXPECT_EQ(answer(Command::write_zeroes, kFastZero), writes ? change : Status::einval);
+            EXPECT_EQ(answer(Command::flush), Status::ok);
+
+            // INFO, GO and EXPORT_NAME say the same.
+            Exports one;
+            ASSERT_TRUE(one.add(target));
+            for (const Option option : {Option::info, Option::go, Option::export_name}) {
+              Handshake told(one, {.clients_max = clients});
+              told.client_flags(kClientFixedNewstyle | kClientNoZeroes);
+              Text out;
+              if (structured) told.option(Option::structured_reply, {}, out);
+              out.clear();
+              Text message;
+              append_info_request(message, option, "x", {});
+              const Bytes payload = option == Option::export_name
+                                        ? bytes_of(std::string_view("x"))
+                                        : Bytes(message).subspan(sizeof(OptionWire));
+              told.option(option, payload, out);
+              uint16_t flags = 0;
+              if (option == Option::export_name) {
+                const auto answered = parse_export(out);
+                ASSERT_TRUE(answered);
+                flags = answered->flags;
+              } else {
+                replies = replies_in(out, option);
+                found.clear();
+                const auto* info = find_info<ExportInfo>();
+                ASSERT_TRUE(info);
+                flags = info->flags;
+              }
+              EXPECT_EQ(flags, terms.flags) << static_cast<int>(option);
+            }
+          }
+}
+
+TEST_F(NbdHandshake, TheDepthOfAllocationIsOfferedOnlyWhereAsked) {
+  Exports plain;
+  ASSERT_TRUE(plain.add({.name = "disk", .device = &disk, .depth = false}, true));
+  Handshake without(plain, {});
+  Text out;
+  without.option(Option::structured_reply, {}, out);
+  for (const Option option : {Option::list_meta_context, Option::set_meta_context}) {
+    for (const std::vector<std::string_view>& queries :
+         {std::vector<std::string_view>{},
+          {"qemu:"},
+          {"qemu:allocation-depth", "base:allocation"}}) {
+      Text message;
+      append_meta_request(message, option, "disk", queries);
+      out.clear();
+      without.option(option, Bytes(message).subspan(sizeof(OptionWire)), out);
+      replies = replies_in(out, option);
+      EXPECT_EQ(last(), OptionReply::ack);
+      for (const std::string& name : contexts_listed()) EXPECT_EQ(name, "base:allocation");
+    }
   }
-  EXPECT_EQ(send(Option::export_name, bytes_of(std::string_view("disk"))), Next::end);
-  EXPECT_EQ(send(Option::abort), Next::end);
-  EXPECT_EQ(last(), OptionReply::ack);
 }
 
 TEST_F(NbdHandshake, BlockSizesKeepTheSpecificationsBounds) {
@@ -296,7 +382,7 @@ TEST_F(NbdHandshake, BlockSizesKeepTheSpecificationsBounds) {
 TEST_F(NbdHandshake, ATailThatNoRequestCanReachIsNotOffered) {
   TestDevice odd(reactor, 4096 + 100);
   odd.align = 512;
-  EXPECT_EQ(terms_of({.name = "odd", .device = &odd}, false).size, 4096u);
+  EXPECT_EQ(terms_of({.name = "odd", .device = &odd}, {}).size, 4096u);
 }
 
 TEST_F(NbdHandshake, NamesAreUniqueAndShort) {

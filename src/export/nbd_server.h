@@ -8,9 +8,12 @@
 ///
 /// Safe by default (docs/compatibility.md): an export is read-only unless it says otherwise; how
 /// many clients there are, how long a handshake takes and how much memory requests hold is bounded.
-/// A client beyond the bound is told so in the handshake; where even those are too many, its
-/// connection is closed at once.  There is no TLS: a listener on the network is the caller's
-/// decision, and `allow_list` should be off for it.
+/// A client beyond the bound waits for a place, unanswered: one of each door with us, the others in
+/// the kernel's queue, so a crowd costs nothing.  Its handshake begins when it gets the place.
+/// While somebody waits, a client in its handshake has `crowded_timeout` to end it, so that silent
+/// ones do not keep others out for long; one that is attached may keep its place for ever.
+/// There is no TLS: a listener on the network is the caller's decision, and `allow_list` should be
+/// off for it.
 /// stop(): no new clients; requests that run are finished and answered, what comes meanwhile gets
 /// ESHUTDOWN, idle connections end; then serve() ends.  Devices are neither flushed nor closed.
 /// One thread: everything here happens on the reactor's.
@@ -22,6 +25,7 @@
 #include <string>
 #include <vector>
 
+#include "coro/event.h"
 #include "coro/scope.h"
 #include "coro/semaphore.h"
 #include "export/nbd_session.h"
@@ -30,7 +34,10 @@
 namespace byre::nbd {
 
 struct ServerOptions {
-  uint32_t connections_max = 1024;
+  uint32_t connections_max = 1024;           ///< At a time; 1 or more.
+  int64_t crowded_timeout_ns = 5 * kSecond;  ///< For a handshake while others wait for the place.
+  bool end_with_last_client = false;  ///< As if stop() were called when one that was attached
+                                      ///< has gone and no other is there.
   uint64_t memory_max = 1 * GiB;  ///< Payloads of all clients' requests; never below kPayloadMax.
   SessionLimits limits;           ///< Of each client.
   /// Hears of failed requests, clients that broke the protocol, and accepts that failed.
@@ -66,19 +73,16 @@ class Server {
   const Exports& exports() const { return exports_; }
 
  private:
-  /// How many clients too many are told so at a time, and for how long each.
-  static constexpr size_t kRefusedMax = 64;
-  static constexpr int64_t kRefusedTimeout = 5 * kSecond;
-
   struct Door {
     Listener listener;
     DoorOptions options;
   };
   Task<void> accept_from(Door& door);
-  void admit(Socket socket, DoorOptions options);
+  bool full() const { return statistics_.connections_open >= options_.connections_max; }
+  /// Ends when there is one, or the server stops.
+  Task<void> wait_for_place();
+  Task<void> admit(Socket socket, DoorOptions options);
   Task<void> attend(Socket socket, DoorOptions options);
-  Task<void> turn_away(Socket socket, DoorOptions options);
-  Task<void> run_session(Session& session, const std::string& peer);
 
   Reactor& reactor_;
   ServerOptions options_;
@@ -90,7 +94,7 @@ class Server {
   std::vector<Session*> sessions_;
   Scope doors_open_;
   Scope clients_;
-  size_t refused_now_ = 0;
+  Event place_free_;
   bool stopping_ = false;
 };
 

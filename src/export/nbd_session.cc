@@ -110,7 +110,9 @@ Session::Session(Reactor& reactor, Socket socket, Shared& shared, SessionLimits 
 Task<void> Session::run() {
   helpers_.spawn(hang_up_at(handshake_timer_, limits_.handshake_timeout_ns));
   Result<void> result = co_await shake_hands().result();
+  shaken_ = true;
   disarm(handshake_timer_);
+  disarm(hurry_timer_);
   if (transmitting_) {
     helpers_.spawn(outbox_.run());
     result = co_await receive_requests().result();
@@ -138,6 +140,11 @@ void Session::stop() {
   helpers_.spawn(hang_up_at(linger_timer_, limits_.linger_timeout_ns));
 }
 
+void Session::hurry(int64_t ns) {
+  if (shaken_ || stopping_) return;
+  helpers_.spawn(hang_up_at(hurry_timer_, ns));
+}
+
 Task<void> Session::hang_up_when_idle() {
   Result<void> joined = co_await requests_.join().result();
   co_await outbox_.drain();
@@ -148,7 +155,8 @@ Task<void> Session::hang_up_at(Op& timer, int64_t ns) {
   if (ns <= 0 || timer.pending) co_return;
   timer = {.kind = Op::Kind::timer, .deadline = reactor_.now() + ns};
   const int64_t result = co_await reactor_.perform(timer);
-  if (result < 0) co_return;  // Disarmed.
+  if (result < 0) co_return;                           // Disarmed.
+  if (shaken_ && &timer != &linger_timer_) co_return;  // Too late to be disarmed.
   timed_out_ = true;
   hang_up();
 }

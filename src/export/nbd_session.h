@@ -37,7 +37,7 @@ namespace byre::nbd {
 struct Statistics {
   uint64_t connections = 0;          ///< Of clients that were let in.
   uint64_t connections_open = 0;     ///< Now.
-  uint64_t connections_refused = 0;  ///< One too many, or while stopping.
+  uint64_t connections_waiting = 0;  ///< Now, for a place; the kernel may hold more.
   uint64_t connections_failed = 0;   ///< Ended by an error: broken protocol, timeout, lost peer.
   uint64_t requests = 0;
   uint64_t requests_running = 0;  ///< Now.
@@ -82,13 +82,14 @@ class Session {
           Handshake::Policy policy);
   Session(const Session&) = delete;
 
-  /// Before run(): the client gets this answer to every option.
-  void refuse(OptionReply error, std::string_view why) { handshake_.refuse(error, why); }
-
   /// Serves the client until the connection is over.  Fails when that was not as it should be.
   Task<void> run();
   /// Ends soon: requests that run are answered, new ones get ESHUTDOWN.
   void stop();
+  /// Others wait for this client's place: a handshake that is not over in `ns` from now is cut off.
+  void hurry(int64_t ns);
+  /// It got as far as the transmission phase.
+  bool attached() const { return transmitting_; }
 
  private:
   Task<void> shake_hands();
@@ -124,10 +125,12 @@ class Session {
   Scope requests_;
   Scope helpers_;
   Op handshake_timer_;
+  Op hurry_timer_;
   Op linger_timer_;
   Device* device_ = nullptr;
   Terms terms_;
   Contexts contexts_;
+  bool shaken_ = false;  ///< The handshake is over, however it ended.
   bool transmitting_ = false;
   bool timed_out_ = false;
   bool stopping_ = false;

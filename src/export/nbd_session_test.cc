@@ -113,7 +113,7 @@ class NbdSession : public ::testing::TestWithParam<Where> {
   }
   static Task<void> one_client(NbdSession& t, Body body) {
     Ends ends = t.connect();
-    Session session(*t.reactor, std::move(ends.server), *t.shared, t.limits, {});
+    Session session(*t.reactor, std::move(ends.server), *t.shared, t.limits, {.clients_max = 8});
     t.session = &session;
     Scope server(t.reactor->ready());
     server.spawn(serve(t, session, ends.server_fd));
@@ -807,20 +807,6 @@ TEST_P(NbdSession, StopDoesNotWaitForAClientThatReadsNothing) {
     for (int i = 0; i < 1000 && t.ended.empty(); ++i) co_await t.reactor->sleep(10 * kMillisecond);
     EXPECT_EQ(t.ended, "well");
   });
-}
-
-TEST_P(NbdSession, ARefusedClientIsToldWhy) {
-  converse([](NbdSession& t, TestClient& client) -> Task<void> {
-    t.session->refuse(OptionReply::policy, "too many");
-    co_await client.greet();
-    co_await client.option(Option::list);
-    EXPECT_EQ(co_await client.final_reply(), OptionReply::policy);
-    EXPECT_EQ(client.message(), "too many");
-    co_await client.option(Option::abort);
-    EXPECT_EQ(co_await client.final_reply(), OptionReply::ack);
-    EXPECT_TRUE(co_await client.at_end());
-  });
-  EXPECT_EQ(ended, "well");
 }
 
 }  // namespace

@@ -20,7 +20,13 @@ namespace byre {
 
 namespace {
 
-constexpr int kBacklog = 128;
+/// Who finds the queue full waits, or is refused by the kernel; a server whose places are all taken
+/// leaves its clients there.
+constexpr int kBacklog = SOMAXCONN;
+
+/// When a host that has fallen silent counts as gone: after 10 minutes.  The system's default, two
+/// hours and more, would keep the place of a client that lost its power for as long.
+constexpr int kKeepIdle = 300, kKeepInterval = 30, kKeepCount = 10;  // Seconds, seconds, probes.
 
 struct Address {
   sockaddr_storage storage{};
@@ -111,6 +117,9 @@ Socket::Socket(Reactor& reactor, int fd) : reactor_(&reactor), fd_(fd) {
   const int on = 1;
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &kKeepIdle, sizeof kKeepIdle);
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &kKeepInterval, sizeof kKeepInterval);
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &kKeepCount, sizeof kKeepCount);
 }
 
 Socket::Socket(Socket&& other) noexcept

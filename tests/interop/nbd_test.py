@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 
@@ -278,6 +279,11 @@ class Protocol(Clients):
                 with self.assertRaises(nbd.Error):
                     handle.connect_unix(server.sock)
             self.assertEqual(self.connect(server).get_size(), MIB)
+            if not QEMU:  # Who names none gets the only one.
+                handle = nbd.NBD()
+                handle.connect_unix(server.sock)
+                self.assertEqual(handle.get_size(), MIB)
+                self.assertEqual(stat.S_IMODE(os.stat(server.sock).st_mode), 0o600)
 
     def test_tcp(self):
         self.create(8 * MIB)
@@ -286,6 +292,52 @@ class Protocol(Clients):
             handle.pwrite(pattern(1, MIB), 3 * MIB)
             self.assertEqual(bytes(handle.pread(MIB, 3 * MIB)), pattern(1, MIB))
         self.assert_sound(self.disk)
+
+    @only_byre
+    def test_an_address_needs_a_port(self):
+        self.create(MIB)
+        done = run(BYRE, "serve", "-b", "127.0.0.1", self.disk, ok=None)
+        self.assertEqual(done.code, 1)
+        self.assertIn("--port", done.text)
+
+    @only_byre
+    def test_byre_serve_detects_zeroes_and_offers_depth(self):
+        self.create(8 * MIB)
+        with self.server(self.disk, options=["--detect-zeroes=unmap"]) as server:
+            handle = self.connect(server)
+            handle.pwrite(bytes(MIB), 0)
+            handle.shutdown()
+            self.assertIn("qemu:allocation-depth",
+                          json.loads(run("nbdinfo", "--json", server.uri).out)["exports"][0]["contexts"])
+        told = json.loads(qemu_img("map", "-f", "qcow2", "--output=json", self.disk).out)
+        self.assertFalse(any("offset" in extent for extent in told), told)
+
+    @only_byre
+    def test_the_live_line_fits_the_terminal(self):
+        """Of any width, and after it changed."""
+        import fcntl
+        import pty
+        import struct
+        import termios
+        self.create(8 * MIB)
+        for columns in (0, 20, 80, 132):
+            near, far = pty.openpty()
+            fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+            process = subprocess.Popen([BYRE, "serve", "-k", self.path("nbd"), self.disk], stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.DEVNULL, stderr=far)
+            os.close(far)
+            try:
+                seen = b""
+                while seen.count(b"\r") < 3:
+                    seen += os.read(near, 4096)
+            finally:
+                process.terminate()
+                process.wait(60)
+                os.close(near)
+            lines = [line.replace(b"\x1b[K", b"") for line in seen.split(b"\r")[1:-1]]
+            for line in lines:
+                self.assertLess(len(line), columns or 80, line)
+                self.assertTrue(line.startswith(b"0 clients"), line)
 
     def test_socket_activation(self):
         self.create(8 * MIB)
@@ -397,6 +449,159 @@ class StandIn(Clients):
         finally:
             process.kill()
             process.wait()
+
+    @contextlib.contextmanager
+    def serving(self, *words, image=None):
+        words = [self.program, "-t", "-k", self.sock, "-f", "qcow2", *words, image or self.disk]
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+        try:
+            until(lambda: self.listens() or process.poll() is not None, "the server")
+            self.assertIsNone(process.poll(), words)
+            yield process
+            process.terminate()
+            self.assertEqual(process.wait(60), 0)
+        finally:
+            process.kill()
+            process.wait()
+
+    def listens(self):
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(self.sock) == 0
+
+    @property
+    def uri(self):
+        return f"nbd+unix:///?socket={self.sock}"
+
+    def test_with_one_place_clients_come_one_after_another(self):
+        """The default: who comes while the place is taken, or not yet given back, waits."""
+        raw = self.raw_file("raw", 64 * MIB, {MIB: pattern(1, 5 * MIB)})
+        img("convert", "-f", "raw", "-O", "qcow2", raw, self.disk)
+        for words in ([], ["-r"], ["-e", "1"]):
+            with self.serving(*words):
+                # nbdcopy opens several connections to a server that says it may.
+                self.assertEqual(run("nbdinfo", "--can", "multi-conn", self.uri, ok=(0, 2)).code, 2)
+                run("nbdcopy", self.uri, self.path("copy"))
+                self.assert_same(raw, self.path("copy"))
+                for turn in range(300):
+                    handle = self.connect_here()
+                    self.assertEqual(handle.get_size(), 64 * MIB)
+                    if turn % 3 == 0:
+                        handle.shutdown()
+                    del handle
+                for _ in range(50):
+                    run("nbdinfo", "--size", self.uri)
+        for words in (["-e", "2"], ["-e", "2", "-r"], ["-e", "0"]):
+            with self.serving(*words):
+                run("nbdinfo", "--can", "multi-conn", self.uri)
+                run("nbdcopy", self.uri, self.path("copy"))
+                self.assert_same(raw, self.path("copy"))
+
+    def test_a_crowd_finds_two_places(self):
+        self.create(8 * MIB)
+        with self.serving("-e", "2"):
+            crowd = [subprocess.Popen(["nbdinfo", "--size", self.uri], stdout=subprocess.PIPE) for _ in range(40)]
+            for process in crowd:
+                self.assertEqual(process.communicate(timeout=60)[0], b"%d\n" % (8 * MIB))
+                self.assertEqual(process.returncode, 0)
+
+    def test_who_waits_is_let_in_when_another_goes(self):
+        self.create(8 * MIB)
+        with self.serving():
+            first = self.connect_here()
+            late = subprocess.Popen(["nbdinfo", "--size", self.uri], stdout=subprocess.PIPE)
+            with self.assertRaises(subprocess.TimeoutExpired):
+                late.wait(0.3)
+            first.pwrite(b"1" * 512, 0)
+            first.shutdown()
+            self.assertEqual(late.communicate(timeout=60)[0], b"%d\n" % (8 * MIB))
+            self.assertEqual(late.returncode, 0)
+
+    def test_who_says_nothing_keeps_its_place_for_a_short_time_only(self):
+        if QEMU:
+            self.skipTest("qemu-nbd 7.2 waits for ever")
+        self.create(8 * MIB)
+        with self.serving(), socket.socket(socket.AF_UNIX) as silent:
+            silent.connect(self.sock)
+            run("nbdinfo", "--size", self.uri, patience=20)
+
+    def test_detect_zeroes(self):
+        """A write of zeros is one to zero, as QEMU has it: on keeps the cluster, unmap gives it back."""
+        for words, kept, allocated in (
+                ((), True, False), (("--discard=unmap", "--detect-zeroes=off"), True, False),
+                (("--detect-zeroes=on",), True, True), (("--discard=unmap", "--detect-zeroes", "on"), True, True),
+                (("--discard=unmap", "--detect-zeroes=unmap"), False, True)):
+            with self.subTest(words):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.disk)
+                self.create(8 * MIB)
+                qemu_io(self.disk, "write -P 9 0 2M")
+                with self.serving(*words):
+                    handle = self.connect_here()
+                    handle.pwrite(bytes(MIB), 0)
+                    handle.pwrite(bytes(MIB - 1) + b"x", MIB)
+                    handle.pwrite(bytes(MIB), 4 * MIB)
+                    handle.pwrite(bytes(1000), 6 * MIB + 100)
+                    self.assertEqual(bytes(handle.pread(8 * MIB, 0)),
+                                     bytes(2 * MIB - 1) + b"x" + bytes(6 * MIB))
+                    handle.shutdown()
+                told = json.loads(qemu_img("map", "-f", "qcow2", "--output=json", self.disk).out)
+                first, fresh = (next(extent for extent in told if extent["start"] <= offset <
+                                     extent["start"] + extent["length"]) for offset in (0, 4 * MIB))
+                self.assertEqual("offset" in first, kept, told)
+                self.assertEqual(first["zero"], allocated, told)  # Without it, zeros are data as any other.
+                self.assertEqual("offset" in fresh, not allocated, told)
+                self.assert_sound(self.disk)
+        for words in (("--detect-zeroes=unmap",), ("--detect-zeroes=unmap", "--discard=ignore"),
+                      ("--detect-zeroes=sometimes",)):
+            done = run(self.program, "-t", "-k", self.sock, "-f", "qcow2", *words, self.disk, ok=None)
+            self.assertEqual(done.code, 1, done)
+            self.assertRegex(done.text, "detect.zeroes")
+
+    def test_dev_null_is_a_disk_of_nothing(self):
+        info = json.loads(run(self.tool("qemu-img"), "info", "-f", "raw", "--output=json", "/dev/null").out)
+        self.assertEqual((info["virtual-size"], info["format"]), (0, "raw"))
+        run(self.tool("qemu-img"), "convert", "-f", "raw", "-O", "raw", "/dev/null", self.path("copy"))
+        self.assertEqual(os.stat(self.path("copy")).st_size, 0)
+        self.assertEqual(run(self.tool("qemu-img"), "check", "-f", "raw", "/dev/null", ok=None).code, 63)
+        for words in (["create", "-f", "raw", "/dev/null", "1M"], ["resize", "-f", "raw", "/dev/null", "1M"],
+                      ["create", "-f", "qcow2", "/dev/null", "1M"],
+                      ["convert", "-f", "raw", "-O", "qcow2", "/dev/null", "/dev/null"]):
+            if QEMU and words[0] == "convert":
+                continue
+            self.assertEqual(run(self.tool("qemu-img"), *words, ok=None).code, 1, words)
+        process = subprocess.Popen([self.program, "-t", "-k", self.sock, "-f", "raw", "/dev/null"],
+                                   stdin=subprocess.DEVNULL)
+        try:
+            until(self.listens, "the server")
+            handle = self.connect_here()
+            self.assertEqual(handle.get_size(), 0)
+            if not QEMU:
+                handle.flush()
+            handle.shutdown()
+            process.terminate()
+            self.assertEqual(process.wait(60), 0)
+        finally:
+            process.kill()
+            process.wait()
+        self.assertTrue(stat.S_ISCHR(os.stat("/dev/null").st_mode))
+        if not QEMU:
+            for other in ("/dev/zero", "/dev/tty", "/dev/full"):
+                self.assertEqual(run(self.tool("qemu-img"), "info", "-f", "raw", other, ok=None).code, 1, other)
+
+    def tool(self, name):
+        path = self.path(name)
+        if not os.path.lexists(path):
+            os.symlink(shutil.which(name) if QEMU else BYRE, path)
+        return path
+
+    def test_depth_is_offered_with_its_option_only(self):
+        self.create(8 * MIB)
+        for words, offered in (((), False), (("-A",), True), (("--allocation-depth",), True)):
+            with self.serving(*words):
+                told = json.loads(run("nbdinfo", "--json", self.uri).out)["exports"][0]["contexts"]
+                self.assertEqual(sorted(told), ["base:allocation"] + ["qemu:allocation-depth"] * offered)
+                done = run("nbdinfo", "--map=qemu:allocation-depth", self.uri, ok=(0, 1))
+                self.assertEqual(done.code, 0 if offered else 1, done)
 
     def connected(self):
         try:
