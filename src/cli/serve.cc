@@ -14,11 +14,14 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "block/compress.h"
 #include "block/detect_zeroes.h"
 #include "block/filter.h"
 #include "block/raw.h"
+#include "block/slice.h"
 #include "cli/commands.h"
 #include "cli/findings.h"
+#include "cli/image_spec.h"
 #include "cli/live_line.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
@@ -46,6 +49,10 @@ struct Plan {
   DiscardPolicy discard = DiscardPolicy::unmap;
   DetectZeroesMode detect_zeroes = DetectZeroesMode::off;
   bool depth = true;  ///< Clients can ask in which layer data lie.
+  bool without_backing = false;
+  bool compress = false;
+  uint64_t offset = 0;                 ///< Where the part of the disk begins that is served...
+  std::optional<uint64_t> slice_size;  ///< ...and its length; none: all that follows.
   std::optional<SnapshotChoice> snapshot;
   std::vector<std::string> bitmaps;  ///< Whose bits clients can read.
 
@@ -369,13 +376,41 @@ Task<std::string> find_served(Session& session, Gate& gate, const Plan& plan) {
   co_return *std::move(word);
 }
 
+/// Before anything is written: do the layers that are to lie over the disk fit it?
+Result<void> check_layers(const Plan& plan, const Disk& disk) {
+  const uint64_t size = disk.device->size();
+  if (plan.offset > size || (plan.offset == size && plan.offset != 0)) {
+    return invalid("Offset (", plan.offset, ") has to be smaller than the image size (", size, ")");
+  }
+  if (plan.slice_size && *plan.slice_size > size - plan.offset) {
+    return invalid("a part of ", *plan.slice_size, " bytes from ", plan.offset,
+                   " on passes the end of the disk, which has ", size, " bytes");
+  }
+  if (plan.offset % disk.device->alignment() != 0) {
+    return invalid("the offset ", plan.offset, " is no multiple of ", disk.device->alignment());
+  }
+  if ((plan.offset != 0 || plan.slice_size) && !plan.bitmaps.empty()) {
+    return unsupported("a part of a disk is served without bitmaps");
+  }
+  if (plan.compress && (!disk.image || disk.image->geometry().data_file)) {
+    return invalid("Compression not supported for this file format");
+  }
+  // A client that zeroes or discards would mean "zeros", and the whole chain would show old data.
+  if (plan.without_backing && disk.device->writable() && disk.image &&
+      disk.image->head().backing_file) {
+    return unsupported("an image is served without its backing file read-only only (-r)");
+  }
+  return {};
+}
+
 Task<Disk> open_served(Session& session, Gate& gate, const Plan& plan) {
   std::string snapshot;
   if (plan.snapshot) snapshot = co_await find_served(session, gate, plan);
   const ImageOptions options{.writable = !plan.read_only && snapshot.empty(),
                              .direct = is_direct(plan.cache),
                              .discard = plan.discard,
-                             .snapshot = snapshot};
+                             .snapshot = snapshot,
+                             .without_backing = plan.without_backing};
   Disk disk = co_await open_named(session, gate, plan.image, plan.open, options);
   if (plan.size && disk.size() != round_up(*plan.size, kSectorSize)) {
     const uint64_t there = disk.size();
@@ -386,7 +421,24 @@ Task<Disk> open_served(Session& session, Gate& gate, const Plan& plan) {
   if (disk.guessed && disk.format == DiskFormat::raw && disk.device->writable()) {
     warn_of_guess(session, plan.image);
   }
+  if (Result<void> can = check_layers(plan, disk); !can) {
+    co_await disk.device->close();
+    co_return std::move(can).error();
+  }
   co_return std::move(disk);
+}
+
+/// What clients see of the disk, and how what they write gets there.
+void put_layers(const Plan& plan, Disk& disk) {
+  std::unique_ptr<Device>& device = disk.device;
+  if (plan.offset != 0 || plan.slice_size) {
+    const uint64_t size = plan.slice_size.value_or(device->size() - plan.offset);
+    device = std::make_unique<Slice>(std::move(device), plan.offset, size);
+  }
+  if (plan.compress) device = std::make_unique<Compress>(std::move(device));
+  if (plan.detect_zeroes != DetectZeroesMode::off)
+    device = std::make_unique<DetectZeroes>(std::move(device), plan.detect_zeroes);
+  if (is_write_through(plan.cache)) device = std::make_unique<WriteThrough>(std::move(device));
 }
 
 /// The bits of a bitmap as a metadata context: as they are now while it records, else as they were.
@@ -467,10 +519,7 @@ Task<int> serve_plan(Session& session, Plan plan) {
       served = std::move(context).error();
     }
   }
-  if (plan.detect_zeroes != DetectZeroesMode::off)
-    disk.device = std::make_unique<DetectZeroes>(std::move(disk.device), plan.detect_zeroes);
-  if (is_write_through(plan.cache))
-    disk.device = std::make_unique<WriteThrough>(std::move(disk.device));
+  put_layers(plan, disk);
 
   Serving serving(session, plan, *disk.device, disk.image);
   if (served) served = co_await serving.listen(std::move(contexts)).result();
@@ -671,6 +720,8 @@ struct NbdArgs : OpenArgs {
   bool depth = false;
   bool verbose = false;
   bool fork = false;
+  bool image_opts = false;
+  std::optional<std::string> offset;
 };
 
 constexpr const char* kReadyVariable = "BYRE_READY_FD";
@@ -711,6 +762,35 @@ Result<int> start_in_background(const Session& session, const std::vector<std::s
   return WIFEXITED(status) && WEXITSTATUS(status) != 0 ? WEXITSTATUS(status) : 1;
 }
 
+/// The image's name may say more than a path.
+Result<void> read_image_name(const NbdArgs& args, Plan& plan) {
+  if (args.offset) {
+    BYRE_TRY(offset, parse_size(*args.offset));
+    plan.offset = offset;
+  }
+  const bool json = args.image.starts_with("json:");
+  if (!args.image_opts && !json) return {};
+  if (args.image_opts && args.format) {
+    return invalid("--image-opts and -f are mutually exclusive");
+  }
+  Result<ImageSpec> spec =
+      args.image_opts ? parse_image_opts(args.image) : parse_json_name(args.image);
+  if (!spec) return std::move(spec).error();
+  if (args.format && spec->format && *args.format != *spec->format) {
+    return invalid("-f says ", *args.format, ", and ", quoted(args.image), " says ", *spec->format);
+  }
+  if (args.offset && (spec->offset || spec->size)) {
+    return invalid("--offset, and ", quoted(args.image), " says which part, too");
+  }
+  plan.image = spec->file;
+  if (spec->format) plan.open.format = spec->format;
+  plan.without_backing = spec->without_backing;
+  plan.compress = spec->compress;
+  if (spec->offset) plan.offset = *spec->offset;
+  plan.slice_size = spec->size;
+  return {};
+}
+
 Result<Plan> plan_of(const NbdArgs& args) {
   Plan plan{.image = args.image,
             .open = args,
@@ -726,6 +806,7 @@ Result<Plan> plan_of(const NbdArgs& args) {
             .announce = false,
             .report = args.verbose,
             .pid_file = args.pid_file};
+  if (Result<void> named = read_image_name(args, plan); !named) return std::move(named).error();
   const std::string cache = args.no_cache ? "none" : args.cache;
   const auto mode = find_cache_mode(cache);
   if (!mode) return invalid("Invalid cache mode '", cache, "'");
@@ -774,6 +855,13 @@ Task<int> qemu_nbd(Session& session, NbdArgs args) {
   co_return co_await serve_plan(session, std::move(plan));
 }
 
+/// Of follow_arguments() the one that is not refused here.
+Argument follow_policy_argument() {
+  const Arguments all = follow_arguments<NbdArgs>();
+  return *std::find_if(all.begin(), all.end(),
+                       [](const Argument& one) { return !one.is_refused(); });
+}
+
 const Command<NbdArgs> kNbdDefinition({
     .name = "",
     .summary = "Let clients use a disk over NBD",
@@ -809,10 +897,13 @@ const Command<NbdArgs> kNbdDefinition({
                     "threads, native or io_uring; accepted, byre chooses by itself"),
              flag("-A, --allocation-depth", &NbdArgs::depth,
                   "offer the context qemu:allocation-depth"),
+             option("-o, --offset", "OFFSET", &NbdArgs::offset, "serve what follows this byte"),
+             flag("--image-opts", &NbdArgs::image_opts,
+                  "IMAGE is no path but a list of options: driver=, file.filename= and so on "
+                  "(json:{...} says the same without it)"),
              flag("--fork", &NbdArgs::fork, "go to the background once it listens"),
              option("--pid-file", "PATH", &NbdArgs::pid_file, "where to write the process id"),
              flag("-v, --verbose", &NbdArgs::verbose, "say what clients do wrong"),
-             refused("-o, --offset", "OFFSET", "only whole disks are served"),
              refused("-c, --connect", "DEVICE", "use nbd-client to attach a device"),
              refused("-d, --disconnect", "use nbd-client -d"),
              refused("-s, --snapshot", "create an overlay and serve that"),
@@ -821,7 +912,8 @@ const Command<NbdArgs> kNbdDefinition({
              refused("--tls-creds", "ID", "there is no TLS (yet)"),
              refused("--tls-authz", "ID", "there is no TLS (yet)"),
              refused("--tls-hostname", "NAME", "there is no TLS (yet)"),
-             follow_arguments<NbdArgs>()},
+             refused("--object", "OBJECT", kNoObjects),
+             follow_policy_argument()},
     .too_few = "Invalid number of arguments",
     .too_many = "Invalid number of arguments",
     .run = qemu_nbd,

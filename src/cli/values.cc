@@ -131,8 +131,15 @@ Result<uint64_t> parse_size_parameter(std::string_view text, std::string_view na
 
 Result<uint64_t> parse_number(std::string_view text, uint64_t low, uint64_t high) {
   uint64_t number = 0;
-  const auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (problem != std::errc() || end != text.data() + text.size() || number < low || number > high) {
+  std::string_view digits = text;
+  // As strtoul(3) takes them, which QEMU's programs ask: `"-e 2"` in one word is in use.
+  while (!digits.empty() && (digits[0] == ' ' || digits[0] == '\t')) digits.remove_prefix(1);
+  if (digits.starts_with('+')) digits.remove_prefix(1);
+  const bool hex = digits.starts_with("0x") || digits.starts_with("0X");
+  if (hex) digits.remove_prefix(2);
+  const char* const last = digits.data() + digits.size();
+  const auto [end, problem] = std::from_chars(digits.data(), last, number, hex ? 16 : 10);
+  if (problem != std::errc() || end != last || number < low || number > high) {
     return invalid(quoted(text), " is no number from ", low, " to ", high);
   }
   return number;

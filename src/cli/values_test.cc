@@ -160,8 +160,13 @@ TEST(ParseBool, HasTwoWordsAndTheirKin) {
 
 TEST(ParseNumber, KeepsItsBounds) {
   EXPECT_EQ(*parse_number("16", 1, 16), 16u);
-  for (std::string_view text : {"0", "17", "", "x", "1x", " 1", "-1", "+1"}) {
+  for (std::string_view text :
+       {"0", "17", "", "x", "1x", "-1", " ", "+", "+-1", "1 ", "0x", "0x11", "x1"}) {
     EXPECT_FALSE(parse_number(text, 1, 16)) << text;
+  }
+  // As strtoul() has it.
+  for (std::string_view text : {" 2", "\t2", "+2", " +2", "0x2", "0X2", "02"}) {
+    EXPECT_EQ(*parse_number(text, 1, 16), 2u) << text;
   }
 }
 
