@@ -30,7 +30,7 @@ struct ConvertArgs : OpenArgs {
   std::optional<std::string> requests;
   std::optional<std::string> level;
   bool compress = false;
-  std::string cache = "unsafe";
+  std::optional<std::string> cache;
   std::string source_cache = "writeback";
   bool out_of_order = false;
   bool no_create = false;
@@ -49,7 +49,7 @@ struct Plan {
   DiskFormat format = DiskFormat::raw;
   NewDisk disk;
   std::optional<SnapshotChoice> snapshot;
-  CacheMode cache = CacheMode::unsafe;
+  CacheMode cache = CacheMode::writeback;
   CacheMode source_cache = CacheMode::writeback;
   uint64_t sparse_size = 4 * KiB;
   unsigned requests = kRequestsMax;
@@ -150,8 +150,10 @@ Result<void> read_images(const ConvertArgs& args, Plan& plan) {
   if (args.images.size() < 2) return invalid("Must specify image file name");
   plan.sources.assign(args.images.begin(), args.images.end() - 1);
   plan.target = args.images.back();
-  BYRE_TRY(cache, cache_mode(args.cache, "cache"));
-  plan.cache = cache;
+  if (args.cache) {
+    BYRE_TRY(cache, cache_mode(*args.cache, "cache"));
+    plan.cache = cache;
+  }
   BYRE_TRY(source_cache, cache_mode(args.source_cache, "source cache"));
   plan.source_cache = source_cache;
   if (plan.snapshot && plan.sources.size() > 1) {
@@ -181,7 +183,9 @@ Result<void> plan_target(const ConvertArgs& args, Plan& plan) {
 /// The disks of one run; close() closes what is open, target last.
 struct Disks {
   std::vector<Disk> sources;
+  std::unique_ptr<NewDiskFile> made;  ///< The target's file, unless it was there (-n).
   std::optional<Disk> target;
+  bool target_changed = false;  ///< A target that was there has been written to.
 
   Task<void> close() {
     Result<void> first;
@@ -196,6 +200,17 @@ struct Disks {
       target.reset();
     }
     co_await std::move(first);
+  }
+};
+
+/// What ctrl-C ends, whatever is being done.
+struct Stop {
+  bool wanted = false;
+  Convert* job = nullptr;  ///< While it runs.
+
+  void now() {
+    wanted = true;
+    if (job) job->stop();
   }
 };
 
@@ -255,20 +270,51 @@ Result<void> check_target(const Plan& plan) {
   return {};
 }
 
-/// Makes the target unless it is there, and opens it.
-Task<void> open_target(Session& session, Gate& gate, ConvertArgs args, Plan& plan, Disks& disks) {
-  if (!args.no_create) {
-    plan.disk.size = total_size(disks);
-    const bool replace = args.force || session.stand_in();
-    const std::string doing = cat(plan.target, ": error while converting ", name_of(plan.format));
-    co_await check_target(plan).doing(doing);
-    co_await make_disk(session, gate, plan.target, plan.disk, replace, true).doing(doing);
-  } else if (Result<void> other = check_target(plan); !other) {
+/// Makes the target, which is no disk before it is finished.
+Task<void> make_target(Session& session, Gate& gate, ConvertArgs args, Plan& plan, Disks& disks,
+                       Stop& stop) {
+  plan.disk.size = total_size(disks);
+  const std::string doing = cat(plan.target, ": error while converting ", name_of(plan.format));
+  co_await check_target(plan).doing(doing);
+  disks.made = co_await begin_disk(session, gate, plan.target, plan.disk,
+                                   {.replace = args.force || session.stand_in(),
+                                    .to_be_filled = true,
+                                    .direct = is_direct(plan.cache),
+                                    .sync = plan.cache != CacheMode::unsafe,
+                                    .stopped = [&stop] { return stop.wanted; }})
+                   .doing(doing);
+  Disk target{.device = disks.made->device(), .format = plan.format};
+  if (plan.format == DiskFormat::qcow2) {
+    ImageOptions options{.writable = true, .direct = is_direct(plan.cache)};
+    options.message = [&session](const std::string& text) { session.warn(text); };
+    Result<std::unique_ptr<Image>> image =
+        co_await Image::open_over(std::move(target.device), gate, std::move(options)).result();
+    if (!image) co_await fail(could_not_open(plan.target, std::move(image).error()));
+    target.image = image->get();
+    target.device = *std::move(image);
+  }
+  disks.target = std::move(target);
+}
+
+/// Opens the target that is there.
+Task<void> open_there(Session& session, Gate& gate, ConvertArgs args, const Plan& plan,
+                      Disks& disks) {
+  if (Result<void> other = check_target(plan); !other) {
     co_await fail(could_not_open(plan.target, std::move(other).error()));
   }
   const OpenArgs target_args{.format = std::string(name_of(plan.format)), .follow = args.follow};
   ImageOptions options{.writable = true, .direct = is_direct(plan.cache)};
   disks.target = co_await open_named(session, gate, plan.target, target_args, options);
+}
+
+/// Makes the target unless it is there, and opens it.
+Task<void> open_target(Session& session, Gate& gate, ConvertArgs args, Plan& plan, Disks& disks,
+                       Stop& stop) {
+  if (args.no_create) {
+    co_await open_there(session, gate, args, plan, disks);
+  } else {
+    co_await make_target(session, gate, args, plan, disks, stop);
+  }
   if (!args.compress) co_return;
   if (!disks.target->image || disks.target->image->geometry().data_file) {
     co_await fail(invalid(kCannotCompress));
@@ -299,21 +345,18 @@ ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks&
   return options;
 }
 
-Task<void> copy(Session& session, ConvertArgs args, const Plan& plan, Disks& disks) {
+Task<void> copy(Session& session, ConvertArgs args, const Plan& plan, Disks& disks, Stop& stop) {
   Progress progress(session, args.progress && !args.quiet);
   ConvertOptions options = convert_options(args, plan, disks);
   options.progress = [&](uint64_t done, uint64_t total) { progress.update(done, total); };
   std::vector<Device*> sources;
-  std::string about = quoted(plan.target);
-  for (Disk& source : disks.sources) {
-    sources.push_back(source.device.get());
-    about += cat(" or ", quoted(source.device->name()));
-  }
+  for (Disk& source : disks.sources) sources.push_back(source.device.get());
   Convert job(std::move(sources), *disks.target->device, std::move(options));
-  const Session::Interruptible guard(session, {.about = std::move(about),
-                                               .stop = [&] { job.stop(); },
-                                               .waiting_for = [&] { return job.waiting_for(); }});
-  co_await job.run();
+  stop.job = &job;
+  Result<void> done = co_await job.run().result();
+  disks.target_changed = job.wrote();
+  stop.job = nullptr;
+  co_await std::move(done);
   progress.update(1, 1);
 }
 
@@ -364,14 +407,49 @@ Task<void> copy_bitmaps(Session& session, Disks& disks) {
   }
 }
 
+Task<void> fill_target(Session& session, Gate& gate, ConvertArgs args, Plan& plan, Disks& disks,
+                       Stop& stop) {
+  co_await open_target(session, gate, args, plan, disks, stop);
+  const bool bitmaps = args.bitmaps;
+  co_await copy(session, std::move(args), plan, disks, stop);
+  if (bitmaps) co_await copy_bitmaps(session, disks);
+}
+
+/// What is left of a target that was not finished, as a sentence; nothing when it is as it was.
+std::string what_is_left(const Plan& plan, Disks& disks) {
+  if (disks.made) return disks.made->give_up();
+  if (!disks.target_changed) return "";
+  return cat(quoted(plan.target), " is left with a part of the copy over what it held");
+}
+
+/// From the moment at which there may be a target: all of it, or what was made goes away.
+Task<void> fill_and_finish(Session& session, Gate& gate, ConvertArgs args, Plan& plan,
+                           Disks& disks) {
+  Stop stop;
+  std::string about = quoted(plan.target);
+  for (const Disk& source : disks.sources) about += cat(" or ", quoted(source.device->name()));
+  const Session::Interruptible guard(
+      session, {.about = std::move(about),
+                .stop = [&] { stop.now(); },
+                .waiting_for = [&] { return stop.job ? stop.job->waiting_for() : ""; }});
+  Result<void> done =
+      co_await fill_target(session, gate, std::move(args), plan, disks, stop).result();
+  // What is going to be removed need not be written.
+  if (!done && disks.made) stop.wanted = true;
+  Result<void> closed = co_await disks.close().result();
+  if (done) done = std::move(closed);
+  if (done && disks.made) done = co_await disks.made->finish().result();
+  if (done) co_return;
+  const std::string left = what_is_left(plan, disks);
+  if (!left.empty()) session.error(left);
+  co_await std::move(done);
+}
+
 Task<void> run(Session& session, Gate& gate, ConvertArgs args, Plan& plan, Disks& disks) {
   co_await open_sources(session, gate, args, plan, disks);
   if (plan.snapshot) co_await go_to_snapshot(session, gate, args, plan, disks);
   if (args.bitmaps) co_await check_bitmaps(args, plan, disks);
-  co_await open_target(session, gate, args, plan, disks);
-  const bool bitmaps = args.bitmaps;
-  co_await copy(session, std::move(args), plan, disks);
-  if (bitmaps) co_await copy_bitmaps(session, disks);
+  co_await fill_and_finish(session, gate, std::move(args), plan, disks);
 }
 
 Task<int> convert(Session& session, ConvertArgs args) {
@@ -386,6 +464,7 @@ Task<int> convert(Session& session, ConvertArgs args) {
   co_await read_images(args, plan);
   co_await plan_target(args, plan);
   SystemGate gate(session.reactor(), session.policy(args.follow));
+  if (!args.cache && session.stand_in()) plan.cache = CacheMode::unsafe;
   Disks disks;
   Result<void> done = co_await run(session, gate, std::move(args), plan, disks).result();
   Result<void> closed = co_await disks.close().result();
@@ -414,10 +493,11 @@ const Command<ConvertArgs> kDefinition({
     .name = "convert",
     .summary = "Copy a disk into another, of the same format or not",
     .description =
-        "What reads as zeros is not written. The target is durable when this returns. Several "
-        "sources are put one behind the other. A target that exists is not overwritten, unless "
-        "with "
-        "--force; with -n it is what is written to, and what it has beyond the sources is zeroed.",
+        "What reads as zeros is not written. The target is durable when this returns, unless with "
+        "-t unsafe. Several sources are put one behind the other. A target that exists is not "
+        "overwritten, unless with --force; with -n it is what is written to, and what it has "
+        "beyond the sources is zeroed. A new image is none before it is finished: when something "
+        "fails, or is interrupted, it is removed.",
     .args =
         {sources_and_target(),
          option("-f, --source-format", "FORMAT",
@@ -452,8 +532,9 @@ const Command<ConvertArgs> kDefinition({
          flag("--target-is-zero", &ConvertArgs::target_is_zero,
               "with -n: the target reads as zeros already"),
          option("-t, --target-cache", "CACHE", &ConvertArgs::cache,
-                "how the target is written: unsafe (the default) and writeback: one flush at the "
-                "end; none: the same past the page cache; writethrough, directsync: every write "
+                "how the target is written: writeback (the default): it is durable at the end; "
+                "unsafe (the default under the name qemu-img): the kernel writes it when it likes; "
+                "none: as writeback, past the page cache; writethrough, directsync: every write "
                 "is durable"),
          option("-T, --source-cache", "CACHE", &ConvertArgs::source_cache,
                 "how sources are read: writeback (the default), or none: past the page cache"),

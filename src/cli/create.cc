@@ -77,7 +77,13 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
   // Nothing is announced that is not going to happen.
   if (!replace) co_await refuse_existing(args.image);
   if (!args.quiet) session.print(formatting_line(args.image, disk));
-  co_await make_disk(session, gate, args.image, std::move(disk), replace);
+  bool stopped = false;
+  const Session::Interruptible guard(
+      session, {.about = quoted(args.image),
+                .stop = [&] { stopped = true; },
+                .waiting_for = [&] { return cat("what was begun in ", quoted(args.image)); }});
+  co_await make_disk(session, gate, args.image, std::move(disk),
+                     {.replace = replace, .stopped = [&] { return stopped; }});
 }
 
 Task<int> create(Session& session, CreateArgs args) {

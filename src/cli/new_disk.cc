@@ -322,31 +322,39 @@ Result<void> refuse_existing(std::string_view name) {
   return {};
 }
 
-Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk disk, bool replace,
-                     bool to_be_filled) {
+Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, Gate& gate, std::string name,
+                                              NewDisk disk, MakeOptions make) {
   co_await check(disk);
   const std::string path = co_await path_of(name);
   CreateDiskOptions options{.format = disk.format,
                             .image = create_options(disk),
-                            .replace = replace,
-                            .empty_data_file = to_be_filled,
+                            .replace = make.replace,
+                            .to_be_filled = make.to_be_filled,
                             .no_copy_on_write = disk.no_copy_on_write.value_or(false),
                             .extent_size_hint = disk.extent_size_hint,
-                            .message = [&session](const std::string& text) { session.warn(text); }};
-  Result<void> made =
-      co_await create_disk(session.reactor(), gate, path, std::move(options)).result();
+                            .message = [&session](const std::string& text) { session.warn(text); },
+                            .direct = make.direct,
+                            .sync = make.sync,
+                            .stopped = std::move(make.stopped)};
+  Result<std::unique_ptr<NewDiskFile>> made =
+      co_await byre::begin_disk(session.reactor(), gate, path, std::move(options)).result();
   const std::string open_failed = cat("open ", quoted(path), ": ");
   const bool is_target = !made && made.error().message().starts_with(open_failed);
-  if (is_target && made.error().code() == Errc::exists) {
-    co_await fail(exists_already(path));
-  }
+  if (is_target && made.error().code() == Errc::exists) co_return exists_already(path);
   if (is_target) {
     // As qemu-img says it.
     const std::string why = made.error().message().substr(open_failed.size());
-    co_await fail(Error(made.error().code(), cat("Could not create '", path, "': ", why),
-                        made.error().sys_errno()));
+    co_return Error(made.error().code(), cat("Could not create '", path, "': ", why),
+                    made.error().sys_errno());
   }
-  co_await std::move(made);
+  co_return co_await std::move(made);
+}
+
+Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk disk,
+                     MakeOptions options) {
+  const std::unique_ptr<NewDiskFile> made =
+      co_await begin_disk(session, gate, std::move(name), std::move(disk), std::move(options));
+  co_await made->finish();
 }
 
 }  // namespace byre

@@ -7,6 +7,8 @@
 /// Not here: which options are possible together (qcow2/create.h says so).
 #pragma once
 
+#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -69,8 +71,19 @@ Result<Preallocation> parse_preallocation(const std::string& text);
 /// Fails if there is a file of that name.
 Result<void> refuse_existing(std::string_view name);
 
-/// Makes the disk.  `to_be_filled`: what an external data file holds is not wanted.
-Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk disk, bool replace,
-                     bool to_be_filled = false);
+/// How it is made.
+struct MakeOptions {
+  bool replace = false;       ///< What is there may be overwritten.
+  bool to_be_filled = false;  ///< What an external data file holds is not wanted.
+  bool direct = false;
+  bool sync = true;
+  std::function<bool()> stopped = nullptr;  ///< Is an end wanted?
+};
+/// Makes the disk, but for NewDiskFile::finish().
+Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, Gate& gate, std::string name,
+                                              NewDisk disk, MakeOptions options);
+/// Makes the disk.
+Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk disk,
+                     MakeOptions options);
 
 }  // namespace byre

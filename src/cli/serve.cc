@@ -363,7 +363,7 @@ Task<void> make_if_missing(Session& session, Gate& gate, const Plan& plan) {
   NewDisk disk = co_await read_new_disk(format, plan.create_options);
   if (!disk.size) disk.size = plan.size.value_or(kDefaultSize);
   if (plan.announce) session.print(formatting_line(plan.image, disk));
-  co_await make_disk(session, gate, plan.image, disk, false);
+  co_await make_disk(session, gate, plan.image, disk, {});
 }
 
 /// The word by which the engine knows the snapshot.

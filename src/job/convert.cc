@@ -227,6 +227,7 @@ Task<void> Convert::write_runs(uint64_t at, Bytes data) {
 
 Task<void> Convert::write(uint64_t at, Bytes data) {
   const Counted counted(under_way_.writes);
+  wrote_ = true;
   // Behind the end of the sources a cluster of a larger target may be left in part.
   const uint64_t end = at + data.size();
   const bool whole = end % unit_ == 0 || end == target_.size();
@@ -240,6 +241,7 @@ Task<void> Convert::zero(uint64_t at, uint64_t length) {
   while (length > 0 && !stopped_) {
     const uint64_t step = std::min(length, kZeroStep);
     const Counted counted(under_way_.writes);
+    wrote_ = true;
     co_await target_.zero(at, step, {.may_unmap = true, .fua = options_.fua});
     at += step;
     length -= step;

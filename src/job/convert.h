@@ -60,6 +60,8 @@ class Convert {
   /// Bytes of the sources together, each rounded up to whole sectors: what the target must hold.
   uint64_t total() const { return total_; }
   uint64_t done() const { return done_; }
+  /// Has anything been written to the target?
+  bool wrote() const { return wrote_; }
 
   /// Errc::cancelled after stop().
   Task<void> run();
@@ -117,6 +119,7 @@ class Convert {
   uint64_t turn_sequence_ = 0;  ///< Whose turn it is to write.
   bool first_write_ = true;
   bool stopped_ = false;
+  bool wrote_ = false;
   bool failed_ = false;
   uint64_t done_ = 0;
 

@@ -6,9 +6,9 @@
 #include <algorithm>
 
 #include "base/prng.h"
+#include "block/filter.h"
 #include "block/memory.h"
 #include "block/raw.h"
-#include "block/filter.h"
 #include "sim/sim_gate.h"
 #include "sim/sim_reactor.h"
 

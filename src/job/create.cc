@@ -6,8 +6,9 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
+#include <utility>
 
-#include "block/raw.h"
 #include "io/descriptor.h"
 
 namespace byre {
@@ -19,28 +20,18 @@ bool is_block_device(const std::string& path) {
   return stat(path.c_str(), &status) == 0 && S_ISBLK(status.st_mode);
 }
 
-/// A file that was made here, and is removed unless all goes well.
-class Made {
- public:
-  explicit Made(const File& file)
-      : path_(file.properties().name),
-        device_(file.properties().device),
-        inode_(file.properties().inode) {}
-  Made(const Made&) = delete;
-  void keep() { kept_ = true; }
-  ~Made() {
-    struct stat status;
-    if (kept_ || stat(path_.c_str(), &status) != 0) return;
-    // Only the very same file (and never a block device).
-    if (S_ISREG(status.st_mode) && status.st_dev == device_ && status.st_ino == inode_)
-      unlink(path_.c_str());
-  }
+/// The path without links, where there is such a file.
+std::string real_path(const std::string& path) {
+  char* const found = realpath(path.c_str(), nullptr);
+  const std::string real = found ? found : "";
+  free(found);
+  return real;
+}
 
- private:
-  std::string path_;
-  uint64_t device_, inode_;
-  bool kept_ = false;
-};
+bool is_dangling(const std::string& path) {
+  struct stat status;
+  return stat(path.c_str(), &status) != 0 && lstat(path.c_str(), &status) == 0;
+}
 
 FileOptions file_options(const CreateDiskOptions& options) {
   return {.writable = true,
@@ -57,7 +48,7 @@ void tell_of_wishes(const File& file, const CreateDiskOptions& options) {
 
 /// Blocks, or zeros, for a disk that has none yet.
 Task<void> give_blocks(Device& device, uint64_t size, Preallocation mode) {
-  if (mode == Preallocation::falloc) co_await device.allocate(0, size);
+  if (mode == Preallocation::falloc) co_await allocate_blocks(device, 0, size);
   if (mode == Preallocation::full) co_await write_zeros(device, 0, size);
 }
 
@@ -65,7 +56,7 @@ Task<void> give_blocks(Device& device, uint64_t size, Preallocation mode) {
 /// may be anywhere.
 Task<void> fill_data_file(Device& device, CreateDiskOptions options) {
   const CreateOptions& image = options.image;
-  if (device.size() != 0 && options.empty_data_file && device.can_grow()) {
+  if (device.size() != 0 && options.to_be_filled && device.can_grow()) {
     if (!options.replace) {
       co_await fail(
           Error(Errc::exists,
@@ -91,75 +82,183 @@ Task<void> fill_data_file(Device& device, CreateDiskOptions options) {
                                  ? Preallocation::falloc
                                  : image.preallocation;
   co_await give_blocks(device, image.size, mode);
-  if (options.sync) co_await device.flush(Mark::flush);
 }
 
-Task<std::unique_ptr<Made>> make_data_file(Gate& gate, std::string path,
-                                           CreateDiskOptions options) {
+Task<std::unique_ptr<TargetFile>> make_data_file(Gate& gate, std::string path,
+                                                 CreateDiskOptions options) {
   const std::string name = resolve_name(path, options.image.data_file);
   FileOptions how = file_options(options);
   how.create = true;
+  bool existed = false;
   Result<std::unique_ptr<File>> file = gate.open(name, how);
-  std::unique_ptr<Made> made;
   if (file) {
-    made = std::make_unique<Made>(**file);
     tell_of_wishes(**file, options);
   } else if (file.error().code() == Errc::exists) {
+    existed = true;
     how.create = false;
     file = gate.open(name, how);
   }
   if (!file) co_return std::move(file).error().while_doing("data file");
+  auto target = std::make_unique<TargetFile>(**file, existed);
   // Only now both can be there; nothing was written yet.
   if (same_file(path, name)) {
     co_return invalid("data file ", quoted(options.image.data_file),
                       " is the image itself; it needs a file of its own");
   }
-  RawDevice device(*std::move(file), {.growable = true});
+  RawDevice raw(*std::move(file), {.growable = true});
+  BeingMade device(raw, {.stopped = options.stopped});
+  const bool empties = existed && options.to_be_filled && options.replace && raw.size() != 0;
+  if (empties && raw.can_grow()) target->set_overwritten();
+  const bool sync = options.sync;
   Result<void> filled = co_await fill_data_file(device, std::move(options)).result();
-  Result<void> closed = co_await device.close().result();
-  if (filled) filled = std::move(closed);
+  if (filled && sync) filled = co_await raw.flush(Mark::flush).result();
   if (!filled) co_return std::move(filled).error();
-  co_return std::move(made);
+  co_return std::move(target);
 }
 
+/// What makes the file a disk, but for what finish() adds.
 Task<void> write_disk(Device& device, CreateDiskOptions options) {
   if (options.format == DiskFormat::qcow2) {
     co_await create_image(device, options.image);
-  } else {
-    if (device.can_grow()) {
-      co_await device.resize(options.image.size);
-    } else if (device.size() < options.image.size) {
-      co_await fail(Error(Errc::no_space, cat(quoted(device.name()), " has ", device.size(),
-                                              " bytes, the disk needs ", options.image.size)));
-    }
-    co_await give_blocks(device, options.image.size, options.image.preallocation);
+    co_return;
   }
-  if (options.sync) co_await device.flush(Mark::flush);
+  const uint64_t size = options.image.size;
+  if (!device.can_grow() && device.size() < size) {
+    co_await fail(Error(Errc::no_space, cat(quoted(device.name()), " has ", device.size(),
+                                            " bytes, the disk needs ", size)));
+  }
+  co_await give_blocks(device, size, options.image.preallocation);
+}
+
+struct Opened {
+  std::unique_ptr<File> file;
+  bool existed = false;
+  bool had_contents = false;
+};
+
+/// The file that is there is opened only where it may be overwritten, and is empty then.
+Task<Opened> open_target(Gate& gate, std::string path, CreateDiskOptions options) {
+  FileOptions how = file_options(options);
+  Opened opened;
+  // A block device is there already, and is never made.
+  if (options.replace && is_block_device(path)) {
+    opened.existed = true;
+    opened.file = co_await gate.open(path, how);
+    co_return std::move(opened);
+  }
+  how.create = true;
+  Result<std::unique_ptr<File>> file = gate.open(path, how);
+  if (!file && file.error().code() == Errc::exists && options.replace) {
+    struct stat status;
+    opened.existed = !is_dangling(path);
+    opened.had_contents = stat(path.c_str(), &status) == 0 && status.st_size != 0;
+    how.replace = true;
+    file = gate.open(path, how);
+  }
+  opened.file = co_await std::move(file);
+  co_return std::move(opened);
 }
 
 }  // namespace
 
-Task<void> create_disk(Reactor& reactor, Gate& gate, std::string path, CreateDiskOptions options) {
+TargetFile::TargetFile(const File& file, bool existed)
+    : path_(real_path(file.properties().name)),
+      name_(file.properties().name),
+      device_(file.properties().device),
+      inode_(file.properties().inode),
+      block_device_(file.properties().block_device),
+      existed_(existed) {}
+
+/// Only the very same file is ever touched.
+bool TargetFile::is_still_there() const {
+  struct stat status;
+  if (path_.empty() || stat(path_.c_str(), &status) != 0) return false;
+  if (block_device_) return S_ISBLK(status.st_mode) && status.st_rdev == device_;
+  return S_ISREG(status.st_mode) && status.st_dev == device_ && status.st_ino == inode_;
+}
+
+std::string TargetFile::give_up() {
+  if (std::exchange(settled_, true) || !is_still_there()) return "";
+  if (!existed_) {
+    unlink(path_.c_str());
+    return "";
+  }
+  if (!overwritten_) return "";
+  if (block_device_) {
+    return is_image_ ? cat(quoted(name_), " is left without a disk: what it held is overwritten, ",
+                           "and its first sector says that the new one was not finished")
+                     : cat(quoted(name_), " is left with a part of the new disk over what it held");
+  }
+  const Descriptor file(::open(path_.c_str(), O_WRONLY | O_CLOEXEC));
+  if (!file || ftruncate(file.get(), 0) != 0) {
+    return cat(quoted(name_), " is left unfinished: what it held is gone");
+  }
+  if (!is_image_) return cat(quoted(name_), " is left empty: what it held is gone");
+  const std::vector<std::byte> sector = unfinished_sector();
+  // A full file system may have no room even for this; then it is empty.
+  if (pwrite(file.get(), sector.data(), sector.size(), 0) < 0) {
+    return cat(quoted(name_), " is left empty: what it held is gone");
+  }
+  return cat(quoted(name_), " is left without a disk: what it held is gone, ",
+             "and it says only that the new one was not finished");
+}
+
+NewDiskFile::NewDiskFile(Reactor& reactor, std::unique_ptr<File> file, bool existed,
+                         const CreateDiskOptions& options)
+    : reactor_(reactor),
+      file_(std::move(file), {.growable = true}),
+      being_made_(file_, {.keep_start = options.format == DiskFormat::qcow2,
+                          .sync_start = !file_.can_grow() || (options.sync && options.to_be_filled),
+                          .stopped = options.stopped}),
+      target_(file_.file(), existed),
+      raw_size_(options.format == DiskFormat::raw && file_.can_grow()
+                    ? std::optional(options.image.size)
+                    : std::nullopt),
+      sync_(options.sync) {
+  if (options.format == DiskFormat::qcow2) target_.set_image();
+}
+
+Task<void> NewDiskFile::finish() {
+  // Past the page cache whole blocks are written: the end may lie behind that of the disk, too.
+  if (raw_size_ && file_.size() != *raw_size_) co_await being_made_.resize(*raw_size_);
+  co_await being_made_.reveal(sync_);
+  target_.keep();
+  if (data_) data_->keep();
+  if (sync_) co_await sync_folder(reactor_, file_.name());
+}
+
+std::string NewDiskFile::give_up() {
+  if (!file_.can_grow() && being_made_.changed()) target_.set_overwritten();
+  std::string left = target_.give_up();
+  const std::string data = data_ ? data_->give_up() : "";
+  if (!left.empty() && !data.empty()) left += "; ";
+  return left + data;
+}
+
+Task<std::unique_ptr<NewDiskFile>> begin_disk(Reactor& reactor, Gate& gate, std::string path,
+                                              CreateDiskOptions options) {
   // Before the first file is touched.
   if (options.format == DiskFormat::qcow2) co_await check_create(options.image);
-  std::unique_ptr<Made> data;
+  std::unique_ptr<TargetFile> data;
   if (!options.image.data_file.empty()) data = co_await make_data_file(gate, path, options);
-  FileOptions how = file_options(options);
-  // A block device is there already, and is never made.
-  const bool over_device = options.replace && is_block_device(path);
-  how.create = !over_device;
-  how.replace = options.replace && !over_device;
-  std::unique_ptr<File> file = co_await gate.open(path, how);
-  Made made(*file);
-  tell_of_wishes(*file, options);
-  RawDevice device(std::move(file), {.growable = true});
-  Result<void> written = co_await write_disk(device, options).result();
-  Result<void> closed = co_await device.close().result();
-  co_await std::move(written);
-  co_await std::move(closed);
-  made.keep();
-  if (data) data->keep();
-  if (options.sync) co_await sync_folder(reactor, path);
+  Opened opened = co_await open_target(gate, path, options);
+  tell_of_wishes(*opened.file, options);
+  auto disk =
+      std::make_unique<NewDiskFile>(reactor, std::move(opened.file), opened.existed, options);
+  if (opened.had_contents) disk->target().set_overwritten();
+  disk->set_data(std::move(data));
+  const auto message = options.message;
+  Result<void> written = co_await write_disk(disk->being_made(), std::move(options)).result();
+  if (written) co_return std::move(disk);
+  const std::string left = disk->give_up();
+  if (!left.empty() && message) message(left);
+  co_return std::move(written).error();
+}
+
+Task<void> create_disk(Reactor& reactor, Gate& gate, std::string path, CreateDiskOptions options) {
+  const std::unique_ptr<NewDiskFile> disk =
+      co_await begin_disk(reactor, gate, path, std::move(options));
+  co_await disk->finish();
 }
 
 Task<void> sync_folder(Reactor& reactor, std::string path) {

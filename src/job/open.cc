@@ -10,6 +10,7 @@
 #include "block/raw.h"
 #include "coro/semaphore.h"
 #include "io/buffer.h"
+#include "job/unfinished.h"
 #include "qcow2/head.h"
 
 namespace byre {
@@ -111,6 +112,10 @@ Task<DiskFormat> find_format(File& file, std::optional<DiskFormat> given) {
   const Buffer buffer(kClassifySize);
   co_await file.read(0, buffer.bytes());  // What lies behind the end reads as zeros.
   const Bytes start = buffer.bytes().first(std::min<uint64_t>(kClassifySize, file.size()));
+  if (is_unfinished(start)) {
+    co_return Error(Errc::unsupported,
+                    "It was never finished: making it was interrupted; make it again");
+  }
   if (!given) co_return co_await classify(start);
   if (!looks_like_qcow2(start)) co_return invalid("Image is not in qcow2 format");
   co_return *given;

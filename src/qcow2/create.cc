@@ -200,8 +200,13 @@ std::vector<std::byte> refcount_table_of(const Layout& layout, const Geometry& g
   return table;
 }
 
-Task<void> make_room(Device& file, uint64_t size) {
+/// The file as long as the image.  `blocks`: all of it has blocks on the host, tables included, so
+/// that no later write needs any.
+Task<void> make_room(Device& file, uint64_t size, bool blocks) {
   const bool zeros = file.new_space_is_zero() && file.size() == 0;
+  // While the file is short: what lies below its end gets no blocks where the host has no
+  // fallocate.
+  if (blocks && file.can_grow()) co_await allocate_blocks(file, 0, size);
   if (file.size() < size) {
     if (!file.can_grow()) {
       co_await fail(Error(Errc::no_space,
@@ -239,23 +244,16 @@ Task<void> write_tables(Device& file, const Layout& layout, const Geometry& geom
   co_await file.write(geometry.start_of(layout.l1.first).value, l1, {.mark = Mark::l1_update});
 }
 
-Task<void> give_blocks(Device& file, const Layout& layout, const Geometry& geometry,
-                       Preallocation mode) {
-  if (layout.data.count == 0 || mode == Preallocation::metadata) co_return;
-  const uint64_t start = geometry.start_of(layout.data.first).value;
-  const uint64_t length = layout.data.count << geometry.cluster_bits;
-  if (mode == Preallocation::falloc) {
-    co_await file.allocate(start, length);
-  } else {
-    co_await write_zeros(file, start, length);
-  }
-}
-
 Task<void> write_image(Device& file, const Plan& plan, const CreateOptions& options) {
   const Geometry& geometry = plan.geometry;
   const Layout& layout = plan.layout;
-  co_await make_room(file, layout.clusters << geometry.cluster_bits);
-  co_await give_blocks(file, layout, geometry, options.preallocation);
+  const bool full = options.preallocation == Preallocation::full;
+  co_await make_room(file, layout.clusters << geometry.cluster_bits,
+                     full || options.preallocation == Preallocation::falloc);
+  if (full) {
+    co_await write_zeros(file, geometry.start_of(layout.data.first).value,
+                         layout.data.count << geometry.cluster_bits);
+  }
   co_await write_tables(file, layout, geometry, options);
 
   const std::vector<std::byte> counts = refcounts_of(layout, geometry);

@@ -13,7 +13,18 @@ namespace {
 /// Clusters preallocated under one lock (D4), and zeros written at once.
 constexpr uint64_t kClustersAtOnce = 4096;
 constexpr uint64_t kZerosAtOnce = 1 * MiB;
+/// Blocks asked for at once, so that an interruption is heard in between.
+constexpr uint64_t kBlocksAtOnce = 1 * GiB;
 }  // namespace
+
+Task<void> allocate_blocks(Device& device, uint64_t offset, uint64_t length) {
+  while (length != 0) {
+    const uint64_t step = std::min(length, kBlocksAtOnce);
+    co_await device.allocate(offset, step);
+    offset += step;
+    length -= step;
+  }
+}
 
 Task<void> write_zeros(Device& device, uint64_t offset, uint64_t length) {
   const std::vector<std::byte> zeros(std::min(length, kZerosAtOnce));

@@ -22,6 +22,8 @@ namespace byre {
 
 enum class Preallocation : uint8_t { off, metadata, falloc, full };
 
+/// Gives the range blocks on the host, step by step.
+Task<void> allocate_blocks(Device& device, uint64_t offset, uint64_t length);
 /// Writes zeros to the range, all of them.
 Task<void> write_zeros(Device& device, uint64_t offset, uint64_t length);
 
