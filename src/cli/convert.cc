@@ -21,7 +21,7 @@ constexpr unsigned kRequestsMax = 16;
 
 struct ConvertArgs : OpenArgs {
   std::vector<std::string> images;  ///< Sources, then the target.
-  std::string target_format = "raw";
+  std::optional<std::string> target_format;
   OptionList options;
   std::optional<std::string> backing;
   std::optional<std::string> backing_format;
@@ -165,14 +165,34 @@ Result<void> read_images(const ConvertArgs& args, Plan& plan) {
   return {};
 }
 
-Result<DiskFormat> target_format(const ConvertArgs& args) {
-  const Result<DiskFormat> format = parse_format(args.target_format);
-  if (!format) return invalid("Unknown file format '", args.target_format, "'");
-  return *format;
+Result<DiskFormat> target_format(Session& session, const ConvertArgs& args) {
+  if (args.target_format) {
+    const Result<DiskFormat> format = parse_format(*args.target_format);
+    if (!format) return invalid("Unknown file format '", *args.target_format, "'");
+    return *format;
+  }
+  // Only "-o help" asks without a target.
+  if (args.images.size() < 2) return DiskFormat::raw;
+  return format_by_name(session, args.images.back(), "-O");
 }
 
-Result<void> plan_target(const ConvertArgs& args, Plan& plan) {
-  BYRE_TRY(format, target_format(args));
+/// -n: what is there must be what the name says.
+Task<DiskFormat> format_there(Session& session, Gate& gate, ConvertArgs args) {
+  const std::string& name = args.images.back();
+  Result<DiskFormat> named = target_format(session, args);
+  if (args.target_format || session.stand_in()) co_return co_await std::move(named);
+  const Result<std::string> path = path_of(name);
+  Result<std::unique_ptr<File>> file =
+      path ? gate.open(*path, {.lock = false}) : Result<std::unique_ptr<File>>(path.error().copy());
+  if (!file) co_return could_not_open(name, std::move(file).error());
+  Result<DiskFormat> found = co_await find_format(**file, std::nullopt).result();
+  if (!found) co_return could_not_open(name, std::move(found).error());
+  if (!named || *named == *found) co_return *found;
+  co_return invalid(quoted(name), " holds a ", name_of(*found), " disk, and its name says ",
+                    name_of(*named), "; give -O");
+}
+
+Result<void> plan_target(const ConvertArgs& args, DiskFormat format, Plan& plan) {
   plan.format = format;
   BYRE_TRY(disk, read_new_disk(plan.format, args.options));
   plan.disk = disk;
@@ -276,6 +296,10 @@ Task<void> make_target(Session& session, Gate& gate, ConvertArgs args, Plan& pla
   plan.disk.size = total_size(disks);
   const std::string doing = cat(plan.target, ": error while converting ", name_of(plan.format));
   co_await check_target(plan).doing(doing);
+  if (plan.disk.backing_file && plan.disk.backing_format == "raw") {
+    const std::string below = resolve_name(plan.target, *plan.disk.backing_file);
+    co_await check_backing_is_raw(session, gate, below, args.force);
+  }
   disks.made = co_await begin_disk(session, gate, plan.target, plan.disk,
                                    {.replace = args.force || session.stand_in(),
                                     .to_be_filled = true,
@@ -456,14 +480,16 @@ Task<int> convert(Session& session, ConvertArgs args) {
   Plan plan;
   co_await check_words(args, plan);
   if (args.options.help) {
-    const DiskFormat format = co_await target_format(args);
+    const DiskFormat format = co_await target_format(session, args);
     const bool named = args.images.size() >= 2;
     session.print(named ? option_help(format) : option_help_without_file(format));
     co_return 0;
   }
   co_await read_images(args, plan);
-  co_await plan_target(args, plan);
   SystemGate gate(session.reactor(), session.policy(args.follow));
+  const DiskFormat format = args.no_create ? co_await format_there(session, gate, args)
+                                           : co_await target_format(session, args);
+  co_await plan_target(args, format, plan);
   if (!args.cache && session.stand_in()) plan.cache = CacheMode::unsafe;
   Disks disks;
   Result<void> done = co_await run(session, gate, std::move(args), plan, disks).result();
@@ -504,7 +530,9 @@ const Command<ConvertArgs> kDefinition({
                 static_cast<std::optional<std::string> ConvertArgs::*>(&OpenArgs::format),
                 "of the sources: raw or qcow2; without it their first bytes decide"),
          option("-O, --target-format", "FORMAT", &ConvertArgs::target_format,
-                "raw (the default) or qcow2"),
+                "raw or qcow2; without it the suffix decides: .qcow2, .qcow; .raw, .img, .iso, "
+                ".bin, .dd; a block device is raw; with -n what is there must agree (under the "
+                "name qemu-img: raw)"),
          option("-o, --options", "OPTIONS", &ConvertArgs::options,
                 "options of the target's format, as for create; \"help\" lists them"),
          option("-B, --backing", "FILE", &ConvertArgs::backing,
@@ -540,8 +568,10 @@ const Command<ConvertArgs> kDefinition({
                 "how sources are read: writeback (the default), or none: past the page cache"),
          flag("-U, --force-share", static_cast<bool ConvertArgs::*>(&OpenArgs::share),
               "read sources although another process writes them"),
-         flag("--force", &ConvertArgs::force,
-              "overwrite a target that exists (under the name qemu-img always)"),
+         flag(
+             "--force", &ConvertArgs::force,
+             "overwrite a target that exists (under the name qemu-img always); take a backing file "
+             "as raw although it begins like an image"),
          flag("-p, --progress", &ConvertArgs::progress, "show how far it is"),
          flag("-q, --quiet", &ConvertArgs::quiet, "print nothing but errors"),
          refused("-C, --copy-range-offloading", "copies are not left to the file system (yet)"),

@@ -11,7 +11,7 @@ namespace {
 struct CreateArgs {
   std::string image;
   std::optional<std::string> size;
-  std::string format = "raw";
+  std::optional<std::string> format;
   OptionList options;
   std::optional<std::string> backing;
   std::optional<std::string> backing_format;
@@ -68,6 +68,9 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
   SystemGate gate(session.reactor(), session.policy(args.follow));
   if (opens_backing) {
     const std::string path = co_await path_of(*disk.backing_file);
+    if (disk.backing_format == "raw") {
+      co_await check_backing_is_raw(session, gate, resolve_name(args.image, path), args.force);
+    }
     const uint64_t size =
         co_await backing_size(session, gate, resolve_name(args.image, path), *disk.backing_format);
     if (!disk.size) disk.size = size;
@@ -99,9 +102,15 @@ Task<int> create(Session& session, CreateArgs args) {
         .outcome = Parsed::Outcome::failed, .error = "Expecting image file name", .usage = true};
     co_return finish_parse(session, kCreate, failed);
   }
-  Result<DiskFormat> format = parse_format(args.format);
+  Result<DiskFormat> format = DiskFormat::raw;
+  if (args.format) {
+    format = parse_format(*args.format);
+  } else if (!args.image.empty()) {
+    format = format_by_name(session, args.image, "-f");
+    if (!format && !args.options.help) co_return std::move(format).error();
+  }
   if (!format) {
-    Error error(Errc::not_found, cat("Unknown file format '", args.format, "'"));
+    Error error(Errc::not_found, cat("Unknown file format '", args.format.value_or(""), "'"));
     if (args.options.help) co_return std::move(error);
     co_return std::move(error).while_doing(args.image);
   }
@@ -120,28 +129,32 @@ const Command<CreateArgs> kDefinition({
     .description =
         "The disk and the folder it lies in are on stable storage when this returns. A disk that "
         "exists is not overwritten, unless with --force.",
-    .args = {optional_operand("IMAGE", &CreateArgs::image, "the file to make"),
-             optional_operand("SIZE", &CreateArgs::size,
-                              "of the disk: bytes, or a number with the suffix k, M, G, T, P or E; "
-                              "without it, the backing disk's"),
-             option("-f, --format", "FORMAT", &CreateArgs::format, "raw (the default) or qcow2"),
-             option("-o, --options", "OPTIONS", &CreateArgs::options,
-                    "options of the format, as name=value,name=value; \"help\" lists them"),
-             option(
-                 "-b, --backing", "FILE", &CreateArgs::backing,
-                 "read what was not written from this disk; a relative name starts at the folder "
-                 "of IMAGE"),
-             option("-F, --backing-format", "FORMAT", &CreateArgs::backing_format,
-                    "of the backing disk; it is never guessed"),
-             option("--follow", "POLICY", &CreateArgs::follow,
-                    "which files the backing disk may name in turn: nothing, same-directory (the "
-                    "default), or any (the default under QEMU's names)"),
-             flag("-u, --backing-unsafe", &CreateArgs::unsafe,
-                  "do not open the backing disk; SIZE is needed then"),
-             flag("--force", &CreateArgs::force,
-                  "overwrite what is there (under the name qemu-img always)"),
-             flag("-q, --quiet", &CreateArgs::quiet, "print nothing but errors"),
-             refused("--object", "OBJECT", kNoObjects)},
+    .args =
+        {optional_operand("IMAGE", &CreateArgs::image, "the file to make"),
+         optional_operand("SIZE", &CreateArgs::size,
+                          "of the disk: bytes, or a number with the suffix k, M, G, T, P or E; "
+                          "without it, the backing disk's"),
+         option("-f, --format", "FORMAT", &CreateArgs::format,
+                "raw or qcow2; without it the suffix decides: .qcow2, .qcow; .raw, .img, .iso, "
+                ".bin, .dd; a block device is raw (under the name qemu-img: raw)"),
+         option("-o, --options", "OPTIONS", &CreateArgs::options,
+                "options of the format, as name=value,name=value; \"help\" lists them"),
+         option("-b, --backing", "FILE", &CreateArgs::backing,
+                "read what was not written from this disk; a relative name starts at the folder "
+                "of IMAGE"),
+         option("-F, --backing-format", "FORMAT", &CreateArgs::backing_format,
+                "of the backing disk; it is never guessed"),
+         option("--follow", "POLICY", &CreateArgs::follow,
+                "which files the backing disk may name in turn: nothing, same-directory (the "
+                "default), or any (the default under QEMU's names)"),
+         flag("-u, --backing-unsafe", &CreateArgs::unsafe,
+              "do not open the backing disk; SIZE is needed then"),
+         flag(
+             "--force", &CreateArgs::force,
+             "overwrite what is there (under the name qemu-img always); take a backing file as raw "
+             "although it begins like an image"),
+         flag("-q, --quiet", &CreateArgs::quiet, "print nothing but errors"),
+         refused("--object", "OBJECT", kNoObjects)},
     .run = create,
 });
 

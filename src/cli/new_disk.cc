@@ -10,6 +10,7 @@
 #include "block/raw.h"
 #include "cli/options.h"
 #include "io/buffer.h"
+#include "qcow2/head.h"
 
 namespace byre {
 
@@ -223,6 +224,68 @@ Result<void> check_backing(const NewDisk& disk) {
   }
   if (disk.backing_file == "") return invalid("Expected backing file name, got empty string");
   return {};
+}
+
+namespace {
+constexpr std::array<std::string_view, 3> kQcow2Suffixes = {"qcow2", "qcow", "qc2"};
+constexpr std::array<std::string_view, 5> kRawSuffixes = {"raw", "img", "iso", "bin", "dd"};
+
+/// What follows the last dot of the file's name, in small letters; empty when there is none.
+std::string suffix_of(std::string_view name) {
+  name = name.substr(name.rfind('/') + 1);
+  const size_t dot = name.rfind('.');
+  if (dot == std::string_view::npos || dot == 0) return "";
+  std::string suffix(name.substr(dot + 1));
+  for (char& c : suffix) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  }
+  return suffix;
+}
+
+template <class List>
+bool contains(const List& list, std::string_view word) {
+  return std::find(list.begin(), list.end(), word) != list.end();
+}
+
+bool is_block_device(const std::string& name) {
+  const Result<std::string> path = path_of(name);
+  struct stat status;
+  return path && stat(path->c_str(), &status) == 0 && S_ISBLK(status.st_mode);
+}
+}  // namespace
+
+Result<DiskFormat> format_by_name(Session& session, const std::string& name,
+                                  std::string_view option) {
+  const std::string suffix = suffix_of(name);
+  const bool is_qcow2 = contains(kQcow2Suffixes, suffix);
+  if (session.stand_in()) {
+    if (is_qcow2) {
+      session.warn(cat(quoted(name), " becomes a raw disk, because no format was given; ", option,
+                       " qcow2 makes it an image"));
+    }
+    return DiskFormat::raw;
+  }
+  if (is_qcow2) return DiskFormat::qcow2;
+  if (contains(kRawSuffixes, suffix) || is_block_device(name)) return DiskFormat::raw;
+  return invalid("which format should ", quoted(name), " have? Its name does not tell; give ",
+                 option, " qcow2 or ", option, " raw");
+}
+
+Task<void> check_backing_is_raw(Session& session, Gate& gate, std::string name, bool force) {
+  // Whether it is there, and may be opened, others say.
+  const Result<std::string> path = path_of(name);
+  if (!path) co_return;
+  Result<std::unique_ptr<File>> file = gate.open(*path, {.lock = false});
+  if (!file) co_return;
+  const Buffer buffer(kSectorSize);
+  if (Result<void> read = co_await (*file)->read(0, buffer.bytes()).result(); !read) co_return;
+  if (!looks_like_qcow2(buffer.bytes())) co_return;
+  const std::string text = cat("the backing file ", quoted(name), " begins like a qcow2 image; as ",
+                               "raw its tables would be the disk");
+  if (!session.stand_in() && !force) {
+    co_await fail(invalid(text, ". Give -F qcow2, or --force if it is meant"));
+  }
+  session.warn(text);
 }
 
 std::string formatting_line(const std::string& name, const NewDisk& disk) {

@@ -53,6 +53,16 @@ Result<NewDisk> read_new_disk(DiskFormat format, OptionList options);
 /// Refuses a backing file (or its format) where the disk's format has none, and an empty name.
 Result<void> check_backing(const NewDisk& disk);
 
+/// The format of a disk that is made under `name` when nobody gave one: what its suffix says; a
+/// block device is raw.  Another suffix, or none, is an error that asks for `option`.  Under a QEMU
+/// name it is raw, whatever the suffix, with a warning.
+Result<DiskFormat> format_by_name(Session& session, const std::string& name,
+                                  std::string_view option);
+
+/// Is what lies at `name` a qcow2 image that somebody calls raw?  An error, or with `force` and
+/// under a QEMU name a warning: a guest would see the image's tables as its disk.
+Task<void> check_backing_is_raw(Session& session, Gate& gate, std::string name, bool force);
+
 /// "Formatting 'x', fmt=qcow2 cluster_size=65536 ...": what qemu-img says before it makes a disk.
 std::string formatting_line(const std::string& name, const NewDisk& disk);
 

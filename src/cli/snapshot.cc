@@ -73,6 +73,24 @@ struct Action {
   std::string to;
 };
 
+/// A name must tell its snapshot from the others.
+Result<void> check_name(const Image& image, const Action& action) {
+  const bool renames = action.verb == "rename";
+  if (!renames && action.verb != "create") return {};
+  const std::string& name = renames ? action.to : action.word;
+  if (name.empty()) return invalid("a snapshot needs a name");
+  const Result<size_t> renamed =
+      renames ? find_snapshot(image.snapshots(), key_of(action.word)) : Result<size_t>(SIZE_MAX);
+  if (!renamed) return {};  // That there is none is said where it is looked for.
+  for (size_t i = 0; i < image.snapshots().size(); ++i) {
+    const Snapshot& other = image.snapshots()[i];
+    if (i == *renamed || (other.name != name && other.id != name)) continue;
+    return invalid("'", printable(name), "' is already the ", other.name == name ? "name" : "id",
+                   " of snapshot ", printable(other.id), ", so it would not tell which is meant");
+  }
+  return {};
+}
+
 Task<void> perform(Image& image, Action action) {
   if (action.verb == "create") {
     const WallTime now = wall_time();
@@ -115,7 +133,15 @@ Task<int> change(Session& session, SnapshotArgs args, Action action) {
                 .stop = [] {},
                 .waiting_for = [&] { return cat("the snapshots of ", quoted(args.image)); }});
   Result<void> done;
-  if (disk.image && !action.verb.empty()) done = co_await perform(*disk.image, action).result();
+  if (disk.image) done = check_name(*disk.image, action);
+  if (!done && session.stand_in()) {
+    // Scripts that want no name get none without a word, as from qemu-img.
+    if (action.verb == "rename" || !action.word.empty()) session.warn(done.error().message());
+    done = {};
+  }
+  if (done && disk.image && !action.verb.empty()) {
+    done = co_await perform(*disk.image, action).result();
+  }
   if (!disk.image && !action.verb.empty()) done = of_no_image(action.verb, action.word);
   if (!done && disk.image) done = in_words(action, std::move(done).error());
   Result<void> closed = co_await disk.device->close().result();

@@ -894,6 +894,104 @@ class Guessing(Case):
                 self.assertRegex(result.err, "not supported|Unknown protocol")
 
 
+class FormatOfANewDisk(Case):
+    """Without -f or -O byre goes by the suffix, and QEMU makes raw disks."""
+
+    @classmethod
+    def prepare(cls, folder):
+        qemu("create", "-q", "-f", "qcow2", "base.qcow2", "1M", cwd=folder)
+        qemu("create", "-q", "-f", "raw", "a.raw", "1M", cwd=folder)
+        write("base.qcow2", "write -P 3 0 64k", cwd=folder)
+
+    def format_of(self, name):
+        with open(f"{self.ours}/{name}", "rb") as file:
+            return "qcow2" if file.read(4) == b"QFI\xfb" else "raw"
+
+    def test_the_suffix_decides(self):
+        for name, fmt in (("x.qcow2", "qcow2"), ("x.QCOW2", "qcow2"), ("x.qcow", "qcow2"), ("x.raw", "raw"),
+                          ("x.img", "raw"), ("x.iso", "raw"), ("x.bin", "raw"), ("x.dd", "raw"), ("a.b.qcow2", "qcow2"),
+                          ("sub.qcow2/x.raw", "raw")):
+            os.makedirs(f"{self.ours}/sub.qcow2", exist_ok=True)
+            for words in (("create", name, "1M"), ("convert", "base.qcow2", name), ("convert", "a.raw", name)):
+                with self.subTest(words=words):
+                    result = self.byre(*words)
+                    self.assertEqual(result.code, 0, str(result))
+                    self.assertEqual(result.err, "")
+                    self.assertEqual(self.format_of(name), fmt)
+                    os.unlink(f"{self.ours}/{name}")
+
+    def test_other_names_need_a_format(self):
+        for name in ("disk", "x.vmdk", "x.qcow2.bak", ".qcow2", "sub.qcow2/disk", "x."):
+            for words, option in ((("create", name, "1M"), "-f"), (("convert", "a.raw", name), "-O")):
+                result = self.byre(*words)
+                self.assertEqual(result.code, 1, str(result))
+                self.assertIn(f"give {option} qcow2 or {option} raw", result.err)
+                self.assertFalse(os.path.exists(f"{self.ours}/{name}"))
+        for fmt in ("raw", "qcow2"):
+            self.assertEqual(self.byre("create", "-f", fmt, "disk", "1M").code, 0)
+            self.assertEqual(self.format_of("disk"), fmt)
+            os.unlink(f"{self.ours}/disk")
+        # What is given counts.
+        self.assertEqual(self.byre("create", "-f", "raw", "x.qcow2", "1M").code, 0)
+        self.assertEqual(self.format_of("x.qcow2"), "raw")
+
+    def test_what_is_there_must_agree(self):
+        os.rename(f"{self.ours}/base.qcow2", f"{self.ours}/there.raw")
+        result = self.byre("convert", "-n", "a.raw", "there.raw")
+        self.assertEqual(result.code, 1, str(result))
+        self.assertIn("holds a qcow2 disk, and its name says raw; give -O", result.err)
+        os.rename(f"{self.ours}/there.raw", f"{self.ours}/there")
+        result = self.byre("convert", "-n", "a.raw", "there")
+        self.assertEqual(result.code, 0, str(result))
+        self.assertEqual(self.format_of("there"), "qcow2")
+        self.same_disk("there", other=f"{self.ours}/a.raw", other_fmt="raw")
+        self.assertEqual(self.byre("convert", "-n", "a.raw", "nix.raw").code, 1)
+
+    def test_as_qemu_img_it_is_raw_with_a_warning(self):
+        for words in (("create", "x.qcow2", "1M"), ("convert", "a.raw", "y.qcow2")):
+            theirs, ours = self.both(*words)
+            self.assertEqual((theirs.code, theirs.out), (ours.code, ours.out))
+            self.assertEqual(theirs.err, "")
+            self.assertIn("becomes a raw disk, because no format was given", ours.err)
+        self.assertEqual(self.format_of("x.qcow2"), "raw")
+        self.same("create", "x.raw", "1M", code=0)
+        self.same("create", "x", "1M", code=0)
+
+    def test_an_image_is_no_raw_backing_file(self):
+        for words in (("create", "-f", "qcow2", "-b", "base.qcow2", "-F", "raw", "o.qcow2"),
+                      ("convert", "-O", "qcow2", "-B", "base.qcow2", "-F", "raw", "a.raw", "o.qcow2")):
+            with self.subTest(words=words):
+                result = self.byre(*words)
+                self.assertEqual(result.code, 1, str(result))
+                self.assertIn("begins like a qcow2 image", result.err)
+                self.assertFalse(os.path.exists(f"{self.ours}/o.qcow2"))
+                result = self.byre(words[0], "--force", *words[1:])
+                self.assertEqual(result.code, 0, str(result))
+                self.assertIn("warning: ", result.err)
+                os.unlink(f"{self.ours}/o.qcow2")
+        self.same("create", "-f", "qcow2", "-b", "a.raw", "-F", "raw", "o.qcow2", code=0)
+        theirs, ours = self.both("create", "-f", "qcow2", "-b", "base.qcow2", "-F", "raw", "o.qcow2")
+        self.assertEqual((theirs.code, theirs.out), (ours.code, ours.out))
+        self.assertIn("warning: ", ours.err)
+
+    def test_a_snapshot_has_a_name_that_tells(self):
+        self.assertEqual(self.byre("snapshot", "-c", "one", "base.qcow2").code, 0)
+        self.assertEqual(self.byre("snapshot", "-c", "two", "base.qcow2").code, 0)
+        for words in (("-c", ""), ("-c", "one"), ("-c", "1"), ("-c", "2"), ("--rename", "one", "--to", "two"),
+                      ("--rename", "one", "--to", ""), ("--rename", "one", "--to", "2")):
+            with self.subTest(words=words):
+                before = digest(f"{self.ours}/base.qcow2")
+                result = self.byre("snapshot", *words, "base.qcow2")
+                self.assertEqual(result.code, 1, str(result))
+                self.assertRegex(result.err, "needs a name|is already the (name|id) of snapshot")
+                self.assertEqual(before, digest(f"{self.ours}/base.qcow2"))
+        # Its own id tells it from the others.
+        self.assertEqual(self.byre("snapshot", "--rename", "one", "--to", "1", "base.qcow2").code, 0)
+        result = run(os.path.join(self.names, "qemu-img"), "snapshot", "-c", "two", "base.qcow2", cwd=self.ours)
+        self.assertEqual(result.code, 0, str(result))
+        self.assertIn("warning: 'two' is already the name of snapshot 2", result.err)
+
+
 class Serve(Case):
     """byre serve, and byre as qemu-nbd; what clients get from it is in nbd_test.py."""
 
