@@ -11,7 +11,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
 import nbd  # noqa: E402
 from harness import (GIB, KIB, MIB, QEMU, Case, Server, byre_io, examine, img, leaked, main, options_of,  # noqa: E402
-                     qemu_img, run)
+                     qemu_img, qemu_io, run)
 
 FULL = (errno.ENOSPC,)
 # What the file system without space is mounted on, in each test's own folder.
@@ -176,8 +176,7 @@ class Space(Case):
             with self.subTest(form):
                 done = img("convert", "-f", "raw", "-O", form, source, target, ok=(1,))
                 self.assertRegex(done.text, "No space left|no space")
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(target)
+                self.assertFalse(os.path.exists(target))
         ballast = self.ballast(SMALL - 64 * KIB)
         done = img("create", "-q", "-f", "qcow2", target, "1G", ok=None)
         self.assertIn(done.code, (0, 1))
@@ -190,6 +189,42 @@ class Space(Case):
         img("convert", "-f", "raw", "-O", "qcow2", source, target)
         self.assert_sound(target)
         self.assert_compares(source, target)
+
+    def test_preallocated_disks_need_no_more_space(self):
+        """falloc and full: once the file system is full the whole disk can be written, by byre and by QEMU."""
+        size = 6 * MIB
+        for mode in ("falloc", "full"):
+            for options in ({}, {"cluster_size": 512}, {"cluster_size": "4k", "refcount_bits": 64}, {"extended_l2": "on"},
+                            {"lazy_refcounts": "on"}, {"compat": "0.10"}, {"data_file": os.path.join(self.small, "data")},
+                            {"form": "raw"}):
+                for grows in (False, True):
+                    for maker in (img, qemu_img) if grows else (img,):
+                        with self.subTest(mode=mode, grows=grows, maker=maker.__name__, **options):
+                            self.preallocated(mode, dict(options), grows, maker, size)
+
+    def preallocated(self, mode, options, grows, maker, size):
+        form = options.pop("form", "qcow2")
+        files = [self.disk, *filter(None, [options.get("data_file")])]
+        start = 64 * KIB if grows else 0
+        if grows:
+            maker("create", "-q", "-f", form, *options_of(**options), self.disk, start)
+            img("resize", "-q", "-f", form, f"--preallocation={mode}", self.disk, size)
+        else:
+            img("create", "-q", "-f", form, *options_of(preallocation=mode, **options), self.disk, size)
+            for file in files:
+                there = os.stat(file)
+                self.assertGreaterEqual(there.st_blocks * 512, there.st_size, "every block of the file")
+        free = os.statvfs(self.small)
+        ballast = self.ballast(free.f_bavail * free.f_bsize)
+        draw = random.Random(size)
+        for program, value in ((byre_io, 7), (qemu_io, 8)):
+            writes = [f"write -q -P {value} {draw.randrange(start, size - 4096) // 512 * 512} 1k" for _ in range(50)]
+            program(self.disk, *writes, f"write -q -P {value} {start} {size - start}", "flush",
+                    f"read -q -P {value} {start} {size - start}", options=("-f", form, "-t", "writeback"))
+        if form == "qcow2":
+            self.assert_sound(self.disk)
+        for file in [*files, ballast]:
+            os.unlink(file)
 
     def test_no_space_for_qemu_io_commands(self):
         img("create", "-q", "-f", "qcow2", self.disk, 64 * MIB)
