@@ -87,8 +87,10 @@ Task<CheckReport> check_and_repair(Session& session, Gate& gate, RawDevice& file
   }
   if (report.orphans_kept != 0) {
     session.note(cat("NOTE ", report.orphans_kept,
-                     " leaked clusters were kept, since they may be the only copy of something; "
-                     "`byre repair --apply --save-orphans FILE IMAGE` saves and frees them\n"));
+                     report.orphans_kept == 1 ? " leaked cluster was" : " leaked clusters were",
+                     " kept, which may be the only copy of something; byre repair --apply "
+                     "--save-orphans FILE ",
+                     byre::quoted(args.image), " saves and frees what was kept\n"));
   }
   if (report.corruptions_fixed == 0 && report.leaks_fixed == 0) co_return report;
   co_await file.flush(Mark::flush);

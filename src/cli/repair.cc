@@ -161,7 +161,12 @@ std::string human(const Recovery& recovery, uint64_t marks, bool applied) {
   std::string out = cat(recovery.found.corruptions, " corruptions and ", recovery.found.leaks,
                         " leaked clusters were found.\n");
   if (!recovery.needed && !recovery.refused.empty()) return out + "None of it can be repaired.\n";
-  if (!recovery.needed) return out + "There is nothing to repair.\n";
+  if (!recovery.needed) {
+    out += recovery.orphan_clusters == 0
+               ? "There is nothing to repair.\n"
+               : "There is nothing to repair but what was kept by an earlier repair.\n";
+    return out + listing("Clusters that nothing uses", recovery.orphans, line_of);
+  }
   if (recovery.refused.empty()) out += about_marks(marks, applied);
   const std::string_view what = applied ? "What was done" : "What a repair would do";
   if (recovery.refused.empty()) {
@@ -177,7 +182,8 @@ std::string human(const Recovery& recovery, uint64_t marks, bool applied) {
 }
 
 /// What happens to orphans, in a sentence.
-std::string fate_of_orphans(const Recovery& recovery, const RepairArgs& args, bool applied) {
+std::string fate_of_orphans(const Session& session, const Recovery& recovery,
+                            const RepairArgs& args, bool applied) {
   if (recovery.orphan_clusters == 0) return "";
   if (recovery.orphans_freed) {
     const std::string saved =
@@ -187,8 +193,12 @@ std::string fate_of_orphans(const Recovery& recovery, const RepairArgs& args, bo
     return cat("\nThese clusters ", applied ? "were " : "", saved,
                applied ? "freed.\n" : "would be freed.\n");
   }
-  return "\nThese clusters stay, since they may be the only copy of something: save and free them "
-         "with --save-orphans FILE, or free them with --free-orphans.\n";
+  const std::string command = cat(session.program(), " repair --apply ");
+  return cat(
+      "\nThese clusters stay, since they may be the only copy of something; no repair by byre "
+      "frees them unasked.\nTo save and free them: ",
+      command, "--save-orphans FILE ", byre::quoted(args.image),
+      "\nTo free them without: ", command, "--free-orphans ", byre::quoted(args.image), "\n");
 }
 
 // ---- What is done.
@@ -287,7 +297,10 @@ Task<int> undo(Session& session, RepairArgs args) {
   co_await std::move(undone);
   co_await std::move(closed);
   if (!args.quiet && args.output == OutputFormat::human) {
-    session.print(cat(byre::quoted(args.image), " is what it was before the repair.\n"));
+    session.print(
+        cat("The repair of ", byre::quoted(args.image),
+            " was taken back: its tables, its length and all that the repair had written are "
+            "what they were. Data that were written in place since stay as they are.\n"));
   } else if (args.output == OutputFormat::json) {
     Json json = Json::object();
     json["filename"] = args.image;
@@ -304,7 +317,7 @@ int show(Session& session, const Recovery& recovery, const RepairArgs& args, uin
   } else if (!args.quiet) {
     show_findings(session, recovery.found.findings);
     session.print(printable_lines(human(recovery, marks, applied) +
-                                  fate_of_orphans(recovery, args, applied)));
+                                  fate_of_orphans(session, recovery, args, applied)));
   }
   if (!recovery.refused.empty()) {
     session.error(printable(cat(byre::quoted(args.image),
@@ -313,7 +326,7 @@ int show(Session& session, const Recovery& recovery, const RepairArgs& args, uin
                                 recovery.refused)));
     return kFailed;
   }
-  if (!recovery.needed) return kRepaired;
+  if (!recovery.needed) return recovery.left.leaks != 0 ? kOrphansLeft : kRepaired;
   if (!applied) {
     if (args.output == OutputFormat::human && !args.quiet) {
       session.print("\nNothing was changed; --apply does it.\n");
@@ -377,7 +390,8 @@ const Command<RepairArgs> kDefinition({
     .description =
         "Without --apply nothing is changed. An image is repaired whole or not touched at all. "
         "What is overwritten goes to an undo journal first, which takes the repair back byte for "
-        "byte as long as nobody else changed the image. Exit codes: 0 repaired, or nothing to do; "
+        "byte as long as nobody else changed its tables, or data that two things shared. Exit "
+        "codes: 0 repaired, or nothing to do; "
         "1 failed or refused; 2 there is something to do; 3 repaired, but clusters were left that "
         "may be the only copy of something.",
     .args = {operand("IMAGE", &RepairArgs::image, "the image file"), format_argument<RepairArgs>(),

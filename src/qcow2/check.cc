@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "qcow2/bitmap_check.h"
+#include "qcow2/keep.h"
 #include "qcow2/mend.h"
 #include "qcow2/owners.h"
 #include "qcow2/rounds.h"
@@ -124,6 +125,7 @@ Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, b
   std::unique_ptr<Survey> survey = co_await look(file, options);
   rounds.first = survey->report;
   survey->keep_orphans = options.keep_orphans;
+  const bool promises = options.remember != Remember::never && options.repair >= Repair::refcounts;
   for (const Finding& finding : survey->report.findings) {
     if (!is_doubtful(finding.kind)) continue;
     rounds.log.in_doubt.insert(rounds.log.in_doubt.end(), finding.guests.begin(),
@@ -135,6 +137,7 @@ Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, b
   for (int round = 0; round < kRoundsMax; ++round) {
     const Tally before = tally_of(survey->report);
     bool stuck_is_the_end = true;
+    survey->promise = promises && (rounds.damaged || survey->damaged);
     if (try_entries && can_fix_entries(*survey, options.repair)) {
       co_await fix_entries(*survey, rounds.log);
       stuck_is_the_end = false;
@@ -162,6 +165,17 @@ Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, b
     if (!changed && stuck_is_the_end) break;
     if (changed) try_entries = true;
   }
+  if (promises && survey->kept == KeptClusters::all()) {
+    co_await remember_orphans(*survey);
+    if (const uint64_t count = survey->orphan_clusters(); count != 0) {
+      rounds.log.add(
+          {.kind = RepairAction::Kind::keep,
+           .clusters = count,
+           .text = cat("note in the header that ", count,
+                       count == 1 ? " cluster stays, which may be the only copy of something"
+                                  : " clusters stay, which may be the only copy of something")});
+    }
+  }
   rounds.sound = survey->report.corruptions == 0 && survey->report.check_errors == 0;
   const bool counted = options.repair == Repair::refcounts && survey->report.check_errors == 0 &&
                        survey->report.corruptions == survey->formal;
@@ -174,6 +188,7 @@ Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, b
 Task<CheckReport> survey_and_repair(Device& file, CheckOptions options) {
   if (options.repair == Repair::none) {
     const std::unique_ptr<Survey> survey = co_await look(file, options);
+    survey->report.orphans_kept = survey->orphans_kept();
     co_return std::move(survey->report);
   }
   RepairRounds rounds = co_await repair_in_rounds(file, options, true);
@@ -182,7 +197,7 @@ Task<CheckReport> survey_and_repair(Device& file, CheckOptions options) {
   if (rounds.log.actions_count != 0 && rounds.damaged) {
     report.in_doubt = std::move(rounds.log.in_doubt);
   }
-  if (rounds.last->keep_orphans) report.orphans_kept = rounds.last->orphan_clusters();
+  report.orphans_kept = rounds.last->orphans_kept();
   if (options.repair == Repair::leaks) report.orphans_kept = report.leaks;
   co_return std::move(report);
 }
@@ -196,7 +211,7 @@ Task<CheckReport> check_image(Device& file, CheckOptions options) {
 }
 
 Task<CheckReport> rebuild_refcounts(Device& file) {
-  const CheckOptions options{.repair = Repair::refcounts};
+  const CheckOptions options{.repair = Repair::refcounts, .remember = Remember::if_room};
   co_return co_await survey_and_repair(file, options)
       .doing("rebuild the refcounts of ", quoted(file.name()));
 }

@@ -30,6 +30,9 @@ enum class Repair : uint8_t {
   all,        ///< And what two things use is copied, so that each has its own (separate.h).
 };
 
+/// When the header has no room for it, `always` refuses to repair what would have to be kept.
+enum class Remember : uint8_t { never, if_room, always };
+
 struct CheckOptions {
   Repair repair = Repair::none;
   /// Called now and then with a fraction from 0 to 1.
@@ -50,6 +53,8 @@ struct CheckOptions {
   /// With a repair: leave what nothing refers to as it is.  It is left anyway where damage was
   /// found, since it may be the only copy of what was lost.
   bool keep_orphans = false;
+  /// What is left so is noted in the header (keep.h), so that it stays with the next repair, too.
+  Remember remember = Remember::always;
 };
 
 struct CheckReport {
@@ -57,8 +62,8 @@ struct CheckReport {
   /// After a repair of clusters with two owners: parts of the disk that may not hold what was last
   /// written there.
   std::vector<Finding::Guest> in_doubt;
-  /// Of `leaks`: left because they may be the only copy of something; after Repair::leaks, all that
-  /// were left because something else is wrong.
+  /// Of `leaks`: left because they may be the only copy of something, now or since an earlier
+  /// repair; after Repair::leaks, all that were left because something else is wrong.
   uint64_t orphans_kept = 0;
   uint64_t corruptions = 0;  ///< Left after repair.
   uint64_t leaks = 0;        ///< Leaked clusters left after repair.

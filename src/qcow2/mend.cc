@@ -69,7 +69,7 @@ Task<bool> mend_snapshots(Survey& survey, RepairLog& log) {
            .host_offset = header.snapshots_offset.value,
            .to = at.value,
            .text = words + " of the snapshot table"});
-  co_await forget_unknown_features(survey);
+  co_await begin_writing(survey);
   store_snapshots(survey.head.sector, static_cast<uint32_t>(wanted.size()), at);
   co_await write_header(survey);
   co_return true;
@@ -98,12 +98,12 @@ Task<bool> mend_bitmaps(Survey& survey, RepairLog& log) {
     }
     wanted.push_back(std::move(bitmap));
   }
+  co_await begin_writing(survey);  // May move what is read here.
   std::vector<std::byte> first_cluster(g.cluster_size());
   co_await survey.read_padded(0, first_cluster, Mark::header_read);
   const auto far = far_bitmaps_extension(first_cluster, survey.head.header);
   std::vector<std::byte> trial = first_cluster;
   if (!wanted.empty() && !put_bitmaps_extension(trial, survey.head.header, now)) co_return false;
-  co_await forget_unknown_features(survey);
 
   std::optional<BitmapsExtension> extension;
   if (!wanted.empty()) {

@@ -100,9 +100,11 @@ Task<void> Image::free_leaks(Survey& survey) {
   CheckReport& report = survey.report;
   if (report.corruptions != 0 || report.check_errors != 0 || survey.damaged) co_return;
   std::unordered_set<uint64_t> freed;
+  report.orphans_kept = survey.orphans_kept();
   for (const HostSpan& span : survey.orphans) {
     for (HostCluster cluster = span.first; cluster < span.end(); ++cluster) {
       if (closing_) break;
+      if (survey.kept.contains(cluster)) continue;  // R1.
       co_await allocator_->load({cluster, 1});
       // In one step from here.
       const uint64_t count = allocator_->refcount(cluster);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "block/overlay.h"
+#include "qcow2/keep.h"
 #include "qcow2/rounds.h"
 
 namespace byre {
@@ -31,7 +32,10 @@ Task<Recovery> carry_out(Device& file, const RecoverOptions& options, bool for_g
                            .progress = options.progress,
                            .attribute = true,
                            .streams = true,
-                           .keep_orphans = true};
+                           .keep_orphans = true,
+                           .remember = options.free_orphans      ? Remember::never
+                                       : options.save_orphans_to ? Remember::if_room
+                                                                 : Remember::always};
   RepairRounds rounds = co_await repair_in_rounds(file, check, for_good);
   Recovery recovery;
   recovery.found = std::move(rounds.first);
@@ -49,11 +53,14 @@ Task<Recovery> carry_out(Device& file, const RecoverOptions& options, bool for_g
   if (for_good && options.save_orphans_to && recovery.orphan_clusters != 0) {
     recovery.orphans_saved = co_await save_orphans(survey, *options.save_orphans_to);
   }
-  const bool freeable = !rounds.damaged || options.free_orphans || options.save_orphans_to;
-  survey.keep_orphans = !freeable;
+  const bool wanted = options.free_orphans || options.save_orphans_to;
+  survey.keep_orphans = rounds.damaged && !wanted;
+  // Before they are freed: from here on they are leaks like any other.
+  survey.promise = false;
+  if (wanted && !survey.kept.empty()) co_await remember_kept(survey, {});
   if (can_repair(survey, Repair::leaks)) {
     co_await repair_image(survey, Repair::leaks, recovery.log);
-    recovery.orphans_freed = recovery.orphan_clusters != 0;
+    recovery.orphans_freed = recovery.orphan_clusters != 0 && survey.orphans_kept() == 0;
     recovery.left = co_await check_image(file, {});
   } else {
     recovery.left = std::move(survey.report);

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "format/refcount.h"
+#include "qcow2/keep.h"
 
 namespace byre {
 namespace {
@@ -98,10 +99,11 @@ class Repairer {
   static constexpr uint64_t kRegion = ReferenceCounts::kRegion;
 
   const Geometry& geometry() const { return survey_.geometry(); }
-  bool keeps_some() const { return keep_ || survey_.keep_orphans; }
+  bool keeps_some() const { return keep_ || survey_.keep_orphans || !survey_.kept.empty(); }
+  bool keeps(HostCluster cluster) const { return keep_ || survey_.keeps(cluster); }
   /// The refcount that a cluster is to have in the end.
-  uint64_t wanted(uint64_t references, uint64_t refcount) const {
-    const bool kept = keep_ || (references == 0 && survey_.keep_orphans);
+  uint64_t wanted(HostCluster cluster, uint64_t references, uint64_t refcount) const {
+    const bool kept = keep_ || (references == 0 && survey_.keeps(cluster));
     const uint64_t count = kept ? std::max(references, refcount) : references;
     return std::min(count, refcount_max(geometry().refcount_order));
   }
@@ -147,7 +149,7 @@ class Repairer {
   void change_block(uint64_t index, MutableBytes block, Change change) {
     const uint64_t first = geometry().first_of_refcount_table(index).value;
     survey_.each_used(index, block, regions_, [&](HostCluster cluster, uint64_t refcount) {
-      const uint64_t in_the_end = wanted(survey_.counts.references(cluster), refcount);
+      const uint64_t in_the_end = wanted(cluster, survey_.counts.references(cluster), refcount);
       if (ReferenceCounts::Cell* cell = survey_.counts.find(cluster)) cell->set_on_disk(in_the_end);
       if (change == Change::raise ? refcount < in_the_end : refcount > in_the_end) {
         set_refcount(block, cluster.value - first, geometry().refcount_order, in_the_end);
@@ -317,11 +319,11 @@ class Repairer {
     const bool unknown = keeps_some() && (state_of(index) == Survey::Block::suspect ||
                                           state_of(index) == Survey::Block::lost);
     for (uint64_t i = first; unknown && i < survey_.block_end(index).value; ++i) {
-      if (!is_old_structure({i})) set(i, 1);
+      if (!is_old_structure({i}) && keeps({i})) set(i, 1);
     }
     survey_.each_used(index, old, regions_, [&](HostCluster cluster, uint64_t refcount) {
       const uint64_t kept = is_old_structure(cluster) ? 0 : std::max<uint64_t>(refcount, unknown);
-      const uint64_t count = wanted(survey_.counts.references(cluster), kept);
+      const uint64_t count = wanted(cluster, survey_.counts.references(cluster), kept);
       set(cluster.value, count);
       if (ReferenceCounts::Cell* cell = survey_.counts.find(cluster)) cell->set_on_disk(count);
     });
@@ -380,6 +382,8 @@ std::string_view name_of(RepairAction::Kind kind) {
       return "fix-flags";
     case RepairAction::Kind::rewrite_table:
       return "rewrite-table";
+    case RepairAction::Kind::keep:
+      return "keep";
   }
   return "unknown";
 }
@@ -388,6 +392,21 @@ Task<std::vector<HostSpan>> find_room(Survey& survey, uint64_t count) {
   RepairLog none;
   Repairer repairer(survey, none);
   co_return co_await repairer.room_for(count);
+}
+
+Task<void> begin_writing(Survey& survey) {
+  co_await forget_unknown_features(survey);
+  if (!survey.promise || survey.kept == KeptClusters::all()) co_return;
+  const Result<void> noted = co_await remember_kept(survey, KeptClusters::all()).result();
+  if (noted) co_return;
+  if (noted.error().code() != Errc::no_space) co_await fail(noted.error().copy());
+  if (survey.options.remember == Remember::if_room) co_return;
+  co_await fail(
+      Error(Errc::no_space,
+            cat("leaked clusters that may be the only copy of something must be kept, and "
+                "the header has no room to note which; save them (byre repair --apply "
+                "--save-orphans FILE ",
+                quoted(survey.file.name()), ")")));
 }
 
 Task<void> forget_unknown_features(Survey& survey) {
@@ -432,8 +451,7 @@ Task<std::optional<HostOffset>> place_table(Survey& survey, RepairLog& log, Byte
 
 bool can_repair(const Survey& survey, Repair repair) {
   if (repair == Repair::none || survey.report.check_errors != 0) return false;
-  const uint64_t kept = survey.keep_orphans ? survey.orphan_clusters() : 0;
-  const bool leaks = survey.report.leaks > kept && may_free(survey);
+  const bool leaks = survey.report.leaks > survey.orphans_kept() && may_free(survey);
   if (repair == Repair::leaks) {
     const bool flags = survey.copied_wrong != 0 && only_flags_are_wrong(survey);
     return (leaks || flags) && !survey.undercounted && !survey.refcounts_unsound;
@@ -454,7 +472,13 @@ Task<void> fix_entries(Survey& survey, RepairLog& log) {
 }
 
 Task<void> repair_image(Survey& survey, Repair repair, RepairLog& log) {
-  co_await forget_unknown_features(survey);
+  // Flags alone hide no damage.
+  if (survey.undercounted || survey.refcounts_unsound ||
+      survey.report.leaks > survey.orphans_kept()) {
+    co_await begin_writing(survey);
+  } else {
+    co_await forget_unknown_features(survey);
+  }
   Repairer repairer(survey, log);
   co_await repairer.run(repair);
 }

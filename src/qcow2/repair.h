@@ -25,6 +25,7 @@ struct RepairAction {
     free_clusters,
     fix_flags,
     rewrite_table,  ///< Of snapshots or bitmaps.
+    keep,           ///< The header remembers clusters that stay (keep.h).
   };
   Kind kind = Kind::copy;
   uint64_t host_offset = 0;
@@ -62,6 +63,9 @@ Task<std::vector<HostSpan>> find_room(Survey& survey, uint64_t count);
 /// Writes a table that must lie in one piece where nobody uses anything, and counts it, durably;
 /// none when there is no room.  Nothing points to it yet.
 Task<std::optional<HostOffset>> place_table(Survey& survey, RepairLog& log, Bytes table, Mark mark);
+/// What comes before the first write of a round: forget_unknown_features(), and the promise to keep
+/// what may be the only copy of something (keep.h), when `survey.promise` says so.
+Task<void> begin_writing(Survey& survey);
 /// Clears autoclear features that say something which a change may make untrue, or nothing.
 Task<void> forget_unknown_features(Survey& survey);
 /// Clears the dirty and the corrupt bit, when they are set.

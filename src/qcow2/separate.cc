@@ -41,6 +41,7 @@ class Separator {
       }
       co_return placed.error().message();
     }
+    co_await begin_writing(survey_);
     for (const Move& move : moves_) co_await copy(move);
     co_await count();
     co_await survey_.file.flush(Mark::commit_sync);

@@ -9,6 +9,7 @@
 #include "format/l1.h"
 #include "format/luks.h"
 #include "format/refcount.h"
+#include "qcow2/keep.h"
 
 namespace byre {
 namespace {
@@ -94,6 +95,7 @@ Task<void> Survey::run() {
 Task<void> Survey::begin() {
   file_size = file.size();
   head = co_await load_head(file, OpenFor::repair);
+  kept = kept_clusters_of(head.extensions);
   clusters = geometry().clusters_for(file_size);
   report.total_clusters = geometry().clusters_for(head.header.size);
   look_at_header();
@@ -283,13 +285,13 @@ void Survey::merge_l2_uses() {
   std::sort(l2_uses_.begin(), l2_uses_.end(), [](const L2Use& a, const L2Use& b) {
     return a.cluster != b.cluster ? a.cluster < b.cluster : a.l1_index < b.l1_index;
   });
-  size_t kept = 0;
+  size_t count = 0;
   for (const L2Use& use : l2_uses_) {
-    if (kept == 0 || l2_uses_[kept - 1].cluster != use.cluster) {
-      l2_uses_[kept++] = use;
+    if (count == 0 || l2_uses_[count - 1].cluster != use.cluster) {
+      l2_uses_[count++] = use;
       continue;
     }
-    L2Use& same = l2_uses_[kept - 1];
+    L2Use& same = l2_uses_[count - 1];
     if (same.l1_index != use.l1_index && !same.shared) {
       same.shared = true;
       Place place = place_of(HostCluster{use.cluster});
@@ -306,8 +308,8 @@ void Survey::merge_l2_uses() {
     same.copied_clear |= use.copied_clear;
     same.shared |= use.shared;
   }
-  l2_uses_.resize(kept);
-  l2_uses_merged_ = kept;
+  l2_uses_.resize(count);
+  l2_uses_merged_ = count;
 }
 
 void Survey::count_l2_tables() {
@@ -1063,14 +1065,18 @@ void Survey::compare_cluster(HostCluster cluster, uint64_t refcount, bool writab
         orphans.push_back({cluster, 1});
       }
     }
+    const bool remembered = references == 0 && kept.contains(cluster);
+    if (remembered) ++orphans_remembered_;
     Place place = place_of(cluster);
     place.kind = FindingKind::refcount_too_large;
     place.structure = cell ? name_of(cell->owner()) : name_of(Owner::nobody);
-    place.remedy = damaged ? Remedy::set_aside
-                           : (references == 0 ? Remedy::free_cluster : Remedy::set_refcount);
+    place.remedy = damaged || remembered
+                       ? Remedy::set_aside
+                       : (references == 0 ? Remedy::free_cluster : Remedy::set_refcount);
     place.cause = damaged ? Cause::unknown : Cause::cut_short;
     add_finding(Severity::leak, place, "cluster at ", geometry().start_of(cluster),
-                ": refcount is ", refcount, ", references are ", references);
+                ": refcount is ", refcount, ", references are ", references,
+                remembered ? "; an earlier repair has kept it" : "");
   }
 }
 

@@ -23,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include "format/kept_clusters.h"
 #include "format/l2.h"
 #include "format/refcount.h"
 #include "qcow2/check.h"
@@ -59,7 +60,9 @@ class Survey {
   /// The first byte behind the end of the file that something points to.  The file must not grow
   /// beyond it: what was lost there would seem to be back.
   uint64_t pointed_behind_end = UINT64_MAX;
-  bool keep_orphans = false;        ///< Free nothing that may be the only copy of lost data.
+  bool keep_orphans = false;        ///< Free nothing that may be the only copy of lost data,
+  KeptClusters kept;                ///< and nothing that an earlier repair has kept (keep.h).
+  bool promise = false;             ///< The next write is preceded by the promise to keep all.
   bool snapshots_lost = false;      ///< Their table may lie anywhere: no place is sure to be free.
   bool copied_drift = false;        ///< COPIED flags may contradict refcounts.
   bool fixable_entries = false;     ///< fix_entries() has something to do.
@@ -117,6 +120,13 @@ class Survey {
     for (const HostSpan& span : orphans) count += span.count;
     return count;
   }
+  /// Those that must not be freed.
+  uint64_t orphans_kept() const {
+    if (keep_orphans) return orphan_clusters();
+    return kept.empty() ? 0 : orphans_remembered_;
+  }
+  /// May a cluster that nothing refers to be freed?
+  bool keeps(HostCluster cluster) const { return keep_orphans || kept.contains(cluster); }
   /// Clusters in which compressed streams overlap; known only when that was asked for.
   std::set<HostCluster> crossed;
 
@@ -258,7 +268,8 @@ class Survey {
   /// may be there all the same.
   std::map<HostCluster, bool> behind_end_;
   uint64_t highest_ = 0;
-  bool refcounts_unknown_ = false;  ///< The disk did not give their table.
+  uint64_t orphans_remembered_ = 0;  ///< That an earlier repair has kept.
+  bool refcounts_unknown_ = false;   ///< The disk did not give their table.
 };
 
 template <class Visit>
