@@ -81,6 +81,30 @@ TEST_F(RecoverTest, ACrossLinkIsSeparatedAndItsOrphanIsKept) {
   EXPECT_EQ(qemu.leaks, 1u);
 }
 
+// R1: the promise holds for whoever repairs next.
+TEST_F(RecoverTest, WhatWasKeptStaysKept) {
+  MemoryDevice file(*reactor_);
+  cross_link(file);
+  const uint64_t orphan = l2_of(file) + 2 * 4096;
+  repair(file);
+  for (const Repair mode : {Repair::leaks, Repair::refcounts, Repair::all}) {
+    const CheckReport report = check(file, mode);
+    EXPECT_EQ(report.leaks, 1u);
+    EXPECT_EQ(report.orphans_kept, 1u);
+  }
+  const ImageBytes before = file.bytes();
+  const Recovery again = repair(file);
+  EXPECT_FALSE(again.needed);
+  EXPECT_EQ(again.left.leaks, 1u);
+  EXPECT_TRUE(file.bytes() == before);
+  EXPECT_EQ(first_byte(file, orphan), std::byte{2});
+
+  const Recovery freed = repair(file, {.free_orphans = true});
+  EXPECT_TRUE(freed.orphans_freed);
+  EXPECT_EQ(qemu_counts(file.bytes()).code, 0);
+  EXPECT_FALSE(repair(file).needed);
+}
+
 TEST_F(RecoverTest, AnOrphanThatWasSavedIsFreed) {
   MemoryDevice file(*reactor_);
   cross_link(file);
@@ -385,7 +409,21 @@ TEST_F(UndoTest, AnImageThatWasWrittenToSinceIsRefused) {
     repaired_pair(file, kept);
     const uint64_t copy = get(file, l2_of(file) + 8) & kOffsetMask;
     put(file, copy + 512, 1);  // Data in a copy: the guest went on with it.
-    expect_refused(file, kept, "was written by somebody else");
+    expect_refused(file, kept, "guest offset 0x1000 (4096 bytes)");
+  }
+  {
+    MemoryDevice file(*reactor_), kept(*reactor_);
+    repaired_pair(file, kept);
+    put(file, (get(file, l2_of(file)) & kOffsetMask) + 512, 1);  // Data in what was copied.
+    expect_refused(file, kept, "guest offset 0x0 (8192 bytes)");
+  }
+  {
+    MemoryDevice file(*reactor_), kept(*reactor_);
+    repaired_pair(file, kept);
+    put(file, (get(file, l2_of(file) + 16) & kOffsetMask) + 512, 1);  // Data of nobody else.
+    const Result<void> undone = reactor_->run(undo_repair(file, kept));
+    EXPECT_TRUE(undone) << undone.error().message();
+    EXPECT_EQ(get(file, (get(file, l2_of(file) + 16) & kOffsetMask) + 512), 1u);
   }
 }
 
@@ -398,9 +436,9 @@ TEST_F(UndoTest, AJournalOfAnotherImageIsRefused) {
   MemoryDevice no_journal(*reactor_, ImageBytes(4096, std::byte{1}));
   expect_refused(file, no_journal, "no undo journal");
   MemoryDevice later = MemoryDevice(*reactor_, kept.bytes());
-  const std::byte two[] = {std::byte{2}};
-  later.poke(11, two);
-  expect_refused(file, later, "version 2");
+  const std::byte three[] = {std::byte{3}};
+  later.poke(11, three);
+  expect_refused(file, later, "version 3");
 }
 
 TEST_F(UndoTest, AJournalThatIsDamagedInTheMiddleIsRefused) {

@@ -9,20 +9,31 @@
 
 #include "base/checked.h"
 #include "qcow2/check.h"
+#include "qcow2/owners.h"
 
 namespace byre {
 namespace {
 
 constexpr std::string_view kJournalMagic = "BYREUNDO";
 constexpr std::string_view kRecordMagic = "RECORD\n\0";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 /// A record's largest payload; a longer write becomes several.
 constexpr uint64_t kRecordSectorsMax = 2048;
+/// Shared data that have one hash.
+constexpr uint64_t kWatchedLengthMax = MiB;
+/// Places of an image that are named when they are not what they were.
+constexpr size_t kChangedMax = 1024;
+constexpr size_t kRangesNamed = 16;
 
 /// Header: magic, version, reserved, image size, fingerprint; the hash of these behind them.
 constexpr size_t kHeaderHashed = 32;
-/// Record: magic, number, first sector, count, flags, hash of the payload; the hash of these.
-constexpr size_t kRecordHashed = 48;
+/// Record: magic, number, first sector, count, flags, hash of the payload, the number of ranges of
+/// shared data, these (offset, length, hash); the hash of all that.
+constexpr size_t kWatchedAt = 56;
+constexpr size_t kWatchedSize = 24;
+constexpr size_t kWatchedMax = 16;
+constexpr size_t kRecordHashed = kWatchedAt + kWatchedMax * kWatchedSize;
+static_assert(kRecordHashed + 8 <= kSectorSize);
 constexpr uint64_t kHasOld = 1;
 
 constexpr uint64_t kSeed = 0x6279'7265'756e'646f;
@@ -82,13 +93,20 @@ class Hashing final : public ReadOnly {
   uint64_t size() const override { return file_.size(); }
   Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override {
     co_await file_.read(offset, data, mark);
+    // More is read than the first cluster and the snapshot table have, and that may be data.
+    if (mark == Mark::header_read && offset == 0) {
+      const Result<uint32_t> bits = parse_cluster_bits(data);
+      if (bits) data = data.first(std::min<uint64_t>(data.size(), uint64_t{1} << *bits));
+    }
+    uint64_t& into = mark == Mark::snapshot_load ? snapshots : sum;
     for (uint64_t at = offset; at < offset + data.size();) {
       const uint64_t count = std::min(kSectorSize - at % kSectorSize, offset + data.size() - at);
-      sum += hash_of(data.subspan(at - offset, count), mix(kSeed, at));
+      into += hash_of(data.subspan(at - offset, count), mix(kSeed, at));
       at += count;
     }
   }
   uint64_t sum = 0;
+  uint64_t snapshots = 0;  ///< Of what was read where their table is.
 };
 
 /// The image as it was.
@@ -112,6 +130,39 @@ class Before final : public ReadOnly {
   const UndoJournal& journal_;
 };
 
+/// The guest ranges that read what lies at these places of `image`; empty when that cannot be told.
+Task<std::string> guests_at(Device& image, std::vector<HostOffset> places) {
+  const CheckOptions options{.findings_max = 0};
+  Survey survey(image, options);
+  if (!co_await survey.run().result()) co_return std::string();
+  std::vector<HostCluster> clusters;
+  for (const HostOffset at : places) clusters.push_back(survey.geometry().cluster_of(at));
+  clusters.erase(std::unique(clusters.begin(), clusters.end()), clusters.end());
+  Owners owners(survey);
+  if (!co_await owners.find(clusters, Finding::kGuestsMax).result()) co_return std::string();
+  std::set<uint64_t> guests;
+  for (const HostCluster cluster : clusters) {
+    for (const Owners::Reference& reference : owners.of(cluster).kept) {
+      guests.insert(reference.guest.value);
+    }
+  }
+  std::string words;
+  size_t named = 0;
+  for (auto at = guests.begin(); at != guests.end();) {
+    const uint64_t first = *at;
+    uint64_t end = first;
+    while (at != guests.end() && *at == end) ++at, ++end;
+    if (++named > kRangesNamed) {
+      words += ", and more";
+      break;
+    }
+    words +=
+        cat(words.empty() ? "guest offset " : ", ", survey.geometry().start_of(GuestCluster{first}),
+            " (", (end - first) << survey.geometry().cluster_bits, " bytes)");
+  }
+  co_return words;
+}
+
 Error not_a_journal(const Device& file, std::string_view why) {
   return corrupt(quoted(file.name()), " is no undo journal: ", why);
 }
@@ -120,8 +171,13 @@ Error not_a_journal(const Device& file, std::string_view why) {
 
 Task<uint64_t> fingerprint_of(Device& file) {
   Hashing hashing(file);
-  co_await check_image(hashing, {.findings_max = 0});
-  co_return mix(hashing.sum, file.size());
+  const CheckOptions options{.findings_max = 0};
+  Survey survey(hashing, options);
+  co_await survey.run().doing("check ", quoted(file.name()));
+  uint64_t snapshots = hashing.snapshots;
+  const Result<std::vector<std::byte>> table = serialize_snapshots(survey.snapshots);
+  if (!survey.snapshots_lost && table) snapshots = hash_of(*table);
+  co_return mix(mix(hashing.sum, snapshots), file.size());
 }
 
 // ---- The journal.
@@ -182,7 +238,9 @@ Task<bool> UndoJournal::load_record() {
   const auto first = load_be<uint64_t>(head, 16);
   const auto count = load_be<uint64_t>(head, 24);
   const bool has_old = (load_be<uint64_t>(head, 32) & kHasOld) != 0;
-  if (count == 0 || count > kRecordSectorsMax || first > UINT64_MAX / kSectorSize - count) {
+  const auto watched = load_be<uint64_t>(head, 48);
+  if (count > kRecordSectorsMax || first > UINT64_MAX / kSectorSize - count ||
+      watched > kWatchedMax || (count == 0 && watched == 0)) {
     co_return false;
   }
   const uint64_t hashes_size = round_up(count * 8, kSectorSize);
@@ -194,6 +252,13 @@ Task<bool> UndoJournal::load_record() {
 
   const uint64_t old_at = has_old ? end_ + kSectorSize + hashes_size : 0;
   learn(first, count, old_at, payload, has_old ? Bytes(payload).subspan(hashes_size) : Bytes());
+  for (uint64_t i = 0; i < watched; ++i) {
+    const size_t at = kWatchedAt + i * kWatchedSize;
+    const auto offset = load_be<uint64_t>(head, at);
+    const auto length = load_be<uint64_t>(head, at + 8);
+    if (length > kWatchedLengthMax || offset > UINT64_MAX - length) co_return false;
+    watched_.try_emplace({offset, length}, load_be<uint64_t>(head, at + 16));
+  }
   end_ += kSectorSize + size;
   ++records_;
   co_return true;
@@ -249,24 +314,50 @@ Task<void> UndoJournal::add(uint64_t first, Bytes before, Bytes data) {
     has_old |= first + i < sectors_for(image_size_) && !sectors_.contains(first + i);
   }
   const uint64_t hashes_size = round_up(count * 8, kSectorSize);
-  std::vector<std::byte> record(kSectorSize + hashes_size + (has_old ? data.size() : 0));
-  const MutableBytes payload = MutableBytes(record).subspan(kSectorSize);
+  std::vector<std::byte> payload(hashes_size + (has_old ? data.size() : 0));
   for (uint64_t i = 0; i < count; ++i) {
     store_be(payload, i * 8, hash_of(data.subspan(i * kSectorSize, kSectorSize)));
   }
-  if (has_old) copy(payload.subspan(hashes_size), before);
+  if (has_old) copy(MutableBytes(payload).subspan(hashes_size), before);
+  const uint64_t at = end_;
+  co_await write_record(first, count, has_old, payload);
+  const uint64_t old_at = has_old ? at + kSectorSize + hashes_size : 0;
+  learn(first, count, old_at, payload, has_old ? Bytes(payload).subspan(hashes_size) : Bytes());
+}
+
+Task<void> UndoJournal::watch(uint64_t offset, Bytes data) {
+  // A longer one is several.
+  for (uint64_t done = 0; done < data.size();) {
+    const Bytes piece = data.subspan(done, std::min(kWatchedLengthMax, data.size() - done));
+    const Watched range{offset + done, piece.size(), hash_of(piece)};
+    done += piece.size();
+    if (!watched_.try_emplace({range.offset, range.length}, range.hash).second) continue;
+    if (pending_.size() == kWatchedMax) co_await write_record(0, 0, false, {});
+    pending_.push_back(range);
+  }
+}
+
+/// Durable when it returns.
+Task<void> UndoJournal::write_record(uint64_t first, uint64_t count, bool has_old, Bytes payload) {
+  std::vector<std::byte> record(kSectorSize + payload.size());
+  copy(MutableBytes(record).subspan(kSectorSize), payload);
   copy(record, byre::bytes_of(kRecordMagic));
   store_be(record, 8, records_);
   store_be(record, 16, first);
   store_be(record, 24, count);
   store_be(record, 32, has_old ? kHasOld : 0);
   store_be(record, 40, hash_of(payload));
+  store_be<uint64_t>(record, 48, pending_.size());
+  for (size_t i = 0; i < pending_.size(); ++i) {
+    const size_t at = kWatchedAt + i * kWatchedSize;
+    store_be(record, at, pending_[i].offset);
+    store_be(record, at + 8, pending_[i].length);
+    store_be(record, at + 16, pending_[i].hash);
+  }
   store_be(record, kRecordHashed, hash_of(Bytes(record).first(kRecordHashed)));
   co_await file_->write(end_, record, {.mark = Mark::none}).doing("undo journal");
   co_await file_->flush(Mark::commit_sync).doing("undo journal");
-
-  const uint64_t old_at = has_old ? end_ + kSectorSize + hashes_size : 0;
-  learn(first, count, old_at, payload, has_old ? Bytes(payload).subspan(hashes_size) : Bytes());
+  pending_.clear();
   end_ += record.size();
   ++records_;
 }
@@ -288,15 +379,16 @@ Task<void> UndoJournal::check(Device& image) const {
   if (image.size() < image_size_) {
     co_await fail(refused("the image has ", image.size(), " bytes, and had ", image_size_));
   }
-  std::vector<std::byte> sector(kSectorSize);
-  for (const auto& [number, known] : sectors_) {
-    // What was appended may not have got there.
-    if (number >= sectors_for(image.size())) continue;
-    co_await read_padded(image, number * kSectorSize, sector);
-    const bool appended = number >= sectors_for(image_size_);
-    if (known.hashes.contains(hash_of(sector)) || (appended && is_zero(sector))) continue;
-    co_await fail(refused("the sector at ", hex(number * kSectorSize),
-                          " was written by somebody else since"));
+  const auto shared = [&](const std::string& guests) {
+    return refused(
+        "data were written since that two things used before the repair, and would again: ", guests,
+        "; what was written there would be lost, or be read in the other's place");
+  };
+  if (const auto changed = co_await changed_copies(image); !changed.empty()) {
+    const std::string guests = co_await guests_at(image, changed);
+    if (!guests.empty()) co_await fail(shared(guests));
+    co_await fail(
+        refused("the sector at ", changed.front(), " was written by somebody else since"));
   }
   Before before(image, *this);
   if (co_await fingerprint_of(before) != fingerprint_) {
@@ -304,9 +396,56 @@ Task<void> UndoJournal::check(Device& image) const {
         refused("its metadata are not those of the image that was repaired, or were "
                 "changed since"));
   }
+  if (const auto changed = co_await changed_sources(image); !changed.empty()) {
+    const std::string guests = co_await guests_at(before, changed);
+    co_await fail(shared(guests.empty() ? cat("host offset ", changed.front()) : guests));
+  }
+}
+
+/// Sectors that a repair wrote and that are neither what they were nor what it made of them.
+Task<std::vector<HostOffset>> UndoJournal::changed_copies(Device& image) const {
+  std::vector<HostOffset> changed;
+  std::vector<std::byte> sector(kSectorSize);
+  for (const auto& [number, known] : sectors_) {
+    // What was appended may not have got there.
+    if (number >= sectors_for(image.size())) break;
+    co_await read_padded(image, number * kSectorSize, sector);
+    const bool appended = number >= sectors_for(image_size_);
+    if (known.hashes.contains(hash_of(sector)) || (appended && is_zero(sector))) continue;
+    changed.push_back({number * kSectorSize});
+    if (changed.size() == kChangedMax) break;
+  }
+  co_return std::move(changed);
+}
+
+/// Is one of its sectors known by itself?
+bool UndoJournal::knows_any(const Watched& range) const {
+  const auto from = sectors_.lower_bound(range.offset / kSectorSize);
+  return from != sectors_.end() && from->first < sectors_for(range.offset + range.length);
+}
+
+/// Shared data that are not what they were when they were copied.
+Task<std::vector<HostOffset>> UndoJournal::changed_sources(Device& image) const {
+  std::vector<HostOffset> changed;
+  std::vector<std::byte> data;
+  for (const auto& [range, hash] : watched_) {
+    const auto [offset, length] = range;
+    if (knows_any({offset, length, hash})) continue;
+    data.resize(length);
+    co_await read_padded(image, offset, data);
+    if (hash_of(data) == hash) continue;
+    changed.push_back({offset});
+    if (changed.size() == kChangedMax) break;
+  }
+  co_return std::move(changed);
 }
 
 // ---- The device.
+
+Task<void> UndoDevice::read(uint64_t offset, MutableBytes data, Mark mark) {
+  co_await file_.read(offset, data, mark);
+  if (mark == Mark::copy_up_read) co_await journal_.watch(offset, data);
+}
 
 Task<void> UndoDevice::write(uint64_t offset, Bytes data, WriteOptions options) {
   // Records of old contents and of appended ones do not mix.

@@ -7,11 +7,11 @@
 /// was, but for sectors that the journal knows, and undo_repair() puts these back, then the length.
 ///
 /// The journal (all numbers big-endian, everything in whole sectors of 512 bytes):
-///   header  "BYREUNDO", version 1, the image's length at the beginning, its fingerprint, a hash of
+///   header  "BYREUNDO", version 2, the image's length at the beginning, its fingerprint, a hash of
 ///           the header.
-///   record  "RECORD", its number, offset in the image, count of sectors, whether old contents
-///           follow, a hash of the record; then a hash of each sector's new contents, then the old
-///           contents.
+///   record  "RECORD", its number, offset in the image, count of sectors (which may be 0), whether
+///           old contents follow, ranges of shared data with a hash of each, a hash of the record;
+///           then a hash of each sector's new contents, then the old contents.
 /// A record that is not whole at the end of the journal is one whose write never began.  One in the
 /// middle is damage: the journal is refused.
 ///
@@ -20,11 +20,12 @@
 /// wrote, and the image, seen with the old sectors, has the fingerprint of the beginning.  The
 /// fingerprint is a hash of everything a check reads, that is, of all metadata.  So a journal of
 /// another image is refused, and so is one of an image that was written to since, unless that
-/// touched nothing but data in place, which an undo does not touch either.
-/// Invariant: cut off anywhere, a repair leaves an image and a journal that undo correctly; so does
-/// an undo.
-/// Cost: a sync of the journal for each write; one check for the fingerprint.
-/// Not here: where the journal lies (cli/repair.cc).
+/// touched nothing but data in place that only one thing used before the repair: an undo does not
+/// touch these either.  Data that two things used, and their copies, must be what they were: taken
+/// back, one would read what was written for the other.  So the journal has a hash of what the
+/// repair read to copy it. Invariant: cut off anywhere, a repair leaves an image and a journal that
+/// undo correctly; so does an undo. Cost: a sync of the journal for each write; one check for the
+/// fingerprint. Not here: where the journal lies (cli/repair.cc).
 #pragma once
 
 #include <cstdint>
@@ -32,8 +33,11 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "block/device.h"
+#include "format/types.h"
 
 namespace byre {
 
@@ -66,13 +70,25 @@ class UndoJournal {
   /// `data`.
   Task<void> restore_into(uint64_t first, MutableBytes data) const;
 
+  /// Remembers what shared data were, before they are copied; durable with the next add().
+  Task<void> watch(uint64_t offset, Bytes data);
   /// Records that `data`, whole sectors, are going to be written at sector `first`; `before` is
   /// what they hold now.  Durable when this returns.
   Task<void> add(uint64_t first, Bytes before, Bytes data);
 
  private:
   explicit UndoJournal(Device& file) : file_(&file) {}
+  /// Data that more than one thing used.
+  struct Watched {
+    uint64_t offset = 0;
+    uint64_t length = 0;
+    uint64_t hash = 0;
+  };
   Task<bool> load_record();
+  Task<void> write_record(uint64_t first, uint64_t count, bool has_old, Bytes payload);
+  bool knows_any(const Watched& range) const;
+  Task<std::vector<HostOffset>> changed_copies(Device& image) const;
+  Task<std::vector<HostOffset>> changed_sources(Device& image) const;
   Task<void> refuse_if_more_follows() const;
   void learn(uint64_t first, uint64_t count, uint64_t old_at, Bytes hashes, Bytes before);
 
@@ -83,6 +99,8 @@ class UndoJournal {
   uint64_t end_ = 0;  ///< Behind the last whole record.
   uint64_t bytes_kept_ = 0;
   std::map<uint64_t, Sector> sectors_;
+  std::map<std::pair<uint64_t, uint64_t>, uint64_t> watched_;  ///< Offset, length: hash.
+  std::vector<Watched> pending_;                               ///< For the next record.
 };
 
 /// The image's file as a repair sees it.  Writes may lengthen it; nothing else changes it.
@@ -94,9 +112,8 @@ class UndoDevice final : public Device {
   bool writable() const override { return file_.writable(); }
   const std::string& name() const override { return file_.name(); }
   Reactor& reactor() override { return file_.reactor(); }
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override {
-    return file_.read(offset, data, mark);
-  }
+  /// What is read to be copied is shared data.
+  Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;

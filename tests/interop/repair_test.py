@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
-from harness import BYRE, KIB, Case, img, main, only_byre, qcow2ref, qemu_img, qemu_io, run  # noqa: E402
+from harness import BYRE, KIB, Case, byre_io, img, main, only_byre, qcow2ref, qemu_img, qemu_io, run  # noqa: E402
 
 OFFSET = 0x00fffffffffffe00
 
@@ -103,6 +103,108 @@ class Repair(Case):
         run(BYRE, "repair", "--apply", "--save-orphans", saved, path, ok=(1,))
         self.assertEqual(content(path), before)
 
+    def kept(self, path, victim, filling=b"\2"):
+        """Still counted, and as it was."""
+        with open(path, "rb") as file:
+            file.seek(victim)
+            self.assertEqual(file.read(64 * KIB), filling * 64 * KIB, "the only copy is gone")
+        return json.loads(qemu_img("check", "--output=json", path, ok=(0, 3)).out).get("leaks", 0)
+
+    def test_what_the_first_repair_kept_the_next_ones_keep(self):
+        """Whatever their name and mode, with the journal or without it, and with writes in between."""
+        for again in (["repair", "--apply"], ["repair", "--apply", "--journal", "other"], ["check", "-r", "leaks"],
+                      ["check", "-r", "all"]):
+            with self.subTest(again=again):
+                path = self.image()
+                victim = self.cross_link(path)
+                run(BYRE, "repair", "--apply", "-q", path, ok=(3,))
+                plan = run(BYRE, "repair", path, ok=(3,)).text
+                self.assertIn("kept by an earlier repair", plan)
+                self.assertIn("repair --apply --save-orphans FILE", plan)
+                qemu_io(path, "write -q -P 9 8M 1M", "discard -q 8M 64k")
+                os.unlink(path + ".undo")
+                self.leak(path)
+                words = [self.path(word) if word == "other" else word for word in again]
+                for _ in range(2):
+                    done = run(BYRE, *words, path, ok=(3,))
+                    self.assertIn("--save-orphans FILE", done.text)
+                    self.assertEqual(self.kept(path, victim), 1, "another leak is freed, this one is not")
+                qemu_img("amend", "-f", "qcow2", "-o", "lazy_refcounts=on", path)
+                img("amend", "-f", "qcow2", "-o", "refcount_bits=64", path)
+                run(BYRE, "check", "-r", "leaks", path, ok=(3,))
+                byre_io(path, "check -r leaks", options=("-f", "qcow2"), ok=(0, 1))
+                self.assertEqual(self.kept(path, victim), 1)
+                saved = self.path("saved")
+                run(BYRE, "repair", "--apply", "--save-orphans", saved, "--journal", self.path("third"), path)
+                with open(saved, "rb") as file:
+                    file.seek(victim)
+                    self.assertEqual(file.read(), b"\2" * 64 * KIB)
+                self.assert_sound(path)
+                self.assertNotIn(b"kept", content(path)[:4096], "nothing is left to remember")
+                for name in os.listdir(self.folder):
+                    os.unlink(self.path(name))
+
+    def leak(self, path):
+        words = Words(path)
+        length = os.path.getsize(path)
+        os.truncate(path, -(-length // (64 * KIB)) * 64 * KIB + 64 * KIB)
+        block = words[words[48]]
+        with open(path, "r+b") as file:
+            file.seek(block + 2 * (os.path.getsize(path) // (64 * KIB) - 1))
+            file.write(b"\0\1")
+
+    def test_a_killed_processs_image_is_rebuilt_and_keeps_what_was_kept(self):
+        path = self.image()
+        victim = self.cross_link(path)
+        run(BYRE, "repair", "--apply", "-q", path, ok=(3,))
+        with open(path, "r+b") as file:
+            file.seek(79)
+            file.write(b"\1")
+        self.leak(path)
+        byre_io(path, "write -q -P 9 8M 64k", options=("-f", "qcow2"))
+        self.assertEqual(self.kept(path, victim), 1)
+
+    def test_what_was_kept_is_freed_when_the_user_says_so_and_comes_back_with_undo(self):
+        path = self.image()
+        victim = self.cross_link(path)
+        before = content(path)
+        run(BYRE, "repair", "--apply", "-q", path, ok=(3,))
+        run(BYRE, "repair", "--apply", "-q", "--free-orphans", path)
+        self.assert_sound(path)
+        run(BYRE, "repair", "--undo", path + ".undo", path)
+        self.assertEqual(content(path), before)
+
+    def test_many_kept_clusters_are_a_few_ranges(self):
+        path = self.path("disk.qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "64M")
+        qemu_io(path, "write -q -P 1 0 2M")
+        words, l2 = Words(path), self.l2(path)
+        for index in range(1, 500, 5):
+            words[l2 + 8 * index] = words[l2 + 8 * index - 8]
+        run(BYRE, "repair", "--apply", "-q", path, ok=(3,))
+        leaks = json.loads(qemu_img("check", "--output=json", path, ok=(3,)).out)["leaks"]
+        self.assertEqual(leaks, 100)
+        run(BYRE, "check", "-q", "-r", "leaks", path, ok=(3,))
+        self.assertEqual(json.loads(qemu_img("check", "--output=json", path, ok=(3,)).out)["leaks"], 100)
+
+    def test_a_header_without_room_for_the_promise_refuses_the_repair(self):
+        path = self.path("disk.qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512,compat=0.10", path, "1M")
+        qemu_io(path, "write -q -P 1 0 1k")
+        self.cross_link(path)
+        with open(path, "r+b") as file:  # A name that fills the first cluster.
+            file.seek(8)
+            file.write(struct.pack(">QI", 88, 420))
+            file.seek(72)
+            file.write(bytes(16) + b"b" * 420)
+        before = content(path)
+        for words in (("repair", "--apply"), ("check", "-r", "all")):
+            done = run(BYRE, *words, path, ok=(1,)).text
+            self.assertIn("--save-orphans FILE", done)
+            self.assertEqual(content(path), before)
+        run(BYRE, "repair", "--apply", "-q", "--save-orphans", self.path("saved"), path)
+        self.assertEqual(os.path.getsize(self.path("saved")) > 0, True)
+
     def test_undo_restores_every_byte(self):
         path = self.image()
         self.cross_link(path)
@@ -130,6 +232,46 @@ class Repair(Case):
             done = run(BYRE, "repair", "--undo", path + ".undo", image, ok=(1,))
             self.assertIn("nothing was changed", done.text)
             self.assertEqual(content(image), before)
+
+    def test_undo_answers_for_data_that_two_things_shared(self):
+        """Written in place after the repair, to what was shared or to its copy: an undo would mix the two up again."""
+        for options in ("cluster_size=64k", "cluster_size=2M", "cluster_size=4k,compat=0.10"):
+            for at, kept in ((0, False), (64 * KIB, False), (128 * KIB, True)):
+                with self.subTest(options=options, at=at):
+                    path = self.path("disk.qcow2")
+                    cluster = {"cluster_size=64k": 64 * KIB, "cluster_size=2M": 2048 * KIB}.get(options, 4 * KIB)
+                    qemu_img("create", "-q", "-f", "qcow2", "-o", options, path, "64M")
+                    qemu_io(path, *(f"write -q -P {i + 1} {i * cluster} {cluster}" for i in range(3)))
+                    self.cross_link(path)
+                    before = content(path)
+                    run(BYRE, "repair", "--apply", "--free-orphans", "-q", path)
+                    qemu_io(path, f"write -q -P 9 {at // (64 * KIB) * cluster + cluster // 2} 512")
+                    now = content(path)
+                    if kept:  # Nobody else's: it is neither looked at nor touched.
+                        done = run(BYRE, "repair", "--undo", path + ".undo", path).text
+                        self.assertIn("Data that were written in place since stay", done)
+                        after = content(path)
+                        self.assertEqual(len(after), len(before))
+                        self.assertEqual(sum(x != y for x, y in zip(before, after)), 512)
+                    else:
+                        done = run(BYRE, "repair", "--undo", path + ".undo", path, ok=(1,)).text
+                        guests = f"0x0 ({2 * cluster} bytes)" if at == 0 else f"{cluster:#x} ({cluster} bytes)"
+                        self.assertIn(guests, done)
+                        self.assertIn("nothing was changed", done)
+                        self.assertEqual(content(path), now)
+                    os.unlink(path)
+                    os.unlink(path + ".undo")
+
+    def test_undo_answers_for_shared_streams(self):
+        path = self.image("disk.qcow2", "cluster_size=64k", "write -q -c -P 1 0 64k", "write -q -c -P 2 64k 64k",
+                          "write -q -P 3 128k 64k")
+        words, l2 = Words(path), self.l2(path)
+        words[l2 + 16] = words[l2] & ~(1 << 62) & OFFSET & ~0xffff | 1 << 63  # Data in the cluster of the streams.
+        run(BYRE, "repair", "--apply", "--free-orphans", "-q", path)
+        self.assert_sound(path)
+        qemu_io(path, "write -q -P 9 128k 64k")
+        done = run(BYRE, "repair", "--undo", path + ".undo", path, ok=(1,)).text
+        self.assertIn("guest offset 0x20000 (65536 bytes)", done)
 
     def test_what_cannot_be_made_whole_is_refused_and_untouched(self):
         path = self.image()
