@@ -15,8 +15,8 @@ Terms terms_of(const Export& target, Service service) {
   terms.flags |= target.writable && device.writable() ? kSendTrim | kSendWriteZeroes | kSendFastZero
                                                       : kReadOnly;
   if (service.structured) terms.flags |= kSendDf;
-  // A flush covers what all connections wrote; but who believes this opens some more at once.
-  if (service.clients_max > 1) terms.flags |= kCanMultiConn;
+  // A flush covers what all connections wrote, so only the places matter.
+  if (service.clients_max >= kMultiConnPlaces) terms.flags |= kCanMultiConn;
   return terms;
 }
 

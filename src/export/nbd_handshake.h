@@ -47,6 +47,11 @@ struct Service {
   uint32_t clients_max = 1;  ///< At a time.
 };
 
+/// So many places make it safe to announce that many connections are fine.  Who believes it opens
+/// several and uses none before it has them all, so of too few places two such clients could each
+/// hold some and wait for ever.  nbdcopy opens four: there is room for two of it.
+inline constexpr uint32_t kMultiConnPlaces = 8;
+
 /// The one place that says what a client may do with `target`: nothing is announced that the
 /// device, the export or the limits would refuse.  Before it chose metadata contexts.
 Terms terms_of(const Export& target, Service service);

@@ -89,7 +89,7 @@ class NbdHandshake : public ::testing::Test {
   SimReactor reactor{1};
   TestDevice disk{reactor, 1 << 20};
   Exports exports;
-  Handshake handshake{exports, {.clients_max = 2}};
+  Handshake handshake{exports, {.clients_max = 1024}};
   Next next = Next::option;
   std::vector<Reply> replies;
   Text raw;
@@ -274,7 +274,7 @@ TEST_F(NbdHandshake, NothingIsAnnouncedThatWouldBeRefused) {
   for (const bool device_writes : {false, true})
     for (const bool export_writes : {false, true})
       for (const bool structured : {false, true})
-        for (const uint32_t clients : {1u, 2u, 1024u})
+        for (const uint32_t clients : {1u, 2u, 7u, 8u, 1024u})
           for (const uint32_t alignment : {1u, 512u, 4096u}) {
             SCOPED_TRACE(
                 cat(device_writes, export_writes, structured, " ", clients, " ", alignment));
@@ -293,7 +293,7 @@ TEST_F(NbdHandshake, NothingIsAnnouncedThatWouldBeRefused) {
             EXPECT_EQ(announced(kSendWriteZeroes), writes);
             EXPECT_EQ(announced(kSendFastZero), writes);
             EXPECT_EQ(announced(kSendDf), structured);
-            EXPECT_EQ(announced(kCanMultiConn), clients > 1);
+            EXPECT_EQ(announced(kCanMultiConn), clients >= 8);
             const uint16_t known = kHasFlags | kReadOnly | kSendFlush | kSendFua | kSendTrim |
                                    kSendWriteZeroes | kSendDf | kCanMultiConn | kSendFastZero;
             EXPECT_EQ(terms.flags & ~known, 0);  // No cache, no resize: there is neither.
