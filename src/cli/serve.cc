@@ -20,6 +20,7 @@
 #include "block/raw.h"
 #include "block/slice.h"
 #include "cli/commands.h"
+#include "cli/export_list.h"
 #include "cli/findings.h"
 #include "cli/image_spec.h"
 #include "cli/live_line.h"
@@ -700,7 +701,7 @@ const Command<ServeArgs> kServeDefinition({
 // --- qemu-nbd ----------------------------------------------------------------------------------
 
 struct NbdArgs : OpenArgs {
-  std::string image;
+  std::optional<std::string> image;
   std::optional<std::string> socket;
   std::optional<std::string> port;
   std::optional<std::string> address;
@@ -721,6 +722,7 @@ struct NbdArgs : OpenArgs {
   bool verbose = false;
   bool fork = false;
   bool image_opts = false;
+  bool list = false;
   std::optional<std::string> offset;
 };
 
@@ -768,19 +770,20 @@ Result<void> read_image_name(const NbdArgs& args, Plan& plan) {
     BYRE_TRY(offset, parse_size(*args.offset));
     plan.offset = offset;
   }
-  const bool json = args.image.starts_with("json:");
+  const bool json = args.image->starts_with("json:");
   if (!args.image_opts && !json) return {};
   if (args.image_opts && args.format) {
     return invalid("--image-opts and -f are mutually exclusive");
   }
   Result<ImageSpec> spec =
-      args.image_opts ? parse_image_opts(args.image) : parse_json_name(args.image);
+      args.image_opts ? parse_image_opts(*args.image) : parse_json_name(*args.image);
   if (!spec) return std::move(spec).error();
   if (args.format && spec->format && *args.format != *spec->format) {
-    return invalid("-f says ", *args.format, ", and ", quoted(args.image), " says ", *spec->format);
+    return invalid("-f says ", *args.format, ", and ", quoted(*args.image), " says ",
+                   *spec->format);
   }
   if (args.offset && (spec->offset || spec->size)) {
-    return invalid("--offset, and ", quoted(args.image), " says which part, too");
+    return invalid("--offset, and ", quoted(*args.image), " says which part, too");
   }
   plan.image = spec->file;
   if (spec->format) plan.open.format = spec->format;
@@ -792,7 +795,7 @@ Result<void> read_image_name(const NbdArgs& args, Plan& plan) {
 }
 
 Result<Plan> plan_of(const NbdArgs& args) {
-  Plan plan{.image = args.image,
+  Plan plan{.image = args.image.value_or(""),
             .open = args,
             .read_only = args.read_only,
             .depth = args.depth,
@@ -848,7 +851,35 @@ Result<Plan> plan_of(const NbdArgs& args) {
   return plan;
 }
 
+/// --list: what another server has.
+Task<int> list(Session& session, NbdArgs args) {
+  if (args.image || args.format || args.offset || args.snapshot || args.shared || args.fork ||
+      args.persistent || args.read_only || !args.bitmaps.empty() || !args.name.empty()) {
+    co_return invalid("--list goes with --socket, --port and --bind only");
+  }
+  if (args.socket && (args.port || args.address)) {
+    co_return invalid("--socket can not be combined with --port or --bind");
+  }
+  uint16_t port = kNbdPort;
+  if (args.port) port = co_await parse_port(*args.port);
+  Reactor& reactor = session.reactor();
+  Socket socket;
+  if (args.socket) {
+    socket = co_await Socket::connect_unix(reactor, *args.socket);
+  } else {
+    socket = co_await Socket::connect_tcp(reactor, args.address.value_or("localhost"), port);
+  }
+  session.print(describe_exports(co_await nbd::list_exports(std::move(socket))));
+  co_return 0;
+}
+
 Task<int> qemu_nbd(Session& session, NbdArgs args) {
+  if (args.list) co_return co_await list(session, std::move(args));
+  if (!args.image) {
+    const Parsed parsed{
+        .outcome = Parsed::Outcome::failed, .error = "Invalid number of arguments", .usage = true};
+    co_return finish_parse(session, kQemuNbd, parsed);
+  }
   Plan plan = co_await plan_of(args);
   if (args.fork && plan.ready_fd < 0)
     co_return co_await start_in_background(session, session.words());
@@ -868,7 +899,7 @@ const Command<NbdArgs> kNbdDefinition({
     .description =
         "This is byre with the options of qemu-nbd. It listens on 127.0.0.1:10809 unless told "
         "otherwise, lets one client in, and ends when that has gone; -e and -t change that.",
-    .args = {operand("IMAGE", &NbdArgs::image, "the disk"),
+    .args = {optional_operand("IMAGE", &NbdArgs::image, "the disk; not with --list"),
              option("-p, --port", "PORT", &NbdArgs::port, "10809 is the default"),
              option("-b, --bind", "ADDRESS", &NbdArgs::address, "127.0.0.1 is the default"),
              option("-k, --socket", "PATH", &NbdArgs::socket, "listen on this unix socket instead"),
@@ -898,6 +929,8 @@ const Command<NbdArgs> kNbdDefinition({
              flag("-A, --allocation-depth", &NbdArgs::depth,
                   "offer the context qemu:allocation-depth"),
              option("-o, --offset", "OFFSET", &NbdArgs::offset, "serve what follows this byte"),
+             flag("-L, --list", &NbdArgs::list,
+                  "list what another server exports, at --socket, or --bind and --port"),
              flag("--image-opts", &NbdArgs::image_opts,
                   "IMAGE is no path but a list of options: driver=, file.filename= and so on "
                   "(json:{...} says the same without it)"),
@@ -907,7 +940,7 @@ const Command<NbdArgs> kNbdDefinition({
              refused("-c, --connect", "DEVICE", "use nbd-client to attach a device"),
              refused("-d, --disconnect", "use nbd-client -d"),
              refused("-s, --snapshot", "create an overlay and serve that"),
-             refused("-L, --list", "use nbdinfo --list"),
+             refused("--selinux-label", "LABEL", "sockets get the label that the system gives"),
              refused("-T, --trace", "SPEC", "there is no tracing here"),
              refused("--tls-creds", "ID", "there is no TLS (yet)"),
              refused("--tls-authz", "ID", "there is no TLS (yet)"),

@@ -11,11 +11,13 @@ import random
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
-from harness import BYRE, MIB, QEMU, Case, main, qemu_img, qemu_io, run, until, wait  # noqa: E402
+from harness import (BYRE, MIB, QEMU, Case, free_port, main, only_byre, qemu_img, qemu_io, run,  # noqa: E402
+                     until, wait)
 
 SIZE = 48 * MIB
 
@@ -169,6 +171,78 @@ class Clients(Case):
                 run("nbd-client", "-l", "-unix", self.sock)
                 real = shutil.which("qemu-nbd")
                 self.assertIn("exports available: 1", run(real, "-L", "-k", self.sock).text)
+
+    @only_byre
+    def test_it_lists_what_others_export(self):
+        """qemu-nbd --list, byte for byte what QEMU's prints."""
+        real, own = shutil.which("qemu-nbd"), self.path("qemu-nbd")
+        qemu_img("create", "-q", "-f", "qcow2", self.disk, "3M")
+        qemu_img("bitmap", "--add", self.disk, "b")
+        os.mkdir(self.path("many"))
+        for name in ("one", "two", "three"):
+            with open(self.path(f"many/{name}"), "wb") as file:
+                file.write(bytes(4096))
+        port = free_port()
+        at = {"k": self.sock, "image": self.disk}
+        for words in ([BYRE, "serve", "-x", "vol", "-D", "a disk", "-k", at["k"], at["image"]],
+                      [BYRE, "serve", "-r", "-B", "b", "-k", at["k"], at["image"]],
+                      [own, "-t", "-k", at["k"], at["image"]],
+                      [own, "-t", "-p", str(port), "-f", "raw", at["image"]],
+                      [real, "-t", "-r", "-e", "9", "-A", "-B", "b", "-x", "vol", "-D", "a disk", "-k", at["k"],
+                       "-f", "qcow2", at["image"]],
+                      ["nbdkit", "-f", "-U", at["k"], "file", f"dir={self.path('many')}"],
+                      ["nbdkit", "-f", "-U", at["k"], "--no-sr", "memory", "1M"],
+                      ["nbdkit", "-f", "-U", at["k"], "-r", "null", "1E"]):
+            where = ["-p", str(port)] if "-p" in words else ["-k", self.sock]
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            try:
+                want = until(lambda: self.listed(real, *where), "the server")
+                with self.subTest(words):
+                    got = run(own, "-L", *where)
+                    # A folder is listed in any order.
+                    self.assertEqual(sorted(got.text.split(" export:")), sorted(want.split(" export:")))
+                    self.assertEqual(run(own, "--list", *where).text, got.text)
+            finally:
+                process.terminate()
+                process.wait(60)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.sock)
+        for words in (["-L", "-k", self.sock], ["-L", "-p", str(port)], ["-L", self.disk], ["-L", "-t"], []):
+            self.assertEqual(run(own, *words, ok=None).code, 1, words)
+
+    def listed(self, *words):
+        done = run(words[0], "-L", *words[1:], ok=None)
+        return done.text if done.code == 0 else None
+
+    @only_byre
+    def test_a_list_of_nonsense_is_an_error(self):
+        greeting = b"NBDMAGICIHAVEOPT\0\3"
+
+        def reply(option, kind, payload=b"", magic=0x0003e889045565a9):
+            return struct.pack(">QIII", magic, option, kind, len(payload)) + payload
+        for said in (b"", b"HTTP/1.1 400 Bad Request\r\n\r\n" * 4, greeting[:10], greeting,
+                     b"NBDMAGIC\0\0\x42\x02\x81\x86\x12\x53" + bytes(136),  # An old one.
+                     greeting + reply(8, 1, magic=7), greeting + reply(8, 1) + reply(3, 0x80000002, b"no"),
+                     greeting + reply(8, 1) + reply(3, 2, b"\xff\xff\xff\xff"),
+                     greeting + reply(8, 1) + struct.pack(">QIII", 0x0003e889045565a9, 3, 2, 0xFFFFFFFF),
+                     greeting + reply(8, 1) + reply(3, 2, struct.pack(">I", 4) + b"name") + reply(3, 1) +
+                     reply(6, 3, b"\0")):
+            with self.subTest(said[:40]), socket.socket(socket.AF_UNIX) as listener:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.sock)
+                listener.bind(self.sock)
+                listener.listen(1)
+                process = subprocess.Popen([self.path("qemu-nbd"), "-L", "-k", self.sock], stdin=subprocess.DEVNULL,
+                                           stderr=subprocess.PIPE)
+                client, _ = listener.accept()
+                with client, contextlib.suppress(OSError):
+                    client.sendall(said)
+                    client.shutdown(socket.SHUT_WR)
+                    while client.recv(4096):
+                        pass
+                error = process.communicate(timeout=60)[1]
+                self.assertEqual(process.returncode, 1, error)
+                self.assertTrue(error)
 
     def test_nbdsh(self):
         """Python's libnbd, with what it can do beside reading and writing."""

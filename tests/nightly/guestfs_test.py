@@ -105,7 +105,7 @@ class Guestfs(Case):
                                        stdout=subprocess.DEVNULL)
             try:
                 until(lambda: os.path.exists(sock), "the server")
-                source = ["--format=raw", "-a", f"nbd:///?socket={sock}"]
+                source = ["add", "", "protocol:nbd", f"server:unix:{sock}", "discard:enable", "format:raw", ":"]
                 self.assert_files(*source, overlay=False)
                 before = self.size(self.disk)
                 self.fish(source, "mount-options discard /dev/sda1 /", "fill 66 41943040 /more", "sync", "rm /more",
