@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Compressed conversion: byre convert -c beside qemu-img convert -c, both types, in one run.
+"""Conversion: byre convert beside qemu-img convert, plain and compressed (both types), in one run.
 
-The source is a raw disk of this machine's own files (programs, libraries, texts) with holes between them, in the page
+Plain: random data, every other MiB a hole, raw to qcow2 and back, with -t unsafe (qemu-img's default: nothing is synced)
+and -t writeback (it is durable at the end), in the page cache or, with --folder /dev/shm, in memory.
+Compressed: the source is a raw disk of this machine's own files (programs, libraries, texts) with holes between them, in the page
 cache.  byre makes what it wrote durable before it returns; qemu-img does that with -t writeback only, so it is shown with
 both.  Turns alternate; each figure is the median of the rounds, with the size of what was made and the ratio to
 qemu-img's time.  Reading back is measured the same way.
-    ./run bench convert [--rounds 5] [--size 256] [--levels 1,6]
+    ./run bench convert [--rounds 5] [--size 256] [--levels 1,6] [--plain 1024] [--folder DIR]
 """
 import argparse
 import os
@@ -45,6 +47,15 @@ def make_source(path, size):
         disk.truncate(size)
 
 
+def make_halves(path, size):
+    """Every other MiB is random data, the rest are holes."""
+    with open(path, "wb") as disk:
+        for at in range(0, size, 2 * MIB):
+            disk.seek(at)
+            disk.write(os.urandom(min(MIB, size - at)))
+        disk.truncate(size)
+
+
 def timed(words):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.monotonic()
@@ -59,13 +70,16 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=256, help="MiB")
     parser.add_argument("--levels", default="1,6", help="of byre, beside its default")
+    parser.add_argument("--plain", type=int, default=1024, help="MiB of the plain copies; 0: none")
+    parser.add_argument("--folder", help="where the disks lie")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="byre-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="byre-bench-", dir=options.folder) as folder:
         raw, out, image = (os.path.join(folder, name) for name in ("raw", "out", "image"))
+        plain(options, raw, out, image)
         make_source(raw, options.size * MIB)
         print(f"{options.size} MiB, {os.stat(raw).st_blocks * 512 // MIB} MiB of data, {os.cpu_count()} cores, "
               f"median of {options.rounds}")
-        print(f"{'':32} {'seconds':>8} {'cpu':>7} {'MiB':>7} {'time/qemu':>9}")
+        print(f"{'':32} {'seconds':>8} {'cpu':>7} {'MiB':>7} {'time/qemu':>9} {'cpu/qemu':>8}")
         for kind in ("zlib", "zstd"):
             made = ["-f", "raw", "-O", "qcow2", "-c", "-o", f"compression_type={kind}"]
             ways = {"qemu-img": ["qemu-img", "convert", *made, raw, out],
@@ -80,6 +94,21 @@ def main():
                                       "byre": [BYRE, "convert", "--force", *back]}, out, options.rounds)
 
 
+def plain(options, raw, out, image):
+    if not options.plain:
+        return
+    make_halves(raw, options.plain * MIB)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image], check=True)
+    print(f"{options.plain} MiB, half of it data, {os.cpu_count()} cores, median of {options.rounds}")
+    print(f"{'':32} {'seconds':>8} {'cpu':>7} {'MiB':>7} {'time/qemu':>9} {'cpu/qemu':>8}")
+    for cache in ("unsafe", "writeback"):
+        for title, words in (("raw to qcow2", ["-f", "raw", "-O", "qcow2", raw, out]),
+                             ("qcow2 to raw", ["-f", "qcow2", "-O", "raw", image, out])):
+            report(f"{title}, {cache}", {"qemu-img": ["qemu-img", "convert", "-t", cache, *words],
+                                         "byre": [BYRE, "convert", "--force", "-t", cache, *words]}, out, options.rounds)
+    os.unlink(raw)
+
+
 def report(title, ways, out, rounds):
     times = {name: [] for name in ways}
     sizes = {}
@@ -89,11 +118,12 @@ def report(title, ways, out, rounds):
                 os.unlink(out)
             times[name].append(timed(words))
             sizes[name] = os.path.getsize(out) / MIB
-    base = statistics.median(elapsed for elapsed, _ in times["qemu-img"])
+    base, base_cpu = (statistics.median(run[which] for run in times["qemu-img"]) for which in (0, 1))
     for name, runs in times.items():
         elapsed = statistics.median(run[0] for run in runs)
         cpu = statistics.median(run[1] for run in runs)
-        print(f"{title + ': ' + name:32} {elapsed:8.2f} {cpu:7.2f} {sizes[name]:7.1f} {elapsed / base:9.2f}", flush=True)
+        print(f"{title + ': ' + name:32} {elapsed:8.2f} {cpu:7.2f} {sizes[name]:7.1f} {elapsed / base:9.2f} "
+              f"{cpu / base_cpu:8.2f}", flush=True)
 
 
 if __name__ == "__main__":

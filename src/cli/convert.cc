@@ -3,6 +3,7 @@
 #include "job/convert.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "block/raw.h"
 #include "cli/commands.h"
@@ -18,6 +19,12 @@ namespace {
 
 constexpr uint64_t kSparseSizeMax = 16 * MiB;
 constexpr unsigned kRequestsMax = 16;
+/// Through the page cache a copy is two moves of memory: pieces that stay in the processor's cache
+/// between the two, a few at a time.  Past it, and where pieces are compressed on all cores, large
+/// ones and many.
+constexpr uint64_t kPieceCached = 256 * KiB;
+constexpr unsigned kRequestsCached = 8;
+constexpr uint64_t kPieceMax = 2 * MiB;
 
 struct ConvertArgs : OpenArgs {
   std::vector<std::string> images;  ///< Sources, then the target.
@@ -52,7 +59,7 @@ struct Plan {
   CacheMode cache = CacheMode::writeback;
   CacheMode source_cache = CacheMode::writeback;
   uint64_t sparse_size = 4 * KiB;
-  unsigned requests = kRequestsMax;
+  std::optional<unsigned> requests;
   int level = kDefaultLevel;
 };
 
@@ -365,7 +372,14 @@ ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks&
   options.compression_level = plan.level;
   options.in_order = !args.out_of_order;
   options.fua = is_write_through(plan.cache);
-  options.requests_max = plan.requests;
+  const bool cached = !args.compress && !is_direct(plan.cache) && !is_direct(plan.source_cache);
+  options.requests_max = plan.requests.value_or(cached ? kRequestsCached : kRequestsMax);
+  // No cluster of the target is in two pieces, and zeros are looked for in runs of sparse_size.
+  options.request_size =
+      cached ? std::clamp<uint64_t>(std::max<uint64_t>(target.device->preferred_size(),
+                                                       std::bit_floor(plan.sparse_size)),
+                                    kPieceCached, kPieceMax)
+             : kPieceMax;
   return options;
 }
 
@@ -547,8 +561,10 @@ const Command<ConvertArgs> kDefinition({
                      "buffer size for sparse output",
                      "zeros shorter than this are written like data (4k is the default); with 0 "
                      "everything is written and the target gets all its blocks"),
-         option("-m, --parallel", "COUNT", &ConvertArgs::requests,
-                "requests under way at a time, 1 to 16 (the default)"),
+         option(
+             "-m, --parallel", "COUNT", &ConvertArgs::requests,
+             "requests under way at a time, 1 to 16; 8 by default, and 16 past the page cache or "
+             "with -c"),
          flag("-c, --compress", &ConvertArgs::compress,
               "write compressed clusters, on all cores; what does not get smaller is written as it "
               "is (qcow2 only; -o compression_type=zlib or zstd)"),
