@@ -32,6 +32,8 @@ struct RepairArgs : OpenArgs {
   std::optional<std::string> journal;
   std::optional<std::string> save_orphans;
   bool free_orphans = false;
+  bool accept_loss = false;
+  bool decode = false;
   bool progress = false;
   bool quiet = false;
 };
@@ -106,6 +108,8 @@ Json json_of(const Recovery& recovery, const RepairArgs& args, bool applied) {
   json["actions-count"] = recovery.log.actions_count;
   json["actions"] = list_of(recovery.log.actions);
   json["in-doubt"] = list_of(recovery.log.in_doubt);
+  json["lost"] = list_of(recovery.log.lost);
+  json["lost-things"] = recovery.log.lost_things;
   json["orphan-clusters"] = recovery.orphan_clusters;
   json["orphans"] = list_of(recovery.orphans);
   json["orphans-saved"] = recovery.orphans_saved;
@@ -157,6 +161,25 @@ std::string about_marks(uint64_t marks, bool applied) {
              applied ? (both ? " were taken" : " was taken") : "", " away.\n");
 }
 
+uint64_t bytes_lost(const RepairLog& log) {
+  uint64_t bytes = 0;
+  for (const Finding::Guest& guest : log.lost) bytes += guest.length;
+  return bytes;
+}
+
+/// What is given up.
+std::string losses(const RepairLog& log, bool applied) {
+  return listing(cat("Guest ranges that are lost; they ", applied ? "read" : "would read",
+                     " as zeros (", bytes_lost(log), " bytes)"),
+                 log.lost,
+                 [](const Finding::Guest& guest) {
+                   return cat("guest offset ", hex(guest.offset), ", ", guest.length,
+                              " bytes, seen by ", seen_by(guest));
+                 }) +
+         listing(applied ? "Also lost" : "Also lost would be", log.lost_things,
+                 [](const std::string& name) { return name; });
+}
+
 std::string human(const Recovery& recovery, uint64_t marks, bool applied) {
   std::string out = cat(recovery.found.corruptions, " corruptions and ", recovery.found.leaks,
                         " leaked clusters were found.\n");
@@ -172,6 +195,7 @@ std::string human(const Recovery& recovery, uint64_t marks, bool applied) {
   if (recovery.refused.empty()) {
     out += listing(what, recovery.log.actions, [](const RepairAction& a) { return a.text; });
   }
+  if (recovery.refused.empty()) out += losses(recovery.log, applied);
   out += listing("Guest ranges in doubt: check what they hold (file systems, databases)",
                  recovery.log.in_doubt, [](const Finding::Guest& guest) {
                    return cat(hex(guest.offset), ", ", guest.length, " bytes, seen by ",
@@ -245,7 +269,8 @@ Task<Recovery> apply(Session& session, Gate& gate, RawDevice& image, RepairArgs 
                      const Recovery& plan) {
   const std::string path = args.journal.value_or(args.image + ".undo");
   std::unique_ptr<RawDevice> orphans;
-  RecoverOptions options{.free_orphans = args.free_orphans};
+  RecoverOptions options{
+      .free_orphans = args.free_orphans, .accept_loss = args.accept_loss, .decode = args.decode};
   if (args.save_orphans && plan.orphan_clusters != 0) {
     std::unique_ptr<File> file =
         co_await gate.open(*args.save_orphans, {.writable = true, .create = true});
@@ -310,8 +335,28 @@ Task<int> undo(Session& session, RepairArgs args) {
   co_return kRepaired;
 }
 
+/// After a refusal: what would be possible.
+Task<std::string> way_on_from(const Session& session, RawDevice& image, RepairArgs args) {
+  const std::string salvage = cat("convert --salvage -O qcow2 ", byre::quoted(args.image),
+                                  " COPY takes what can be read to a new image");
+  if (args.accept_loss) co_return cat(session.program(), " ", salvage);
+  RecoverOptions options{.free_orphans = true, .accept_loss = true, .decode = args.decode};
+  const Result<Recovery> with_loss = co_await plan_recovery(image, std::move(options)).result();
+  if (!with_loss || !with_loss->refused.empty()) co_return cat(session.program(), " ", salvage);
+  const uint64_t bytes = bytes_lost(with_loss->log);
+  const uint64_t things = with_loss->log.lost_things.size();
+  std::string lost = bytes != 0 ? cat(bytes, " bytes of it") : "";
+  if (things != 0) {
+    lost += cat(lost.empty() ? "" : " and ", things,
+                things == 1 ? " snapshot or bitmap" : " snapshots or bitmaps");
+  }
+  co_return cat("it can be repaired if ", lost.empty() ? "nothing" : lost,
+                " may be lost: ", session.program(), " repair --accept-loss ",
+                byre::quoted(args.image), " lists what; ", session.program(), " ", salvage);
+}
+
 int show(Session& session, const Recovery& recovery, const RepairArgs& args, uint64_t marks,
-         bool applied) {
+         bool applied, const std::string& way_on) {
   if (args.output == OutputFormat::json) {
     session.print(to_json(json_of(recovery, args, applied)));
   } else if (!args.quiet) {
@@ -320,10 +365,10 @@ int show(Session& session, const Recovery& recovery, const RepairArgs& args, uin
                                   fate_of_orphans(session, recovery, args, applied)));
   }
   if (!recovery.refused.empty()) {
-    session.error(printable(cat(byre::quoted(args.image),
-                                " cannot be repaired without loss and was not "
-                                "touched: ",
-                                recovery.refused)));
+    session.error(printable(cat(byre::quoted(args.image), " cannot be repaired",
+                                args.accept_loss ? "" : " without loss",
+                                " and was not touched: ", recovery.refused)));
+    session.note(printable_lines(cat(session.program(), ": ", way_on, "\n")));
     return kFailed;
   }
   if (!recovery.needed) return recovery.left.leaks != 0 ? kOrphansLeft : kRepaired;
@@ -337,7 +382,8 @@ int show(Session& session, const Recovery& recovery, const RepairArgs& args, uin
 }
 
 Result<void> check_args(const RepairArgs& args) {
-  if (args.undo && (args.apply || args.journal || args.save_orphans || args.free_orphans)) {
+  if (args.undo && (args.apply || args.journal || args.save_orphans || args.free_orphans ||
+                    args.accept_loss || args.decode)) {
     return invalid("--undo goes with no other option of a repair");
   }
   if (args.journal && !args.apply) return invalid("--journal needs --apply");
@@ -363,7 +409,9 @@ Task<int> repair(Session& session, RepairArgs args) {
   {
     Progress progress(session, args.progress && talks);
     // A plan takes the fate of orphans as it will be.
-    RecoverOptions options{.free_orphans = args.free_orphans || args.save_orphans.has_value()};
+    RecoverOptions options{.free_orphans = args.free_orphans || args.save_orphans.has_value(),
+                           .accept_loss = args.accept_loss,
+                           .decode = args.decode};
     options.progress = [&](double done) {
       progress.update(static_cast<uint64_t>(done * 10000), 10000);
     };
@@ -378,10 +426,14 @@ Task<int> repair(Session& session, RepairArgs args) {
     const Recovery plan = *std::move(recovery);
     recovery = co_await apply(session, gate, *image, args, plan).result();
   }
+  std::string way_on;
+  if (recovery && !recovery->refused.empty()) {
+    way_on = co_await way_on_from(session, *image, args);
+  }
   Result<void> closed = co_await image->close().result();
   if (!recovery) co_await fail(std::move(recovery).error());
   co_await std::move(closed);
-  co_return show(session, *recovery, args, marks, applies);
+  co_return show(session, *recovery, args, marks, applies, way_on);
 }
 
 const Command<RepairArgs> kDefinition({
@@ -394,22 +446,28 @@ const Command<RepairArgs> kDefinition({
         "codes: 0 repaired, or nothing to do; "
         "1 failed or refused; 2 there is something to do; 3 repaired, but clusters were left that "
         "may be the only copy of something.",
-    .args = {operand("IMAGE", &RepairArgs::image, "the image file"), format_argument<RepairArgs>(),
-             flag("--apply", &RepairArgs::apply, "do it"),
-             option("--journal", "FILE", &RepairArgs::journal,
-                    "the undo journal to write, or to go on with; IMAGE.undo without it"),
-             option("--undo", "FILE", &RepairArgs::undo,
-                    "take back the repair that wrote this journal"),
-             option("--save-orphans", "FILE", &RepairArgs::save_orphans,
-                    "copy clusters that nothing uses to this new file, at the offsets that they "
-                    "have in the image, before they are freed"),
-             flag("--free-orphans", &RepairArgs::free_orphans,
-                  "free such clusters even where damage was found and they may be the only copy of "
-                  "what was lost"),
-             option("--output", "FORMAT", &RepairArgs::output, "human (the default) or json"),
-             share_argument<RepairArgs>(),
-             flag("-p, --progress", &RepairArgs::progress, "show how far it is"),
-             flag("-q, --quiet", &RepairArgs::quiet, "print nothing but errors")},
+    .args =
+        {operand("IMAGE", &RepairArgs::image, "the image file"), format_argument<RepairArgs>(),
+         flag("--apply", &RepairArgs::apply, "do it"),
+         option("--journal", "FILE", &RepairArgs::journal,
+                "the undo journal to write, or to go on with; IMAGE.undo without it"),
+         option("--undo", "FILE", &RepairArgs::undo,
+                "take back the repair that wrote this journal"),
+         option("--save-orphans", "FILE", &RepairArgs::save_orphans,
+                "copy clusters that nothing uses to this new file, at the offsets that they "
+                "have in the image, before they are freed"),
+         flag("--free-orphans", &RepairArgs::free_orphans,
+              "free such clusters even where damage was found and they may be the only copy of "
+              "what was lost"),
+         flag("--accept-loss", &RepairArgs::accept_loss,
+              "give up what leads nowhere: the guest ranges, listed, read as zeros; snapshots and "
+              "bitmaps that cannot be used go. Without --apply: list it"),
+         flag("--decode", &RepairArgs::decode,
+              "inflate every compressed cluster; one that does not inflate leads nowhere"),
+         option("--output", "FORMAT", &RepairArgs::output, "human (the default) or json"),
+         share_argument<RepairArgs>(),
+         flag("-p, --progress", &RepairArgs::progress, "show how far it is"),
+         flag("-q, --quiet", &RepairArgs::quiet, "print nothing but errors")},
     .too_few = "Expecting one image file name",
     .too_many = "Expecting one image file name",
     .run = repair,

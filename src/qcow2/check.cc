@@ -10,6 +10,7 @@
 
 #include "qcow2/bitmap_check.h"
 #include "qcow2/keep.h"
+#include "qcow2/loss.h"
 #include "qcow2/mend.h"
 #include "qcow2/owners.h"
 #include "qcow2/rounds.h"
@@ -22,6 +23,9 @@ namespace {
 
 /// Each round can uncover what the next one repairs.
 constexpr int kRoundsMax = 12;
+/// With losses accepted there are more kinds of things to do.
+constexpr int kRoundsMaxWithLosses = 32;
+constexpr int kLastResorts = 6;
 
 struct Tally {
   uint64_t corruptions = 0;
@@ -113,9 +117,20 @@ bool can_mend(const Survey& survey, Repair repair) {
          !survey.snapshots_lost && (survey.mendable_snapshots || survey.mendable_bitmaps);
 }
 Task<bool> mend(Survey& survey, RepairLog& log) {
-  if (survey.mendable_snapshots && co_await mend_snapshots(survey, log)) co_return true;
+  if (survey.mendable_snapshots && co_await mend_snapshots(survey, log, Mend::useless))
+    co_return true;
   if (!survey.mendable_bitmaps) co_return false;
-  co_return co_await mend_bitmaps(survey, log);
+  co_return co_await mend_bitmaps(survey, log, Mend::useless);
+}
+
+/// When nothing else is left to do: what cannot be separated from other metadata, or leads nowhere
+/// as a whole.  One kind of it.
+Task<std::string> give_up_tables(Survey& survey, RepairLog& log) {
+  if (has_broken_snapshots(survey) && co_await mend_snapshots(survey, log, Mend::broken))
+    co_return std::string();
+  if (has_broken_bitmaps(survey) && co_await mend_bitmaps(survey, log, Mend::broken))
+    co_return std::string();
+  co_return co_await give_up_entries(survey, log, true);
 }
 
 }  // namespace
@@ -134,14 +149,35 @@ Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, b
   bool separating = true;
   bool try_entries = true;
   bool mending = true;
-  for (int round = 0; round < kRoundsMax; ++round) {
+  bool giving_up = options.accept_loss && options.repair == Repair::all;
+  int last_resorts = giving_up ? kLastResorts : 0;
+  bool last_resort = false;
+  const auto goes_further = [&] {
+    const bool possible = survey->report.corruptions != 0 && survey->report.check_errors == 0;
+    last_resort = possible && last_resorts > 0;
+    last_resorts -= last_resort;
+    return last_resort;
+  };
+  for (int round = 0; round < (options.accept_loss ? kRoundsMaxWithLosses : kRoundsMax); ++round) {
     const Tally before = tally_of(survey->report);
     bool stuck_is_the_end = true;
     survey->promise = promises && (rounds.damaged || survey->damaged);
-    if (try_entries && can_fix_entries(*survey, options.repair)) {
+    if (last_resort) {
+      last_resort = false;
+      rounds.damaged |= survey->damaged;
+      rounds.not_given_up = co_await give_up_tables(*survey, rounds.log);
+      separating = mending = giving_up = true;
+    } else if (try_entries && can_fix_entries(*survey, options.repair)) {
       co_await fix_entries(*survey, rounds.log);
       stuck_is_the_end = false;
       try_entries = false;
+    } else if (giving_up && can_give_up_entries(*survey)) {
+      rounds.damaged |= survey->damaged;
+      const uint64_t actions = rounds.log.actions_count;
+      rounds.not_given_up = co_await give_up_entries(*survey, rounds.log, false);
+      giving_up = rounds.log.actions_count != actions;
+      separating |= giving_up;
+      stuck_is_the_end = false;
     } else if (separating && can_separate(*survey, options.repair)) {
       rounds.damaged |= survey->damaged;
       const uint64_t actions = rounds.log.actions_count;
@@ -155,6 +191,8 @@ Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, b
     } else if (can_repair(*survey, options.repair)) {
       rounds.damaged |= survey->damaged;
       co_await repair_image(*survey, options.repair, rounds.log);
+    } else if (goes_further()) {
+      continue;
     } else {
       break;
     }
@@ -162,7 +200,7 @@ Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, b
     // Two owners are one again when the refcounts moved away; what the other had lost is a leak.
     survey->keep_orphans = options.keep_orphans || rounds.damaged;
     const bool changed = tally_of(survey->report) != before;
-    if (!changed && stuck_is_the_end) break;
+    if (!changed && stuck_is_the_end && !goes_further()) break;
     if (changed) try_entries = true;
   }
   if (promises && survey->kept == KeptClusters::all()) {
@@ -181,6 +219,7 @@ Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, b
                        survey->report.corruptions == survey->formal;
   if (rounds.sound || counted) co_await clear_repaired_bits(file);
   normalise(rounds.log.in_doubt);
+  normalise(rounds.log.lost);
   rounds.last = std::move(survey);
   co_return std::move(rounds);
 }

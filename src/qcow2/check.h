@@ -55,6 +55,8 @@ struct CheckOptions {
   bool keep_orphans = false;
   /// What is left so is noted in the header (keep.h), so that it stays with the next repair, too.
   Remember remember = Remember::always;
+  /// With Repair::all: what leads nowhere is given up (loss.h).
+  bool accept_loss = false;
 };
 
 struct CheckReport {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/checked.h"
 #include "format/bitmap.h"
 #include "format/bitmaps_place.h"
 
@@ -38,21 +39,118 @@ Task<void> enter(Survey& survey, MutableBytes first_cluster,
   survey.head.header.backing_file_offset = load_be<uint64_t>(survey.head.sector, 8);
 }
 
+bool is_shared(const Survey& survey, HostSpan span) {
+  for (HostCluster cluster = span.first; cluster < span.end(); ++cluster) {
+    const auto* cell = survey.counts.find(cluster);
+    if (cell && cell->aliased) return true;
+  }
+  return false;
+}
+
+HostSpan snapshot_table(const Survey& survey) {
+  const Result<std::vector<std::byte>> table = serialize_snapshots(survey.snapshots);
+  if (!table || survey.snapshots.empty()) return {};
+  return {survey.geometry().cluster_of(survey.head.header.snapshots_offset),
+          survey.geometry().clusters_for(table->size())};
+}
+
+/// Its L1 table is nowhere, or somebody else's.  Of two that have the same one the first keeps it.
+bool is_broken(const Survey& survey, uint64_t index) {
+  if (survey.broken_snapshots.contains(index)) return true;
+  const Snapshot& snapshot = survey.snapshots[index];
+  if (is_empty_entry(snapshot) || !is_shared(survey, hosts(snapshot, survey.geometry()))) {
+    return false;
+  }
+  const auto same = [&](const Snapshot& other) { return other.l1_offset == snapshot.l1_offset; };
+  const auto own = survey.snapshots.begin() + static_cast<std::ptrdiff_t>(index);
+  const bool is_first = std::none_of(survey.snapshots.begin(), own, same);
+  const bool has_others = std::any_of(own + 1, survey.snapshots.end(), same);
+  return !is_first || !has_others || snapshot.l1_offset == survey.head.header.l1_offset;
+}
+
+bool has_too_much_extra_data(const Snapshot& snapshot) {
+  return snapshot.extra_data.size() > kSnapshotExtraSizeMax;
+}
+
+/// The file grows beyond no place that a snapshot leads to: those that are going to be taken out
+/// are led elsewhere first, with a word that no reader takes for an L1 table either.
+Task<bool> detach_broken_snapshots(Survey& survey, RepairLog& log) {
+  if (survey.pointed_behind_end == UINT64_MAX) co_return false;
+  std::vector<Snapshot> before;
+  uint64_t detached = 0;
+  for (uint64_t i = 0; i < survey.snapshots.size(); ++i) {
+    const Snapshot& snapshot = survey.snapshots[i];
+    const bool leads_behind_end =
+        !within(snapshot.l1_offset.value, uint64_t{snapshot.l1_entries} * 8, survey.file_size);
+    if (is_broken(survey, i) && leads_behind_end) {
+      const std::vector<std::byte> table = co_await serialize_snapshots(before);
+      std::vector<std::byte> nowhere(8);
+      store_be<uint64_t>(nowhere, 0, 1);
+      if (detached++ == 0) co_await begin_writing(survey);
+      co_await survey.file.write(survey.head.header.snapshots_offset.value + table.size(), nowhere,
+                                 {.mark = Mark::snapshot_update});
+    }
+    before.push_back(snapshot);
+  }
+  if (detached == 0) co_return false;
+  co_await survey.file.flush(Mark::commit_sync);
+  log.add({.kind = RepairAction::Kind::give_up,
+           .text = "make snapshots that lead behind the end of the file lead nowhere"});
+  co_return true;
+}
+
 }  // namespace
 
-Task<bool> mend_snapshots(Survey& survey, RepairLog& log) {
+bool has_broken_snapshots(const Survey& survey) {
+  if (survey.snapshots_lost || is_shared(survey, snapshot_table(survey))) return true;
+  for (uint64_t i = 0; i < survey.snapshots.size(); ++i) {
+    if (is_broken(survey, i) || has_too_much_extra_data(survey.snapshots[i])) return true;
+  }
+  return false;
+}
+
+Task<bool> mend_snapshots(Survey& survey, RepairLog& log, Mend what) {
   const Header& header = survey.head.header;
+  if (survey.snapshots_lost) {
+    if (what != Mend::broken) co_return false;
+    log.lost_things.push_back(cat("all snapshots; the header counts ", header.snapshot_count));
+    log.add({.kind = RepairAction::Kind::give_up,
+             .host_offset = header.snapshots_offset.value,
+             .text = "give up the snapshot table, which cannot be read"});
+    co_await begin_writing(survey);
+    store_snapshots(survey.head.sector, 0, {});
+    co_await write_header(survey);
+    co_return true;
+  }
+  if (what == Mend::broken && co_await detach_broken_snapshots(survey, log)) co_return true;
   std::vector<Snapshot> wanted;
   uint64_t completed = 0;
-  for (const Snapshot& snapshot : survey.snapshots) {
-    if (is_empty_entry(snapshot)) continue;
+  uint64_t empty = 0;
+  bool trimmed = false;
+  std::vector<std::string> lost;
+  for (uint64_t i = 0; i < survey.snapshots.size(); ++i) {
+    const Snapshot& snapshot = survey.snapshots[i];
+    if (is_empty_entry(snapshot)) {
+      ++empty;
+      continue;
+    }
+    if (what == Mend::broken && is_broken(survey, i)) {
+      lost.push_back(cat("snapshot ", quoted(snapshot.name), ", whose L1 table cannot be used"));
+      continue;
+    }
     wanted.push_back(snapshot);
+    if (what == Mend::broken && has_too_much_extra_data(snapshot)) {
+      wanted.back().extra_data.clear();
+      trimmed = true;
+    }
     if (header.version < 3 || snapshot.disk_size) continue;
     wanted.back().disk_size = header.size;
     ++completed;
   }
   HostOffset at = header.snapshots_offset;
-  if (!std::equal(wanted.begin(), wanted.end(), survey.snapshots.begin())) {
+  const bool moves = what == Mend::broken && is_shared(survey, snapshot_table(survey));
+  if (moves || !std::equal(wanted.begin(), wanted.end(), survey.snapshots.begin())) {
+    co_await begin_writing(survey);
     const Result<std::vector<std::byte>> table = serialize_snapshots(wanted);
     if (!table) co_return false;
     const auto placed = co_await place_table(survey, log, *table, Mark::snapshot_update);
@@ -61,29 +159,53 @@ Task<bool> mend_snapshots(Survey& survey, RepairLog& log) {
   } else if (wanted.empty()) {
     at = {};
   }
-  const uint64_t dropped = survey.snapshots.size() - wanted.size();
-  std::string words = dropped != 0 ? cat("take ", dropped, " empty entries out") : "";
-  if (completed != 0)
-    words += cat(words.empty() ? "" : ", and ", "complete ", completed, " entries");
+  std::string words;
+  const auto also = [&](std::string more) { words += (words.empty() ? "" : ", ") + more; };
+  if (empty != 0) also(cat("take out ", empty, empty == 1 ? " empty entry" : " empty entries"));
+  if (!lost.empty()) {
+    also(cat("take out ", lost.size(),
+             lost.size() == 1 ? " entry that cannot be used" : " entries that cannot be used"));
+  }
+  if (completed != 0) also(cat("complete ", completed, completed == 1 ? " entry" : " entries"));
+  if (trimmed) also("remove extra data that no reader takes");
+  if (words.empty()) also("move the entries");
+  log.lost_things.insert(log.lost_things.end(), lost.begin(), lost.end());
   log.add({.kind = RepairAction::Kind::rewrite_table,
            .host_offset = header.snapshots_offset.value,
            .to = at.value,
-           .text = words + " of the snapshot table"});
+           .text = "snapshot table: " + words});
   co_await begin_writing(survey);
   store_snapshots(survey.head.sector, static_cast<uint32_t>(wanted.size()), at);
   co_await write_header(survey);
   co_return true;
 }
 
-Task<bool> mend_bitmaps(Survey& survey, RepairLog& log) {
+bool has_broken_bitmaps(const Survey& survey) {
+  return survey.bitmaps_lost || !survey.broken_bitmaps.empty() || survey.foreign_bitmaps;
+}
+
+Task<bool> mend_bitmaps(Survey& survey, RepairLog& log, Mend what) {
   const Geometry& g = survey.geometry();
   const BitmapsExtension now = *survey.head.extensions.bitmaps;
-  std::vector<std::byte> bytes(now.directory_size);
-  co_await survey.read_padded(now.directory_offset.value, bytes, Mark::bitmap_load);
+  if (survey.bitmaps_lost && what != Mend::broken) co_return false;
+  std::vector<Bitmap> found;
+  if (!survey.bitmaps_lost) {
+    std::vector<std::byte> bytes(now.directory_size);
+    co_await survey.read_padded(now.directory_offset.value, bytes, Mark::bitmap_load);
+    found = co_await parse_bitmap_directory(bytes, now.count, g);
+  }
   std::vector<Bitmap> wanted;
   std::vector<std::string> dropped;
+  std::vector<std::string> lost;
+  if (survey.bitmaps_lost) lost.push_back(cat("all bitmaps; the header counts ", now.count));
   bool any_unfit = false;
-  for (Bitmap& bitmap : co_await parse_bitmap_directory(bytes, now.count, g)) {
+  for (uint64_t i = 0; i < found.size(); ++i) {
+    Bitmap& bitmap = found[i];
+    const bool broken = survey.broken_bitmaps.contains(i) || bitmap.type != kDirtyTrackingBitmap;
+    if (what == Mend::broken && broken) {
+      lost.push_back(cat("bitmap ", quoted(bitmap.name)));
+      continue;
+    }
     const BitmapFault fault = why_unusable(bitmap, survey.head.header.size, g).fault;
     if (fault == BitmapFault::invalid) {
       dropped.push_back(bitmap.name);
@@ -121,6 +243,12 @@ Task<bool> mend_bitmaps(Survey& survey, RepairLog& log) {
   }
   co_await enter(survey, first_cluster, extension);
   if (far && !extension) co_await retire_far(survey, first_cluster, *far);
+  for (const std::string& name : lost) {
+    log.lost_things.push_back(name);
+    log.add({.kind = RepairAction::Kind::give_up,
+             .host_offset = now.directory_offset.value,
+             .text = cat("give up ", name)});
+  }
   for (const std::string& name : dropped) {
     log.add({.kind = RepairAction::Kind::rewrite_table,
              .host_offset = now.directory_offset.value,

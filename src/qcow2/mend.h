@@ -12,13 +12,23 @@
 
 namespace byre {
 
+/// What may be taken out.
+enum class Mend : uint8_t {
+  useless,  ///< Only what nobody can use.
+  broken,   ///< Also what leads nowhere, or into other metadata: RepairLog::lost_things names it.
+};
+
+/// Is there something that only Mend::broken takes out?
+bool has_broken_snapshots(const Survey& survey);
+bool has_broken_bitmaps(const Survey& survey);
+
 /// Takes empty entries out of the snapshot table, and completes those that do not say how large
 /// their disk is with what readers take then: the size of the disk.  Where the old table's first
 /// entries are all that is wanted, only the header changes.  False: there is no room.
-Task<bool> mend_snapshots(Survey& survey, RepairLog& log);
+Task<bool> mend_snapshots(Survey& survey, RepairLog& log, Mend what);
 /// Takes bitmaps that are invalid out of the directory, and marks in_use what does not fit the disk
 /// (of a table that is too long, what would lie behind the disk goes): nobody can use either.
 /// False: there is no room.
-Task<bool> mend_bitmaps(Survey& survey, RepairLog& log);
+Task<bool> mend_bitmaps(Survey& survey, RepairLog& log, Mend what);
 
 }  // namespace byre

@@ -32,17 +32,20 @@ Task<Recovery> carry_out(Device& file, const RecoverOptions& options, bool for_g
                            .progress = options.progress,
                            .attribute = true,
                            .streams = true,
+                           .decode = options.decode,
                            .keep_orphans = true,
                            .remember = options.free_orphans      ? Remember::never
                                        : options.save_orphans_to ? Remember::if_room
-                                                                 : Remember::always};
+                                                                 : Remember::always,
+                           .accept_loss = options.accept_loss};
   RepairRounds rounds = co_await repair_in_rounds(file, check, for_good);
   Recovery recovery;
   recovery.found = std::move(rounds.first);
   recovery.log = std::move(rounds.log);
   if (!rounds.sound) {
-    recovery.refused = rounds.not_separated.empty() ? reason_against(rounds.last->report)
-                                                    : std::move(rounds.not_separated);
+    recovery.refused = !rounds.not_given_up.empty()    ? std::move(rounds.not_given_up)
+                       : !rounds.not_separated.empty() ? std::move(rounds.not_separated)
+                                                       : reason_against(rounds.last->report);
     recovery.left = std::move(rounds.last->report);
     co_return std::move(recovery);
   }

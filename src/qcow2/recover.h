@@ -2,13 +2,13 @@
 /// Recovery: a repair that is planned before a byte is written, and loses nothing.
 ///
 /// plan_recovery() carries the whole repair out on an overlay in memory and checks the result; so
-/// what it says is what would happen.  An image is accepted when no corruption would be left; the
-/// others are refused, with the first thing that stands against them, and are not touched.
-/// recover() plans, and if that is accepted does the same to the file.  Orphans stay where they are
-/// until everything else is sound; then they are catalogued, saved if there is somewhere to save
-/// them, and freed only when they cannot be the last copy of anything: no damage was met, or they
-/// were saved, or the caller says so.
-/// Not here: undo (undo.h goes below), words for people (cli/repair.cc).
+/// what it says is what would happen.  An image is accepted when no corruption would be left, and
+/// nothing lost unless that was accepted; the others are refused, with the first thing that stands
+/// against them, and are not touched. recover() plans, and if that is accepted does the same to the
+/// file.  Orphans stay where they are until everything else is sound; then they are catalogued,
+/// saved if there is somewhere to save them, and freed only when they cannot be the last copy of
+/// anything: no damage was met, or they were saved, or the caller says so. Not here: undo (undo.h
+/// goes below), words for people (cli/repair.cc).
 #pragma once
 
 #include "qcow2/orphans.h"
@@ -21,6 +21,10 @@ struct RecoverOptions {
   Device* save_orphans_to = nullptr;
   /// Free them although damage was met and they were not saved.
   bool free_orphans = false;
+  /// Give up what leads nowhere (loss.h).
+  bool accept_loss = false;
+  /// Inflate every compressed cluster.
+  bool decode = false;
   std::function<void(double)> progress;
 };
 

@@ -382,6 +382,8 @@ std::string_view name_of(RepairAction::Kind kind) {
       return "fix-flags";
     case RepairAction::Kind::rewrite_table:
       return "rewrite-table";
+    case RepairAction::Kind::give_up:
+      return "give-up";
     case RepairAction::Kind::keep:
       return "keep";
   }

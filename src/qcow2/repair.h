@@ -25,6 +25,7 @@ struct RepairAction {
     free_clusters,
     fix_flags,
     rewrite_table,  ///< Of snapshots or bitmaps.
+    give_up,        ///< What leads nowhere (loss.h).
     keep,           ///< The header remembers clusters that stay (keep.h).
   };
   Kind kind = Kind::copy;
@@ -43,6 +44,9 @@ struct RepairLog {
   uint64_t actions_count = 0;
   /// Parts of the disk that may not hold what was last written there.
   std::vector<Finding::Guest> in_doubt;
+  /// Parts of the disk, or of snapshots, that read as zeros now (loss.h),
+  std::vector<Finding::Guest> lost;
+  std::vector<std::string> lost_things;  ///< and snapshots and bitmaps that are gone.
 
   void add(RepairAction action) {
     ++actions_count;

@@ -18,7 +18,8 @@ struct RepairRounds {
   RepairLog log;
   bool damaged = false;       ///< References were wrong or missing, at the beginning or on the way.
   bool sound = false;         ///< Now.
-  std::string not_separated;  ///< Why copies could not be made, if so.
+  std::string not_separated;  ///< Why copies could not be made, if so,
+  std::string not_given_up;   ///< or zeros for what leads nowhere.
 };
 
 /// `copy_data` false: for a plan (separate.h).

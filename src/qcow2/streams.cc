@@ -117,6 +117,8 @@ class StreamCheck {
     };
     co_await survey_.file.reactor().offload(work);
     if (inflated) co_return;
+    survey_.bad_streams.insert({stream.at, stream.size});
+    survey_.lost_entries = true;
     survey_.damage_beyond_qemu(1, place_of(stream, FindingKind::bad_stream), "cluster ",
                                stream.guest, ": compressed data at ", hex(stream.at),
                                " do not inflate: ", inflated.error().message());

@@ -169,6 +169,7 @@ bool Survey::count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t
                       : Place{.kind = FindingKind::behind_end, .at = offset, .length = length};
     place.structure = what;
     place.cause = Cause::truncated_file;
+    lost_entries |= met != nullptr;
     damage(weight, place, what, " at ", hex(offset), ": ", length,
            " bytes are not all there: the file ends before");
     return false;
@@ -206,9 +207,10 @@ Task<void> Survey::read_padded(uint64_t offset, MutableBytes data, Mark mark) {
 // ---- L1 tables, active and not.
 
 /// `what` is put in front of findings; the active table's is empty.
-Task<void> Survey::count_l1(HostOffset at, uint64_t entries, uint64_t identity, std::string what,
+Task<bool> Survey::count_l1(HostOffset at, uint64_t entries, uint64_t identity, std::string what,
                             std::string snapshot) {
-  if (!count_range(at.value, entries * 8, Owner::l1, identity, 1, what + "L1 table")) co_return;
+  if (!count_range(at.value, entries * 8, Owner::l1, identity, 1, what + "L1 table"))
+    co_return false;
   const bool active = identity == 0;
   const L1Table l1{.at = at, .entries = entries, .active = active, .snapshot = snapshot};
   l1_tables.push_back(l1);
@@ -220,7 +222,7 @@ Task<void> Survey::count_l1(HostOffset at, uint64_t entries, uint64_t identity, 
         co_await read_padded(at.value + done * 8, piece, Mark::l1_load).result();
     if (!read) {
       unreadable(read.error());
-      co_return;
+      co_return false;
     }
     for (uint64_t i = 0; i < count; ++i) {
       const uint64_t entry = load_l1_entry(piece, i);
@@ -229,6 +231,7 @@ Task<void> Survey::count_l1(HostOffset at, uint64_t entries, uint64_t identity, 
     }
     done += count;
   }
+  co_return true;
 }
 
 void Survey::count_l1_entry(uint64_t entry, uint64_t index, const L1Table& l1,
@@ -243,7 +246,7 @@ void Survey::count_l1_entry(uint64_t entry, uint64_t index, const L1Table& l1,
               .entry = entry};
   const auto broken = [&](FindingKind kind, const auto&... parts) {
     place.kind = kind;
-    damage(1, place, what, "L1 entry ", index, ": ", parts...);
+    lost(1, place, what, "L1 entry ", index, ": ", parts...);
   };
   if ((entry & ~(kCopied | kOffsetMask)) != 0) {
     broken(FindingKind::reserved_bits, hex(entry), ": reserved bits are set");
@@ -553,10 +556,11 @@ void Survey::count_entry(const L2Use& use, uint64_t index, L2Entry entry, Run& r
   if ((descriptor & kCompressed) != 0) return count_compressed(use, guest, entry, run);
 
   if ((descriptor & ~(kCopied | kOffsetMask | kReadsZero)) != 0) {
-    damage(use.weight, entry_place({&use, guest, entry}, FindingKind::reserved_bits), "cluster ",
-           guest, ": L2 entry ", hex(descriptor), ": reserved bits are set");
+    lost(use.weight, entry_place({&use, guest, entry}, FindingKind::reserved_bits), "cluster ",
+         guest, ": L2 entry ", hex(descriptor), ": reserved bits are set");
   }
   if ((descriptor & kReadsZero) != 0 && (geometry().version < 3 || geometry().extended_l2)) {
+    lost_entries = true;
     damage_beyond_qemu(use.weight, entry_place({&use, guest, entry}, FindingKind::stray_flag),
                        "cluster ", guest, ": L2 entry ", hex(descriptor),
                        ": zero flag, which this kind of image does not have");
@@ -567,6 +571,7 @@ void Survey::count_entry(const L2Use& use, uint64_t index, L2Entry entry, Run& r
   check_subclusters(use, guest, entry, has_host);
   if (has_host) return count_host(use, guest, entry, at, run);
   if (copied) {
+    lost_entries = true;
     damage_beyond_qemu(use.weight, entry_place({&use, guest, entry}, FindingKind::stray_flag),
                        "cluster ", guest, ": L2 entry ", hex(descriptor),
                        ": COPIED, but no host cluster");
@@ -577,13 +582,13 @@ bool Survey::check_subclusters(const L2Use& use, GuestCluster guest, L2Entry ent
   const uint64_t allocated = entry.bitmap & UINT32_MAX;
   const uint64_t zero = entry.bitmap >> 32;
   if (allocated != 0 && !has_host) {
-    damage(use.weight, entry_place({&use, guest, entry}, FindingKind::subclusters), "cluster ",
-           guest, ": subclusters ", hex(entry.bitmap), " are allocated nowhere");
+    lost(use.weight, entry_place({&use, guest, entry}, FindingKind::subclusters), "cluster ", guest,
+         ": subclusters ", hex(entry.bitmap), " are allocated nowhere");
     return false;
   }
   if ((allocated & zero) != 0) {
-    damage(use.weight, entry_place({&use, guest, entry}, FindingKind::subclusters), "cluster ",
-           guest, ": subclusters ", hex(entry.bitmap), " are allocated and zero at once");
+    lost(use.weight, entry_place({&use, guest, entry}, FindingKind::subclusters), "cluster ", guest,
+         ": subclusters ", hex(entry.bitmap), " are allocated and zero at once");
     return false;
   }
   return true;
@@ -600,14 +605,13 @@ void Survey::count_compressed(const L2Use& use, GuestCluster guest, L2Entry entr
     fixable_entries = true;
   }
   if (geometry().data_file) {
-    return damage(use.weight, entry_place({&use, guest, entry}, FindingKind::stray_flag),
-                  "cluster ", guest, ": L2 entry ", hex(descriptor),
-                  ": compressed, in an external data file");
+    return lost(use.weight, entry_place({&use, guest, entry}, FindingKind::stray_flag), "cluster ",
+                guest, ": L2 entry ", hex(descriptor), ": compressed, in an external data file");
   }
   if (entry.bitmap != 0) {
-    return damage(use.weight, entry_place({&use, guest, entry}, FindingKind::subclusters),
-                  "cluster ", guest, ": L2 entry ", hex(descriptor),
-                  ": compressed, with subclusters ", hex(entry.bitmap));
+    return lost(use.weight, entry_place({&use, guest, entry}, FindingKind::subclusters), "cluster ",
+                guest, ": L2 entry ", hex(descriptor), ": compressed, with subclusters ",
+                hex(entry.bitmap));
   }
   const uint32_t offset_bits = geometry().compressed_offset_bits();
   const uint64_t field = descriptor & ~(kCopied | kCompressed);
@@ -630,8 +634,7 @@ void Survey::count_host(const L2Use& use, GuestCluster guest, L2Entry entry, Hos
     const bool fixable = reads_zero && geometry().version >= 3 && !geometry().extended_l2;
     Place place = entry_place({&use, guest, entry}, FindingKind::misaligned);
     if (fixable) place.remedy = Remedy::fix_flag;
-    damage(use.weight, place, "cluster ", guest, ": host cluster at ", at,
-           " is not cluster aligned");
+    lost(use.weight, place, "cluster ", guest, ": host cluster at ", at, " is not cluster aligned");
     fixable_entries |= fixable;
   }
   if (use.active != 0) {
@@ -643,6 +646,7 @@ void Survey::count_host(const L2Use& use, GuestCluster guest, L2Entry entry, Hos
   const bool copied = (entry.descriptor & kCopied) != 0;
   if (geometry().data_file) {
     if (at.value != geometry().start_of(guest).value) {
+      lost_entries = true;
       damage_beyond_qemu(use.weight, entry_place({&use, guest, entry}, FindingKind::misplaced),
                          "cluster ", guest, ": at ", at,
                          " of the data file, where another guest cluster belongs");
@@ -741,16 +745,20 @@ Task<void> Survey::count_snapshots() {
               .structure = "snapshot's L1 table",
               .at = snapshot.l1_offset.value},
              name, sound.error().message());
-      pointed_behind_end =
-          std::min(pointed_behind_end, std::max(snapshot.l1_offset.value, file_size));
+      if (!within(snapshot.l1_offset.value, uint64_t{snapshot.l1_entries} * 8, file_size)) {
+        pointed_behind_end =
+            std::min(pointed_behind_end, std::max(snapshot.l1_offset.value, file_size));
+      }
+      broken_snapshots.insert(i);
       continue;
     }
     if (snapshot.l1_entries < geometry().l1_entries_for(snapshot.disk_size.value_or(0))) {
       note(FindingKind::snapshot, name, "L1 table of ", snapshot.l1_entries,
            " entries is too short for its disk of ", *snapshot.disk_size, " bytes");
     }
-    co_await count_l1(snapshot.l1_offset, snapshot.l1_entries, i + 1, std::move(name),
-                      snapshot.name);
+    const bool there = co_await count_l1(snapshot.l1_offset, snapshot.l1_entries, i + 1,
+                                         std::move(name), snapshot.name);
+    if (!there) broken_snapshots.insert(i);
   }
   if (snapshots.empty()) co_return;
   const uint64_t at = head.header.snapshots_offset.value;
@@ -771,6 +779,7 @@ Task<void> Survey::count_bitmaps() {
   const uint64_t at = extension->directory_offset.value;
   if (!count_range(at, extension->directory_size, Owner::other, kBitmapDirectory, 1,
                    "bitmap directory")) {
+    bitmaps_lost = true;
     co_return;
   }
   std::vector<std::byte> bytes(extension->directory_size);
@@ -782,6 +791,7 @@ Task<void> Survey::count_bitmaps() {
   const Result<std::vector<Bitmap>> bitmaps =
       parse_bitmap_directory(bytes, extension->count, geometry());
   if (!bitmaps) {
+    bitmaps_lost = true;
     damage(1,
            {.kind = FindingKind::bitmap,
             .structure = "bitmap directory",
@@ -811,6 +821,7 @@ void Survey::look_at_bitmap(const Bitmap& bitmap) {
     case BitmapFault::foreign:
       // Extra data that must be understood are within the format.
       if (bitmap.type == kDirtyTrackingBitmap) return note(FindingKind::bitmap, why);
+      foreign_bitmaps = true;
       return fault(place, why);
     case BitmapFault::unfit:
       place.remedy = Remedy::fix_flag;
@@ -828,8 +839,10 @@ Task<void> Survey::count_bitmap(const Bitmap& bitmap, uint64_t index) {
   const uint64_t size = uint64_t{bitmap.table_entries} * 8;
   const uint64_t identity = kFirstBitmap + 2 * index;
   const std::string name = cat("bitmap ", quoted(bitmap.name), ": ");
-  if (!count_range(at, size, Owner::other, identity, 1, name + "table")) co_return;
-
+  if (!count_range(at, size, Owner::other, identity, 1, name + "table")) {
+    broken_bitmaps.insert(index);
+    co_return;
+  }
   const std::string what = name + "data";
   std::vector<std::byte> piece;
   for (uint64_t done = 0; done < size; done += piece.size()) {
@@ -844,6 +857,7 @@ Task<void> Survey::count_bitmap(const Bitmap& bitmap, uint64_t index) {
       if (raw == 0) continue;
       const Result<BitmapTableEntry> entry = decode_bitmap_table_entry(raw, geometry());
       if (!entry) {
+        broken_bitmaps.insert(index);
         damage(1,
                {.kind = FindingKind::bitmap,
                 .structure = "bitmap table",
@@ -854,8 +868,9 @@ Task<void> Survey::count_bitmap(const Bitmap& bitmap, uint64_t index) {
       } else if (entry->data) {
         // Each cluster of bitmap data is an owner of its own.
         const uint64_t own = (identity + 1) ^ (done + i) << 24;
-        count_range(geometry().start_of(*entry->data).value, geometry().cluster_size(),
-                    Owner::other, own, 1, what);
+        const bool there = count_range(geometry().start_of(*entry->data).value,
+                                       geometry().cluster_size(), Owner::other, own, 1, what);
+        if (!there || counts.find(*entry->data)->aliased) broken_bitmaps.insert(index);
       }
     }
   }

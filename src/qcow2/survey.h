@@ -21,6 +21,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "format/kept_clusters.h"
@@ -66,6 +67,9 @@ class Survey {
   bool snapshots_lost = false;      ///< Their table may lie anywhere: no place is sure to be free.
   bool copied_drift = false;        ///< COPIED flags may contradict refcounts.
   bool fixable_entries = false;     ///< fix_entries() has something to do.
+  bool lost_entries = false;        ///< Entries lead nowhere (loss.h).
+  bool foreign_bitmaps = false;     ///< Of a type that no reader knows.
+  bool bitmaps_lost = false;        ///< Their directory cannot be read.
   bool overfull = false;            ///< More references than a refcount holds.
   bool mendable_snapshots = false;  ///< mend_snapshots(),
   bool mendable_bitmaps = false;    ///< or mend_bitmaps() (mend.h) has something to do.
@@ -129,6 +133,13 @@ class Survey {
   bool keeps(HostCluster cluster) const { return keep_orphans || kept.contains(cluster); }
   /// Clusters in which compressed streams overlap; known only when that was asked for.
   std::set<HostCluster> crossed;
+
+  /// Compressed streams that do not inflate, by offset and size; known only when that was asked
+  /// for.
+  std::set<std::pair<uint64_t, uint64_t>> bad_streams;
+  /// Indices of those whose tables cannot be used.
+  std::set<uint64_t> broken_snapshots;
+  std::set<uint64_t> broken_bitmaps;
 
   /// An L2 table and who points to it.
   struct L2Use {
@@ -212,8 +223,14 @@ class Survey {
   Task<void> count_metadata();
   bool count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t identity,
                    uint64_t weight, std::string_view what, const Met* met = nullptr);
-  Task<void> count_l1(HostOffset at, uint64_t entries, uint64_t identity, std::string what,
+  Task<bool> count_l1(HostOffset at, uint64_t entries, uint64_t identity, std::string what,
                       std::string snapshot);
+  /// The same for an entry that leads nowhere.
+  template <class... Parts>
+  void lost(uint64_t weight, const Place& place, const Parts&... parts) {
+    lost_entries = true;
+    damage(weight, place, parts...);
+  }
   void count_l1_entry(uint64_t entry, uint64_t index, const L1Table& l1, std::string_view what);
   void merge_l2_uses();
   void count_l2_tables();
