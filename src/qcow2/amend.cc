@@ -9,6 +9,7 @@
 #include "base/checked.h"
 #include "format/header_change.h"
 #include "format/refcount.h"
+#include "qcow2/counted.h"
 #include "qcow2/image.h"
 #include "qcow2/working.h"
 
@@ -222,6 +223,8 @@ Task<void> Image::Amendment::check_header() {
 
 Task<void> Image::Amendment::plan() {
   co_await check();
+  co_await check_metadata_is_counted(*image_.file_, image_.head_, image_.snapshots_,
+                                     image_.map_->l1(), allocator());
   co_await check_refcounts();
   co_await check_header();
 }

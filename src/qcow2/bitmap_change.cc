@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "qcow2/counted.h"
 #include "qcow2/image.h"
 #include "qcow2/working.h"
 
@@ -52,6 +53,7 @@ Task<void> Image::change_bitmaps(const Edit& edit) {
   co_await check_can_write();
   BitmapList list = bitmaps_->list();
   co_await edit(list);
+  co_await check_metadata_is_counted(*file_, head_, snapshots_, map_->l1(), *allocator_);
   Bitmaps::Change change = co_await bitmaps_->prepare(std::move(list));
   co_await committer_->flush_all();
   std::vector<std::byte> old = head_.sector;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
+#include "qcow2/counted.h"
 #include "qcow2/image.h"
 #include "qcow2/working.h"
 
@@ -15,6 +16,7 @@ Task<void> Image::resize(uint64_t size, Preallocation mode) {
   co_await check_can_write();
   if (size == size_) co_return;
   co_await check_resize(size);
+  co_await check_metadata_is_counted(*file_, head_, snapshots_, map_->l1(), *allocator_);
   if (size < size_) {
     co_await shrink(size);
   } else {

@@ -6,6 +6,7 @@
 #include <unordered_set>
 
 #include "base/checked.h"
+#include "qcow2/counted.h"
 #include "qcow2/image.h"
 #include "qcow2/working.h"
 
@@ -601,6 +602,7 @@ Task<void> Image::create_snapshot(NewSnapshot snapshot) {
   SnapshotChange change(*this);
   co_await change.begin();
   const std::string name = snapshot.name;
+  co_await check_metadata_is_counted(*file_, head_, snapshots_, map_->l1(), *allocator_);
   co_await change.create(std::move(snapshot)).doing("create snapshot ", quoted(name));
 }
 
@@ -611,6 +613,7 @@ Task<void> Image::apply_snapshot(SnapshotKey which) {
   SnapshotChange change(*this);
   co_await change.begin();
   const size_t index = co_await find_snapshot(snapshots_, which);
+  co_await check_metadata_is_counted(*file_, head_, snapshots_, map_->l1(), *allocator_);
   co_await change.apply(index).doing("apply snapshot ", quoted(which.word));
 }
 

@@ -254,6 +254,77 @@ class Refusals(Case):
                 self.assert_clean(path)
                 os.unlink(path)
 
+    def test_metadata_without_a_refcount_is_met_before_the_first_write(self):
+        """Nothing that only a snapshot, or a bitmap, leads to is handed out and overwritten."""
+        path = self.image("-o", "cluster_size=4k")
+        qemu_img("snapshot", "-c", "s", path)
+        qemu_io(path, "write -q -P 2 0 1M")  # Tables of its own.
+        qemu_img("bitmap", "--add", "-g", "512", path, "b")
+        qemu_io(path, "write -q -P 3 0 512")
+        table, = peek(path, 64, ">Q")
+        snapshot_l1, = peek(path, table, ">Q")
+        offset = (1 << 56) - 512
+        directory, = peek(path, extensions_of(path)[0x23852875] + 16, ">Q")
+        bitmap_table, = peek(path, directory, ">Q")
+        places = {"a snapshot's L2 table": peek(path, snapshot_l1, ">Q")[0] & offset, "its L1 table": snapshot_l1,
+                  "the snapshot table": table, "the bitmap directory": directory, "its table": bitmap_table,
+                  "its data": peek(path, bitmap_table, ">Q")[0] & offset}
+        refcounts, = peek(path, 48, ">Q")
+        block, = peek(path, refcounts, ">Q")
+        places["a refcount block"] = block
+        commands = (("amend", "-f", "qcow2", "-o", "refcount_bits=32", path),
+                    ("amend", "-f", "qcow2", "-o", "compat=1.1,lazy_refcounts=on", path),
+                    ("resize", "-f", "qcow2", path, "64G"), ("bitmap", "--add", "-f", "qcow2", path, "c"),
+                    ("snapshot", "-c", "t", path))
+        kept = self.path("kept")
+        run("cp", path, kept)
+        for name, at in places.items():
+            self.assertNotEqual(at, 0, name)
+            for command in commands:
+                with self.subTest(place=name, command=command):
+                    run("cp", kept, path)
+                    poke(path, block + 2 * (at // 4096), ">H", 0)
+                    self.refused(*command, unchanged=path)
+
+    def test_a_refcount_table_full_of_garbage_costs_what_the_file_has(self):
+        for options in ("cluster_size=64k", "cluster_size=2M", "cluster_size=512"):
+            with self.subTest(options=options):
+                path = self.path("garbage.qcow2")
+                qemu_img("create", "-q", "-f", "qcow2", "-o", options, path, "64M")
+                qemu_io(path, "write -q -P 5 0 64k")
+                cluster = 1 << peek(path, 20, ">I")[0]
+                entries = min(cluster // 8, 500)
+                table, = peek(path, 48, ">Q")
+                with open(path, "r+b") as file:
+                    file.seek(table)
+                    file.write(b"\x38" * 8 * entries)
+                length = os.path.getsize(path)
+                done = run(BYRE, "repair", "--apply", path, ok=(0, 3),
+                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (512 * MIB, 512 * MIB)))
+                self.assertLess(os.path.getsize(path), 2 * length + 8 * cluster)
+                self.assertLess(len(done.text.splitlines()), 80)
+                self.assertIn("more like these", done.text)
+                qemu_io(path, "read -q -P 5 0 64k")
+                qemu_img("check", "-q", path, ok=(0, 3))
+                os.unlink(path)
+                os.unlink(path + ".undo")
+
+    def test_no_memory_is_an_error_with_a_sentence(self):
+        """Under any limit the process ends with exit code 1 and words, or does its work; no signal ends it."""
+        path = self.image("-o", "cluster_size=2M", size="64G", fill=False)
+        qemu_io(path, "write -q -P 5 0 64M")
+        said = 0
+        for limit in range(13, 400, 3):
+            done = run(BYRE, "check", path, ok=None,
+                       preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit * MIB, limit * MIB)))
+            self.assertIn(done.code, (0, 1, 127), (limit, done.text))  # 127: not even the libraries could be loaded.
+            if done.code == 1:
+                self.assertIn("emory", done.text)
+                said += "out of memory" in done.text
+            if done.code == 0:
+                break
+        self.assertGreater(said, 0, "no limit met an allocation")
+
     # --- Zeros ------------------------------------------------------------------------------------
 
     def test_zeros_that_were_written_stay_over_a_backing_file_that_comes_later(self):
