@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdio>
 
+#include "cli/out_of_memory.h"
 #include "cli/session.h"
 #include "io/signal.h"
 
@@ -89,6 +90,7 @@ int run_program(const std::vector<std::string>& words) {
   if (const size_t slash = program.rfind('/'); slash != std::string::npos)
     program.erase(0, slash + 1);
   if (program.empty()) program = "byre";
+  say_when_memory_runs_out(program);
   const Role role = role_of(program);
   Result<std::unique_ptr<Reactor>> reactor = make_reactor();
   if (!reactor) {

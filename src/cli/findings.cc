@@ -20,6 +20,15 @@ std::string_view name_of(Severity severity) {
   return "unknown";
 }
 
+/// So many lines of one kind tell as much as a thousand.
+constexpr uint64_t kAlikeShown = 20;
+
+bool are_alike(const Finding& one, const Finding& other) {
+  return one.severity == other.severity && one.kind == other.kind &&
+         one.structure == other.structure && one.repaired == other.repaired &&
+         one.file == other.file;
+}
+
 Json json_of(const Finding::Guest& guest) {
   Json json = Json::object();
   json["offset"] = guest.offset;
@@ -64,7 +73,18 @@ Json json_of_findings(const std::vector<Finding>& findings) {
 
 std::string lines_of_findings(const std::vector<Finding>& findings) {
   std::string lines;
-  for (const Finding& finding : findings) {
+  uint64_t alike = 0;
+  for (size_t i = 0; i < findings.size(); ++i) {
+    const Finding& finding = findings[i];
+    alike = i != 0 && are_alike(findings[i - 1], finding) ? alike + 1 : 0;
+    if (alike >= kAlikeShown) {
+      const bool last = i + 1 == findings.size() || !are_alike(finding, findings[i + 1]);
+      if (last) {
+        lines += cat("      and ", alike + 1 - kAlikeShown,
+                     " more like these (check --output=json --findings lists them)\n");
+      }
+      continue;
+    }
     std::string_view kind = "";
     if (finding.severity == Severity::corruption) kind = "ERROR ";
     if (finding.severity == Severity::leak) kind = "Leaked ";

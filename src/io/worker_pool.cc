@@ -122,8 +122,19 @@ void WorkerPool::start_thread() {
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (failed == 0) {
     threads_.push_back(thread);
-  } else {
-    BYRE_ASSERT(!threads_.empty());  // With fewer threads than wished for it is only slower.
+    return;
+  }
+  // With fewer threads than wished for it is only slower; without any the work is done here.
+  if (!threads_.empty()) return;
+  std::unique_lock lock(mutex_);
+  while (!queue_.empty()) {
+    Op& op = *queue_.take();
+    --queued_;
+    op.tag = kRunning;
+    lock.unlock();
+    op.result = perform_blocking(op);
+    completions_.push(op);
+    lock.lock();
   }
 }
 

@@ -185,7 +185,7 @@ class Repairer {
   /// Behind the end of the file where it can grow and no entry points there; else in it.
   Task<std::optional<Layout>> find_layout() {
     if (survey_.snapshots_lost) co_return std::optional<Layout>();
-    const std::vector<uint64_t> indices = needed_indices();
+    const std::vector<uint64_t> indices = co_await needed_indices();
     std::optional<Layout> layout = lay_out({survey_.clusters, UINT64_MAX}, indices);
     if (!layout) co_return layout;
     // A cluster apart: what begins just behind the end counts as there in part.
@@ -203,19 +203,43 @@ class Repairer {
     co_return layout;
   }
 
-  /// Table entries that need a block, the new structures' own not among them.
-  std::vector<uint64_t> needed_indices() const {
+  /// Table entries that need a block, the new structures' own not among them: what they take
+  /// follows what is in the file, not how many entries an old table claims.
+  Task<std::vector<uint64_t>> needed_indices() {
     std::vector<uint64_t> indices;
     for (const uint64_t region : regions_) {
       const HostCluster first{region * kRegion};
       if (first.value < survey_.clusters) indices.push_back(geometry().refcount_table_index(first));
     }
-    for (uint64_t i = 0; keeps_some() && i < survey_.blocks.size(); ++i) {
-      if (survey_.blocks[i] != Survey::Block::none) indices.push_back(i);
-    }
     std::sort(indices.begin(), indices.end());
     indices.erase(std::unique(indices.begin(), indices.end()), indices.end());
-    return indices;
+    const size_t referenced = indices.size();
+    for (uint64_t i = 0; keeps_some() && i < survey_.blocks.size(); ++i) {
+      if (survey_.blocks[i] == Survey::Block::none) continue;
+      if (std::binary_search(indices.begin(),
+                             indices.begin() + static_cast<std::ptrdiff_t>(referenced), i))
+        continue;
+      if (co_await counts_something(i)) indices.push_back(i);
+    }
+    std::sort(indices.begin(), indices.end());
+    co_return std::move(indices);
+  }
+
+  /// Does block `index` keep anything, of clusters that nothing refers to?
+  Task<bool> counts_something(uint64_t index) {
+    if (survey_.blocks[index] == Survey::Block::sound) {
+      co_return !is_zero(co_await survey_.read_block(index));
+    }
+    // Its counts are not known: whatever there is in the file may be something.
+    const uint64_t end =
+        std::min(geometry().start_of(survey_.block_end(index)).value, survey_.file_size);
+    for (uint64_t at = geometry().start_of(geometry().first_of_refcount_table(index)).value;
+         at < end;) {
+      const Extent extent = co_await survey_.file.status(at, end - at);
+      if (extent.data && !extent.zero) co_return true;
+      at += std::max<uint64_t>(extent.length, 1);
+    }
+    co_return false;
   }
 
   /// Blocks count themselves and the table: add until all that is there is counted.  Fails when
