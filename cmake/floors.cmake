@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # A floor is one static library made of every .cc file of its folder but the tests, fuzzers and
 # benchmarks; those lie beside the code and become one test program, one fuzzer per file and one
-# benchmark program.  docs/architecture.md has the floors and what each may include.
+# benchmark program, where their libraries are there (BYRE_TESTS).  docs/architecture.md has the
+# floors and what each may include.
 
 # byre_floor(NAME DEPS floor... [LIBS library...] [EXCEPTIONS])
 function(byre_floor name)
@@ -34,15 +35,18 @@ function(byre_floor name)
 
   set(test_deps ${F_TEST_DEPS})
   list(TRANSFORM test_deps PREPEND byre_)
-  if(tests AND NOT BYRE_FUZZ)
+  if(tests AND GTest_FOUND AND NOT BYRE_FUZZ)
     add_executable(${name}_test ${tests})
     target_link_libraries(${name}_test PRIVATE byre_${name} ${test_deps} GTest::gtest GTest::gtest_main)
     target_compile_definitions(${name}_test PRIVATE BYRE_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
     add_test(NAME ${name} COMMAND ${name}_test)
   endif()
-  if(benches AND NOT BYRE_FUZZ AND NOT BYRE_SANITIZE)
+  if(benches AND benchmark_FOUND AND NOT BYRE_FUZZ AND NOT BYRE_SANITIZE)
     add_executable(${name}_bench ${benches})
     target_link_libraries(${name}_bench PRIVATE byre_${name} ${test_deps} benchmark::benchmark benchmark::benchmark_main)
+  endif()
+  if(BYRE_TESTS STREQUAL "OFF")
+    return()
   endif()
   foreach(fuzzer ${fuzzers})
     get_filename_component(stem ${fuzzer} NAME_WE)
