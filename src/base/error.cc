@@ -167,7 +167,9 @@ Error errno_error(int number, std::string_view what, std::source_location where)
     default:
       break;
   }
-  return Error(code, cat(what, ": ", std::strerror(number)), number, where);
+  std::string why = std::strerror(number);
+  if (number == EMFILE) why += "; `ulimit -n` sets how many a process may have";
+  return Error(code, cat(what, ": ", why), number, where);
 }
 
 }  // namespace byre

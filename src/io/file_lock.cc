@@ -147,8 +147,7 @@ Result<void> lock_once(Locker& locker, bool writable, bool shared) {
   if (!shared) {
     for (int byte : {kUses + kWrite, kUses + kResize}) {
       if (!locker.held(byte)) continue;
-      return locker.busy(byte, "is locked for writing by ",
-                         writable ? "; close it first" : "; close it, or use -U to read it anyway");
+      return locker.busy(byte, "is locked for writing by ", "; close it first");
     }
   }
   if (writable) {
@@ -158,8 +157,7 @@ Result<void> lock_once(Locker& locker, bool writable, bool shared) {
     }
   }
   if (locker.held(kForbids + kRead)) {
-    return locker.busy(kForbids + kRead, "is kept from being read by ",
-                       writable ? "; close it first" : "; close it, or use -U to read it anyway");
+    return locker.busy(kForbids + kRead, "is kept from being read by ", "; close it first");
   }
   return {};
 }

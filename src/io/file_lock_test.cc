@@ -118,8 +118,7 @@ TEST_F(FileLockTest, OneWriterOrManyReaders) {
       ASSERT_FALSE(second);
       EXPECT_EQ(second.error().code(), Errc::busy);
       EXPECT_EQ(second.error().message(),
-                cat("'", path, "' is locked for writing by this process; close it",
-                    writable ? " first" : ", or use -U to read it anyway"));
+                cat("'", path, "' is locked for writing by this process; close it first"));
     }
     EXPECT_TRUE(open(path, false, true));
     EXPECT_FALSE(open(path, true, true));  // The writer lets nobody write beside it.
@@ -211,7 +210,7 @@ TEST_F(QemuLockTest, ByreRefusesWhatQemuWrites) {
   auto reader = open(image_, false);
   ASSERT_FALSE(reader);
   EXPECT_EQ(reader.error().message(), cat("'", image_, "' is locked for writing by ", holder,
-                                          "; close it, or use -U to read it anyway"));
+                                          "; close it first"));
   EXPECT_TRUE(open(image_, false, true));
   EXPECT_EQ(qemu->finish(), 0);
   EXPECT_TRUE(open(image_, true));

@@ -8,6 +8,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <climits>
+#include <optional>
 
 #include "io/descriptor.h"
 
@@ -21,19 +23,133 @@ std::string_view folder_of(std::string_view path) {
   return slash == 0 ? "/" : path.substr(0, slash);
 }
 
-Error denied(std::string_view image_name, std::string_view name, std::string_view why) {
-  return Error(Errc::denied, cat("image ", quoted(image_name), " names ", quoted(name), ": ", why),
+Error refused(OpenPolicy policy, std::string_view image_name, std::string_view name,
+              std::string_view why) {
+  return Error(Errc::denied,
+               cat("image ", quoted(image_name), " names ", quoted(name), ", which the policy ",
+                   name_of(policy), " does not allow: ", why),
                EACCES);
 }
 
-int open_beneath(int folder, const std::string& name, int flags) {
+int open_at(int folder, const std::string& name, int flags, uint64_t resolve) {
   open_how how{};
   how.flags = static_cast<uint64_t>(flags);
-  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS;
+  how.resolve = resolve | RESOLVE_NO_MAGICLINKS;
   return static_cast<int>(syscall(SYS_openat2, folder, name.c_str(), &how, sizeof how));
 }
 
+/// Where the file at `path` lies, all links followed; empty when that cannot be told.
+std::string real_path(const std::string& path) {
+  const Descriptor file(open_at(AT_FDCWD, path, O_PATH | O_CLOEXEC, 0));
+  if (!file) return {};
+  std::string target(PATH_MAX, '\0');
+  const std::string link = cat("/proc/self/fd/", file.get());
+  const ssize_t length = readlink(link.c_str(), target.data(), target.size());
+  if (length <= 0 || target[0] != '/' || static_cast<size_t>(length) == target.size()) return {};
+  target.resize(static_cast<size_t>(length));
+  return target;
+}
+
+/// The same, also when the last part of `path` is not there.
+std::string real_path_of_new(const std::string& path) {
+  std::string real = real_path(path);
+  if (!real.empty()) return real;
+  real = real_path(std::string(folder_of(path)));
+  if (real.empty()) return {};
+  const std::string_view last = std::string_view(path).substr(path.rfind('/') + 1);
+  if (last.empty() || last == "." || last == "..") return {};
+  return cat(real == "/" ? "" : real, "/", last);
+}
+
+/// What `path` is from `folder`, when it lies in or below it; both real.
+std::optional<std::string> below(const std::string& folder, const std::string& path) {
+  const std::string prefix = folder == "/" ? "/" : folder + "/";
+  if (!path.starts_with(prefix) || path.size() == prefix.size()) return std::nullopt;
+  return path.substr(prefix.size());
+}
+
+/// A file that the policy same_directory lets an image have: a name that stays beneath a folder,
+/// whatever becomes of the links on the way.
+struct Confined {
+  Descriptor folder;
+  std::string name;
+};
+
+Result<Confined> confine(std::string_view image_name, std::string_view name) {
+  const auto denied = [&](std::string_view why) {
+    return refused(OpenPolicy::same_directory, image_name, name, why);
+  };
+  const std::string folder_path(folder_of(image_name));
+  Descriptor folder(::open(folder_path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!folder) return errno_error(errno, cat("open folder ", quoted(folder_path)));
+  if (!name.starts_with('/')) {
+    const Descriptor peek(
+        open_at(folder.get(), std::string(name), O_PATH | O_CLOEXEC, RESOLVE_BENEATH));
+    if (peek) return Confined{std::move(folder), std::string(name)};
+    if (errno == ENOSYS) return denied("this kernel cannot confine it to the folder (openat2)");
+    if (errno != EXDEV && errno != ELOOP) {
+      return errno_error(errno, cat("open ", quoted(resolve_name(image_name, name))));
+    }
+  }
+
+  // It leaves the folder on its way.  What counts is where it ends.
+  const std::string real = real_path_of_new(resolve_name(image_name, name));
+  const std::string beside = real_path(folder_path);
+  // An image that was reached through a link lies somewhere else, too.
+  const std::string real_image = real_path(std::string(image_name));
+  for (const std::string& candidate :
+       {beside, real_image.empty() ? std::string() : std::string(folder_of(real_image))}) {
+    if (candidate.empty() || real.empty()) continue;
+    const std::optional<std::string> inside = below(candidate, real);
+    if (!inside) continue;
+    Descriptor opened(::open(candidate.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (!opened) continue;
+    return Confined{std::move(opened), *inside};
+  }
+  // One sentence for what is there and for what is not: an image cannot ask which files exist.
+  return denied(cat("it is not in or below the folder of the image, ",
+                    quoted(beside.empty() ? folder_path : beside)));
+}
+
+Error cannot_open(int number, std::string_view image_name, std::string_view name) {
+  if (number == EXDEV || number == ELOOP) {
+    return refused(OpenPolicy::same_directory, image_name, name,
+                   "it leads out of the folder of the image");
+  }
+  return errno_error(number, cat("open ", quoted(resolve_name(image_name, name))));
+}
+
+/// Without opening it: opening alone may do something when it is a device.
+Result<void> check_confined(const Confined& file, std::string_view image_name,
+                            std::string_view name) {
+  const Descriptor peek(open_at(file.folder.get(), file.name, O_PATH | O_CLOEXEC, RESOLVE_BENEATH));
+  struct stat status;
+  if (!peek || fstat(peek.get(), &status) != 0) return cannot_open(errno, image_name, name);
+  if (S_ISREG(status.st_mode)) return {};
+  return refused(OpenPolicy::same_directory, image_name, name, "it is not a regular file");
+}
+
+Result<void> check_name(OpenPolicy policy, std::string_view image_name, std::string_view name) {
+  if (name.empty() || name.find('\0') != std::string_view::npos) {
+    return invalid("image ", quoted(image_name), " names ", quoted(name), ": not a file name");
+  }
+  if (policy != OpenPolicy::nothing) return {};
+  return refused(policy, image_name, name, "no file that an image names is opened");
+}
+
 }  // namespace
+
+std::string_view name_of(OpenPolicy policy) {
+  switch (policy) {
+    case OpenPolicy::nothing:
+      return "nothing";
+    case OpenPolicy::same_directory:
+      return "same-directory";
+    case OpenPolicy::any_file:
+      break;
+  }
+  return "any";
+}
 
 std::string resolve_name(std::string_view image_name, std::string_view name) {
   const size_t slash = image_name.rfind('/');
@@ -48,55 +164,27 @@ Result<std::unique_ptr<File>> SystemGate::open(std::string_view name, FileOption
 Result<std::unique_ptr<File>> SystemGate::open_named_by_image(std::string_view image_name,
                                                               std::string_view name,
                                                               FileOptions options) {
-  if (name.empty() || name.find('\0') != std::string_view::npos) {
-    return invalid("image ", quoted(image_name), " names ", quoted(name), ": not a file name");
+  if (Result<void> checked = check_name(policy_, image_name, name); !checked) {
+    return std::move(checked).error();
   }
   const std::string path = resolve_name(image_name, name);
-  switch (policy_) {
-    case OpenPolicy::nothing:
-      return denied(image_name, name, "opening what an image names is not allowed here");
-    case OpenPolicy::any_file:
-      return File::open(reactor_, path, options);
-    case OpenPolicy::same_directory:
-      break;
-  }
-
-  const std::string folder_path(folder_of(image_name));
-  const Descriptor folder(::open(folder_path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-  if (!folder) return errno_error(errno, cat("open folder ", quoted(folder_path)));
-  // An absolute name inside the folder, as qemu-img writes it when it is told one, is fine, too.
-  std::string_view inside = name;
-  if (inside.starts_with('/')) {
-    const std::string prefix = folder_path == "/" ? "/" : folder_path + "/";
-    if (!inside.starts_with(prefix)) {
-      return denied(image_name, name, "only files beside the image may be opened");
-    }
-    inside.remove_prefix(prefix.size());
-    while (inside.starts_with('/')) inside.remove_prefix(1);
-  }
-  const std::string relative(inside);
-  const auto problem = [&](int number) {
-    if (number == EXDEV || number == ELOOP) {
-      return denied(image_name, name, "it leads out of the folder of the image");
-    }
-    if (number == ENOSYS) {
-      return denied(image_name, name, "this kernel cannot confine it to the folder (openat2)");
-    }
-    return errno_error(number, cat("open ", quoted(path)));
-  };
-  // First without opening it: opening alone may do something when it is a device.
-  {
-    const Descriptor peek(open_beneath(folder.get(), relative, O_PATH | O_CLOEXEC));
-    if (!peek) return problem(errno);
-    struct stat status;
-    if (fstat(peek.get(), &status) != 0) return problem(errno);
-    if (!S_ISREG(status.st_mode)) return denied(image_name, name, "it is not a regular file");
+  if (policy_ == OpenPolicy::any_file) return File::open(reactor_, path, options);
+  BYRE_TRY(confined, confine(image_name, name));
+  if (Result<void> checked = check_confined(confined, image_name, name); !checked) {
+    return std::move(checked).error();
   }
   const int flags = (options.writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
-  const int fd = open_beneath(folder.get(), relative, flags);
-  if (fd < 0) return problem(errno);
+  const int fd = open_at(confined.folder.get(), confined.name, flags, RESOLVE_BENEATH);
+  if (fd < 0) return cannot_open(errno, image_name, name);
   options.create = options.replace = false;
   return File::adopt(reactor_, fd, path, options);
+}
+
+Result<void> SystemGate::allows(std::string_view image_name, std::string_view name) const {
+  if (Result<void> checked = check_name(policy_, image_name, name); !checked) return checked;
+  if (policy_ == OpenPolicy::any_file) return {};
+  BYRE_TRY(confined, confine(image_name, name));
+  return check_confined(confined, image_name, name);
 }
 
 }  // namespace byre

@@ -28,11 +28,14 @@ class Gate {
 
 /// What a real gate lets images name.
 enum class OpenPolicy : uint8_t {
-  nothing,         ///< Refuse backing and data files.
-  same_directory,  ///< Only files in or below the folder of the image that names them; no symlinks
-                   ///< out.
-  any_file,        ///< Any regular file or block device by path.
+  nothing,  ///< Refuse backing and data files.
+  /// Only regular files in or below the folder of the image that names them.  What counts is where
+  /// a file lies, not how it is named: absolute names, `..` and symbolic links are followed first.
+  same_directory,
+  any_file,  ///< Any regular file or block device by path.
 };
+/// As the option --follow spells it.
+std::string_view name_of(OpenPolicy policy);
 
 class SystemGate final : public Gate {
  public:
@@ -41,6 +44,9 @@ class SystemGate final : public Gate {
   Result<std::unique_ptr<File>> open_named_by_image(std::string_view image_name,
                                                     std::string_view name,
                                                     FileOptions options) override;
+  /// Would the image at `image_name` get the file that it calls `name`?  Errc::denied says why not;
+  /// a file that is not there is Errc::not_found.  Opens nothing.
+  Result<void> allows(std::string_view image_name, std::string_view name) const;
 
  private:
   Reactor& reactor_;

@@ -34,6 +34,12 @@ class GateTest : public testing::Test {
     std::filesystem::create_symlink("base", folder_ / "images/link_inside");
     std::filesystem::create_symlink("../outside", folder_ / "images/link_outside");
     std::filesystem::create_symlink(folder_ / "images/base", folder_ / "images/link_absolute");
+    std::filesystem::create_symlink(folder_ / "images", folder_ / "also");
+    std::filesystem::create_directories(folder_ / "links");
+    std::filesystem::create_symlink(folder_ / "images/top", folder_ / "links/top");
+    std::filesystem::create_directories(folder_ / "images-of-others");
+    ASSERT_TRUE(File::open(*reactor_, folder_ / "images-of-others/base",
+                           {.writable = true, .create = true}));
     ASSERT_EQ(mkfifo((folder_ / "images/fifo").c_str(), 0600), 0);
     top_ = folder_ / "images/top";
   }
@@ -71,13 +77,24 @@ TEST_F(GateTest, SameDirectoryHoldsWhateverTheName) {
   EXPECT_EQ(refused("below/../base"), std::nullopt);
   EXPECT_EQ(refused("link_inside"), std::nullopt);
   EXPECT_EQ(refused(folder_ / "images/base"), std::nullopt);
+  // Where a file lies counts, not how it is named.
+  EXPECT_EQ(refused("../images/base"), std::nullopt);
+  EXPECT_EQ(refused("../also/below/base"), std::nullopt);
+  EXPECT_EQ(refused(folder_ / "also/base"), std::nullopt);
+  EXPECT_EQ(refused(folder_ / "images/../images/./base"), std::nullopt);
+  EXPECT_EQ(refused("link_absolute"), std::nullopt);
+  EXPECT_EQ(refused("../images/missing"), Errc::not_found);
+  EXPECT_EQ(refused(folder_ / "images/missing"), Errc::not_found);
 
+  EXPECT_EQ(refused("../images-of-others/base"), Errc::denied);
+  EXPECT_EQ(refused(folder_ / "images"), Errc::denied);
+  EXPECT_EQ(refused("../also/link_outside"), Errc::denied);
+  EXPECT_EQ(refused("../missing/base"), Errc::denied);
   EXPECT_EQ(refused("../outside"), Errc::denied);
   EXPECT_EQ(refused("below/../../outside"), Errc::denied);
   EXPECT_EQ(refused(folder_ / "outside"), Errc::denied);
   EXPECT_EQ(refused(folder_ / "images/../outside"), Errc::denied);
   EXPECT_EQ(refused("link_outside"), Errc::denied);
-  EXPECT_EQ(refused("link_absolute"), Errc::denied);
   EXPECT_EQ(refused("/etc/passwd"), Errc::denied);
   EXPECT_EQ(refused("/proc/self/exe"), Errc::denied);
   EXPECT_EQ(refused("fifo"), Errc::denied);
@@ -85,6 +102,37 @@ TEST_F(GateTest, SameDirectoryHoldsWhateverTheName) {
   EXPECT_EQ(refused("missing"), Errc::not_found);
   EXPECT_EQ(refused(""), Errc::invalid);
   EXPECT_EQ(refused(std::string("base\0x", 6)), Errc::invalid);
+}
+
+// An image that was reached through a link has a folder that the link's name does not show.
+TEST_F(GateTest, BesideALinkAndBesideTheImageAreBothBeside) {
+  top_ = folder_ / "links/top";
+  ASSERT_TRUE(File::open(*reactor_, folder_ / "links/near", {.writable = true, .create = true}));
+  EXPECT_EQ(refusal(OpenPolicy::same_directory, folder_ / "images/base"), std::nullopt);
+  EXPECT_EQ(refusal(OpenPolicy::same_directory, "../images/base"), std::nullopt);
+  EXPECT_EQ(refusal(OpenPolicy::same_directory, "near"), std::nullopt);
+  EXPECT_EQ(refusal(OpenPolicy::same_directory, "base"), Errc::not_found);
+  EXPECT_EQ(refusal(OpenPolicy::same_directory, "../outside"), Errc::denied);
+  EXPECT_EQ(refusal(OpenPolicy::same_directory, folder_ / "outside"), Errc::denied);
+}
+
+TEST_F(GateTest, ARefusalNamesTheFileTheFolderAndThePolicy) {
+  SystemGate gate(*reactor_, OpenPolicy::same_directory);
+  const Result<void> allowed = gate.allows(top_, "../outside");
+  ASSERT_FALSE(allowed);
+  const std::string folder = std::filesystem::canonical(folder_ / "images");
+  EXPECT_EQ(allowed.error().message(),
+            cat("image '", top_, "' names '../outside', which the policy same-directory does not ",
+                "allow: it is not in or below the folder of the image, '", folder, "'"));
+  // What is not there is told in the same words: an image cannot ask which files exist.
+  const Result<void> missing = gate.allows(top_, "../nowhere");
+  ASSERT_FALSE(missing);
+  EXPECT_EQ(missing.error().code(), Errc::denied);
+  EXPECT_EQ(missing.error().message(),
+            cat("image '", top_, "' names '../nowhere', which the policy same-directory does not ",
+                "allow: it is not in or below the folder of the image, '", folder, "'"));
+  EXPECT_TRUE(gate.allows(top_, "base"));
+  EXPECT_TRUE(gate.allows(top_, folder_ / "also/base"));
 }
 
 TEST_F(GateTest, AnyFileStillMeansAFile) {

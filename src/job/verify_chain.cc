@@ -4,11 +4,10 @@
 #include <set>
 
 #include "block/raw.h"
+#include "qcow2/image.h"
 
 namespace byre {
 namespace {
-
-constexpr uint32_t kDepthMax = 64;
 
 class ChainCheck {
  public:
@@ -33,7 +32,7 @@ class ChainCheck {
         co_return broken(*name, cat(quoted(image), " says that it has the format ", quoted(*format),
                                     ", which byre does not read"));
       }
-      if (!seen_.insert(resolve_name(image, *name)).second || depth > kDepthMax) {
+      if (!seen_.insert(resolve_name(image, *name)).second || depth > kChainMax) {
         co_return broken(*name, "the chain goes in a circle");
       }
       Result<std::unique_ptr<File>> file =
@@ -71,7 +70,7 @@ class ChainCheck {
   void unopened(std::string_view what, const std::string& name, const Error& error) {
     const bool denied = error.code() == Errc::denied;
     add(denied ? Severity::note : Severity::corruption, name, what, " ", quoted(name), ": ",
-        error.message(), denied ? "; --follow chooses what may be opened" : "");
+        error.message(), denied ? "; --follow any opens it" : "");
     report_.findings.back().structure = what;
     report_.check_errors += denied;
   }

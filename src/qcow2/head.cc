@@ -119,6 +119,22 @@ Result<std::string> plain_name(std::string_view name) {
   return std::string(name);
 }
 
+Result<BackingFile> backing_of(const Head& head) {
+  const std::string& named = *head.backing_file;
+  const std::optional<std::string>& format = head.extensions.backing_format;
+  if (!format) {
+    return invalid("backing file ", quoted(named),
+                   " has no format in the image, and guessing it would let a guest choose what is "
+                   "opened; set it with: byre amend -o backing_fmt=FORMAT IMAGE");
+  }
+  if (*format != "qcow2" && *format != "raw" && *format != "file") {
+    return unsupported("backing file ", quoted(named), ": format ", quoted(*format));
+  }
+  Result<std::string> name = plain_name(named);
+  if (!name) return std::move(name).error().while_doing("backing file");
+  return BackingFile{.name = *std::move(name), .is_image = *format == "qcow2"};
+}
+
 bool looks_like_qcow2(Bytes start) {
   return start.size() >= 4 && load_be<uint32_t>(start) == kMagic;
 }

@@ -34,6 +34,14 @@ Task<std::vector<uint64_t>> load_table(Device& file, HostOffset at, uint64_t ent
 /// A name that an image gives for another file, as a plain path: `file:` is dropped, other
 /// protocols and json: are refused.
 Result<std::string> plain_name(std::string_view name);
+/// What an image says of the disk below it.
+struct BackingFile {
+  std::string name;
+  bool is_image = false;  ///< qcow2; else raw.
+};
+/// Of an image that has one (head.backing_file).  A format that is missing or unknown is an error:
+/// guessing it would let a guest choose what is opened.
+Result<BackingFile> backing_of(const Head& head);
 /// Is this the start of a qcow2 file?
 bool looks_like_qcow2(Bytes start);
 

@@ -21,8 +21,9 @@
 ///
 /// Invariant: a host cluster is reused only when the removal of its pointer is durable and all I/O
 /// that resolved to it has ended; nothing is pointed to before its contents and refcount are
-/// durable. Threads: belongs to one reactor. Memory: options.table_cache_size, the L1 and refcount
-/// tables (32 and 8 MiB at most), 4 MiB of unpacked clusters, one byte for each host cluster of the
+/// durable. Threads: belongs to one reactor. Memory: options.table_cache_size and 4 MiB of unpacked
+/// clusters, both divided among the images of a backing chain; the L1 and refcount tables (32 and
+/// 8 MiB at most), one byte for each host cluster of the
 /// 2 GiB regions (at 64 KiB clusters) that were written to, staged entries up to
 /// options.staged_max. Not here: format (format/), files and locks on them (io/), what may be
 /// opened (io/gate.h).
@@ -68,6 +69,9 @@ enum class DiscardPolicy : uint8_t {
   unmap,   ///< Discarded clusters are freed, and freed clusters become holes.
 };
 
+/// How many images may lie one below the other.
+inline constexpr uint32_t kChainMax = 1024;
+
 struct ImageOptions {
   bool writable = false;
   bool direct = false;      ///< O_DIRECT for this file and those below it.
@@ -80,9 +84,10 @@ struct ImageOptions {
   std::string snapshot;                ///< Open this internal snapshot, by id or name; read-only.
   std::string data_file;               ///< Instead of the data file that the image names.
   bool without_backing = false;        ///< Only this layer: what is not allocated reads as zeros.
-  uint32_t chain_depth_max = 64;
-  uint64_t table_cache_size = 32 * MiB;  ///< L2 slices; 8 KiB at least.
-  uint64_t staged_max = 64 * 1024;       ///< Entries staged before writers wait for a commit.
+  uint32_t chain_depth_max = kChainMax;
+  /// L2 slices of all images of the chain together; two slices each at least.
+  uint64_t table_cache_size = 32 * MiB;
+  uint64_t staged_max = 64 * 1024;  ///< Entries staged before writers wait for a commit.
   int64_t commit_delay =
       kSecond;  ///< Staged work is committed after this many ns at the latest (M6).
   uint64_t host_size_max = UINT64_MAX;  ///< The file may not grow beyond this: ENOSPC.
@@ -199,11 +204,16 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   Image(std::unique_ptr<Device> file, Head head, ImageOptions options);
 
   // open.cc
-  Task<void> load(Gate& gate, uint32_t depth);
-  static Task<std::unique_ptr<Image>> open_at_depth(std::unique_ptr<Device> file, Gate& gate,
-                                                    ImageOptions options, uint32_t depth);
+  /// A file of the chain that is being opened, and those above it.
+  struct Layer;
+  Task<void> load(Gate& gate, const Layer& self);
+  Task<void> load_tables(Gate& gate);
+  static Task<std::unique_ptr<Image>> open_layer(std::unique_ptr<Device> file, Gate& gate,
+                                                 ImageOptions options, Layer self);
+  /// Divides the memory for caches among this image and those below it.
+  void share_caches();
   Result<void> check_writable() const;
-  Task<void> open_backing(Gate& gate, uint32_t depth);
+  Task<void> open_backing(Gate& gate, const Layer& self);
   Task<void> check_own_refcounts();
   Task<void> begin_writing();
 

@@ -23,6 +23,45 @@ Image::Image(std::unique_ptr<Device> file, Head head, ImageOptions options)
 
 Image::~Image() { BYRE_ASSERT(closed_); }
 
+namespace {
+
+/// Which file it is; 0, 0 when nothing is known of it.
+struct FileId {
+  uint64_t device = 0, inode = 0;
+  bool operator==(const FileId&) const = default;
+};
+FileId id_of(const File& file) { return {file.properties().device, file.properties().inode}; }
+FileId id_of(Device& device) {
+  auto* raw = dynamic_cast<RawDevice*>(&device);
+  return raw ? id_of(raw->file()) : FileId{};
+}
+
+/// "backing file 'x': why", also when the error names the file already.
+Error named_once(Error error, std::string_view what, std::string_view name) {
+  std::string why = error.message();
+  for (const std::string& own : {cat("open ", quoted(name), ": "), cat(quoted(name), ": ")}) {
+    if (why.starts_with(own)) why.erase(0, own.size());
+  }
+  return Error(error.code(), cat(what, " ", quoted(name), ": ", why), error.sys_errno(),
+               error.where());
+}
+
+}  // namespace
+
+struct Image::Layer {
+  const Layer* above = nullptr;
+  uint32_t depth = 0;
+  FileId id = {};
+
+  bool has(FileId other) const {
+    if (other == FileId{}) return false;
+    for (const Layer* layer = this; layer; layer = layer->above) {
+      if (layer->id == other) return true;
+    }
+    return false;
+  }
+};
+
 Task<std::unique_ptr<Image>> Image::open(Reactor& reactor, Gate& gate, std::string name,
                                          ImageOptions options) {
   (void)reactor;
@@ -37,21 +76,40 @@ Task<std::unique_ptr<Image>> Image::open(Reactor& reactor, Gate& gate, std::stri
 
 Task<std::unique_ptr<Image>> Image::open_over(std::unique_ptr<Device> file, Gate& gate,
                                               ImageOptions options) {
-  co_return co_await open_at_depth(std::move(file), gate, std::move(options), 0);
+  const FileId id = id_of(*file);
+  const std::string name = file->name();
+  Result<std::unique_ptr<Image>> image =
+      co_await open_layer(std::move(file), gate, std::move(options), {.id = id}).result();
+  if (!image) co_return std::move(image).error().while_doing(cat("open ", quoted(name)));
+  (*image)->share_caches();
+  co_return std::move(image);
 }
 
-Task<std::unique_ptr<Image>> Image::open_at_depth(std::unique_ptr<Device> file, Gate& gate,
-                                                  ImageOptions options, uint32_t depth) {
+Task<std::unique_ptr<Image>> Image::open_layer(std::unique_ptr<Device> file, Gate& gate,
+                                               ImageOptions options, Layer self) {
   const std::string name = file->name();
   Result<Head> head = co_await load_head(*file).result();
-  if (!head) co_return std::move(head).error().while_doing(cat("open ", quoted(name)));
+  if (!head && self.depth > 0) co_return named_once(std::move(head).error(), "backing file", name);
+  if (!head) co_return std::move(head).error();
   std::unique_ptr<Image> image(new Image(std::move(file), *std::move(head), std::move(options)));
-  Result<void> loaded = co_await image->load(gate, depth).result();
+  Result<void> loaded = co_await image->load(gate, self).result();
   if (!loaded) {
     image->abandon();
-    co_return std::move(loaded).error().while_doing(cat("open ", quoted(name)));
+    co_return std::move(loaded).error();
   }
   co_return std::move(image);
+}
+
+void Image::share_caches() {
+  std::vector<Image*> chain;
+  for (Image* image = this; image; image = dynamic_cast<Image*>(image->backing_.get())) {
+    chain.push_back(image);
+  }
+  if (chain.size() == 1) return;
+  for (Image* image : chain) {
+    image->map_->cache().limit(options_.table_cache_size / chain.size());
+    image->unpacked_.limit(UnpackedCache::kBytesMax / chain.size());
+  }
 }
 
 /// What keeps this image from being written, apart from its refcounts.
@@ -70,7 +128,26 @@ Result<void> Image::check_writable() const {
   return {};
 }
 
-Task<void> Image::load(Gate& gate, uint32_t depth) {
+Task<void> Image::load(Gate& gate, const Layer& self) {
+  Result<void> loaded = co_await load_tables(gate).result();
+  if (!loaded && self.depth > 0)
+    co_await fail(named_once(std::move(loaded).error(), "backing file", name()));
+  co_await std::move(loaded);
+  if (head_.backing_file && !options_.without_backing) co_await open_backing(gate, self);
+  if (options_.writable) {
+    co_await begin_writing();
+  } else if (options_.snapshot.empty() && self.depth == 0) {
+    // Damaged ones are no reason not to read the disk.
+    Result<BitmapList> bitmaps = co_await load_bitmap_list(*file_, head_).result();
+    if (bitmaps) {
+      bitmap_list_ = *std::move(bitmaps);
+    } else if (options_.message) {
+      options_.message(cat(file_->name(), ": ", bitmaps.error().message()));
+    }
+  }
+}
+
+Task<void> Image::load_tables(Gate& gate) {
   if (head_.header.crypt_method != CryptMethod::none)
     co_await fail(unsupported("the image is encrypted"));
   snapshots_ = co_await load_snapshots(*file_, head_).doing("snapshot table");
@@ -111,53 +188,43 @@ Task<void> Image::load(Gate& gate, uint32_t depth) {
   map_ = std::make_unique<Map>(reactor_.ready(), *file_, head_.geometry, stages_, metadata_,
                                options_.table_cache_size, std::move(l1));
   if (head_.header.has(kDataFile)) co_await open_data_file(gate).doing("data file");
-  if (head_.backing_file && !options_.without_backing) co_await open_backing(gate, depth);
-  if (options_.writable) {
-    co_await begin_writing();
-  } else if (options_.snapshot.empty() && depth == 0) {
-    // Damaged ones are no reason not to read the disk.
-    Result<BitmapList> bitmaps = co_await load_bitmap_list(*file_, head_).result();
-    if (bitmaps) {
-      bitmap_list_ = *std::move(bitmaps);
-    } else if (options_.message) {
-      options_.message(cat(file_->name(), ": ", bitmaps.error().message()));
-    }
-  }
 }
 
-Task<void> Image::open_backing(Gate& gate, uint32_t depth) {
-  const std::string& named = *head_.backing_file;
-  if (depth + 1 > options_.chain_depth_max) {
-    co_await fail(invalid("backing chain is deeper than ", options_.chain_depth_max,
-                          " images, or goes in a circle"));
+Task<void> Image::open_backing(Gate& gate, const Layer& self) {
+  const BackingFile below = co_await backing_of(head_);
+  if (self.depth + 1 > options_.chain_depth_max) {
+    co_await fail(
+        unsupported("the backing chain is longer than ", options_.chain_depth_max, " images"));
   }
-  if (!head_.extensions.backing_format) {
-    co_await fail(invalid(
-        "backing file ", quoted(named),
-        " has no format in the image, and guessing it would let a guest choose what is opened; "
-        "set it with: byre amend -o backing_fmt=FORMAT IMAGE"));
+  const auto circle = [&] {
+    return corrupt("backing file ", quoted(below.name), " of ", quoted(file_->name()),
+                   ": the backing chain goes in a circle");
+  };
+  const FileOptions how{
+      .direct = options_.direct, .lock = options_.lock, .share_lock = options_.share_lock};
+  Result<std::unique_ptr<File>> file = gate.open_named_by_image(file_->name(), below.name, how);
+  if (!file && file.error().code() == Errc::busy) {
+    // Locked by ourselves, perhaps.
+    FileOptions unlocked = how;
+    unlocked.lock = false;
+    const Result<std::unique_ptr<File>> peek =
+        gate.open_named_by_image(file_->name(), below.name, unlocked);
+    if (peek && self.has(id_of(**peek))) co_await fail(circle());
   }
-  const std::string format = *head_.extensions.backing_format;
-  if (format != "qcow2" && format != "raw" && format != "file") {
-    co_await fail(unsupported("backing file ", quoted(named), ": format ", quoted(format)));
-  }
-  const std::string name = co_await plain_name(named).doing("backing file");
-  std::unique_ptr<File> file =
-      co_await gate
-          .open_named_by_image(
-              file_->name(), name,
-              {.direct = options_.direct, .lock = options_.lock, .share_lock = options_.share_lock})
-          .doing("backing file ", quoted(named));
-  auto raw = std::make_unique<RawDevice>(std::move(file));
-  if (format != "qcow2") {
+  if (!file) co_await fail(named_once(std::move(file).error(), "backing file", below.name));
+  const FileId id = id_of(**file);
+  if (self.has(id)) co_await fail(circle());
+  auto raw = std::make_unique<RawDevice>(*std::move(file));
+  if (!below.is_image) {
     backing_ = std::move(raw);
     co_return;
   }
-  ImageOptions below = options_;
-  below.writable = false;
-  below.snapshot.clear();
-  below.data_file.clear();
-  backing_ = co_await open_at_depth(std::move(raw), gate, std::move(below), depth + 1);
+  ImageOptions options = options_;
+  options.writable = false;
+  options.snapshot.clear();
+  options.data_file.clear();
+  backing_ = co_await open_layer(std::move(raw), gate, std::move(options),
+                                 {.above = &self, .depth = self.depth + 1, .id = id});
 }
 
 /// Metadata that no refcount protects would be handed out and overwritten (the refcount block that

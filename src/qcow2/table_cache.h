@@ -11,6 +11,7 @@
 /// Cost: a hash lookup; memory fixed by `bytes` (two slices at least).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <unordered_map>
@@ -31,6 +32,8 @@ class TableCache {
   ~TableCache();
 
   uint64_t slice_size() const { return slice_size_; }
+  /// From here on no more than `bytes`; what is there stays.
+  void limit(uint64_t bytes) { slots_max_ = std::max<uint64_t>(2, bytes / slice_size_); }
 
   class [[nodiscard]] Ref {
    public:

@@ -39,7 +39,7 @@ Task<UnpackedCache::Cluster> UnpackedCache::get(Mapping stream, Source& source) 
     co_await entry->done.wait();
     if (entry->cluster) co_return Cluster(entry->cluster);
   }
-  if (entries_.size() == entries_max_) entries_.erase(entries_.begin());
+  while (!entries_.empty() && entries_.size() >= entries_max_) entries_.erase(entries_.begin());
   const auto entry = std::make_shared<Entry>(ready_, stream);
   entries_.push_back(entry);
   auto cluster = std::make_shared<std::vector<std::byte>>(geometry_.cluster_size());
@@ -49,9 +49,16 @@ Task<UnpackedCache::Cluster> UnpackedCache::get(Mapping stream, Source& source) 
   } else {
     std::erase(entries_, entry);
   }
+  if (entries_max_ == 0) std::erase(entries_, entry);
   entry->done.set();
   co_await std::move(unpacked);
   co_return Cluster(entry->cluster);
+}
+
+void UnpackedCache::limit(uint64_t bytes) {
+  const uint64_t cluster = geometry_.cluster_size();
+  entries_max_ = std::clamp<uint64_t>(bytes / cluster, cluster <= 64 * KiB ? 1 : 0, 64);
+  while (entries_.size() > entries_max_) entries_.erase(entries_.begin());
 }
 
 void UnpackedCache::forget(HostCluster cluster) {

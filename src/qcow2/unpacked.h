@@ -10,7 +10,8 @@
 /// keeps its clusters from being free: nobody can ask by an old name after the bytes have changed,
 /// and nobody who still unpacks the old bytes can leave an entry behind. Those who miss together
 /// wait for one of them; when that fails, the others try for themselves. Cost: a walk over at most
-/// 64 entries.  Memory: kBytesMax, or two clusters if they are larger.
+/// 64 entries.  Memory: kBytesMax, or two clusters if they are larger; less for an image in a long
+/// backing chain (limit()).
 #pragma once
 
 #include <cstdint>
@@ -45,6 +46,8 @@ class UnpackedCache {
   Cluster find(const Mapping& stream);
   /// Has `source` unpack it if it is not.
   Task<Cluster> get(Mapping stream, Source& source);
+  /// From here on no more than `bytes`; one cluster of 64 KiB or less is always kept.
+  void limit(uint64_t bytes);
   /// `cluster` is free: its bytes will change.
   void forget(HostCluster cluster);
 
@@ -54,7 +57,7 @@ class UnpackedCache {
 
   ReadyQueue& ready_;
   const Geometry& geometry_;
-  const size_t entries_max_;
+  size_t entries_max_;
   std::vector<std::shared_ptr<Entry>> entries_;  ///< The one that was used last comes last.
 };
 

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "job/chain.h"
+
+#include <optional>
+#include <set>
+
+#include "block/raw.h"
+#include "qcow2/head.h"
+
+namespace byre {
+
+namespace {
+
+constexpr FileOptions kLook{.lock = false};
+constexpr int kReads = 3;
+
+/// The header, read again while it looks damaged.
+Task<Head> read_head(Device& file) {
+  for (int tried = 1;; ++tried) {
+    Result<Head> head = co_await load_head(file).result();
+    if (head || head.error().code() != Errc::corrupt || tried == kReads) co_return std::move(head);
+  }
+}
+
+Task<void> look_at_data_file(Gate& gate, const std::string& image, const Head& head) {
+  if (!head.header.has(kDataFile)) co_return;
+  const std::optional<std::string>& named = head.extensions.data_file_name;
+  if (!named) {
+    co_await fail(
+        invalid("the image has an external data file but does not name it; give its name"));
+  }
+  const std::string name = co_await plain_name(*named);
+  const std::unique_ptr<File> file = co_await gate.open_named_by_image(image, name, kLook);
+}
+
+struct Look {
+  ChainFile file;
+  std::optional<BackingFile> below;
+};
+
+Task<Look> look_at(Gate& gate, std::unique_ptr<File> file, DiskFormat format) {
+  Look look{.file = {.name = file->properties().name, .format = format, .size = file->size()}};
+  (void)co_await find_format(*file, format);
+  if (format == DiskFormat::qcow2) {
+    RawDevice device(std::move(file));
+    const Head head = co_await read_head(device);
+    if (head.header.crypt_method != CryptMethod::none) {
+      co_await fail(unsupported("the image is encrypted"));
+    }
+    co_await look_at_data_file(gate, look.file.name, head).doing("data file");
+    look.file.size = head.header.size;
+    if (head.backing_file) look.below = co_await backing_of(head);
+  }
+  look.file.size = round_up(look.file.size, kSectorSize);
+  co_return look;
+}
+
+}  // namespace
+
+Task<std::vector<ChainFile>> read_chain(Gate& gate, std::string path, DiskFormat format,
+                                        uint64_t files_max) {
+  std::vector<ChainFile> chain;
+  std::set<std::pair<uint64_t, uint64_t>> seen;
+  std::unique_ptr<File> file = co_await gate.open(path, kLook);
+  for (;;) {
+    const File::Properties& properties = file->properties();
+    const std::string name = properties.name;
+    const bool fresh = seen.emplace(properties.device, properties.inode).second;
+    if (!fresh) {
+      co_await fail(corrupt("backing file ", quoted(name), ": the backing chain goes in a circle"));
+    }
+    if (chain.size() == files_max) {
+      co_await fail(unsupported("the backing chain is longer than ", files_max, " images"));
+    }
+    Result<Look> look = co_await look_at(gate, std::move(file), format).result();
+    if (!look && chain.empty()) co_return std::move(look).error();
+    if (!look) co_return std::move(look).error().while_doing(cat("backing file ", quoted(name)));
+    chain.push_back(std::move(look->file));
+    if (!look->below) co_return std::move(chain);
+    format = look->below->is_image ? DiskFormat::qcow2 : DiskFormat::raw;
+    Result<std::unique_ptr<File>> below = gate.open_named_by_image(name, look->below->name, kLook);
+    if (!below) {
+      co_return std::move(below).error().while_doing(
+          cat("backing file ", quoted(look->below->name)));
+    }
+    file = *std::move(below);
+  }
+}
+
+}  // namespace byre
