@@ -75,15 +75,18 @@ Task<void> Server::attend(Socket socket, DoorOptions options) {
   ++statistics_.connections;
   ++statistics_.connections_open;
   const std::string peer = socket.peer();
-  bool attached = false;
+  bool last = false;
   {
     Session session(reactor_, std::move(socket), shared_, options_.limits,
                     {.allow_list = options.allow_list, .clients_max = options_.connections_max});
     sessions_.push_back(&session);
+    session.leave_open_if(
+        [this] { return options_.end_with_last_client && statistics_.connections_open == 1; });
     if (statistics_.connections_waiting != 0) session.hurry(options_.crowded_timeout_ns);
     Result<void> result = co_await session.run().result();
     std::erase(sessions_, &session);
-    attached = session.attached();
+    last = options_.end_with_last_client && session.attached() && statistics_.connections_open == 1;
+    if (last) last_client_ = session.take_socket();
     if (!result) {
       ++statistics_.connections_failed;
       if (options_.report)
@@ -92,7 +95,7 @@ Task<void> Server::attend(Socket socket, DoorOptions options) {
   }
   --statistics_.connections_open;
   place_free_.notify();
-  if (attached && options_.end_with_last_client && statistics_.connections_open == 0) stop();
+  if (last) stop();
 }
 
 }  // namespace byre::nbd

@@ -36,8 +36,9 @@ namespace byre::nbd {
 struct ServerOptions {
   uint32_t connections_max = 1024;           ///< At a time; 1 or more.
   int64_t crowded_timeout_ns = 5 * kSecond;  ///< For a handshake while others wait for the place.
-  bool end_with_last_client = false;  ///< As if stop() were called when one that was attached
-                                      ///< has gone and no other is there.
+  /// As if stop() were called when a client that was attached has gone and no other is there.  Its
+  /// connection stays open until the server dies: who waits for its end finds the disk closed.
+  bool end_with_last_client = false;
   uint64_t memory_max = 1 * GiB;  ///< Payloads of all clients' requests; never below kPayloadMax.
   SessionLimits limits;           ///< Of each client.
   /// Hears of failed requests, clients that broke the protocol, and accepts that failed.
@@ -95,6 +96,7 @@ class Server {
   Scope doors_open_;
   Scope clients_;
   Event place_free_;
+  Socket last_client_;  ///< See end_with_last_client.
   bool stopping_ = false;
 };
 

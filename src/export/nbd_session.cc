@@ -124,7 +124,8 @@ Task<void> Session::run() {
   }
   ended_ = true;
   disarm(linger_timer_);
-  hang_up();
+  const bool in_order = transmitting_ && result && !stopping_ && !timed_out_ && !outbox_.failure();
+  if (!in_order || !leave_open_ || !leave_open_()) hang_up();
   Result<void> helped = co_await helpers_.join().result();
   if (timed_out_ && !transmitting_)
     co_await fail(Error(Errc::io, "the client did not finish the handshake in time"));

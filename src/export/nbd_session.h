@@ -90,6 +90,10 @@ class Session {
   void hurry(int64_t ns);
   /// It got as far as the transmission phase.
   bool attached() const { return transmitting_; }
+  /// Asked when a client has taken its leave in order: should its connection stay open after run()?
+  void leave_open_if(std::function<bool()> wanted) { leave_open_ = std::move(wanted); }
+  /// After run(): the connection that stays open.
+  Socket take_socket() { return std::move(socket_); }
 
  private:
   Task<void> shake_hands();
@@ -130,6 +134,7 @@ class Session {
   Device* device_ = nullptr;
   Terms terms_;
   Contexts contexts_;
+  std::function<bool()> leave_open_;
   bool shaken_ = false;  ///< The handshake is over, however it ended.
   bool transmitting_ = false;
   bool timed_out_ = false;

@@ -563,6 +563,26 @@ class StandIn(Clients):
             self.assertEqual(done.code, 1, done)
             self.assertRegex(done.text, "detect.zeroes")
 
+    @only_byre
+    def test_who_was_its_last_client_finds_the_disk_free(self):
+        """Whoever waits for the end of the connection, as libnbd does, may use the image at once."""
+        raw = self.raw_file("raw", 8 * MIB, {MIB: pattern(1, 5 * MIB)})
+        self.create(8 * MIB)
+        for turn in range(20):
+            process = subprocess.Popen([self.program, "-k", self.sock, "-f", "qcow2", self.disk],
+                                       stdin=subprocess.DEVNULL)
+            until(self.listens, "the server")
+            if turn % 2:
+                run("nbdcopy", "--flush", raw, self.uri)
+            else:
+                handle = self.connect_here()
+                handle.pwrite(b"x" * MIB, 7 * MIB)
+                handle.shutdown()
+            img("check", "-f", "qcow2", "-r", "leaks", self.disk)
+            qemu_io(self.disk, "write -P 1 0 64k")
+            self.assertEqual(process.wait(60), 0)
+        self.assert_sound(self.disk)
+
     def test_dev_null_is_a_disk_of_nothing(self):
         info = json.loads(run(self.tool("qemu-img"), "info", "-f", "raw", "--output=json", "/dev/null").out)
         self.assertEqual((info["virtual-size"], info["format"]), (0, "raw"))
