@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "coro/scope.h"
+#include "io/signal.h"
 
 namespace byre {
 namespace {
@@ -72,6 +73,53 @@ TEST_P(InterruptsTest, IgnoredSignalsStayIgnored) {
     EXPECT_EQ(*reactor_->run(interrupts->wait()), SIGTERM);
   }
   signal(SIGHUP, SIG_DFL);
+}
+
+TEST_P(InterruptsTest, AServerHearsSigtermAlthoughItIsIgnored) {
+  signal(SIGTERM, SIG_IGN);
+  signal(SIGHUP, SIG_IGN);
+  {
+    const auto interrupts = make({.always_term = true});
+    raise_signal(SIGHUP);
+    raise_signal(SIGTERM);
+    EXPECT_EQ(*reactor_->run(interrupts->wait()), SIGTERM);
+  }
+  signal(SIGTERM, SIG_DFL);
+  signal(SIGHUP, SIG_DFL);
+}
+
+TEST_P(InterruptsTest, AProgramStartsWithItsSignalsInOrder) {
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);  // As a parent may leave it.
+  signal(SIGCHLD, SIG_IGN);
+  const uint64_t asked = progress_questions();
+  raise_signal(SIGUSR1);
+  raise_signal(SIGUSR2);
+  set_up_signals();
+  EXPECT_EQ(progress_questions(), asked + 1);
+  sigset_t now;
+  pthread_sigmask(SIG_SETMASK, nullptr, &now);
+  for (int number : {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGCHLD}) {
+    EXPECT_EQ(sigismember(&now, number), 0) << number;
+  }
+  struct sigaction action;
+  sigaction(SIGCHLD, nullptr, &action);
+  EXPECT_EQ(action.sa_handler, SIG_DFL);
+  for (int number : {SIGUSR1, SIGUSR2, SIGPIPE, SIGXFSZ}) raise_signal(number);
+  EXPECT_EQ(progress_questions(), asked + 2);
+
+  // Who watches it takes it, and nobody else hears of it.
+  {
+    Result<SignalWatch> watch = SignalWatch::make(*reactor_, {SIGUSR1});
+    ASSERT_TRUE(watch);
+    raise_signal(SIGUSR1);
+    EXPECT_EQ(*reactor_->run(watch->wait()), SIGUSR1);
+  }
+  EXPECT_EQ(progress_questions(), asked + 2);
+  for (int number : {SIGUSR1, SIGUSR2, SIGPIPE, SIGXFSZ}) signal(number, SIG_DFL);
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 TEST_P(InterruptsDeathTest, TheSecondSignalEndsAProcessThatHangs) {
