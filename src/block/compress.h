@@ -1,20 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Compress: each write asks for compressed clusters.
+/// Compress: what a write covers of whole clusters is written compressed, its edges as they are.
 ///
-/// The device below compresses what covers whole clusters; the rest is written as it is.
+/// Cost: a write whose edges do not lie on clusters becomes up to three, one after another.
 #pragma once
 
+#include "base/units.h"
 #include "block/filter.h"
 
 namespace byre {
 
 class Compress final : public Filter {
  public:
-  using Filter::Filter;
-  BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
-    options.compressed = true;
-    return below_.write(offset, data, options);
+  /// `cluster`: what the device below compresses as one.
+  Compress(std::unique_ptr<Device> below, uint64_t cluster)
+      : Filter(std::move(below)), cluster_(cluster) {}
+
+  Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
+    const uint64_t end = offset + data.size();
+    const uint64_t first = round_up(offset, cluster_);
+    // The last cluster of a disk may be a part of one.
+    const uint64_t last = end == below_.size() ? end : round_down(end, cluster_);
+    if (first >= last) {
+      co_await below_.write(offset, data, options);
+      co_return;
+    }
+    WriteOptions compressed = options;
+    compressed.compressed = true;
+    if (offset < first) co_await below_.write(offset, data.first(first - offset), options);
+    co_await below_.write(first, data.subspan(first - offset, last - first), compressed);
+    if (last < end) co_await below_.write(last, data.subspan(last - offset), options);
   }
+
+ private:
+  uint64_t cluster_;
 };
 
 }  // namespace byre

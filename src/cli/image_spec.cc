@@ -119,6 +119,9 @@ class Reader {
     }
     BYRE_TRY(path, take("filename"));
     if (path.empty()) return invalid("image option '", prefix_, "filename' is missing");
+    if (path.find('\0') != std::string::npos) {
+      return invalid("image option '", prefix_, "filename' has a zero byte");
+    }
     // How the kernel is asked is byre's own choice, as with --aio.
     BYRE_TRY(aio, take("aio"));
     if (!aio.empty() && aio != "threads" && aio != "native" && aio != "io_uring") {

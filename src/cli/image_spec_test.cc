@@ -66,6 +66,7 @@ TEST(ImageSpec, WhatIsNotKnownIsAnErrorThatNamesIt) {
       {R"({"driver":"qcow2","file":{"driver":"file"}})", "filename"},
       {R"({"driver":"qcow2","file":{"filename":""}})", "filename"},
       {R"({"driver":"qcow2","file":"node"})", "filename"},
+      {R"({"driver":"qcow2","file":{"filename":"a\u0000b"}})", "zero byte"},
       {R"({"driver":"raw","offset":-5,"file":{"filename":"x"}})", "offset"},
       {R"({"driver":"raw","offset":"many","file":{"filename":"x"}})", "many"},
       {R"({"driver":["qcow2"]})", "driver"},

@@ -436,7 +436,10 @@ void put_layers(const Plan& plan, Disk& disk) {
     const uint64_t size = plan.slice_size.value_or(device->size() - plan.offset);
     device = std::make_unique<Slice>(std::move(device), plan.offset, size);
   }
-  if (plan.compress) device = std::make_unique<Compress>(std::move(device));
+  if (plan.compress) {
+    const uint64_t cluster = disk.image->geometry().cluster_size();
+    device = std::make_unique<Compress>(std::move(device), cluster);
+  }
   if (plan.detect_zeroes != DetectZeroesMode::off)
     device = std::make_unique<DetectZeroes>(std::move(device), plan.detect_zeroes);
   if (is_write_through(plan.cache)) device = std::make_unique<WriteThrough>(std::move(device));

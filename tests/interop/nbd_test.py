@@ -297,7 +297,7 @@ class Protocol(Clients):
     def test_an_address_needs_a_port(self):
         self.create(MIB)
         done = run(BYRE, "serve", "-b", "127.0.0.1", self.disk, ok=None)
-        self.assertEqual(done.code, 1)
+        self.assertNotEqual(done.code, 0)
         self.assertIn("--port", done.text)
 
     @only_byre
