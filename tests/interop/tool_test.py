@@ -1106,8 +1106,9 @@ class Serve(Case):
 
     def test_qemu_nbd_refuses_what_byre_has_not(self):
         nbd = os.path.join(self.names, "qemu-nbd")
-        for words in ("-c /dev/nbd0", "-d", "-o 512", "-s", "-B b", "-L", "--tls-creds x", "--object secret,id=a",
-                      "--image-opts", "--detect-zeroes=on", "--aio=fast", "--cache=fast", "-p 1 -k x", "-e x", ""):
+        for words in ("-c /dev/nbd0", "-d", "-o x", "-s", "-B b", "-L", "--tls-creds x", "--object secret,id=a",
+                      "--selinux-label x", "--image-opts", "--detect-zeroes=unmap", "--aio=fast", "--cache=fast",
+                      "-p 1 -k x", "-e x", ""):
             with self.subTest(words=words):
                 result = run(nbd, *words.split(), *(["a.qcow2"] if words else []), cwd=self.ours)
                 self.assertEqual(result.code, 1, str(result))
