@@ -158,7 +158,10 @@ Task<int> amend(Session& session, AmendArgs args) {
     co_return 0;
   }
   AmendOptions wanted = co_await read_options(args.options);
+  const std::string image = *args.image;
+  const std::string below = wanted.backing_file.value_or("");
   co_await apply(session, gate, std::move(args), std::move(wanted));
+  warn_of_policy(session, image, below);
   co_return 0;
 }
 

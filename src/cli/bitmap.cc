@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /// `byre bitmap`: adds, removes, clears, enables, disables and merges the persistent bitmaps of an
 /// image, in the order of the options.
+#include <nlohmann/json.hpp>
+
 #include "cli/commands.h"
+#include "cli/json.h"
 #include "cli/options.h"
 #include "cli/text.h"
 
@@ -20,6 +23,7 @@ struct BitmapArgs : OpenArgs {
   std::optional<uint64_t> granularity;
   std::optional<std::string> source_file;
   std::optional<std::string> source_format;
+  bool list = false;
 };
 
 std::string_view verb_of(Action::Kind kind) {
@@ -91,7 +95,9 @@ Result<void> check(BitmapArgs& args) {
     adds |= action.kind == Action::Kind::add;
     merges |= action.kind == Action::Kind::merge;
   }
-  if (args.actions.empty()) {
+  if (args.list && !args.actions.empty()) return invalid("--list goes with no action");
+  if (args.list && args.words.size() != 1) return invalid("Expecting one image file name");
+  if (args.actions.empty() && !args.list) {
     return invalid(
         "Need at least one of --add, --remove, --clear, --enable, --disable, or --merge");
   }
@@ -100,7 +106,9 @@ Result<void> check(BitmapArgs& args) {
   if (args.source_file && !merges) {
     return invalid("Merge bitmap source file only supported with --merge");
   }
-  if (args.words.size() != 2) return invalid("Expecting filename and bitmap name");
+  if (!args.list && args.words.size() != 2) {
+    return invalid("Expecting filename and bitmap name");
+  }
   return {};
 }
 
@@ -114,23 +122,81 @@ Result<void> check_source(const BitmapArgs& args) {
                                 "a bitmap of that"));
 }
 
+std::string_view state_of(const BitmapSlot& slot) {
+  switch (slot.state) {
+    case BitmapState::usable:
+      return slot.entry.automatic ? "recording" : "disabled";
+    case BitmapState::inconsistent:
+      return "inconsistent";
+    case BitmapState::foreign:
+      break;
+  }
+  return "unknown to byre";
+}
+
+Json json_of(const BitmapSlot& slot) {
+  Json flags = Json::array();
+  if (slot.entry.in_use) flags.push_back("in-use");
+  if (slot.entry.automatic) flags.push_back("auto");
+  Json json = {{"name", slot.entry.name},
+               {"granularity", slot.entry.granularity()},
+               {"flags", flags},
+               {"usable", slot.state == BitmapState::usable}};
+  if (slot.state != BitmapState::usable) json["reason"] = slot.reason;
+  return json;
+}
+
+Json json_of(const std::string& file, const BitmapList& list) {
+  Json bitmaps = Json::array();
+  for (const auto& slot : list) bitmaps.push_back(json_of(*slot));
+  return {{"filename", file}, {"bitmaps", std::move(bitmaps)}};
+}
+
+std::string table_of(const BitmapList& list) {
+  std::string out;
+  for (const auto& slot : list) {
+    out += fmt::format("{:<14} {:>10}  {}\n", state_of(*slot), size_text(slot->entry.granularity()),
+                       printable(slot->entry.name));
+  }
+  if (out.empty()) return out;
+  return fmt::format("{:<14} {:>10}  {}\n", "STATE", "BIT", "NAME") + out;
+}
+
+Task<int> list(Session& session, BitmapArgs args) {
+  SystemGate gate(session.reactor(), session.policy(args.follow));
+  const std::string& file = args.words[0];
+  args.has_share = false;
+  Disk disk = co_await open_named(session, gate, file, args, {.without_backing = true});
+  BitmapList none;
+  const BitmapList& bitmaps = disk.image ? disk.image->bitmaps() : none;
+  session.print(session.json() ? to_json(json_of(file, bitmaps)) : table_of(bitmaps));
+  co_await disk.device->close();
+  co_return 0;
+}
+
 Task<int> bitmap(Session& session, BitmapArgs args) {
+  if (args.actions.empty() && args.words.size() == 1 && !session.stand_in()) args.list = true;
   co_await check(args);
+  if (args.list) co_return co_await list(session, std::move(args));
   if (args.source_file) co_await check_source(args);
   SystemGate gate(session.reactor(), session.policy(args.follow));
   const std::string& file = args.words[0];
-  Disk disk = co_await open_named(session, gate, file, args, {.writable = true});
+  // No guest data is read here, so what lies below may be in use.
+  const ImageOptions options{.writable = true, .without_backing = true};
+  Disk disk = co_await open_named(session, gate, file, args, options);
   if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, file);
   const Session::Interruptible guard(
-      session, {.about = quoted(file),
+      session, {.about = byre::quoted(file),
                 .stop = [] {},
-                .waiting_for = [&] { return cat("the bitmaps of ", quoted(file)); }});
+                .waiting_for = [&] { return cat("the bitmaps of ", byre::quoted(file)); }});
   std::optional<Disk> source;
   Result<void> done;
   if (args.source_file) {
-    OpenArgs source_args{.format = args.source_format, .follow = args.follow};
-    Result<Disk> opened =
-        co_await open_named(session, gate, *args.source_file, source_args, {}).result();
+    const OpenArgs source_args{
+        .format = args.source_format, .follow = args.follow, .has_share = false};
+    Result<Disk> opened = co_await open_named(session, gate, *args.source_file, source_args,
+                                              {.without_backing = true})
+                              .result();
     if (opened) {
       source = *std::move(opened);
     } else {
@@ -140,7 +206,7 @@ Task<int> bitmap(Session& session, BitmapArgs args) {
   for (const Action& action : args.actions) {
     if (!done) break;
     if (!disk.image) {
-      done = unsupported("Can't store persistent bitmaps to ", quoted(file),
+      done = unsupported("Can't store persistent bitmaps to ", byre::quoted(file),
                          ": Operation not supported");
     } else if (source && !source->image && action.kind == Action::Kind::merge) {
       done = Error(Errc::not_found, cat("Dirty bitmap '", action.source, "' not found"));
@@ -154,17 +220,13 @@ Task<int> bitmap(Session& session, BitmapArgs args) {
                    done.error().sys_errno(), done.error().where());
     }
   }
+  Json result;
+  if (done && disk.image) result = json_of(file, disk.image->bitmaps());
   Result<void> closed = co_await disk.device->close().result();
   if (source) (void)co_await source->device->close().result();
-  if (!done) {
-    // The advice is a line of its own, as qemu-img has it.
-    const std::string text = done.error().message();
-    const size_t end = text.find('\n');
-    session.error(text.substr(0, end));
-    if (end != std::string::npos) session.note(text.substr(end + 1) + "\n");
-    co_return 1;
-  }
+  co_await std::move(done);
   co_await std::move(closed);
+  if (session.json()) session.print(to_json(result));
   co_return 0;
 }
 
@@ -197,14 +259,17 @@ Argument image_and_bitmap() {
 
 const Command<BitmapArgs> kDefinition({
     .name = "bitmap",
-    .summary = "Change the persistent bitmaps of an image",
+    .summary = "List and change the persistent bitmaps of an image",
     .description =
         "A bitmap records which parts of the disk were written since it was added or cleared: what "
         "an incremental backup has to copy. Several actions are performed in the order given. Each "
         "is durable, and killed at any moment leaves the bitmaps as they were or as they should "
         "be. "
         "Bitmaps stay valid, if coarser, when byre is killed or the power fails while they record.",
-    .args = {image_and_bitmap(), action("--add", Action::Kind::add, "make it, clean and recording"),
+    .args = {image_and_bitmap(),
+             flag("--list", &BitmapArgs::list,
+                  "show them all (the default when only IMAGE is given)"),
+             action("--add", Action::Kind::add, "make it, clean and recording"),
              action("--remove", Action::Kind::remove, "delete it"),
              action("--clear", Action::Kind::clear, "make it clean"),
              action("--enable", Action::Kind::enable, "let it record what is written from now on"),

@@ -137,7 +137,7 @@ Task<int> check(Session& session, CheckArgs args) {
                 cat(error.message(), "; `byre serve` checks what it serves when it gets SIGUSR1"),
                 error.sys_errno());
     }
-    co_return could_not_open(args.image, std::move(error));
+    co_return could_not_open(args.image, std::move(error), repair == Repair::none);
   }
   if (opened->format != DiskFormat::qcow2) {
     session.error("This image format does not support checks");

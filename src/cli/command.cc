@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <map>
 
+#include "cli/suggest.h"
+
 namespace byre {
 
 namespace {
@@ -14,6 +16,8 @@ namespace {
 constexpr int kLongOnly = 0x100;
 constexpr int kHelp = 0x10000;
 constexpr int kVersion = 0x10001;
+constexpr int kQuiet = 0x10002;
+constexpr int kOutput = 0x10003;
 
 const Argument* find_letter(const AnyCommand& command, int letter) {
   for (const Argument& argument : command.args) {
@@ -26,27 +30,66 @@ Parsed usage(std::string text) {
   return {.outcome = Parsed::Outcome::failed, .error = std::move(text), .usage = true};
 }
 
-/// Splits `text` into lines of at most `width`, at spaces; a newline in it ends a line.
-std::vector<std::string> wrap(std::string_view text, size_t width) {
-  std::vector<std::string> lines(1);
-  size_t at = 0;
-  while (at < text.size()) {
-    if (text[at] == '\n') {
-      lines.emplace_back();
-      ++at;
-      continue;
-    }
-    size_t end = text.find_first_of(" \n", at);
-    if (end == std::string_view::npos) end = text.size();
-    const std::string_view word = text.substr(at, end - at);
-    if (!lines.back().empty() && lines.back().size() + 1 + word.size() > width)
-      lines.emplace_back();
-    if (!lines.back().empty()) lines.back() += ' ';
-    lines.back() += word;
-    at = end;
-    while (at < text.size() && text[at] == ' ') ++at;
+/// What is wrong with "resize 10G disk": the two operands are there, but swapped.
+/// `all` is the command line, `words` its operands.
+std::string swapped_operands(const AnyCommand& command, std::vector<std::string> all,
+                             const std::vector<std::string>& words) {
+  std::vector<std::string_view> operands;
+  for (const Argument& argument : command.args) {
+    if (!argument.is_option()) operands.push_back(argument.metavar);
   }
-  return lines;
+  if (operands.size() != 2 || operands[1] != "SIZE" || words.size() != 2) return {};
+  const auto is_size = [](std::string_view word) {
+    if (word.starts_with('+') || word.starts_with('-')) word.remove_prefix(1);
+    const Result<uint64_t> size = parse_size(word);
+    return size || size.error().code() == Errc::no_space;
+  };
+  if (!is_size(words[0]) || is_size(words[1])) return {};
+  std::string text = cat(quoted(words[1]), " is no size; ", operands[0], " comes before SIZE");
+  const auto size = std::ranges::find(all, words[0]);
+  const auto image = std::ranges::find(all, words[1]);
+  if (size == all.end() || image == all.end()) return text;
+  std::swap(*size, *image);
+  std::string line = cat("byre ", command.name);
+  for (const std::string& word : all) {
+    // What a shell would take apart is not offered.
+    constexpr std::string_view kPlain =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789./_-+=,:@%";
+    if (word.empty() || word.find_first_not_of(kPlain) != std::string::npos) return text;
+    line += cat(" ", word);
+  }
+  return text + ": " + line;
+}
+
+/// All long options, with their dashes.
+std::vector<std::string> long_options(const AnyCommand& command, Dialect dialect) {
+  std::vector<std::string> names = {"--help", "--version"};
+  for (const Argument& argument : command.args) {
+    if (argument.is_option() && !argument.is_refused() && !argument.name.empty())
+      names.push_back(cat("--", argument.name));
+  }
+  if (dialect == Dialect::byre) names.push_back("--quiet");
+  if (dialect == Dialect::byre && command.has_json) names.push_back("--output");
+  // What is both a command's own and everybody's.
+  std::ranges::sort(names);
+  names.erase(std::ranges::unique(names).begin(), names.end());
+  return names;
+}
+
+/// What an option that getopt does not take may have been meant to be.
+std::string advice_for(std::string_view word, const AnyCommand& command, Dialect dialect) {
+  word = word.substr(0, word.find('='));
+  if (!word.starts_with("--")) return {};
+  const std::vector<std::string> names = long_options(command, dialect);
+  std::string fitting;
+  for (const std::string& name : names) {
+    if (name.starts_with(word)) fitting += cat(fitting.empty() ? "" : ", ", name);
+  }
+  // getopt takes a beginning that fits one option, so these are several.
+  if (!fitting.empty()) return cat("it could be ", fitting);
+  const std::vector<std::string_view> views(names.begin(), names.end());
+  const std::string_view near = closest(word, views);
+  return near.empty() ? "" : cat("did you mean '", near, "'?");
 }
 
 Parsed assign_operands(const AnyCommand& command, const std::vector<std::string>& words,
@@ -74,6 +117,28 @@ Parsed assign_operands(const AnyCommand& command, const std::vector<std::string>
 
 }  // namespace
 
+std::vector<std::string> wrap(std::string_view text, size_t width) {
+  std::vector<std::string> lines(1);
+  size_t at = 0;
+  while (at < text.size()) {
+    if (text[at] == '\n') {
+      lines.emplace_back();
+      ++at;
+      continue;
+    }
+    size_t end = text.find_first_of(" \n", at);
+    if (end == std::string_view::npos) end = text.size();
+    const std::string_view word = text.substr(at, end - at);
+    if (!lines.back().empty() && lines.back().size() + 1 + word.size() > width)
+      lines.emplace_back();
+    if (!lines.back().empty()) lines.back() += ' ';
+    lines.back() += word;
+    at = end;
+    while (at < text.size() && text[at] == ' ') ++at;
+  }
+  return lines;
+}
+
 namespace detail {
 
 Argument named(Argument::Kind kind, std::string_view names, std::string_view metavar,
@@ -99,7 +164,16 @@ std::string Argument::spelling() const {
   return text;
 }
 
-Parsed parse(const AnyCommand& command, const std::vector<std::string>& words, void* args) {
+Parsed parse(const AnyCommand& command, const std::vector<std::string>& words, void* args,
+             Dialect dialect) {
+  bool own_quiet = false;
+  bool own_output = false;
+  for (const Argument& argument : command.args) {
+    own_quiet |= argument.is_option() && (argument.letter == 'q' || argument.name == "quiet");
+    own_output |= argument.is_option() && argument.name == "output";
+  }
+  const bool adds_quiet = dialect == Dialect::byre && !own_quiet;
+  const bool adds_output = dialect == Dialect::byre && !own_output && command.has_json;
   std::string letters = ":hV";  // ':' first: a missing value is told apart from a wrong option.
   std::vector<::option> longs;
   std::vector<std::string> names;  // getopt wants them terminated.
@@ -117,23 +191,38 @@ Parsed parse(const AnyCommand& command, const std::vector<std::string>& words, v
                      .flag = nullptr,
                      .val = kLongOnly + static_cast<int>(i)});
   }
+  if (adds_quiet) {
+    letters += 'q';
+    longs.push_back({"quiet", no_argument, nullptr, kQuiet});
+  }
+  if (adds_output) longs.push_back({"output", required_argument, nullptr, kOutput});
   longs.push_back({"help", no_argument, nullptr, kHelp});
   longs.push_back({"version", no_argument, nullptr, kVersion});
   longs.push_back({nullptr, 0, nullptr, 0});
 
   std::vector<std::string> copy = words;  // getopt reorders and wants char*.
   std::string last;
-  const bool take_last = command.last_word_is_operand && copy.size() > 1 &&
-                         copy.back() != "--help" && copy.back() != "-h";
+  bool take_last = command.last_word_is_operand && copy.size() > 1 && copy.back() != "--help" &&
+                   copy.back() != "-h";
+  auto taken = copy.empty() ? copy.end() : copy.end() - 1;
+  if (command.last_word_is_operand && dialect == Dialect::byre) {
+    // qemu-img takes the last word, whatever it is; "-1G" is enough, and may stand anywhere.
+    const auto is_negative = [](const std::string& word) {
+      return word.size() > 1 && word[0] == '-' && word[1] >= '0' && word[1] <= '9';
+    };
+    taken = std::ranges::find_if(copy, is_negative);
+    take_last = taken != copy.end();
+  }
   if (take_last) {
-    last = std::move(copy.back());
-    copy.pop_back();
+    last = std::move(*taken);
+    copy.erase(taken);
   }
   std::string program(command.name);
   std::vector<char*> argv{program.data()};
   for (std::string& word : copy) argv.push_back(word.data());
   argv.push_back(nullptr);
 
+  Parsed parsed;
   opterr = 0;
   optind = 0;  // Starts afresh (glibc).
   const int argc = static_cast<int>(argv.size()) - 1;
@@ -145,7 +234,22 @@ Parsed parse(const AnyCommand& command, const std::vector<std::string>& words, v
           cat("missing argument for option '", argv[static_cast<size_t>(optind) - 1], "'"));
     }
     if (found == '?') {
-      return usage(cat("unrecognized option '", argv[static_cast<size_t>(optind) - 1], "'"));
+      const std::string word = argv[static_cast<size_t>(optind) - 1];
+      Parsed failed = usage(cat("unrecognized option '", word, "'"));
+      failed.advice = advice_for(word, command, dialect);
+      return failed;
+    }
+    if (found == kQuiet || (found == 'q' && adds_quiet)) {
+      parsed.quiet = true;
+      continue;
+    }
+    if (found == kOutput) {
+      OutputFormat format = OutputFormat::human;
+      if (Result<void> stored = parse_value(optarg, format); !stored) {
+        return {.outcome = Parsed::Outcome::failed, .error = stored.error().message()};
+      }
+      parsed.json = format == OutputFormat::json;
+      continue;
     }
     const Argument* argument = found >= kLongOnly && found < kHelp
                                    ? &command.args[static_cast<size_t>(found - kLongOnly)]
@@ -158,18 +262,53 @@ Parsed parse(const AnyCommand& command, const std::vector<std::string>& words, v
       return {.outcome = Parsed::Outcome::failed,
               .error = cat("option '", spelled, "' is not supported: ", argument->help)};
     }
+    if (argument->name == "output") parsed.json = std::string_view(optarg) == "json";
     if (Result<void> stored = argument->store(args, optarg ? optarg : ""); !stored) {
       return {.outcome = Parsed::Outcome::failed, .error = stored.error().message()};
     }
   }
   std::vector<std::string> rest(argv.begin() + optind, argv.begin() + argc);
   if (take_last) rest.push_back(std::move(last));
-  return assign_operands(command, rest, args);
+  if (dialect == Dialect::byre) {
+    if (std::string swapped = swapped_operands(command, words, rest); !swapped.empty()) {
+      return usage(std::move(swapped));
+    }
+  }
+  Parsed assigned = assign_operands(command, rest, args);
+  if (assigned.usage && !rest.empty()) {
+    // "snapshot create disk": options are no words of their own.
+    for (const Argument& argument : command.args) {
+      if (!argument.is_option() || argument.is_refused() || argument.name != rest[0]) continue;
+      assigned.advice = cat("did you mean '--", rest[0], "'?");
+    }
+  }
+  assigned.json = parsed.json;
+  assigned.quiet = parsed.quiet;
+  return assigned;
 }
 
-std::string help_of(const AnyCommand& command, std::string_view program) {
-  constexpr size_t kColumn = 28;
-  constexpr size_t kWidth = 96;
+std::string synopsis_of(const AnyCommand& command) {
+  std::string out(command.name);
+  for (const Argument& argument : command.args) {
+    if (!argument.is_option() || argument.is_refused()) continue;
+    const std::string name =
+        argument.letter != 0 ? cat("-", argument.letter) : cat("--", argument.name);
+    const std::string other =
+        argument.letter != 0 && !argument.name.empty() ? cat(" | --", argument.name) : "";
+    const std::string value = argument.takes_value() ? cat(" ", argument.metavar) : "";
+    out += cat(" [", name, other, value, "]");
+  }
+  for (const Argument& argument : command.args) {
+    if (argument.is_option()) continue;
+    const std::string word = cat(argument.metavar, argument.repeats ? "..." : "");
+    out += argument.optional ? cat(" [", word, "]") : cat(" ", word);
+  }
+  return out;
+}
+
+std::string help_of(const AnyCommand& command, std::string_view program, Dialect dialect,
+                    size_t width) {
+  const size_t column = std::min<size_t>(28, width / 3);
   std::string operand_words;
   for (const Argument& argument : command.args) {
     if (argument.is_option()) continue;
@@ -178,19 +317,20 @@ std::string help_of(const AnyCommand& command, std::string_view program) {
   }
   const bool is_program = command.name.empty() || program == cat("qemu-", command.name);
   std::string out = cat("usage: ", program, is_program ? "" : cat(" ", command.name), " [options]",
-                        operand_words, "\n", command.summary, ".\n");
+                        operand_words, "\n");
+  for (const std::string& line : wrap(cat(command.summary, "."), width)) out += line + '\n';
   if (!command.description.empty()) {
     out += '\n';
-    for (const std::string& line : wrap(command.description, kWidth)) out += line + '\n';
+    for (const std::string& line : wrap(command.description, width)) out += line + '\n';
   }
   const auto row = [&](const std::string& left, std::string_view right) {
     std::string line = "  " + left;
-    if (line.size() + 2 > kColumn) {
+    if (line.size() + 2 > column) {
       out += line + '\n';
       line.clear();
     }
-    for (const std::string& text : wrap(right, kWidth - kColumn)) {
-      line.resize(kColumn, ' ');
+    for (const std::string& text : wrap(right, width - column)) {
+      line.resize(column, ' ');
       out += line + text + '\n';
       line.clear();
     }
@@ -203,14 +343,31 @@ std::string help_of(const AnyCommand& command, std::string_view program) {
   for (const Argument& argument : command.args) {
     if (argument.is_option() && !argument.is_refused()) row(argument.spelling(), argument.help);
   }
+  if (dialect == Dialect::byre) {
+    const auto has = [&](std::string_view name) {
+      return std::ranges::any_of(command.args, [&](const Argument& argument) {
+        return argument.is_option() && argument.name == name;
+      });
+    };
+    if (!has("output") && command.has_json) {
+      row("--output FORMAT", "human (the default), or json: the result and errors as JSON");
+    }
+    if (!has("quiet")) row("-q, --quiet", "print nothing but errors");
+  }
   row("-h, --help", "print this and exit");
+  if (dialect == Dialect::qemu) return out;
   std::string not_supported;
   for (const Argument& argument : command.args) {
     if (!argument.is_refused()) continue;
     if (!not_supported.empty()) not_supported += ' ';
     not_supported += argument.name.empty() ? cat("-", argument.letter) : cat("--", argument.name);
   }
-  if (!not_supported.empty()) out += cat("\nknown, but refused: ", not_supported, "\n");
+  if (!not_supported.empty()) {
+    out += '\n';
+    for (const std::string& line : wrap(cat("known, but refused: ", not_supported), width)) {
+      out += line + '\n';
+    }
+  }
   return out;
 }
 

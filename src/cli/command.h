@@ -153,6 +153,9 @@ class AnyCommand {
   std::string_view too_many;
   /// The last word is an operand even if it starts with a dash: `resize disk -1G`.
   bool last_word_is_operand = false;
+  /// Takes --output=json under the name byre, also where `args` does not say so: its result, if it
+  /// has one, is then one JSON value (Session::json()).
+  bool has_json = true;
 
   virtual ~AnyCommand() = default;
   /// Parses `words` and runs; the exit code.
@@ -166,16 +169,32 @@ class AnyCommand {
 struct Parsed {
   enum class Outcome : uint8_t { run, help, version, failed } outcome = Outcome::run;
   std::string error;
+  std::string advice;  ///< "did you mean '--force'?": for people, behind the error.
   bool usage = false;  ///< The words do not fit, so point to --help; else a value is wrong.
+  bool json = false;   ///< --output=json was given.
+  bool quiet = false;  ///< -q was given, and is not one of the command's own arguments.
 };
 
+/// Which options every command has beside its own: under the name byre --output and -q.
+enum class Dialect : uint8_t { byre, qemu };
+
 /// Reads `words` into the Args struct at `args`.
-Parsed parse(const AnyCommand& command, const std::vector<std::string>& words, void* args);
+Parsed parse(const AnyCommand& command, const std::vector<std::string>& words, void* args,
+             Dialect dialect = Dialect::byre);
 
-/// What `PROGRAM NAME --help` prints.
-std::string help_of(const AnyCommand& command, std::string_view program);
+/// What `PROGRAM NAME --help` prints, in lines of at most `width`.  For QEMU's names it lists no
+/// option that is refused: scripts look there for what a tool can do.
+std::string help_of(const AnyCommand& command, std::string_view program,
+                    Dialect dialect = Dialect::byre, size_t width = 80);
+/// "info [-f FORMAT] [--output FORMAT] ... IMAGE": all that is not refused, in one line.
+std::string synopsis_of(const AnyCommand& command);
+/// `text` in lines of at most `width`, broken at spaces; a newline in it ends a line.
+std::vector<std::string> wrap(std::string_view text, size_t width);
 
-/// Starts a command: reports what parse() found wrong, or runs `task` with signals handled.
+/// Starts a command: has parse() read the words, reports what it found wrong, or runs `task` with
+/// signals handled.
+Parsed begin_parse(Session& session, const AnyCommand& command,
+                   const std::vector<std::string>& words, void* args);
 int finish_parse(Session& session, const AnyCommand& command, const Parsed& parsed);
 int run_task(Session& session, Task<int> task);
 
@@ -190,7 +209,8 @@ class Command final : public AnyCommand {
     std::string_view too_few = {};
     std::string_view too_many = {};
     bool last_word_is_operand = false;
-    /// Gives the exit code; an error is printed, and the exit code is 1.
+    bool has_json = true;
+    /// Gives the exit code; an error is printed, and its class is the exit code (exit_code.h).
     Task<int> (*run)(Session& session, Args args);
   };
   explicit Command(Definition definition) : run_(definition.run) {
@@ -201,10 +221,11 @@ class Command final : public AnyCommand {
     too_few = definition.too_few;
     too_many = definition.too_many;
     last_word_is_operand = definition.last_word_is_operand;
+    has_json = definition.has_json;
   }
   int run(Session& session, const std::vector<std::string>& words) const override {
     Args values;
-    const Parsed parsed = parse(*this, words, &values);
+    const Parsed parsed = begin_parse(session, *this, words, &values);
     if (parsed.outcome != Parsed::Outcome::run) return finish_parse(session, *this, parsed);
     return run_task(session, run_(session, std::move(values)));
   }

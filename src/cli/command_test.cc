@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <sstream>
+
 #include "cli/commands.h"
 
 namespace byre {
@@ -136,8 +138,41 @@ TEST(Parse, ALastWordWithADashIsNoOption) {
   EXPECT_EQ(parsed(kSigned, {"x", "-1M"}).size, "-1M");
   EXPECT_EQ(parsed(kSigned, {"-q", "x", "-1M"}).size, "-1M");
   EXPECT_EQ(parsed(kSigned, {"x"}).image, "x");
+  EXPECT_EQ(parsed(kSigned, {"x", "-1M", "-q"}).size, "-1M");
+  EXPECT_TRUE(parsed(kSigned, {"x", "+1M", "-q"}).quiet);
   Args args;
   EXPECT_EQ(parse(kSigned, {"x", "--help"}, &args).outcome, Parsed::Outcome::help);
+  // qemu-img takes the last word, whatever it is.
+  EXPECT_EQ(parse(kSigned, {"-q", "x", "-q"}, &args, Dialect::qemu).outcome, Parsed::Outcome::run);
+  EXPECT_EQ(args.size, "-q");
+}
+
+TEST(Parse, EveryCommandTakesJsonAndQuiet) {
+  Args args;
+  const Parsed both = parse(kMany, {"-q", "a", "b", "--output=json"}, &args);
+  EXPECT_EQ(both.outcome, Parsed::Outcome::run);
+  EXPECT_TRUE(both.json);
+  EXPECT_TRUE(both.quiet);
+  const Parsed own = parse(kTwo, {"-q", "a", "--output", "json"}, &args);
+  EXPECT_TRUE(own.json);
+  EXPECT_FALSE(own.quiet);  // Its own flag says so.
+  EXPECT_TRUE(args.quiet);
+  for (const Words& words : {Words{"a", "b", "--output=json"}, Words{"-q", "a", "b"}}) {
+    EXPECT_EQ(parse(kMany, words, &args, Dialect::qemu).outcome, Parsed::Outcome::failed);
+  }
+  EXPECT_EQ(parse(kMany, {"a", "b", "--output=xml"}, &args).outcome, Parsed::Outcome::failed);
+}
+
+TEST(Parse, AdviceForSlips) {
+  EXPECT_EQ(failed(kTwo, {"x", "--fromat=raw"}).advice, "did you mean '--format'?");
+  EXPECT_EQ(failed(kTwo, {"x", "--fo"}).advice, "it could be --force, --format");
+  EXPECT_EQ(failed(kTwo, {"x", "--nix"}).advice, "");
+  EXPECT_EQ(failed(kTwo, {"format", "x", "y"}).advice, "did you mean '--format'?");
+  EXPECT_EQ(failed(kTwo, {"x", "-z"}).advice, "");
+  EXPECT_EQ(failed(kTwo, {"-q", "10G", "disk"}).error,
+            "'disk' is no size; IMAGE comes before SIZE: byre two -q disk 10G");
+  EXPECT_EQ(failed(kTwo, {"-q", "10G", "my disk"}).error,
+            "'my disk' is no size; IMAGE comes before SIZE");
 }
 
 TEST(Parse, HelpIsEverywhere) {
@@ -155,6 +190,25 @@ TEST(Help, NamesEveryArgument) {
   for (std::string_view part : {"-f, --format FORMAT", "--output FORMAT", "-q, --quiet", "--force",
                                 "known, but refused: --compress --object"}) {
     EXPECT_NE(help.find(part), std::string::npos) << part << "\n" << help;
+  }
+  // Scripts take what a help of QEMU's names for what a tool can do.
+  const std::string theirs = help_of(kTwo, "qemu-img", Dialect::qemu);
+  EXPECT_EQ(theirs.find("--compress"), std::string::npos);
+  EXPECT_EQ(theirs.find("--object"), std::string::npos);
+  EXPECT_EQ(
+      synopsis_of(kTwo),
+      "two [-f | --format FORMAT] [--output FORMAT] [-o OPTIONS] [-s | --start-offset OFFSET] "
+      "[-q | --quiet] [--force] IMAGE [SIZE]");
+}
+
+TEST(Help, FitsTheWidth) {
+  for (const AnyCommand* command : byre_commands()) {
+    for (const size_t width : {size_t{60}, size_t{80}, size_t{200}}) {
+      size_t longest = 0;
+      std::istringstream help(help_of(*command, "byre", Dialect::byre, width));
+      for (std::string line; std::getline(help, line);) longest = std::max(longest, line.size());
+      EXPECT_LE(longest, width) << command->name;
+    }
   }
 }
 

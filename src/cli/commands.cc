@@ -1,11 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/commands.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
 
+#include "cli/environment.h"
+#include "cli/exit_code.h"
+#include "cli/json.h"
 #include "cli/out_of_memory.h"
 #include "cli/session.h"
+#include "cli/suggest.h"
+#include "io/file_limit.h"
 #include "io/signal.h"
 
 namespace byre {
@@ -22,40 +30,108 @@ Role role_of(std::string_view program) {
   return Role::byre;
 }
 
-std::string program_help(std::string_view program, std::span<const AnyCommand* const> commands) {
-  std::string out = cat("usage: ", program, " COMMAND [options] ...\n", "byre ", BYRE_VERSION,
-                        ": copy-on-write disk images\n\ncommands:\n");
-  for (const AnyCommand* command : commands) {
-    out += fmt::format("  {:<10} {}\n", command->name, command->summary);
-  }
-  out += cat("\n'", program, " COMMAND --help' has the options of each.\n",
-             "Supported formats: qcow2 raw\n"
-             "Called as qemu-img, qemu-io or qemu-nbd (by a link), byre takes their options.\n");
+std::string version_text(Session& session) {
+  if (!session.json()) return session.version_line();
+  return to_json({{"version", BYRE_VERSION}, {"like-qemu", "7.2.0"}});
+}
+
+std::string help_for_byre(const Session& session, std::span<const AnyCommand* const> commands) {
+  std::string out = cat("usage: byre COMMAND [options] ...\nbyre ", BYRE_VERSION,
+                        ": copy-on-write disk images\n");
+  const auto row = [&](std::string left, std::string_view right) {
+    constexpr size_t kColumn = 13;
+    for (const std::string& line : wrap(right, session.width() - kColumn)) {
+      left.resize(kColumn, ' ');
+      out += left + line + '\n';
+      left.clear();
+    }
+  };
+  const auto paragraph = [&](std::string_view text) {
+    out += '\n';
+    for (const std::string& line : wrap(text, session.width())) out += line + '\n';
+  };
+  out += "\ncommands:\n";
+  for (const AnyCommand* command : commands) row(cat("  ", command->name), command->summary);
+  paragraph("'byre help COMMAND' has the options of each, 'byre version' tells the version.");
+  out += "\nexit codes:\n";
+  for (const ExitCode& code : exit_codes()) row(cat("    ", code.code), code.meaning);
+  row("    128 + N", "ended in order by signal N");
+  paragraph("`check` and `repair` tell what they found by codes below 64: see their help.");
+  paragraph(
+      "Errors go to stderr. With --output=json each line there is a JSON object: {\"error\": "
+      "{\"code\", \"exit-code\", \"message\"}}, {\"warning\": ...} or {\"note\": ...}.");
+  paragraph(
+      "Environment: BYRE_FOLLOW is the default of --follow (which files an image may name); "
+      "BYRE_CHAIN_MAX is how many images may lie below one (1024).");
+  paragraph("Supported formats: qcow2 raw");
+  paragraph(
+      "Called as qemu-img, qemu-io or qemu-nbd (by a link), byre takes their options, and any "
+      "failure is 1.");
   return out;
+}
+
+/// Scripts look here for commands, options and formats, so what is refused is not listed.
+std::string help_for_qemu(const Session& session, std::span<const AnyCommand* const> commands) {
+  std::string out = cat("usage: ", session.program(), " [-h | -V] COMMAND [options]\n",
+                        session.version_line(), "\ncommands:\n");
+  for (const AnyCommand* command : commands) out += cat("  ", synopsis_of(*command), "\n");
+  return out + cat("\n'", session.program(), " COMMAND --help' explains the options of each.\n\n",
+                   "Supported formats: qcow2 raw\n");
+}
+
+/// Those of qemu-img that byre does not have.
+constexpr std::array<std::string_view, 6> kNotYet = {"bench", "commit",  "compare",
+                                                     "dd",    "measure", "rebase"};
+
+std::string not_found(const Session& session, std::span<const AnyCommand* const> commands,
+                      std::string_view word) {
+  std::string text = cat("Command not found: ", word);
+  if (session.stand_in()) return text;
+  if (std::ranges::find(kNotYet, word) != kNotYet.end()) {
+    return text + " (qemu-img has it, byre does not yet)";
+  }
+  std::vector<std::string_view> names = {"help", "version"};
+  for (const AnyCommand* command : commands) names.push_back(command->name);
+  const std::string_view near = closest(word, names);
+  if (!near.empty()) text += cat("; did you mean '", near, "'?");
+  return text;
 }
 
 int run_subcommand(Session& session, std::span<const AnyCommand* const> commands,
                    const std::vector<std::string>& words) {
   const auto usage = [&](std::string text) {
-    session.error(text);
-    session.note(cat("Try '", session.program(), " --help' for more information\n"));
-    return 1;
+    const int code = session.report(Errc::invalid, text);
+    if (!session.json()) {
+      session.note(cat("Try '", session.program(), " --help' for more information\n"));
+    }
+    return code;
   };
-  if (words.empty()) return usage("Not enough arguments");
-  const std::string& first = words[0];
-  if (first == "-h" || first == "--help" || first == "help") {
-    session.print(program_help(session.program(), commands));
+  const auto show = [&](const std::string& text) {
+    session.print(text);
     return session.flush_output() ? 0 : 1;
+  };
+  if (words.empty()) {
+    return usage(session.stand_in() ? "Not enough arguments" : "No command was given");
   }
-  if (first == "-V" || first == "--version") {
-    session.print(session.version_line());
-    return session.flush_output() ? 0 : 1;
+  const std::string& first = words[0];
+  const bool own = !session.stand_in();
+  session.set_json(std::ranges::find(words, "--output=json") != words.end());
+  if (own && first == "help" && words.size() > 1 && !words[1].starts_with('-')) {
+    const AnyCommand* command = find_command(commands, words[1]);
+    if (!command) return usage(not_found(session, commands, words[1]));
+    return show(help_of(*command, session.program(), Dialect::byre, session.width()));
+  }
+  if (first == "-h" || first == "--help" || first == "help") {
+    return show(own ? help_for_byre(session, commands) : help_for_qemu(session, commands));
+  }
+  if (first == "-V" || first == "--version" || (own && first == "version")) {
+    return show(version_text(session));
   }
   if (first.starts_with('-')) return usage(cat("unrecognized option '", first, "'"));
   const AnyCommand* command = find_command(commands, first);
   if (!command) {
-    const int code = usage(cat("Command not found: ", first));
-    return first == "compare" ? 2 : code;  // 1 would say that the images differ.
+    const int code = usage(not_found(session, commands, first));
+    return first == "compare" ? std::max(code, 2) : code;  // 1 would say that the images differ.
   }
   return command->run(session, {words.begin() + 1, words.end()});
 }
@@ -85,6 +161,7 @@ const AnyCommand* find_command(std::span<const AnyCommand* const> commands, std:
 
 int run_program(const std::vector<std::string>& words) {
   set_up_signals();
+  raise_file_limit();
 
   std::string program = words.empty() ? "byre" : words[0];
   if (const size_t slash = program.rfind('/'); slash != std::string::npos)
@@ -98,7 +175,17 @@ int run_program(const std::vector<std::string>& words) {
     return 1;
   }
   const std::vector<std::string> rest(words.begin() + (words.empty() ? 0 : 1), words.end());
-  Session session(**reactor, {.program = program, .stand_in = role != Role::byre, .words = rest});
+  const Result<Environment> environment =
+      read_environment([](const char* name) { return std::getenv(name); });
+  if (!environment) {
+    fmt::print(stderr, "{}: {}\n", program, environment.error().message());
+    return role == Role::byre ? kExitUsage : kExitFailure;
+  }
+  Session session(**reactor, {.program = program,
+                              .stand_in = role != Role::byre,
+                              .follow = environment->follow,
+                              .chain_max = environment->chain_max,
+                              .words = rest});
   switch (role) {
     case Role::byre:
       return run_subcommand(session, byre_commands(), rest);

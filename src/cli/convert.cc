@@ -510,12 +510,7 @@ Task<int> convert(Session& session, ConvertArgs args) {
   Result<void> closed = co_await disks.close().result();
   if (!done && done.error().code() == Errc::cancelled) co_await std::move(done);
   if (!done) {
-    // Advice is a line of its own, as qemu-img has it.
-    const std::string text = done.error().message();
-    const size_t end = text.find('\n');
-    session.error(text.substr(0, end));
-    if (end != std::string::npos) session.note(text.substr(end + 1) + "\n");
-    co_return 1;
+    co_return std::move(done).error();
   }
   co_await std::move(closed);
   co_return 0;

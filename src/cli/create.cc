@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /// `byre create`: a new, empty disk.
+#include <nlohmann/json.hpp>
+
 #include "cli/commands.h"
+#include "cli/json.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
+#include "job/chain.h"
 
 namespace byre {
 
@@ -21,25 +25,22 @@ struct CreateArgs {
   bool quiet = false;
 };
 
-/// The size that the new disk takes from its backing disk.  Opens the whole chain: one that cannot
-/// be opened is no use below a new disk.
+/// The size that the new disk takes from its backing disk, which may be in use: only headers are
+/// read.  Those of the whole chain: one that cannot be opened is no use below a new disk.
 Task<uint64_t> backing_size(Session& session, Gate& gate, std::string name, std::string format) {
   const Result<DiskFormat> known = parse_format(format);
   if (!known) co_return invalid(known.error().message(), "\nCould not open backing image.");
-  OpenDiskOptions options;
-  options.format = *known;
-  Result<Disk> disk = co_await open_disk(gate, name, std::move(options)).result();
-  if (!disk) {
-    Error error = could_not_open(name, std::move(disk).error());
+  Result<std::vector<ChainFile>> chain =
+      co_await read_chain(gate, name, *known, session.chain_max()).result();
+  if (!chain) {
+    Error error = could_not_open(name, std::move(chain).error());
     // Here qemu-img names the file once.
     std::string text = error.message();
     const std::string twice = cat("Could not open '", name, "': ");
     if (text.starts_with(twice + twice)) text.erase(0, twice.size());
     co_return Error(error.code(), cat(text, "\nCould not open backing image."), error.sys_errno());
   }
-  const uint64_t size = disk->size();
-  co_await disk->device->close();
-  co_return size;
+  co_return chain->front().size;
 }
 
 Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
@@ -79,7 +80,11 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
   const bool replace = args.force || session.stand_in();
   // Nothing is announced that is not going to happen.
   if (!replace) co_await refuse_existing(args.image);
-  if (!args.quiet) session.print(formatting_line(args.image, disk));
+  if (!session.stand_in()) co_await check_new_disk(disk);
+  if (!args.quiet) session.say(formatting_line(args.image, disk));
+  const Json result = {{"filename", args.image},
+                       {"format", name_of(format)},
+                       {"virtual-size", round_up(*disk.size, kSectorSize)}};
   bool stopped = false;
   const Session::Interruptible guard(
       session, {.about = quoted(args.image),
@@ -87,6 +92,7 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
                 .waiting_for = [&] { return cat("what was begun in ", quoted(args.image)); }});
   co_await make_disk(session, gate, args.image, std::move(disk),
                      {.replace = replace, .stopped = [&] { return stopped; }});
+  if (session.json()) session.print(to_json(result));
 }
 
 Task<int> create(Session& session, CreateArgs args) {

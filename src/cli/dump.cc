@@ -719,7 +719,7 @@ Task<int> dump(Session& session, DumpArgs args) {
   SystemGate gate(session.reactor(), OpenPolicy::nothing);
   const std::string path = co_await path_of(args.image);
   Result<std::unique_ptr<File>> opened = gate.open(path, {.share_lock = args.share});
-  if (!opened) co_await fail(could_not_open(args.image, std::move(opened).error()));
+  if (!opened) co_await fail(could_not_open(args.image, std::move(opened).error(), true));
   RawDevice file(*std::move(opened), {});
   Result<void> shown = co_await show(session, file, std::move(args)).result();
   Result<void> closed = co_await file.close().result();

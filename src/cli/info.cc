@@ -102,17 +102,23 @@ Task<std::vector<Layer>> load_layers(Session& session, InfoArgs args) {
   std::vector<Layer> layers;
   std::set<std::pair<uint64_t, uint64_t>> seen;
   Result<Layer> first = co_await open_layer(gate, args.image, args.format, args.share).result();
-  if (!first) co_return could_not_open(args.image, std::move(first).error());
+  if (!first) co_return could_not_open(args.image, std::move(first).error(), true);
   layers.push_back(*std::move(first));
   layers[0].name = args.image;
   while (args.chain && layers.back().head && layers.back().head->backing_file) {
     const Layer& above = layers.back();
-    if (!seen.emplace(above.device, above.inode).second || layers.size() > 200) {
+    // In qemu-img's words.
+    if (!seen.emplace(above.device, above.inode).second) {
       co_return corrupt("Backing file '", above.name, "' creates an infinite loop.");
+    }
+    if (layers.size() > session.chain_max()) {
+      co_return unsupported("Could not open '", args.image, "': its backing chain is longer than ",
+                            session.chain_max(),
+                            " images; BYRE_CHAIN_MAX sets how many are allowed");
     }
     const std::string name = resolve_name(above.name, *above.head->backing_file);
     Result<Layer> next = co_await open_backing(gate, above, args.share).result();
-    if (!next) co_return could_not_open(name, std::move(next).error());
+    if (!next) co_return could_not_open(name, std::move(next).error(), true);
     layers.push_back(*std::move(next));
   }
   co_return std::move(layers);
@@ -159,20 +165,6 @@ Json specific(const Layer& layer) {
     data["extended-l2"] = header.has(kExtendedL2);
   }
   return data;
-}
-
-Json to_json_value(const Snapshot& snapshot) {
-  constexpr uint64_t kSecondNs = 1'000'000'000;
-  Json json = Json::object();
-  if (snapshot.icount && *snapshot.icount != UINT64_MAX) json["icount"] = *snapshot.icount;
-  json["vm-clock-nsec"] = snapshot.vm_clock_nanoseconds % kSecondNs;
-  json["name"] = snapshot.name;
-  json["date-sec"] = snapshot.date_seconds;
-  json["date-nsec"] = snapshot.date_nanoseconds;
-  json["vm-clock-sec"] = snapshot.vm_clock_nanoseconds / kSecondNs;
-  json["id"] = snapshot.id;
-  json["vm-state-size"] = snapshot.vm_state_size;
-  return json;
 }
 
 Json to_json_value(const Layer& layer) {

@@ -8,6 +8,7 @@
 #include <cerrno>
 
 #include "cli/commands.h"
+#include "cli/exit_code.h"
 #include "cli/io_shell.h"
 #include "cli/options.h"
 
@@ -123,7 +124,9 @@ Task<int> io(Session& session, IoArgs args) {
                      },
                  .flush = [&] { session.flush_output(); },
                  .guessed_raw = [&](const std::string& name) { warn_of_guess(session, name); }});
-  if (open && !co_await shell.open(*std::move(open))) co_return 1;
+  if (open && !co_await shell.open(*std::move(open))) {
+    co_return session.stand_in() ? kExitFailure : exit_code(shell.open_failure());
+  }
   const Result<void> ran = co_await run_lines(session, shell, args.commands).result();
   if (!ran) session.error(ran.error().message());
   co_await shell.finish();
@@ -161,6 +164,7 @@ const Command<IoArgs> kIoCommand({
              refused("-C, --copy-on-read", "there is no copy on read here yet"),
              refused("-k, --native-aio", "byre chooses by itself"),
              refused("-T, --trace", "SPEC", "there is no tracing here")},
+    .has_json = false,
     .run = io,
 });
 

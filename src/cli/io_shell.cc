@@ -31,12 +31,14 @@ Result<void> check_settings(const IoLayer::Runtime& runtime, DiskFormat format) 
 std::string errno_text(const Error& error) { return std::strerror(error.sys_errno()); }
 
 /// Why `name` could not be opened, in the words that scripts know.
-std::string open_failure(const std::string& name, const Error& error) {
+std::string why_not_opened(const std::string& name, const Error& error, bool can_share) {
   std::string why = error.message();
   const std::string own = cat("open ", byre::quoted(name), ": ");
   while (why.starts_with(own)) why.erase(0, own.size());
   if (why == errno_text(error)) return cat("Could not open '", name, "': ", why);
-  return why + std::string(advice_on_follow(error));
+  why += advice_on_follow(error);
+  if (can_share) why += advice_on_lock(error);
+  return why;
 }
 
 }  // namespace
@@ -52,9 +54,10 @@ Task<bool> IoShell::open(IoOpen open) {
   const bool named = !open.image_opts && !open.path.empty();
   const std::string prefix =
       cat(options_.program, ": can't open", named ? cat(" device ", open.path) : "", ": ");
-  const auto refuse = [&](const std::string& why) {
+  const auto refuse = [&](const std::string& why, Errc code = Errc::invalid) {
     complain(cat(prefix, why, "\n"));
     failed_ = true;
+    open_failure_ = code;
     return false;
   };
   if (open.share_lock && !open.read_only) {
@@ -67,7 +70,8 @@ Task<bool> IoShell::open(IoOpen open) {
   const Result<void> built = co_await build(*plan, open, opened).result();
   if (!built) {
     if (opened.device) opened.device->abandon();
-    co_return refuse(open_failure(open.path, built.error()));
+    co_return refuse(why_not_opened(open.path, built.error(), open.read_only),
+                     built.error().code());
   }
   device_ = std::move(opened.device);
   image_ = opened.image;

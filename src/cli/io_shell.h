@@ -48,6 +48,8 @@ class IoShell {
   bool quit() const { return quit_; }
   /// Did a command fail?  Requests in the background never count.
   bool failed() const { return failed_; }
+  /// Why open() gave false.
+  Errc open_failure() const { return open_failure_; }
 
  private:
   /// What the layers of a disk are built into.
@@ -116,6 +118,7 @@ class IoShell {
   bool write_through_ = false;
   bool quit_ = false;
   bool failed_ = false;
+  Errc open_failure_ = Errc::invalid;
 };
 
 }  // namespace byre

@@ -58,6 +58,7 @@ void append_string(std::string& out, std::string_view text) {
   out += '"';
 }
 
+/// `level` < 0: all in one line.
 void append(std::string& out, const Json& value, int level) {
   if (value.is_string()) return append_string(out, value.get_ref<const std::string&>());
   if (!value.is_structured()) {
@@ -68,21 +69,30 @@ void append(std::string& out, const Json& value, int level) {
   out += is_object ? "{" : "[";
   bool first = true;
   for (const auto& item : value.items()) {
-    out += first ? "\n" : ",\n";
+    if (level < 0) {
+      out += first ? "" : ", ";
+    } else {
+      out += first ? "\n" : ",\n";
+      out += indentation(level + 1);
+    }
     first = false;
-    out += indentation(level + 1);
     if (is_object) {
       append_string(out, item.key());
       out += ": ";
     }
-    append(out, item.value(), level + 1);
+    append(out, item.value(), level < 0 ? level : level + 1);
   }
-  out += '\n';
-  out += indentation(level);
+  if (level >= 0) out += '\n' + indentation(level);
   out += is_object ? '}' : ']';
 }
 
 }  // namespace
+
+std::string to_json_line(const Json& value) {
+  std::string out;
+  append(out, value, -1);
+  return out;
+}
 
 std::string to_json(const Json& value) {
   std::string out;

@@ -16,6 +16,8 @@ using Json = nlohmann::ordered_json;
 
 /// Four spaces a level; everything that is not printable ASCII is escaped.
 std::string to_json(const Json& value);
+/// The same in one line, without its end.
+std::string to_json_line(const Json& value);
 
 /// One line a value, "key: value", dashes in keys shown as spaces, lists numbered; `indent` levels
 /// of four spaces in front.

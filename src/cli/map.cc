@@ -3,7 +3,10 @@
 ///
 /// Each layer of the backing chain is opened by itself and asked in turn, so that what no layer has
 /// can be told from what a deeper layer has as zeros.
+#include <sys/stat.h>
+
 #include <algorithm>
+#include <set>
 
 #include "cli/commands.h"
 #include "cli/options.h"
@@ -39,6 +42,9 @@ struct Entry {
   }
 };
 
+/// A walk from start to end needs few tables at a time, and there may be a thousand layers.
+constexpr uint64_t kTableCache = 64 * KiB;
+
 /// The layers of a disk, top first.  Closed by close_all(), whatever happened.
 using Chain = std::vector<Disk>;
 
@@ -54,6 +60,7 @@ Task<Disk> open_below(Gate& gate, const Disk& above, OpenArgs args) {
   options.format = co_await parse_format(*head.extensions.backing_format);
   options.image.share_lock = args.share;
   options.image.without_backing = true;
+  options.image.table_cache_size = kTableCache;
   const std::string path = co_await path_of(named);
   std::unique_ptr<File> file =
       co_await gate.open_named_by_image(upper, path, {.share_lock = args.share});
@@ -61,16 +68,26 @@ Task<Disk> open_below(Gate& gate, const Disk& above, OpenArgs args) {
 }
 
 Task<void> open_chain(Session& session, Gate& gate, MapArgs args, Chain& chain) {
-  chain.push_back(co_await open_named(session, gate, args.image, args, {.without_backing = true}));
+  chain.push_back(co_await open_named(session, gate, args.image, args,
+                                      {.without_backing = true, .table_cache_size = kTableCache}));
+  std::set<std::pair<uint64_t, uint64_t>> seen;
   while (chain.back().image && chain.back().image->head().backing_file) {
-    if (chain.size() > ImageOptions().chain_depth_max) {
-      co_await fail(corrupt("Could not open '", args.image, "': its backing chain is too deep"));
+    struct stat status{};
+    const std::string name = chain.back().device->name();
+    if (stat(name.c_str(), &status) == 0 && !seen.emplace(status.st_dev, status.st_ino).second) {
+      co_await fail(corrupt("Could not open '", args.image, "': backing file ", quoted(name),
+                            ": the backing chain goes in a circle"));
+    }
+    if (chain.size() > session.chain_max()) {
+      co_await fail(unsupported("Could not open '", args.image,
+                                "': its backing chain is longer than ", session.chain_max(),
+                                " images; BYRE_CHAIN_MAX sets how many are allowed"));
     }
     const std::string below =
         resolve_name(chain.back().device->name(), *chain.back().image->head().backing_file);
     Result<Disk> disk = co_await open_below(gate, chain.back(), args).result();
     if (!disk) {
-      Error inner = could_not_open(below, std::move(disk).error());
+      Error inner = could_not_open(below, std::move(disk).error(), true);
       std::string why = inner.message();
       const std::string twice = cat("Could not open '", below, "': ");
       if (why.starts_with(twice + twice)) why.erase(0, twice.size());

@@ -385,10 +385,20 @@ Result<void> refuse_existing(std::string_view name) {
   return {};
 }
 
+Result<void> check_new_disk(const NewDisk& disk) {
+  if (Result<void> checked = check(disk); !checked) return checked;
+  if (disk.format != DiskFormat::qcow2) return {};
+  Result<Geometry> geometry = check_create(create_options(disk));
+  if (!geometry) return std::move(geometry).error();
+  return {};
+}
+
 Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, Gate& gate, std::string name,
                                               NewDisk disk, MakeOptions make) {
   co_await check(disk);
   const std::string path = co_await path_of(name);
+  const auto backing_file = disk.backing_file;
+  const auto data_file = disk.data_file;
   CreateDiskOptions options{.format = disk.format,
                             .image = create_options(disk),
                             .replace = make.replace,
@@ -410,6 +420,8 @@ Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, Gate& gate, std:
     co_return Error(made.error().code(), cat("Could not create '", path, "': ", why),
                     made.error().sys_errno());
   }
+  if (made && backing_file) warn_of_policy(session, path, *backing_file);
+  if (made && data_file) warn_of_policy(session, path, *data_file);
   co_return co_await std::move(made);
 }
 

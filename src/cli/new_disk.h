@@ -81,6 +81,9 @@ Result<Preallocation> parse_preallocation(const std::string& text);
 /// Fails if there is a file of that name.
 Result<void> refuse_existing(std::string_view name);
 
+/// Fails for a disk that make_disk() would refuse whatever is on the host.
+Result<void> check_new_disk(const NewDisk& disk);
+
 /// How it is made.
 struct MakeOptions {
   bool replace = false;       ///< What is there may be overwritten.

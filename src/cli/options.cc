@@ -6,20 +6,50 @@
 namespace byre {
 
 std::string_view advice_on_follow(const Error& error) {
-  // A gate says "image 'x' names 'y': why".
-  const std::string text = error.message();
-  const bool by_policy = error.code() == Errc::denied && text.find(" names ") != std::string::npos;
-  if (!by_policy || text.find("--follow") != std::string::npos) return "";
-  return "; --follow chooses what may be opened";
+  const std::string& text = error.message();
+  const auto has = [&](std::string_view part) { return text.find(part) != std::string::npos; };
+  // A gate says "image 'x' names 'y', which the policy P does not allow: why".
+  if (error.code() == Errc::denied && has(", which the policy ") && !has("--follow")) {
+    return "; --follow any (or BYRE_FOLLOW=any) opens it";
+  }
+  if (error.code() == Errc::unsupported && has("the backing chain is longer than ") &&
+      !has("BYRE_CHAIN_MAX")) {
+    return "; BYRE_CHAIN_MAX sets how many are allowed";
+  }
+  return "";
 }
 
-Error could_not_open(std::string_view name, Error error) {
+void warn_of_policy(Session& session, const std::string& path, std::string_view name) {
+  const Result<std::string> plain = plain_name(name);
+  if (!plain || name.empty()) return;
+  const SystemGate gate(session.reactor(), session.policy(std::nullopt));
+  const Result<void> allowed = gate.allows(path, *plain);
+  if (allowed || allowed.error().code() != Errc::denied) return;
+  session.warn(cat(allowed.error().message(), advice_on_follow(allowed.error())));
+}
+
+std::string_view advice_on_lock(const Error& error) {
+  const bool by_writer =
+      error.code() == Errc::busy &&
+      (error.message().find(" is locked for writing by ") != std::string::npos ||
+       error.message().find(" is kept from being read by ") != std::string::npos);
+  return by_writer ? ", or use -U to read it anyway" : "";
+}
+
+Error could_not_open(std::string_view name, Error error, bool can_share) {
   std::string why = error.message();
-  const std::string own = cat("open ", quoted(name), ": ");
   // The engine says what it opens, too: once is enough.
-  while (why.starts_with(own)) why.erase(0, own.size());
+  for (bool again = true; again;) {
+    again = false;
+    for (const std::string& own : {cat("open ", quoted(name), ": "), cat(quoted(name), ": ")}) {
+      if (!why.starts_with(own)) continue;
+      why.erase(0, own.size());
+      again = true;
+    }
+  }
   if (why == std::strerror(error.sys_errno())) why = cat("Could not open '", name, "': ", why);
   why += advice_on_follow(error);
+  if (can_share) why += advice_on_lock(error);
   return Error(error.code(), cat("Could not open '", name, "': ", why), error.sys_errno(),
                error.where());
 }
@@ -28,6 +58,7 @@ Task<Disk> open_named(Session& session, Gate& gate, std::string name, OpenArgs a
                       ImageOptions options) {
   OpenDiskOptions open{.image = std::move(options)};
   open.image.share_lock = args.share;
+  open.image.chain_depth_max = session.chain_max();
   open.image.message = [&session](const std::string& text) { session.warn(text); };
   if (args.format) {
     Result<DiskFormat> format = parse_format(*args.format);
@@ -38,8 +69,12 @@ Task<Disk> open_named(Session& session, Gate& gate, std::string name, OpenArgs a
     co_return could_not_open(name,
                              invalid("force-share=on can only be used with read-only images"));
   }
+  const bool open_writable = open.image.writable;
   Result<Disk> disk = co_await open_disk(gate, name, std::move(open)).result();
-  if (!disk) co_return could_not_open(name, std::move(disk).error());
+  if (!disk) {
+    const bool can_share = args.has_share && !open_writable;
+    co_return could_not_open(name, std::move(disk).error(), can_share);
+  }
   co_return std::move(disk);
 }
 

@@ -23,6 +23,7 @@ struct OpenArgs {
   std::optional<std::string> format;
   std::optional<OpenPolicy> follow;
   bool share = false;
+  bool has_share = true;  ///< The command has -U.
 };
 
 template <class Args>
@@ -52,11 +53,18 @@ Task<Disk> open_named(Session& session, Gate& gate, std::string name, OpenArgs a
 /// The format that the user gave, or that the file's first bytes show.
 Task<DiskFormat> format_of(File& file, std::optional<std::string> given);
 
-/// Where a file was not opened because of who named it: what to do, to be put behind the message.
+/// Where a file was not opened because of who named it, or because of how many there are: what to
+/// do, to be put behind the message.
 std::string_view advice_on_follow(const Error& error);
 
-/// Puts a failure to open `name` into qemu-img's words.
-Error could_not_open(std::string_view name, Error error);
+/// The image at `path` names a file: warns when the default policy will not open it.
+void warn_of_policy(Session& session, const std::string& path, std::string_view name);
+
+/// Where a file was not read because of a lock: that -U does.
+std::string_view advice_on_lock(const Error& error);
+
+/// Puts a failure to open `name` into qemu-img's words.  `can_share`: -U would read it.
+Error could_not_open(std::string_view name, Error error, bool can_share = false);
 
 /// The cache mode of that name; `what` is "cache" or "source cache".
 Result<CacheMode> cache_mode(const std::string& name, std::string_view what);

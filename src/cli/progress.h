@@ -12,7 +12,10 @@ namespace byre {
 
 class Progress {
  public:
-  Progress(Session& session, bool enabled) : session_(session), enabled_(enabled) { show(0); }
+  Progress(Session& session, bool enabled)
+      : session_(session), enabled_(enabled && !session.json()) {
+    show(0);
+  }
   Progress(const Progress&) = delete;
   ~Progress() {
     if (!enabled_) return;

@@ -42,7 +42,7 @@ Task<std::unique_ptr<RawDevice>> open_image(Gate& gate, RepairArgs args, bool wr
   const std::string path = co_await path_of(args.image);
   Result<std::unique_ptr<File>> file =
       gate.open(path, {.writable = writable, .share_lock = args.share && !writable});
-  if (!file) co_await fail(could_not_open(args.image, std::move(file).error()));
+  if (!file) co_await fail(could_not_open(args.image, std::move(file).error(), !writable));
   if (co_await format_of(**file, args.format) != DiskFormat::qcow2) {
     co_await fail(unsupported(byre::quoted(args.image), " is not a qcow2 image"));
   }

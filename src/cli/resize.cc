@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /// `byre resize`: a larger or a smaller disk.
+#include <nlohmann/json.hpp>
+
 #include "base/checked.h"
 #include "cli/commands.h"
+#include "cli/json.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
 
@@ -94,11 +97,11 @@ Task<void> apply(Disk& disk, uint64_t total, Preallocation mode) {
 Task<int> resize(Session& session, ResizeArgs args) {
   Result<Wanted> wanted = parse_wanted(args.size);
   if (!wanted) {
-    session.error(
+    co_return session.report(
+        Errc::invalid,
         cat(wanted.error().message(),
             "\nOptional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
             "and exabytes, respectively."));
-    co_return 1;
   }
   const Result<Preallocation> mode = parse_preallocation(args.preallocation.value_or("off"));
   if (!mode) co_return invalid("Invalid preallocation mode '", *args.preallocation, "'");
@@ -106,14 +109,15 @@ Task<int> resize(Session& session, ResizeArgs args) {
   Disk disk = co_await open_named(session, gate, args.image, args, {.writable = true});
   if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, args.image);
   const Session::Interruptible guard(
-      session, {.about = quoted(args.image),
+      session, {.about = byre::quoted(args.image),
                 .stop = [] {},
-                .waiting_for = [&] { return cat("the new size of ", quoted(args.image)); }});
+                .waiting_for = [&] { return cat("the new size of ", byre::quoted(args.image)); }});
 
   Result<uint64_t> total = plan(disk, args, *wanted, *mode);
   Result<void> done;
   if (total) done = co_await apply(disk, *total, *mode).result();
   Result<void> closed = co_await disk.device->close().result();
+  if (!total && !session.stand_in()) co_return std::move(total).error();
   if (!total) {
     // One message a line, as qemu-img has them.
     const std::string text = total.error().message();
@@ -124,7 +128,10 @@ Task<int> resize(Session& session, ResizeArgs args) {
   }
   co_await std::move(done);
   co_await std::move(closed);
-  if (!args.quiet) session.print("Image resized.\n");
+  if (!args.quiet) session.say("Image resized.\n");
+  if (session.json()) {
+    session.print(to_json({{"filename", args.image}, {"virtual-size", *total}}));
+  }
   co_return 0;
 }
 

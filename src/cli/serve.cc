@@ -698,6 +698,7 @@ const Command<ServeArgs> kServeDefinition({
          share_argument<ServeArgs>(),
          follow_arguments<ServeArgs>()},
     .too_few = "Expecting IMAGE",
+    .has_json = false,
     .run = serve,
 });
 

@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/session.h"
 
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
+#include <nlohmann/json.hpp>
 
 #include "cli/command.h"
+#include "cli/exit_code.h"
+#include "cli/json.h"
 #include "cli/text.h"
 
 namespace byre {
@@ -14,6 +20,17 @@ namespace {
 
 constexpr int64_t kFirstNotice = 500 * kMillisecond;
 constexpr int64_t kLaterNotices = 10 * kSecond;
+
+/// In front of what does not fit in the first line of a message.
+constexpr std::string_view kHanging = "  ";
+
+/// 0: `fd` is no terminal, or does not say.
+size_t terminal_width(int fd) {
+  constexpr size_t kNarrowest = 40;
+  winsize size{};
+  if (isatty(fd) == 0 || ioctl(fd, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 0;
+  return std::max<size_t>(kNarrowest, size.ws_col);
+}
 
 std::string_view first_line(std::string_view text) { return text.substr(0, text.find('\n')); }
 
@@ -25,30 +42,114 @@ Session::Session(Reactor& reactor, Options options)
 Session::~Session() { flush_output(); }
 
 OpenPolicy Session::policy(const std::optional<OpenPolicy>& chosen) const {
-  return chosen.value_or(stand_in() ? OpenPolicy::any_file : OpenPolicy::same_directory);
+  if (chosen) return *chosen;
+  if (options_.follow) return *options_.follow;
+  return stand_in() ? OpenPolicy::any_file : OpenPolicy::same_directory;
 }
 
 std::string Session::version_line() const {
   if (!stand_in()) return cat(program(), " version ", BYRE_VERSION, "\n");
-  return cat(program(), " version 7.2.0 (byre ", BYRE_VERSION, ")\n");
+  // Scripts take the version apart as each program prints it.
+  const bool is_server = program() == "qemu-nbd";
+  return cat(program(), is_server ? " " : " version ", "7.2.0 (byre ", BYRE_VERSION, ")\n");
 }
 
 void Session::print(std::string_view text) {
+  printed_ = true;
+  if (quiet_) return;
   if (fwrite(text.data(), 1, text.size(), stdout) != text.size()) output_failed_ = true;
 }
 
-void Session::error(std::string_view message) {
-  fflush(stdout);
-  // Names that an image made up do not drive the terminal.
-  note(printable_lines(cat(program(), ": ", message, "\n")));
+void Session::say(std::string_view text) {
+  if (!json_) print(text);
 }
 
-void Session::warn(std::string_view message) { error(cat("warning: ", message)); }
+namespace {
+
+/// qemu-img says "Could not open 'x': Could not open 'x': why" of a file that is not there.
+std::string said_once(std::string text) {
+  constexpr std::string_view kOpen = "Could not open '";
+  for (size_t at = text.find(kOpen); at != std::string::npos; at = text.find(kOpen, at + 1)) {
+    const size_t end = text.find("': ", at + kOpen.size());
+    if (end == std::string::npos) break;
+    const std::string clause = text.substr(at, end + 3 - at);
+    while (std::string_view(text).substr(at + clause.size()).starts_with(clause)) {
+      text.erase(at, clause.size());
+    }
+  }
+  return text;
+}
+
+std::string json_message(std::string_view kind, Json message) {
+  return to_json_line({{std::string(kind), std::move(message)}}) + "\n";
+}
+}  // namespace
+
+void Session::error(std::string_view message) {
+  fflush(stdout);
+  if (json_) {
+    write_error(json_message("error", {{"message", message}}));
+    return;
+  }
+  // Names that an image made up do not drive the terminal.
+  const std::string text = printable_lines(cat(program(), ": ", message));
+  const size_t columns = terminal_width(STDERR_FILENO);
+  if (columns == 0) {
+    write_error(text + "\n");
+    return;
+  }
+  std::string lines;
+  for (const std::string& line : wrap(text, columns - kHanging.size())) {
+    lines += cat(lines.empty() ? "" : kHanging, line, "\n");
+  }
+  write_error(lines);
+}
+
+int Session::report(Errc code, std::string_view message) {
+  return report(Error(code, std::string(message)));
+}
+
+int Session::report(const Error& error) {
+  const int exit = stand_in() ? kExitFailure : exit_code(error.code());
+  const std::string message = stand_in() ? error.message() : said_once(error.message());
+  if (!json_) {
+    this->error(message);
+    return exit;
+  }
+  fflush(stdout);
+  write_error(json_message(
+      "error", {{"code", name_of(error.code())}, {"exit-code", exit}, {"message", message}}));
+  return exit;
+}
+
+void Session::warn(std::string_view message) {
+  if (json_) {
+    write_error(json_message("warning", {{"message", message}}));
+    return;
+  }
+  error(cat("warning: ", message));
+}
 
 void Session::note(std::string_view text) {
+  if (!json_) {
+    write_error(text);
+    return;
+  }
+  while (text.ends_with('\n')) text.remove_suffix(1);
+  if (text.empty()) return;
+  write_error(json_message("note", {{"message", text}}));
+}
+
+void Session::write_error(std::string_view text) {
   // Nowhere is left to say that stderr is gone.
   if (fwrite(text.data(), 1, text.size(), stderr) != text.size()) return;
   fflush(stderr);
+}
+
+size_t Session::width() const {
+  constexpr size_t kNoTerminal = 80;
+  const size_t columns = terminal_width(STDOUT_FILENO);
+  return columns == 0 ? kNoTerminal : columns;
 }
 
 bool Session::flush_output() {
@@ -115,28 +216,46 @@ Task<int> Session::supervise(Task<int> task) {
 
 int run_task(Session& session, Task<int> task) {
   Result<int> result = session.reactor().run(session.supervise(std::move(task)));
-  int code = 1;
+  int code = kExitFailure;
   if (result) {
     code = *result;
   } else if (result.error().code() == Errc::cancelled && session.interrupted() != 0) {
     session.error("interrupted");
     code = 128 + session.interrupted();
   } else {
-    session.error(result.error().message());
+    code = session.report(result.error());
   }
+  // A program that asked for JSON gets a value also where there is nothing to tell.
+  if (code == 0 && session.json() && !session.printed()) session.print("{}\n");
   if (!session.flush_output() && code == 0) {
-    session.error(cat("write to stdout: ", std::strerror(errno)));
-    code = 1;
+    code = session.report(errno_error(errno, "write to stdout"));
   }
   return code;
 }
 
+Parsed begin_parse(Session& session, const AnyCommand& command,
+                   const std::vector<std::string>& words, void* args) {
+  // What is wrong with the words is told in JSON, too.
+  bool json = false;
+  for (size_t i = 0; i < words.size() && words[i] != "--"; ++i) {
+    const bool next = words[i] == "--output" && i + 1 < words.size() && words[i + 1] == "json";
+    json |= command.has_json && (next || words[i] == "--output=json");
+  }
+  session.set_json(json);
+  Parsed parsed = parse(command, words, args, session.stand_in() ? Dialect::qemu : Dialect::byre);
+  if (parsed.outcome != Parsed::Outcome::run) return parsed;
+  session.set_json(parsed.json);
+  if (parsed.quiet) session.set_quiet();
+  return parsed;
+}
+
 int finish_parse(Session& session, const AnyCommand& command, const Parsed& parsed) {
+  const Dialect dialect = session.stand_in() ? Dialect::qemu : Dialect::byre;
   switch (parsed.outcome) {
     case Parsed::Outcome::run:
       return 0;
     case Parsed::Outcome::help:
-      session.print(help_of(command, session.program()));
+      session.print(help_of(command, session.program(), dialect, session.width()));
       return session.flush_output() ? 0 : 1;
     case Parsed::Outcome::version:
       session.print(session.version_line());
@@ -144,18 +263,27 @@ int finish_parse(Session& session, const AnyCommand& command, const Parsed& pars
     case Parsed::Outcome::failed:
       break;
   }
-  std::string_view rest = parsed.error;
+  std::string text = parsed.error;
+  if (!session.stand_in() && !parsed.advice.empty()) text += cat("; ", parsed.advice);
+  if (!session.stand_in()) {
+    const int code = session.report(Errc::invalid, text);
+    if (parsed.usage && !session.json()) {
+      const bool named = !command.name.empty();
+      session.note(cat("Try '", session.program(), named ? " " : "", named ? command.name : "",
+                       " --help' for more information\n"));
+    }
+    return code;
+  }
+  std::string_view rest = text;
   while (!rest.empty()) {
     const std::string_view line = first_line(rest);
     session.error(line);
     rest.remove_prefix(std::min(rest.size(), line.size() + 1));
   }
   if (parsed.usage) {
-    const bool named = !session.stand_in() && !command.name.empty();
-    session.note(cat("Try '", session.program(), named ? " " : "", named ? command.name : "",
-                     " --help' for more information\n"));
+    session.note(cat("Try '", session.program(), " --help' for more information\n"));
   }
-  return 1;
+  return kExitFailure;
 }
 
 }  // namespace byre

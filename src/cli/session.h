@@ -20,6 +20,7 @@
 #include "io/gate.h"
 #include "io/interrupts.h"
 #include "io/reactor.h"
+#include "qcow2/image.h"
 
 namespace byre {
 
@@ -29,6 +30,9 @@ class Session {
     std::string program = "byre";
     /// Called by the name of a QEMU program: where byre is stricter by default, it is not.
     bool stand_in = false;
+    /// What images may name where no option says it; none: as the name demands.
+    std::optional<OpenPolicy> follow = std::nullopt;
+    uint32_t chain_max = kChainMax;
     /// All that came behind the program's name.
     std::vector<std::string> words = {};
   };
@@ -43,17 +47,35 @@ class Session {
   /// "byre version 0.1.0"; a stand-in names the QEMU whose behaviour it has first, since scripts
   /// look for that.
   std::string version_line() const;
-  /// What images may name, unless an option says otherwise: any file for the stand-ins, files
-  /// beside the image for byre.
+  /// What images may name, unless an option or BYRE_FOLLOW says otherwise: any file for the
+  /// stand-ins, files beside the image for byre.
   OpenPolicy policy(const std::optional<OpenPolicy>& chosen) const;
+  /// How many images may lie below one.
+  uint32_t chain_max() const { return options_.chain_max; }
 
-  /// To stdout.
+  /// Under the name byre, --output=json: what is printed is one JSON value, and each message on
+  /// stderr a JSON object in a line of its own.
+  bool json() const { return json_; }
+  void set_json(bool json) { json_ = json && !stand_in(); }
+  /// Nothing goes to stdout from here on.
+  void set_quiet() { quiet_ = true; }
+
+  /// To stdout: the result.
   void print(std::string_view text);
+  /// To stdout for people: nothing in JSON.
+  void say(std::string_view text);
+  /// Was anything printed?
+  bool printed() const { return printed_; }
   /// To stderr, with the program's name in front of the first line.
   void error(std::string_view message);
+  /// Prints what failed; the exit code that tells its class, under QEMU's names 1.
+  int report(const Error& error);
+  int report(Errc code, std::string_view message);
   void warn(std::string_view message);
   /// To stderr as it is.
   void note(std::string_view text);
+  /// How wide the terminal is; 80 without one.
+  size_t width() const;
   /// Writes out what was printed; false when stdout did not take it.
   bool flush_output();
 
@@ -82,6 +104,7 @@ class Session {
  private:
   Task<void> watch();
   void end_watch();
+  void write_error(std::string_view text);
 
   Reactor& reactor_;
   Options options_;
@@ -92,6 +115,9 @@ class Session {
   bool timer_set_ = false;
   bool ending_ = false;
   bool output_failed_ = false;
+  bool json_ = false;
+  bool quiet_ = false;
+  bool printed_ = false;
 };
 
 }  // namespace byre

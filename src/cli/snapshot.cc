@@ -2,8 +2,11 @@
 /// `byre snapshot`: lists, creates, applies, deletes and renames the snapshots inside an image.
 #include "qcow2/snapshot.h"
 
+#include <nlohmann/json.hpp>
+
 #include "block/raw.h"
 #include "cli/commands.h"
+#include "cli/json.h"
 #include "cli/options.h"
 #include "cli/snapshot_list.h"
 #include "cli/text.h"
@@ -21,7 +24,7 @@ struct SnapshotArgs : OpenArgs {
   std::vector<std::string> remove;
   std::vector<std::string> rename;
   std::optional<std::string> to;
-  bool quiet = false;
+  bool quiet = false;  ///< qemu-img has it; nothing is printed anyway.
 
   size_t actions() const {
     return list.size() + apply.size() + create.size() + remove.size() + rename.size();
@@ -50,11 +53,25 @@ Task<std::vector<Snapshot>> load_list(Gate& gate, SnapshotArgs args) {
   co_return co_await load_snapshots(device, head);
 }
 
+Json json_list(const std::vector<Snapshot>& snapshots) {
+  Json list = Json::array();
+  for (const Snapshot& snapshot : snapshots) {
+    Json json = to_json_value(snapshot);
+    if (snapshot.disk_size) json["virtual-size"] = *snapshot.disk_size;
+    list.push_back(std::move(json));
+  }
+  return list;
+}
+
 Task<int> list(Session& session, SnapshotArgs args) {
   SystemGate gate(session.reactor(), session.policy(args.follow));
   Result<std::vector<Snapshot>> snapshots = co_await load_list(gate, args).result();
-  if (!snapshots) co_return could_not_open(args.image, std::move(snapshots).error());
-  if (!snapshots->empty()) session.print(snapshot_list(*snapshots));
+  if (!snapshots) co_return could_not_open(args.image, std::move(snapshots).error(), true);
+  if (session.json()) {
+    session.print(to_json({{"filename", args.image}, {"snapshots", json_list(*snapshots)}}));
+  } else if (!snapshots->empty()) {
+    session.print(snapshot_list(*snapshots));
+  }
   co_return 0;
 }
 
@@ -118,7 +135,8 @@ Error in_words(const Action& action, Error error) {
                                       "': snapshot not found"));
   }
   std::string why = error.message();
-  const std::string own = cat(action.verb, " snapshot ", quoted(key_of(action.word).word), ": ");
+  const std::string own =
+      cat(action.verb, " snapshot ", byre::quoted(key_of(action.word).word), ": ");
   if (why.starts_with(own)) why.erase(0, own.size());
   return Error(error.code(), cat("Could not ", action.verb, " snapshot '", action.word, "': ", why),
                error.sys_errno(), error.where());
@@ -126,12 +144,14 @@ Error in_words(const Action& action, Error error) {
 
 Task<int> change(Session& session, SnapshotArgs args, Action action) {
   SystemGate gate(session.reactor(), session.policy(args.follow));
-  Disk disk = co_await open_named(session, gate, args.image, args, {.writable = true});
+  // A snapshot is made of tables; no guest data is read.
+  const ImageOptions options{.writable = true, .without_backing = true};
+  Disk disk = co_await open_named(session, gate, args.image, args, options);
   if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, args.image);
   const Session::Interruptible guard(
-      session, {.about = quoted(args.image),
+      session, {.about = byre::quoted(args.image),
                 .stop = [] {},
-                .waiting_for = [&] { return cat("the snapshots of ", quoted(args.image)); }});
+                .waiting_for = [&] { return cat("the snapshots of ", byre::quoted(args.image)); }});
   Result<void> done;
   if (disk.image) done = check_name(*disk.image, action);
   if (!done && session.stand_in()) {
@@ -144,9 +164,12 @@ Task<int> change(Session& session, SnapshotArgs args, Action action) {
   }
   if (!disk.image && !action.verb.empty()) done = of_no_image(action.verb, action.word);
   if (!done && disk.image) done = in_words(action, std::move(done).error());
+  Json result = {{"filename", args.image}};
+  if (disk.image) result["snapshots"] = json_list(disk.image->snapshots());
   Result<void> closed = co_await disk.device->close().result();
   co_await std::move(done);
   co_await std::move(closed);
+  if (session.json()) session.print(to_json(result));
   co_return 0;
 }
 
@@ -203,8 +226,7 @@ const Command<SnapshotArgs> kDefinition({
              option("--rename", "SNAPSHOT", &SnapshotArgs::rename, "give it the name --to"),
              option("--to", "NAME", &SnapshotArgs::to, "the new name, for --rename"),
              format_argument<SnapshotArgs>(),
-             flag("-q, --quiet", &SnapshotArgs::quiet,
-                  "for scripts that give it: nothing is printed anyway"),
+             flag("-q, --quiet", &SnapshotArgs::quiet, "print nothing but errors"),
              share_argument<SnapshotArgs>(), follow_arguments<SnapshotArgs>()},
     .too_few = "Expecting one image file name",
     .too_many = "Expecting one image file name",

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <ctime>
+#include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "cli/text.h"
@@ -28,6 +29,20 @@ std::string padded(std::string text, size_t width) {
 }
 
 }  // namespace
+
+Json to_json_value(const Snapshot& snapshot) {
+  constexpr uint64_t kSecondNs = 1'000'000'000;
+  Json json = Json::object();
+  if (snapshot.icount && *snapshot.icount != UINT64_MAX) json["icount"] = *snapshot.icount;
+  json["vm-clock-nsec"] = snapshot.vm_clock_nanoseconds % kSecondNs;
+  json["name"] = snapshot.name;
+  json["date-sec"] = snapshot.date_seconds;
+  json["date-nsec"] = snapshot.date_nanoseconds;
+  json["vm-clock-sec"] = snapshot.vm_clock_nanoseconds / kSecondNs;
+  json["id"] = snapshot.id;
+  json["vm-state-size"] = snapshot.vm_state_size;
+  return json;
+}
 
 std::string snapshot_list(const std::vector<Snapshot>& snapshots) {
   std::string out = "Snapshot list:\n";

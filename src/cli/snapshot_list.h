@@ -5,11 +5,15 @@
 #include <string>
 #include <vector>
 
+#include "cli/json.h"
 #include "format/snapshot.h"
 
 namespace byre {
 
 /// With its headings; names are made printable.
 std::string snapshot_list(const std::vector<Snapshot>& snapshots);
+
+/// One of them, with qemu-img's keys.
+Json to_json_value(const Snapshot& snapshot);
 
 }  // namespace byre

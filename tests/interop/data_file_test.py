@@ -235,7 +235,7 @@ class Written(DataFile):
         os.mkdir(self.path("folder"))
         image, data = self.path("folder/image"), self.path("outside")
         img("create", "-q", "-f", "qcow2", *options_of(data_file=data), image, "1M")
-        self.assertIn("beside the image", byre_io(image, "write -q -P 1 0 512", ok=(1,)).text)
+        self.assertIn("not in or below the folder of the image", byre_io(image, "write -q -P 1 0 512", ok=(1,)).text)
         run(BYRE, "resize", "--follow", "any", image, "2M")
         image, data = self.created(img, {}, 1 * MIB, True)
         with self.server(image):

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What environment variables set for every command.
+///
+///   BYRE_FOLLOW     the default of --follow, under every name of the program
+///   BYRE_CHAIN_MAX  how many images may lie below one; 1024 without it
+///
+/// Invariant: a value that makes no sense is an error, never ignored.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "io/gate.h"
+#include "qcow2/image.h"
+
+namespace byre {
+
+struct Environment {
+  std::optional<OpenPolicy> follow;
+  uint32_t chain_max = kChainMax;
+};
+
+/// `get` gives the value of a variable, or null (getenv).
+Result<Environment> read_environment(const std::function<const char*(const char*)>& get);
+
+}  // namespace byre
