@@ -86,10 +86,6 @@ Task<Layer> open_layer(Gate& gate, std::string name, std::optional<std::string> 
 Task<Layer> open_backing(Gate& gate, const Layer& above, bool share) {
   const std::string named = *above.head->backing_file;
   const auto& format = above.head->extensions.backing_format;
-  if (!format) {
-    co_return invalid("backing file ", byre::quoted(named),
-                      " has no format in the image; byre does not guess it");
-  }
   const std::string path = co_await path_of(named);
   std::unique_ptr<File> file =
       co_await gate.open_named_by_image(above.name, path, {.share_lock = share});
@@ -115,6 +111,9 @@ Task<std::vector<Layer>> load_layers(Session& session, InfoArgs args) {
       co_return unsupported("Could not open '", args.image, "': its backing chain is longer than ",
                             session.chain_max(),
                             " images; BYRE_CHAIN_MAX sets how many are allowed");
+    }
+    if (!above.head->extensions.backing_format) {
+      co_return could_not_open(above.name, backing_of(*above.head).error().copy());
     }
     const std::string name = resolve_name(above.name, *above.head->backing_file);
     Result<Layer> next = co_await open_backing(gate, above, args.share).result();

@@ -52,10 +52,6 @@ Task<Disk> open_below(Gate& gate, const Disk& above, OpenArgs args) {
   const Head& head = above.image->head();
   const std::string named = *head.backing_file;
   const std::string upper = above.device->name();
-  if (!head.extensions.backing_format) {
-    co_return invalid("Could not open backing file: ", quoted(named),
-                      " has no format in the image, and byre does not guess it");
-  }
   OpenDiskOptions options;
   options.format = co_await parse_format(*head.extensions.backing_format);
   options.image.share_lock = args.share;
@@ -82,6 +78,11 @@ Task<void> open_chain(Session& session, Gate& gate, MapArgs args, Chain& chain) 
       co_await fail(unsupported("Could not open '", args.image,
                                 "': its backing chain is longer than ", session.chain_max(),
                                 " images; BYRE_CHAIN_MAX sets how many are allowed"));
+    }
+    const Result<BackingFile> named = backing_of(chain.back().image->head());
+    if (!named) {
+      co_await fail(Error(named.error().code(),
+                          cat("Could not open '", args.image, "': ", named.error().message())));
     }
     const std::string below =
         resolve_name(chain.back().device->name(), *chain.back().image->head().backing_file);

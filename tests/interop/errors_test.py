@@ -293,6 +293,27 @@ class Advice(Case):
                 self.assertEqual(done.out, b"", str(done))
                 self.assertFalse(os.path.exists(self.path("new")))
 
+    def test_a_name_that_promises_another_format(self):
+        done = self.byre("create", "x.qcow2", "1M")
+        self.assertIn(b"'x.qcow2' is a raw disk; -f qcow2 makes a qcow2 image", done.err)
+        for words in (("-f", "raw", "y.qcow2"), ("-f", "qcow2", "z.qcow2"), ("y.img",)):
+            self.assertEqual(self.byre("create", *words, "1M").err, b"")
+
+    def test_a_backing_format_that_is_missing_can_be_set(self):
+        self.byre("create", "-q", "-f", "qcow2", "-b", "disk", "-F", "qcow2", "over")
+        with open(self.path("over"), "r+b") as file:
+            data = file.read(65536)
+            at = data.index(struct.pack(">II", 0xe2792aca, 5))
+            file.seek(at)
+            file.write(struct.pack(">I", 0x0badcafe))  # It becomes an extension that nobody knows.
+        for words in (("map",), ("info", "--backing-chain"), ("io", "-c", "read 0 1k"),
+                      ("create", "-f", "qcow2", "-F", "qcow2", "new", "-b")):
+            text = self.byre(*words, "over", code=USE).text
+            self.assertIn("byre amend -o backing_fmt=FORMAT IMAGE", text)
+        self.byre("amend", "-o", "backing_fmt=qcow2", "over")
+        for words in (("map",), ("info", "--backing-chain"), ("io", "-c", "read 0 1k")):
+            self.byre(*words, "over")
+
     def test_a_file_is_named_once(self):
         for words in (("info", "nix"), ("map", "nix"), ("convert", "-O", "raw", "nix", "out"), ("check", "nix"),
                       ("snapshot", "-l", "nix"), ("resize", "nix", "1M"), ("dump", "nix"), ("repair", "nix"),
