@@ -293,9 +293,9 @@ class Advice(Case):
                 self.assertEqual(done.out, b"", str(done))
                 self.assertFalse(os.path.exists(self.path("new")))
 
-    def test_a_name_that_promises_another_format(self):
-        done = self.byre("create", "x.qcow2", "1M")
-        self.assertIn(b"'x.qcow2' is a raw disk; -f qcow2 makes a qcow2 image", done.err)
+    def test_a_name_that_promises_a_format_gets_it(self):
+        self.assertEqual(self.byre("create", "x.qcow2", "1M").err, b"")
+        self.assertIn(b"file format: qcow2", self.byre("info", "x.qcow2").out)
         for words in (("-f", "raw", "y.qcow2"), ("-f", "qcow2", "z.qcow2"), ("y.img",)):
             self.assertEqual(self.byre("create", *words, "1M").err, b"")
 
