@@ -217,7 +217,8 @@ Unusable why_unusable(const Bitmap& bitmap, uint64_t size, const Geometry& geome
   }
   const uint64_t wanted = bitmap_table_entries_for(size, bits, geometry);
   const uint64_t entries = bitmap.table_entries;
-  const bool lost = entries == 0 && wanted != 0;
+  // On a disk of no bytes there is nothing to record, and no reader takes a table without entries.
+  const bool lost = entries == 0 || wanted == 0;
   const bool too_large = entries > kBitmapDataSizeMax / geometry.cluster_size();
   if (lost || too_large || (!bitmap.in_use && entries != wanted)) {
     return is(lost || too_large ? BitmapFault::invalid : BitmapFault::unfit, "table of ", entries,

@@ -114,13 +114,15 @@ Task<std::unique_ptr<Survey>> look(Device& file, const CheckOptions& options) {
 /// The tables of snapshots and bitmaps.
 bool can_mend(const Survey& survey, Repair repair) {
   return repair == Repair::all && survey.report.check_errors == 0 && !survey.refcounts_unsound &&
-         !survey.snapshots_lost && (survey.mendable_snapshots || survey.mendable_bitmaps);
+         !survey.snapshots_lost &&
+         (survey.mendable_snapshots || survey.mendable_bitmaps || survey.mendable_header);
 }
 Task<bool> mend(Survey& survey, RepairLog& log) {
   if (survey.mendable_snapshots && co_await mend_snapshots(survey, log, Mend::useless))
     co_return true;
-  if (!survey.mendable_bitmaps) co_return false;
-  co_return co_await mend_bitmaps(survey, log, Mend::useless);
+  if (survey.mendable_bitmaps && co_await mend_bitmaps(survey, log, Mend::useless)) co_return true;
+  if (!survey.mendable_header) co_return false;
+  co_return co_await mend_header(survey, log);
 }
 
 /// When nothing else is left to do: what cannot be separated from other metadata, or leads nowhere

@@ -43,6 +43,8 @@ std::string_view name_of(FindingKind kind) {
       return "bitmap";
     case FindingKind::backing:
       return "backing";
+    case FindingKind::header:
+      return "header";
     case FindingKind::misplaced:
       return "misplaced";
   }

@@ -39,6 +39,7 @@ enum class FindingKind : uint8_t {
   snapshot,
   bitmap,
   backing,
+  header,     ///< What other readers refuse.
   misplaced,  ///< Data of an external file at another guest cluster's offset.
 };
 std::string_view name_of(FindingKind kind);

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "format/header_change.h"
+#include "qcow2/head_change.h"
 
 namespace byre {
 namespace {
@@ -20,26 +20,11 @@ KeptClusters kept_clusters_of(const Extensions& extensions) {
 }
 
 Task<void> remember_kept(Survey& survey, const KeptClusters& kept) {
-  std::vector<std::byte> first(survey.geometry().cluster_size());
-  co_await survey.read_padded(0, first, Mark::header_read);
-  copy(MutableBytes(first), survey.head.sector);
-  const Header header = co_await parse_header(first, OpenFor::repair);
-  Extensions extensions = co_await parse_extensions(first, header);
-  std::erase_if(extensions.unknown, is_list);
-  if (!kept.empty()) extensions.unknown.push_back({kKeptClustersExtension, kept.serialize()});
-  const std::string backing = (co_await parse_backing_file(first, header)).value_or("");
-  const HeaderChange change = co_await change_header(first, header, extensions, backing);
-  if (!equal(change.sector, survey.head.sector)) {
-    if (!change.name.empty()) {
-      co_await survey.file.write(change.name_at, change.name, {.mark = Mark::header_update});
-      co_await survey.file.flush(Mark::commit_sync);
-    }
-    co_await survey.file.write(0, change.sector, {.mark = Mark::header_update});
-    co_await survey.file.flush(Mark::commit_sync);
-    survey.head.sector = change.sector;
-    survey.head.header.backing_file_offset = load_be<uint64_t>(change.sector, 8);
-    survey.head.extensions = std::move(extensions);
-  }
+  const auto edit = [&](Header&, Extensions& extensions) {
+    std::erase_if(extensions.unknown, is_list);
+    if (!kept.empty()) extensions.unknown.push_back({kKeptClustersExtension, kept.serialize()});
+  };
+  co_await change_head(survey, edit);
   survey.kept = kept;
 }
 

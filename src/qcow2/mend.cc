@@ -6,6 +6,7 @@
 #include "base/checked.h"
 #include "format/bitmap.h"
 #include "format/bitmaps_place.h"
+#include "qcow2/head_change.h"
 
 namespace byre {
 
@@ -100,6 +101,33 @@ Task<bool> detach_broken_snapshots(Survey& survey, RepairLog& log) {
 }
 
 }  // namespace
+
+Task<bool> mend_header(Survey& survey, RepairLog& log) {
+  co_await begin_writing(survey);
+  std::vector<std::byte> first(survey.geometry().cluster_size());
+  co_await survey.read_padded(0, first, Mark::header_read);
+  const auto edit = [&](Header& header, Extensions& extensions) {
+    if (header.header_length % 8 != 0) {
+      // Where extensions begin is said wrongly, or they begin there: whatever gives some.
+      header.header_length = static_cast<uint32_t>(round_up(header.header_length, 8));
+      Result<Extensions> behind = parse_extensions(first, header);
+      if (extensions == Extensions{} && behind) extensions = *std::move(behind);
+    }
+    const bool too_long =
+        extensions.backing_format && extensions.backing_format->size() > kBackingFormatSizeMax;
+    if (too_long && !survey.head.backing_file) extensions.backing_format.reset();
+    std::erase_if(extensions.unknown, [](const UnknownExtension& extension) {
+      return extension.type == kBitmapsExtension;
+    });
+    if (!extensions.bitmaps) header.autoclear &= ~kBitmaps;
+  };
+  const Result<void> changed = co_await change_head(survey, edit).result();
+  if (!changed && changed.error().code() == Errc::no_space) co_return false;
+  if (!changed) co_await fail(changed.error().copy());
+  log.add({.kind = RepairAction::Kind::fix_flags,
+           .text = "put right what other readers refuse of the header"});
+  co_return true;
+}
 
 bool has_broken_snapshots(const Survey& survey) {
   if (survey.snapshots_lost || is_shared(survey, snapshot_table(survey))) return true;
@@ -199,12 +227,22 @@ Task<bool> mend_bitmaps(Survey& survey, RepairLog& log, Mend what) {
   std::vector<std::string> lost;
   if (survey.bitmaps_lost) lost.push_back(cat("all bitmaps; the header counts ", now.count));
   bool any_unfit = false;
+  bool flags_cleared = false;
   for (uint64_t i = 0; i < found.size(); ++i) {
     Bitmap& bitmap = found[i];
-    const bool broken = survey.broken_bitmaps.contains(i) || bitmap.type != kDirtyTrackingBitmap;
+    const bool broken = survey.broken_bitmaps.contains(i) || bitmap.type != kDirtyTrackingBitmap ||
+                        (!bitmap.extra_data.empty() && !bitmap.extra_data_compatible);
     if (what == Mend::broken && broken) {
       lost.push_back(cat("bitmap ", quoted(bitmap.name)));
       continue;
+    }
+    if (what == Mend::broken && !bitmap.extra_data.empty()) {
+      lost.push_back(cat("the extra data of bitmap ", quoted(bitmap.name)));
+      bitmap.extra_data.clear();
+    }
+    if (bitmap.extra_data.empty() && bitmap.extra_data_compatible) {
+      bitmap.extra_data_compatible = false;
+      flags_cleared = true;
     }
     const BitmapFault fault = why_unusable(bitmap, survey.head.header.size, g).fault;
     if (fault == BitmapFault::invalid) {
@@ -253,6 +291,11 @@ Task<bool> mend_bitmaps(Survey& survey, RepairLog& log, Mend what) {
     log.add({.kind = RepairAction::Kind::rewrite_table,
              .host_offset = now.directory_offset.value,
              .text = cat("remove bitmap ", quoted(name), ", which nobody can use")});
+  }
+  if (flags_cleared) {
+    log.add({.kind = RepairAction::Kind::rewrite_table,
+             .host_offset = now.directory_offset.value,
+             .text = "clear flags of bitmaps that mean nothing"});
   }
   if (any_unfit) {
     log.add({.kind = RepairAction::Kind::rewrite_table,

@@ -12,6 +12,9 @@
 
 namespace byre {
 
+/// Puts right what other readers refuse of the header and its extensions.  False: there is no room.
+Task<bool> mend_header(Survey& survey, RepairLog& log);
+
 /// What may be taken out.
 enum class Mend : uint8_t {
   useless,  ///< Only what nobody can use.

@@ -35,6 +35,7 @@ constexpr double kShareOfCounting = 0.8;
 
 /// Where the header has the autoclear features.
 constexpr uint64_t kAutoclearAt = 88;
+constexpr uint64_t kHeaderLengthAt = 100;
 
 /// Identities of the structures of Owner::other.
 constexpr uint64_t kSnapshotTable = 1;
@@ -115,8 +116,51 @@ void Survey::look_at_header() {
     fixable_entries = true;
     header.autoclear &= ~kRawDataFile;
   }
-  for (std::string& oddity : oddities(header, head.extensions)) {
+  Extensions extensions = head.extensions;
+  look_at_readers(header, extensions);
+  if (header.has(kCorrupt)) {
+    note(FindingKind::oddity, "the image is marked corrupt, so nobody may write to it");
+  }
+  for (std::string& oddity : oddities(header, extensions)) {
     note(FindingKind::oddity, oddity);
+  }
+}
+
+/// What byre reads and others refuse; it is taken out of what is looked at afterwards.
+void Survey::look_at_readers(Header& header, Extensions& extensions) {
+  const auto refused = [&](uint64_t at, uint64_t length, Remedy remedy, const auto&... parts) {
+    mendable_header |= remedy != Remedy::refuse;
+    fault({.kind = FindingKind::header,
+           .structure = "header",
+           .at = at,
+           .length = length,
+           .remedy = remedy},
+          "header: ", parts..., "; other readers refuse the image");
+  };
+  if (header.header_length % 8 != 0) {
+    refused(kHeaderLengthAt, 4, Remedy::complete, "its length is ", header.header_length,
+            ", not a multiple of 8");
+    header.header_length = static_cast<uint32_t>(round_up(header.header_length, 8));
+  }
+  if (const auto& format = extensions.backing_format;
+      format && format->size() > kBackingFormatSizeMax) {
+    const bool meant = head.backing_file.has_value();
+    refused(header.header_length, 0, meant ? Remedy::refuse : Remedy::drop, "the backing format ",
+            quoted(*format), " has ", format->size(), " bytes, at most ", kBackingFormatSizeMax,
+            " are allowed",
+            meant ? " (amend --force -o backing_fmt=FORMAT names the right one)" : "");
+    extensions.backing_format.reset();
+  }
+  if ((header.autoclear & kBitmaps) != 0 && !extensions.bitmaps) {
+    refused(kAutoclearAt, 8, Remedy::fix_flag, "the bit for bitmaps is set without bitmaps");
+    header.autoclear &= ~kBitmaps;
+  }
+  const auto is_unsound = [](const UnknownExtension& extension) {
+    return extension.type == kBitmapsExtension;
+  };
+  if (std::erase_if(extensions.unknown, is_unsound) != 0) {
+    refused(header.header_length, 0, Remedy::drop,
+            "the bitmaps extension is unsound, and its bit says that nobody uses it");
   }
 }
 
@@ -170,7 +214,7 @@ bool Survey::count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t
     place.structure = what;
     place.cause = Cause::truncated_file;
     lost_entries |= met != nullptr;
-    damage(weight, place, what, " at ", hex(offset), ": ", length,
+    damage(weight, place, what, " at host offset ", hex(offset), ": ", length,
            " bytes are not all there: the file ends before");
     return false;
   }
@@ -189,8 +233,8 @@ bool Survey::count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t
         shared.entry = met->entry.descriptor;
       }
       shared.cause = cause_of_alias(*other, owner);
-      damage_beyond_qemu(1, shared, "cluster at ", geometry().start_of(cluster), ": ", what, " at ",
-                         hex(offset), " lies in ", name_of(*other));
+      damage_beyond_qemu(1, shared, "host cluster at ", geometry().start_of(cluster), ": ", what,
+                         " at ", hex(offset), " lies in ", name_of(*other));
     }
     if (const auto* cell = counts.find(cluster); cell->aliased) alone = false;
     if (!alone && length > kFollowedMax) return false;
@@ -325,7 +369,7 @@ void Survey::count_l2_tables() {
       place.guest = geometry().first_of_l1(use.l1_index);
       place.guest_clusters = geometry().l2_entries();
       place.use = &use;
-      damage_beyond_qemu(1, place, "cluster at ", geometry().start_of(cluster), ": L2 table ",
+      damage_beyond_qemu(1, place, "host cluster at ", geometry().start_of(cluster), ": L2 table ",
                          use.l1_index, " lies in ", name_of(*other));
     }
     ReferenceCounts::Cell& cell = *counts.find(cluster);
@@ -556,13 +600,13 @@ void Survey::count_entry(const L2Use& use, uint64_t index, L2Entry entry, Run& r
   if ((descriptor & kCompressed) != 0) return count_compressed(use, guest, entry, run);
 
   if ((descriptor & ~(kCopied | kOffsetMask | kReadsZero)) != 0) {
-    lost(use.weight, entry_place({&use, guest, entry}, FindingKind::reserved_bits), "cluster ",
-         guest, ": L2 entry ", hex(descriptor), ": reserved bits are set");
+    lost(use.weight, entry_place({&use, guest, entry}, FindingKind::reserved_bits), "guest offset ",
+         geometry().start_of(guest), ": L2 entry ", hex(descriptor), ": reserved bits are set");
   }
   if ((descriptor & kReadsZero) != 0 && (geometry().version < 3 || geometry().extended_l2)) {
     lost_entries = true;
     damage_beyond_qemu(use.weight, entry_place({&use, guest, entry}, FindingKind::stray_flag),
-                       "cluster ", guest, ": L2 entry ", hex(descriptor),
+                       "guest offset ", geometry().start_of(guest), ": L2 entry ", hex(descriptor),
                        ": zero flag, which this kind of image does not have");
   }
   const HostOffset at{descriptor & kOffsetMask};
@@ -573,7 +617,7 @@ void Survey::count_entry(const L2Use& use, uint64_t index, L2Entry entry, Run& r
   if (copied) {
     lost_entries = true;
     damage_beyond_qemu(use.weight, entry_place({&use, guest, entry}, FindingKind::stray_flag),
-                       "cluster ", guest, ": L2 entry ", hex(descriptor),
+                       "guest offset ", geometry().start_of(guest), ": L2 entry ", hex(descriptor),
                        ": COPIED, but no host cluster");
   }
 }
@@ -582,13 +626,14 @@ bool Survey::check_subclusters(const L2Use& use, GuestCluster guest, L2Entry ent
   const uint64_t allocated = entry.bitmap & UINT32_MAX;
   const uint64_t zero = entry.bitmap >> 32;
   if (allocated != 0 && !has_host) {
-    lost(use.weight, entry_place({&use, guest, entry}, FindingKind::subclusters), "cluster ", guest,
-         ": subclusters ", hex(entry.bitmap), " are allocated nowhere");
+    lost(use.weight, entry_place({&use, guest, entry}, FindingKind::subclusters), "guest offset ",
+         geometry().start_of(guest), ": subclusters ", hex(entry.bitmap), " are allocated nowhere");
     return false;
   }
   if ((allocated & zero) != 0) {
-    lost(use.weight, entry_place({&use, guest, entry}, FindingKind::subclusters), "cluster ", guest,
-         ": subclusters ", hex(entry.bitmap), " are allocated and zero at once");
+    lost(use.weight, entry_place({&use, guest, entry}, FindingKind::subclusters), "guest offset ",
+         geometry().start_of(guest), ": subclusters ", hex(entry.bitmap),
+         " are allocated and zero at once");
     return false;
   }
   return true;
@@ -600,18 +645,19 @@ void Survey::count_compressed(const L2Use& use, GuestCluster guest, L2Entry entr
     report.corruptions += use.weight;
     Place place = entry_place({&use, guest, entry}, FindingKind::stray_flag);
     place.remedy = Remedy::fix_flag;
-    add_finding(Severity::corruption, place, "cluster ", guest, ": L2 entry ", hex(descriptor),
-                ": COPIED on compressed data");
+    add_finding(Severity::corruption, place, "guest offset ", geometry().start_of(guest),
+                ": L2 entry ", hex(descriptor), ": COPIED on compressed data");
     fixable_entries = true;
   }
   if (geometry().data_file) {
-    return lost(use.weight, entry_place({&use, guest, entry}, FindingKind::stray_flag), "cluster ",
-                guest, ": L2 entry ", hex(descriptor), ": compressed, in an external data file");
+    return lost(use.weight, entry_place({&use, guest, entry}, FindingKind::stray_flag),
+                "guest offset ", geometry().start_of(guest), ": L2 entry ", hex(descriptor),
+                ": compressed, in an external data file");
   }
   if (entry.bitmap != 0) {
-    return lost(use.weight, entry_place({&use, guest, entry}, FindingKind::subclusters), "cluster ",
-                guest, ": L2 entry ", hex(descriptor), ": compressed, with subclusters ",
-                hex(entry.bitmap));
+    return lost(use.weight, entry_place({&use, guest, entry}, FindingKind::subclusters),
+                "guest offset ", geometry().start_of(guest), ": L2 entry ", hex(descriptor),
+                ": compressed, with subclusters ", hex(entry.bitmap));
   }
   const uint32_t offset_bits = geometry().compressed_offset_bits();
   const uint64_t field = descriptor & ~(kCopied | kCompressed);
@@ -634,7 +680,8 @@ void Survey::count_host(const L2Use& use, GuestCluster guest, L2Entry entry, Hos
     const bool fixable = reads_zero && geometry().version >= 3 && !geometry().extended_l2;
     Place place = entry_place({&use, guest, entry}, FindingKind::misaligned);
     if (fixable) place.remedy = Remedy::fix_flag;
-    lost(use.weight, place, "cluster ", guest, ": host cluster at ", at, " is not cluster aligned");
+    lost(use.weight, place, "guest offset ", geometry().start_of(guest), ": host cluster at ", at,
+         " is not cluster aligned");
     fixable_entries |= fixable;
   }
   if (use.active != 0) {
@@ -648,7 +695,7 @@ void Survey::count_host(const L2Use& use, GuestCluster guest, L2Entry entry, Hos
     if (at.value != geometry().start_of(guest).value) {
       lost_entries = true;
       damage_beyond_qemu(use.weight, entry_place({&use, guest, entry}, FindingKind::misplaced),
-                         "cluster ", guest, ": at ", at,
+                         "guest offset ", geometry().start_of(guest), ": at ", at,
                          " of the data file, where another guest cluster belongs");
     }
     if (use.active != 0 && !copied) copied_drift = true;
@@ -815,14 +862,13 @@ void Survey::look_at_bitmap(const Bitmap& bitmap) {
   const auto [fault_kind, why] = why_unusable(bitmap, head.header.size, geometry());
   switch (fault_kind) {
     case BitmapFault::none:
-      return;
+      return look_at_extra_data(bitmap, place);
     case BitmapFault::in_use:
-      return note(FindingKind::bitmap, why);
+      note(FindingKind::bitmap, why);
+      return look_at_extra_data(bitmap, place);
     case BitmapFault::foreign:
-      // Extra data that must be understood are within the format.
-      if (bitmap.type == kDirtyTrackingBitmap) return note(FindingKind::bitmap, why);
       foreign_bitmaps = true;
-      return fault(place, why);
+      return fault(place, why, "; other readers refuse the image");
     case BitmapFault::unfit:
       place.remedy = Remedy::fix_flag;
       break;
@@ -832,6 +878,20 @@ void Survey::look_at_bitmap(const Bitmap& bitmap) {
   }
   mendable_bitmaps = true;
   fault(place, why);
+}
+
+/// Within the format, and yet no other reader takes them.
+void Survey::look_at_extra_data(const Bitmap& bitmap, Place place) {
+  if (bitmap.extra_data.empty() && !bitmap.extra_data_compatible) return;
+  if (bitmap.extra_data.empty()) {
+    place.remedy = Remedy::fix_flag;
+    mendable_bitmaps = true;
+    return fault(place, "bitmap ", quoted(bitmap.name),
+                 ": has the flag for extra data, and none; other readers refuse the image");
+  }
+  foreign_bitmaps = true;
+  fault(place, "bitmap ", quoted(bitmap.name), ": has ", bitmap.extra_data.size(),
+        " bytes of extra data; other readers refuse the image");
 }
 
 Task<void> Survey::count_bitmap(const Bitmap& bitmap, uint64_t index) {
@@ -1068,7 +1128,7 @@ void Survey::compare_cluster(HostCluster cluster, uint64_t refcount, bool writab
     if (refcount == 0 && cell->owner() == Owner::refcounts && second_of_region) {
       place.cause = Cause::vmd_refcount_block;
     }
-    add_finding(Severity::corruption, place, "cluster at ", geometry().start_of(cluster),
+    add_finding(Severity::corruption, place, "host cluster at ", geometry().start_of(cluster),
                 ": refcount is ", refcount, ", references are ", references, " (",
                 name_of(cell->owner()), ")");
   } else if (refcount > references) {
@@ -1089,7 +1149,7 @@ void Survey::compare_cluster(HostCluster cluster, uint64_t refcount, bool writab
                        ? Remedy::set_aside
                        : (references == 0 ? Remedy::free_cluster : Remedy::set_refcount);
     place.cause = damaged ? Cause::unknown : Cause::cut_short;
-    add_finding(Severity::leak, place, "cluster at ", geometry().start_of(cluster),
+    add_finding(Severity::leak, place, "host cluster at ", geometry().start_of(cluster),
                 ": refcount is ", refcount, ", references are ", references,
                 remembered ? "; an earlier repair has kept it" : "");
   }
@@ -1206,7 +1266,8 @@ void Survey::visit_copied_l2(Copied what, const L2Use& use, MutableBytes table) 
       const GuestCluster guest = geometry().first_of_l1(use.l1_index) + i;
       Place place = entry_place({&use, guest, entry}, FindingKind::copied);
       place.remedy = Remedy::fix_flag;
-      report_copied(use.active, place, cat("cluster ", guest, ": L2 entry"));
+      report_copied(use.active, place,
+                    cat("guest offset ", geometry().start_of(guest), ": L2 entry"));
       continue;
     }
     const bool there = geometry().data_file || at.value < file_size;

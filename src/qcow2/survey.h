@@ -72,7 +72,8 @@ class Survey {
   bool bitmaps_lost = false;        ///< Their directory cannot be read.
   bool overfull = false;            ///< More references than a refcount holds.
   bool mendable_snapshots = false;  ///< mend_snapshots(),
-  bool mendable_bitmaps = false;    ///< or mend_bitmaps() (mend.h) has something to do.
+  bool mendable_bitmaps = false;    ///< mend_bitmaps(),
+  bool mendable_header = false;     ///< or mend_header() (mend.h) has something to do.
   uint64_t copied_wrong = 0;        ///< Corruptions that are COPIED flags.
   uint64_t formal = 0;              ///< Corruptions that change no reference.
 
@@ -243,11 +244,13 @@ class Survey {
   void count_host(const L2Use& use, GuestCluster guest, L2Entry entry, HostOffset at, Run& run);
   bool check_subclusters(const L2Use& use, GuestCluster guest, L2Entry entry, bool has_host);
   void look_at_header();
+  void look_at_readers(Header& header, Extensions& extensions);
   Task<std::vector<Snapshot>> read_snapshots();
   void look_at_snapshot_entry(uint64_t index);
   Task<void> count_snapshots();
   Task<void> count_bitmaps();
   void look_at_bitmap(const Bitmap& bitmap);
+  void look_at_extra_data(const Bitmap& bitmap, Place place);
   Task<void> count_bitmap(const Bitmap& bitmap, uint64_t index);
   Task<void> count_refcounts();
   void count_block(uint64_t index);
