@@ -62,7 +62,7 @@ Task<CheckReport> check_and_repair(Session& session, Gate& gate, RawDevice& file
   {
     Progress progress(session, args.progress && talks);
     CheckOptions options{.repair = repair,
-                         .attribute = args.findings,
+                         .attribute = args.findings || (talks && !session.stand_in()),
                          .decode = args.decode,
                          .bitmaps = args.bitmaps,
                          .snapshots = args.snapshots};
@@ -76,7 +76,8 @@ Task<CheckReport> check_and_repair(Session& session, Gate& gate, RawDevice& file
     report = co_await check_image(file, std::move(options));
     if (args.chain) co_await verify_chain(gate, args.share, file, below, report);
   }
-  show_findings(session, report.findings);
+  show_findings(session,
+                session.stand_in() ? report.findings : one_for_each_damage(report.findings));
   for (const Finding::Guest& guest : report.in_doubt) {
     std::string seen = guest.active ? "the disk" : "";
     for (const std::string& name : guest.snapshots) {
@@ -86,20 +87,53 @@ Task<CheckReport> check_and_repair(Session& session, Gate& gate, RawDevice& file
                      " bytes, seen by ", seen, ": check what it holds\n"));
   }
   if (report.orphans_kept != 0) {
+    const std::string way_on =
+        report.corruptions != 0
+            ? cat("byre repair ", byre::quoted(args.image), " shows what can be repaired")
+            : cat("byre repair --apply --save-orphans FILE ", byre::quoted(args.image),
+                  " saves and frees what was kept");
     session.note(cat("NOTE ", report.orphans_kept,
                      report.orphans_kept == 1 ? " leaked cluster was" : " leaked clusters were",
-                     " kept, which may be the only copy of something; byre repair --apply "
-                     "--save-orphans FILE ",
-                     byre::quoted(args.image), " saves and frees what was kept\n"));
+                     " kept, which may be the only copy of something; ", way_on, "\n"));
   }
   if (report.corruptions_fixed == 0 && report.leaks_fixed == 0) co_return report;
   co_await file.flush(Mark::flush);
-  if (talks) {
+  if (talks && !session.stand_in()) {
+    session.print(cat("Repaired: ", report.corruptions_fixed,
+                      report.corruptions_fixed == 1 ? " error, " : " errors, ", report.leaks_fixed,
+                      report.leaks_fixed == 1 ? " leaked cluster.\n" : " leaked clusters.\n"));
+  } else if (talks) {
     session.print(cat("The following inconsistencies were found and repaired:\n\n    ",
                       report.leaks_fixed, " leaked clusters\n    ", report.corruptions_fixed,
                       " corruptions\n\nDouble checking the fixed image now...\n"));
   }
   co_return report;
+}
+
+/// With what to do next.
+std::string sentences(const Session& session, const CheckReport& report, const CheckArgs& args) {
+  uint64_t errors = 0;
+  for (const Finding& finding : one_for_each_damage(report.findings)) {
+    errors += finding.severity == Severity::corruption && !finding.repaired;
+  }
+  // Not all are kept with words.
+  if (report.findings.size() >= CheckOptions().findings_max) errors = report.corruptions;
+  std::string out = check_sentences(report, errors);
+  const std::string command = cat("Next: ", session.program(), " ");
+  const std::string image = byre::quoted(args.image);
+  if (report.check_errors != 0) {
+    out += cat(command, "convert --salvage -O qcow2 ", image,
+               " COPY takes what can be read to a new image.\n");
+  } else if (report.corruptions != 0) {
+    out += cat(command, "repair ", image, " shows what can be repaired, and changes nothing.\n");
+  } else if (report.leaks > report.orphans_kept) {
+    out += cat(command, "check -r leaks ", image,
+               report.leaks == 1 ? " frees it.\n" : " frees them.\n");
+  } else if (report.leaks != 0) {
+    out += cat(command, "repair --apply --save-orphans FILE ", image,
+               " saves and frees what an earlier repair has kept.\n");
+  }
+  return out;
 }
 
 Task<int> check(Session& session, CheckArgs args) {
@@ -172,7 +206,7 @@ Task<int> check(Session& session, CheckArgs args) {
     if (args.findings) json["findings"] = json_of_findings(report->findings);
     session.print(to_json(json));
   } else {
-    session.print(check_text(*report));
+    session.print(session.stand_in() ? check_text(*report) : sentences(session, *report, args));
   }
   if (report->check_errors != 0) {
     session.error("Check failed");

@@ -46,6 +46,40 @@ std::string check_text(const CheckReport& report) {
   return out;
 }
 
+std::string check_sentences(const CheckReport& report, uint64_t errors) {
+  std::string out;
+  if (report.corruptions == 0 && report.leaks == 0 && report.check_errors == 0) {
+    out += "No errors were found.\n";
+  }
+  if (report.corruptions != 0) {
+    const uint64_t theirs = report.corruptions - report.corruptions_beyond_qemu;
+    out += cat(errors, errors == 1 ? " error was" : " errors were", " found",
+               errors != theirs ? cat(" (qemu-img would count ", theirs, ")") : "",
+               ": the disk may read wrong data, and writing to it may do more harm.\n");
+  }
+  if (report.leaks != 0) {
+    out += cat(report.leaks, report.leaks == 1 ? " leaked cluster was" : " leaked clusters were",
+               " found: space in the file that nothing uses.\n");
+  }
+  if (report.check_errors != 0) {
+    out += cat(report.check_errors, report.check_errors == 1 ? " place" : " places",
+               " of the file could not be read.\n");
+  }
+  if (report.total_clusters != 0 && report.allocated_clusters != 0) {
+    out += fmt::format(
+        "{} of {} guest {} allocated ({:.2f}%), {:.2f}% of them fragmented, {:.2f}% compressed.\n",
+        report.allocated_clusters, report.total_clusters,
+        report.total_clusters == 1 ? "cluster is" : "clusters are",
+        percent(report.allocated_clusters, report.total_clusters),
+        percent(report.fragmented_clusters, report.allocated_clusters),
+        percent(report.compressed_clusters, report.allocated_clusters));
+  }
+  if (report.image_end_offset != 0) {
+    out += cat("The file is in use up to host offset ", hex(report.image_end_offset), ".\n");
+  }
+  return out;
+}
+
 Json json_of_check(const CheckReport& report, const std::string& name) {
   Json json = Json::object();
   const auto add = [&](const char* key, uint64_t value) {

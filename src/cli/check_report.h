@@ -12,6 +12,8 @@ namespace byre {
 
 /// The lines at the end of a check.
 std::string check_text(const CheckReport& report);
+/// The same in sentences, under the name byre; `errors` is how many damages were told.
+std::string check_sentences(const CheckReport& report, uint64_t errors);
 /// The keys in qemu-img's order; those that are zero are left out, as it does.
 Json json_of_check(const CheckReport& report, const std::string& name);
 

@@ -2,8 +2,10 @@
 #include "cli/findings.h"
 
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "cli/text.h"
+#include "format/l1.h"
 
 namespace byre {
 namespace {
@@ -22,6 +24,7 @@ std::string_view name_of(Severity severity) {
 
 /// So many lines of one kind tell as much as a thousand.
 constexpr uint64_t kAlikeShown = 20;
+constexpr size_t kGuestsShown = 4;
 
 bool are_alike(const Finding& one, const Finding& other) {
   return one.severity == other.severity && one.kind == other.kind &&
@@ -71,7 +74,26 @@ Json json_of_findings(const std::vector<Finding>& findings) {
   return list;
 }
 
-std::string lines_of_findings(const std::vector<Finding>& findings) {
+/// " (guest offset 0x0, 65536 bytes, seen by the disk; ...)"
+std::string guests_of(const Finding& finding) {
+  std::string words;
+  size_t named = 0;
+  for (const Finding::Guest& guest : finding.guests) {
+    if (++named > kGuestsShown) break;
+    std::string seen = guest.active ? "the disk" : "";
+    for (const std::string& name : guest.snapshots) {
+      seen += cat(seen.empty() ? "" : ", ", "snapshot ", byre::quoted(name));
+    }
+    words += cat(words.empty() ? " (" : "; ", "guest offset ", hex(guest.offset), ", ",
+                 guest.length, " bytes", seen.empty() ? "" : ", seen by ", seen);
+  }
+  if (finding.guests_count > kGuestsShown) {
+    words += cat("; and ", finding.guests_count - kGuestsShown, " more");
+  }
+  return words.empty() ? words : words + ")";
+}
+
+std::string lines_of_findings(const std::vector<Finding>& findings, bool with_guests) {
   std::string lines;
   uint64_t alike = 0;
   for (size_t i = 0; i < findings.size(); ++i) {
@@ -89,13 +111,38 @@ std::string lines_of_findings(const std::vector<Finding>& findings) {
     if (finding.severity == Severity::corruption) kind = "ERROR ";
     if (finding.severity == Severity::leak) kind = "Leaked ";
     if (finding.severity == Severity::note) kind = "NOTE ";
-    lines += cat(kind, printable(finding.text), finding.repaired ? " (repaired)" : "", "\n");
+    lines += cat(kind, printable(finding.text), with_guests ? printable(guests_of(finding)) : "",
+                 finding.repaired ? " (repaired)" : "", "\n");
   }
   return lines;
 }
 
+std::vector<Finding> one_for_each_damage(const std::vector<Finding>& findings) {
+  std::set<uint64_t> used_twice;
+  std::set<uint64_t> miscounted;
+  for (const Finding& finding : findings) {
+    const bool is_about_owners = finding.kind == FindingKind::two_owners ||
+                                 finding.kind == FindingKind::shared_table ||
+                                 finding.kind == FindingKind::refcount_block;
+    if (is_about_owners) used_twice.insert(finding.host_offset);
+    if (is_about_owners || finding.kind == FindingKind::refcount_too_small ||
+        finding.kind == FindingKind::refcount_too_large) {
+      miscounted.insert(finding.host_offset);
+    }
+  }
+  std::vector<Finding> kept;
+  for (const Finding& finding : findings) {
+    if (finding.kind == FindingKind::refcount_too_small && used_twice.contains(finding.host_offset))
+      continue;
+    if (finding.kind == FindingKind::copied && miscounted.contains(finding.entry & kOffsetMask))
+      continue;
+    kept.push_back(finding);
+  }
+  return kept;
+}
+
 void show_findings(Session& session, const std::vector<Finding>& findings) {
-  session.note(lines_of_findings(findings));
+  session.note(lines_of_findings(findings, !session.stand_in()));
 }
 
 }  // namespace byre

@@ -13,8 +13,11 @@ namespace byre {
 
 /// A list of objects; keys that say nothing are left out.
 Json json_of_findings(const std::vector<Finding>& findings);
-/// One line each.
-std::string lines_of_findings(const std::vector<Finding>& findings);
+/// One line each; with the guest ranges that each touches, as far as they are known.
+std::string lines_of_findings(const std::vector<Finding>& findings, bool with_guests = false);
+/// One finding for each damage: without those that only say again, of the same host cluster, what
+/// another one says.
+std::vector<Finding> one_for_each_damage(const std::vector<Finding>& findings);
 /// Those, to stderr.
 void show_findings(Session& session, const std::vector<Finding>& findings);
 

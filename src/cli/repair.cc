@@ -181,8 +181,10 @@ std::string losses(const RepairLog& log, bool applied) {
 }
 
 std::string human(const Recovery& recovery, uint64_t marks, bool applied) {
-  std::string out = cat(recovery.found.corruptions, " corruptions and ", recovery.found.leaks,
-                        " leaked clusters were found.\n");
+  const CheckReport& found = recovery.found;
+  std::string out = cat(found.corruptions, found.corruptions == 1 ? " error and " : " errors and ",
+                        found.leaks, found.leaks == 1 ? " leaked cluster" : " leaked clusters",
+                        found.corruptions + found.leaks == 1 ? " was found.\n" : " were found.\n");
   if (!recovery.needed && !recovery.refused.empty()) return out + "None of it can be repaired.\n";
   if (!recovery.needed) {
     out += recovery.orphan_clusters == 0

@@ -90,7 +90,8 @@ void attribute_crossed(const Survey& survey, const Owners& owners, Finding& find
       add_views(seen, own);
     } else if ((at == finding.host_offset ||
                 at + mapping->compressed_size > finding.host_offset + kSectorSize) &&
-               finding.text.ends_with(cat(" of cluster ", reference.guest, " at ", hex(at)))) {
+               finding.text.ends_with(
+                   cat(" of guest offset ", geometry.start_of(reference.guest), " at ", hex(at)))) {
       other.offset = seen.offset;
       other.length = seen.length;
       add_views(seen, other);

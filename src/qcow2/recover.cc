@@ -21,7 +21,9 @@ std::string reason_against(const CheckReport& left) {
   }
   for (const Finding& finding : left.findings) {
     if (finding.severity == Severity::corruption) {
-      return cat(left.corruptions, " corruptions would be left; the first: ", finding.text);
+      return left.corruptions == 1
+                 ? finding.text
+                 : cat(left.corruptions, " errors would be left; the first: ", finding.text);
     }
   }
   return cat(left.corruptions, " corruptions would be left");

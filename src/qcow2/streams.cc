@@ -84,9 +84,10 @@ class StreamCheck {
     Survey::Place place = place_of(other, FindingKind::crossed_streams);
     place.cause = Cause::stale_packing;
     place.remedy = Remedy::separate;
-    survey_.damage_beyond_qemu(1, place, "cluster ", other.guest, ": compressed data at ",
-                               hex(other.at), " overlap those of cluster ", one.guest, " at ",
-                               hex(one.at));
+    survey_.damage_beyond_qemu(1, place, "guest offset ", geometry().start_of(other.guest),
+                               ": compressed data at ", hex(other.at),
+                               " overlap those of guest offset ", geometry().start_of(one.guest),
+                               " at ", hex(one.at));
     survey_.crossed.insert(geometry().cluster_of(HostOffset{other.at}));
   }
 
@@ -104,8 +105,8 @@ class StreamCheck {
     Result<void> read =
         co_await survey_.read_padded(stream.at, bytes, Mark::read_compressed).result();
     if (!read) {
-      survey_.unreadable(
-          std::move(read).error().while_doing(cat("compressed data of cluster ", stream.guest)));
+      survey_.unreadable(std::move(read).error().while_doing(
+          cat("compressed data of guest offset ", geometry().start_of(stream.guest))));
       co_return;
     }
     Result<void> inflated;
@@ -119,9 +120,9 @@ class StreamCheck {
     if (inflated) co_return;
     survey_.bad_streams.insert({stream.at, stream.size});
     survey_.lost_entries = true;
-    survey_.damage_beyond_qemu(1, place_of(stream, FindingKind::bad_stream), "cluster ",
-                               stream.guest, ": compressed data at ", hex(stream.at),
-                               " do not inflate: ", inflated.error().message());
+    survey_.damage_beyond_qemu(1, place_of(stream, FindingKind::bad_stream), "guest offset ",
+                               geometry().start_of(stream.guest), ": compressed data at ",
+                               hex(stream.at), " do not inflate: ", inflated.error().message());
   }
 
   Survey& survey_;

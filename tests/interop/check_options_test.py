@@ -2,6 +2,7 @@
 """What check looks at when it is asked to: backing chains, bitmaps and snapshots, made by QEMU and then broken."""
 import json
 import os
+import re
 import shutil
 import struct
 import sys
@@ -242,6 +243,67 @@ class Options(Case):
         patch(path, l2 + 8, ">Q", field(path, l2 + 8, ">Q") + 0x200)
         patch(path, l2 + 40, ">Q", 0)
         self.assertIn("1 leaked cluster was kept", run(BYRE, "check", "-r", "leaks", path, ok=(2,)).text)
+
+
+@only_byre
+class Sentences(Case):
+    """What byre says under its own name: one damage once, offsets with their kind, and a next step that works."""
+
+    def image(self):
+        path = self.path("disk.qcow2")
+        if os.path.exists(path):
+            os.unlink(path)
+        qemu_img("create", "-q", "-f", "qcow2", path, "64M")
+        qemu_io(path, "write -q -P 1 0 64k", "write -q -P 2 64k 64k")
+        return path
+
+    def entries(self, path):
+        with open(path, "rb") as file:
+            data = file.read()
+        l1, = struct.unpack_from(">Q", data, 40)
+        l2 = struct.unpack_from(">Q", data, l1)[0] & 0x00fffffffffffe00
+        return l2, struct.unpack_from(">QQ", data, l2)
+
+    def poke(self, path, at, value):
+        with open(path, "r+b") as file:
+            file.seek(at)
+            file.write(struct.pack(">Q", value))
+
+    def step(self, text, ok):
+        """Runs the command that is named as the next step."""
+        line, = [line for line in text.splitlines() if line.startswith("Next: byre ")]
+        words = re.match(r"Next: byre ((?:[a-z-]+ )+)'([^']*)' ", line)
+        return run(BYRE, *words.group(1).split(), words.group(2), ok=ok)
+
+    def test_one_damage_is_one_error_with_its_guest_ranges(self):
+        path = self.image()
+        l2, (first, _) = self.entries(path)
+        self.poke(path, l2 + 8, first)
+        done = run(BYRE, "check", path, ok=(2,)).text
+        self.assertIn("1 error was found", done)
+        self.assertIn("1 leaked cluster was found", done)
+        self.assertEqual(len([line for line in done.splitlines() if line.startswith("ERROR")]), 1, done)
+        self.assertIn("guest offset 0x0, 65536 bytes, seen by the disk; guest offset 0x10000, 65536 bytes", done)
+        self.assertIn("ERROR host cluster at ", done)
+        self.assertIn("What a repair would do", self.step(done, (2,)).text)
+
+    def test_the_next_step_for_leaks_frees_them(self):
+        path = self.image()
+        l2, _ = self.entries(path)
+        self.poke(path, l2 + 8, 0)
+        done = run(BYRE, "check", path, ok=(3,)).text
+        self.step(done, (0,))
+        self.assertIn("No errors were found.", run(BYRE, "check", path).text)
+
+    def test_a_repair_that_is_refused_names_one_that_is_not(self):
+        path = self.image()
+        l2, (first, _) = self.entries(path)
+        self.poke(path, l2, first + 512)
+        done = run(BYRE, "check", path, ok=(2,)).text
+        self.assertIn("guest offset 0x0: host cluster at ", done)
+        refused = self.step(done, (1,)).text
+        words = re.search(r"byre (repair --accept-loss) '([^']*)' lists what", refused)
+        self.assertIn("that are lost", run(BYRE, *words.group(1).split(), words.group(2), ok=(2,)).text)
 
 
 if __name__ == "__main__":
