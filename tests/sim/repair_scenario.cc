@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Damaged images, repaired under an undo journal, with power cuts at every step: of the repair and
-/// of the undo (docs/engine.md, R1 to R5 and R8).
+/// of the undo (docs/engine.md, R1 to R5, R8 and R9).
 ///
 /// A small image is made by hand, some entries are then led astray, and tables of snapshots and
-/// bitmaps spoilt (R8).  At each cut: no cluster has
-/// fewer counts than references that had not before; undo restores every byte; the repair run again
-/// ends sound; undo restores every byte then, too.  In the end: what each guest cluster reads is
-/// what it read before, and orphans are still there unless they were let go.
+/// bitmaps spoilt (R8); sometimes entries lead nowhere, and losses are accepted (R9).  At each cut:
+/// no cluster has fewer counts than references that had not before; undo restores every byte; the
+/// repair run again ends sound; undo restores every byte then, too.  In the end: what each guest
+/// cluster reads is what it read before, and orphans are still there unless they were let go,
+/// whoever repairs next, also from a cut.  When a guest writes in place before the undo, no other
+/// one reads that after it.
 #include <algorithm>
 #include <memory>
 
@@ -49,6 +51,8 @@ class RepairRun {
     make_image();
     if (!verdict_.failure.empty()) return;
     for (uint64_t n = prng_.between(1, 3); n != 0; --n) lead_astray();
+    lossy_ = prng_.one_in(4);
+    if (lossy_) lead_nowhere();
     if (prng_.one_in(3)) spoil_snapshots();
     if (prng_.one_in(3)) spoil_bitmaps();
     disk_.put(0, image_);
@@ -61,6 +65,12 @@ class RepairRun {
     if (content_of(disk_) != before_) return fail("a plan wrote to the image");
     verdict_.histories = 1;
     if (!plan->refused.empty() || !plan->needed) return;
+    for (const Finding::Guest& lost : plan->log.lost) {
+      for (uint64_t at = lost.offset / cluster_; at < (lost.offset + lost.length) / cluster_;
+           ++at) {
+        if (at < guests_.size()) guests_[at].clear();
+      }
+    }
     keep_orphans(*plan);
     if (verdict_.failure.empty()) repair_with_cuts();
   }
@@ -140,6 +150,23 @@ class RepairRun {
     }
   }
 
+  /// An entry that no repair can follow.
+  void lead_nowhere() {
+    const uint64_t at = l2_ + 8 * prng_.below(entries_);
+    switch (prng_.below(3)) {
+      case 0:
+        store_be(image_, at, word(image_, at) | uint64_t{1} << prng_.between(56, 61));
+        break;
+      case 1:
+        store_be(image_, at,
+                 kCopied | round_up(image_.size() + cluster_ * prng_.below(40), cluster_));
+        break;
+      default:
+        store_be(image_, at, kCopied);
+        break;
+    }
+  }
+
   /// A snapshot that does not say how large its disk is, and perhaps entries that are not there.
   void spoil_snapshots() {
     const uint64_t l1 = append(std::byte{0});
@@ -150,6 +177,7 @@ class RepairRun {
     image_[table + 40] = image_[table + 41] = std::byte{'1'};
     store_be(image_, 60, static_cast<uint32_t>(prng_.between(1, 3)));
     store_be(image_, 64, table);
+    snapshots_ = table;
   }
 
   /// A bitmap with a granularity that no reader takes, or a table for another disk.
@@ -160,6 +188,7 @@ class RepairRun {
     if (at + 40 > kSectorSize) return;
     const uint64_t table = append(std::byte{0});
     const uint64_t directory = append(std::byte{0});
+    directory_ = directory;
     const bool invalid = prng_.one_in(2);
     store_be(image_, directory, table);
     store_be(image_, directory + 8, uint32_t{invalid ? 1u : 7u});  // Entries.
@@ -206,7 +235,7 @@ class RepairRun {
   std::optional<Recovery> plan_it() {
     SimReactor reactor(seed_);
     const auto image = device_on(reactor, disk_, "image");
-    Result<Recovery> plan = reactor.finish(plan_recovery(*image, {}));
+    Result<Recovery> plan = reactor.finish(plan_recovery(*image, {.accept_loss = lossy_}));
     if (plan) return *std::move(plan);
     fail(plan.error().message());
     return std::nullopt;
@@ -215,16 +244,27 @@ class RepairRun {
   void keep_orphans(const Recovery& plan) {
     SimDisk disk = disk_;
     SimReactor reactor(seed_);
+    const bool something_lost = plan.found.corruptions_beyond_qemu != 0 || lossy_;
+    std::vector<SimDisk> cuts;
+    reactor.after_delivery = [&] {
+      if (!something_lost || disk.log().empty() || cuts.size() >= 8 || !prng_.one_in(3)) return;
+      cuts.push_back(
+          disk.cut(prng_.one_in(2) ? CutChoice::all() : CutChoice::random(prng_.next())));
+    };
     const auto image = device_on(reactor, disk, "image");
-    const Result<Recovery> done = reactor.finish(recover(*image, {}));
+    const Result<Recovery> done = reactor.finish(recover(*image, {.accept_loss = lossy_}));
     if (!done) return fail(done.error().message());
-    if (plan.found.corruptions_beyond_qemu == 0) return;  // No owner lost anything.
-    // Looked up by hand: whatever had a count has one still.
-    const Content after = content_of(disk);
-    for (uint64_t i = 0; i < before_.size() / cluster_; ++i) {
-      const bool structure = i * cluster_ == block_ || i * cluster_ == word(before_, 48);
-      if (!structure && count_in(before_, i) != 0 && count_in(after, i) == 0) {
-        return fail(cat("R1: the cluster at ", hex(i * cluster_), " was freed"));
+    if (!something_lost) return;  // No owner lost anything.
+    if (!kept_all(disk, "a repair")) return;
+    // Whoever comes next, with no journal, here or where the first was cut off.
+    cuts.push_back(disk);
+    for (SimDisk& cut : cuts) {
+      ++verdict_.cuts;
+      for (const bool whole : {true, false, true}) {
+        if (const Result<void> again = repair_again(cut, whole); !again) {
+          return fail(cat("R1: repaired again: ", again.error().message()));
+        }
+        if (!kept_all(cut, whole ? "the next repair" : "the next check -r leaks")) return;
       }
     }
     if (done->orphans_freed || check_bytes(disk).leaks != done->orphan_clusters) {
@@ -233,7 +273,32 @@ class RepairRun {
     }
   }
 
-  static Task<Recovery> work(Device& image, Device& journal_file) {
+  /// Looked up by hand: whatever had a count has one still.
+  bool kept_all(const SimDisk& disk, std::string_view by) {
+    const Content after = content_of(disk);
+    for (uint64_t i = 0; i < before_.size() / cluster_; ++i) {
+      const bool structure = i * cluster_ == block_ || i * cluster_ == word(before_, 48) ||
+                             i * cluster_ == snapshots_ || i * cluster_ == directory_;
+      if (!structure && count_in(before_, i) != 0 && count_in(after, i) == 0) {
+        fail(cat("R1: the cluster at ", hex(i * cluster_), " was freed by ", by));
+        return false;
+      }
+    }
+    return true;
+  }
+
+  Result<void> repair_again(SimDisk& disk, bool whole) {
+    SimReactor reactor(prng_.next());
+    const auto image = device_on(reactor, disk, "image");
+    if (whole) {
+      const Result<Recovery> done = reactor.finish(recover(*image, {.accept_loss = lossy_}));
+      return done ? Result<void>() : done.error().copy();
+    }
+    const Result<CheckReport> done = reactor.finish(check_image(*image, {.repair = Repair::leaks}));
+    return done ? Result<void>() : done.error().copy();
+  }
+
+  static Task<Recovery> work(Device& image, Device& journal_file, bool accept_loss) {
     std::optional<UndoJournal> journal;
     if (journal_file.size() == 0) {
       journal = co_await UndoJournal::begin(image, journal_file);
@@ -243,7 +308,7 @@ class RepairRun {
       co_await journal->trim();
     }
     UndoDevice device(image, *journal);
-    co_return co_await recover(device, {.free_orphans = true});
+    co_return co_await recover(device, {.free_orphans = true, .accept_loss = accept_loss});
   }
 
   Result<Recovery> repair(SimDisk& disk, SimDisk& kept, std::function<void()> at_each_step = {}) {
@@ -251,7 +316,7 @@ class RepairRun {
     reactor.after_delivery = std::move(at_each_step);
     const auto image = device_on(reactor, disk, "image");
     const auto journal = device_on(reactor, kept, "journal");
-    return reactor.finish(work(*image, *journal));
+    return reactor.finish(work(*image, *journal, lossy_));
   }
 
   Result<void> undo(SimDisk& disk, SimDisk& kept, std::function<void()> at_each_step = {}) {
@@ -283,6 +348,8 @@ class RepairRun {
     check_repaired(disk_);
     if (guests_of(content_of(disk_)) != guests_) return fail("R2: a guest cluster reads otherwise");
 
+    undo_after_a_write();
+    if (!verdict_.failure.empty()) return;
     std::vector<std::pair<SimDisk, SimDisk>> half_undone;
     const auto cut_undo = [&] {
       if (disk_.log().empty() || !prng_.one_in(2)) return;
@@ -297,6 +364,32 @@ class RepairRun {
       const Result<void> again = undo(disk, kept);
       if (!again) return fail(cat("R5: undo after a cut: ", again.error().message()));
       if (content_of(disk) != before_) return fail("R5: an undo that was cut off left something");
+    }
+  }
+
+  /// A guest overwrites one of its clusters in place, then the repair is taken back.
+  void undo_after_a_write() {
+    SimDisk disk = disk_;
+    SimDisk kept = kept_;
+    const Content now = content_of(disk);
+    const std::vector<Content> original = guests_of(before_);
+    const uint64_t guest = prng_.below(entries_);
+    const uint64_t table = word(now, l1_) & kOffsetMask;
+    const uint64_t at = word(now, table + 8 * guest) & kOffsetMask;
+    if (at == 0 || at + cluster_ > now.size()) return;
+    const Content written(cluster_, std::byte{0xaa});
+    disk.put(at, written);
+    const Content before_undo = content_of(disk);
+    if (!undo(disk, kept)) {
+      if (content_of(disk) != before_undo) fail("R5: an undo that was refused wrote");
+      return;
+    }
+    const std::vector<Content> after = guests_of(content_of(disk));
+    for (uint64_t i = 0; i < after.size(); ++i) {
+      const bool same = i == guest ? after[i] == written : after[i] == original[i];
+      if (!same)
+        return fail(
+            cat("R5: after an undo guest cluster ", i, " reads what was written for ", guest));
     }
   }
 
@@ -344,6 +437,9 @@ class RepairRun {
   uint64_t l2_ = 0;
   uint64_t block_ = 0;
   uint64_t entries_ = 0;
+  uint64_t snapshots_ = 0;
+  uint64_t directory_ = 0;
+  bool lossy_ = false;  ///< Losses are accepted.
   SimDisk disk_;
   SimDisk kept_;
   Content before_;
