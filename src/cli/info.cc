@@ -70,7 +70,7 @@ Task<Layer> read_layer(std::unique_ptr<File> file, std::string name,
 
   RawDevice device(std::move(file));
   layer.head = co_await load_head(device);
-  layer.size = layer.head->header.size;
+  layer.size = round_up(layer.head->header.size, kSectorSize);  // As guests see it.
   layer.snapshots = co_await load_snapshots(device, *layer.head).doing("snapshot table");
   layer.bitmaps = co_await load_bitmaps(device, *layer.head);
   co_return layer;

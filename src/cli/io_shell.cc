@@ -10,6 +10,7 @@
 
 #include "base/checked.h"
 #include "block/raw.h"
+#include "block/whole_sectors.h"
 #include "cli/check_report.h"
 #include "cli/findings.h"
 #include "cli/json.h"
@@ -72,6 +73,9 @@ Task<bool> IoShell::open(IoOpen open) {
     if (opened.device) opened.device->abandon();
     co_return refuse(why_not_opened(open.path, built.error(), open.read_only),
                      built.error().code());
+  }
+  if (opened.device->size() % kSectorSize != 0) {
+    opened.device = std::make_unique<WholeSectors>(std::move(opened.device));
   }
   device_ = std::move(opened.device);
   image_ = opened.image;

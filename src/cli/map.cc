@@ -30,13 +30,14 @@ struct Entry {
   bool present = false;  ///< Some layer says what it reads as.
   bool zero = false;
   bool data = false;
+  bool compressed = false;
   std::optional<uint64_t> offset;
   std::string file;
 
   uint64_t end() const { return start + length; }
   bool continues(const Entry& next) const {
     return length != 0 && depth == next.depth && present == next.present && zero == next.zero &&
-           data == next.data && file == next.file &&
+           data == next.data && compressed == next.compressed && file == next.file &&
            offset.has_value() == next.offset.has_value() &&
            (!offset || *offset + length == *next.offset);
   }
@@ -129,14 +130,6 @@ Task<Entry> find_entry(Chain& chain, uint64_t at, uint64_t length) {
     Disk& layer = chain[depth];
     if (at >= layer.size()) break;  // Shorter than the one above it, which reads as zeros here.
     entry.depth = depth;
-    if (at >= layer.device->size()) {
-      // What a raw file lacks of its last sector.
-      entry.length = std::min(entry.length, layer.size() - at);
-      entry.present = true;
-      entry.offset = at;
-      entry.file = layer.device->name();
-      co_return entry;
-    }
     const uint64_t there = std::min(entry.length, layer.device->size() - at);
     const Extent extent = co_await layer.device->status(at, there);
     entry.length = extent.length;
@@ -146,6 +139,8 @@ Task<Entry> find_entry(Chain& chain, uint64_t at, uint64_t length) {
       entry.data = extent.data;
       entry.offset = extent.host_offset;
       if (extent.host_offset) entry.file = extent.file;
+      entry.compressed = extent.compressed;
+      if (extent.compressed) entry.file = layer.device->name();
       const bool is_plain = layer.image && entry.data && entry.offset;
       if (is_plain) co_await look_for_holes(layer.image->data_file(), entry);
       co_return entry;
@@ -176,11 +171,16 @@ class Printer {
           fmt::format("{:<16}{:<16}{:<16}{}\n", "Offset", "Length", "Mapped to", "File"));
     }
   }
-  /// Errc::unsupported for what the table for people has no words for.
+  /// Errc::unsupported for what qemu-img's table for people has no words for.
   Result<void> show(const Entry& entry) {
     if (format_ == OutputFormat::json) {
       session_.print((first_ ? "" : ",\n") + json_line(entry));
       first_ = false;
+      return {};
+    }
+    if (entry.compressed && !session_.stand_in()) {
+      session_.print(fmt::format("{:<16}{:<16}{:<16}{}\n", address(entry.start),
+                                 address(entry.length), "compressed", printable(entry.file)));
       return {};
     }
     if (entry.data && !entry.offset) {
@@ -240,7 +240,8 @@ const Command<MapArgs> kDefinition({
     .summary = "Show where the bytes of a disk are",
     .args = {operand("IMAGE", &MapArgs::image, "the image file"), format_argument<MapArgs>(),
              option("--output", "FORMAT", &MapArgs::output,
-                    "human (the default): what is data and where it lies; json: everything"),
+                    "human (the default): what is data and where it lies (\"compressed\": as a "
+                    "stream); json: everything"),
              size_option("-s, --start-offset", "OFFSET", &MapArgs::start, "start offset",
                          "begin at this byte of the disk"),
              size_option("-l, --max-length", "LENGTH", &MapArgs::length, "max length",

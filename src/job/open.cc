@@ -8,6 +8,7 @@
 
 #include "block/filter.h"
 #include "block/raw.h"
+#include "block/whole_sectors.h"
 #include "coro/semaphore.h"
 #include "io/buffer.h"
 #include "job/unfinished.h"
@@ -75,6 +76,12 @@ class GuessedRaw final : public Filter {
  private:
   Mutex first_sector_;
 };
+
+/// Guests see whole sectors.
+void make_whole(Disk& disk) {
+  if (disk.device->size() % kSectorSize == 0) return;
+  disk.device = std::make_unique<WholeSectors>(std::move(disk.device));
+}
 
 }  // namespace
 
@@ -162,6 +169,7 @@ Task<Disk> open_disk_over(std::unique_ptr<File> file, Gate& gate, OpenDiskOption
         co_await Image::open_over(std::move(raw), gate, std::move(options.image));
     disk.image = image.get();
     disk.device = std::move(image);
+    make_whole(disk);
     co_return disk;
   }
   if (!options.image.snapshot.empty()) {
@@ -173,6 +181,7 @@ Task<Disk> open_disk_over(std::unique_ptr<File> file, Gate& gate, OpenDiskOption
   } else {
     disk.device = std::move(raw);
   }
+  make_whole(disk);
   co_return disk;
 }
 
