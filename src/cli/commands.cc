@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/commands.h"
 
+#include <sys/prctl.h>
+
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -167,6 +169,8 @@ int run_program(const std::vector<std::string>& words) {
   if (const size_t slash = program.rfind('/'); slash != std::string::npos)
     program.erase(0, slash + 1);
   if (program.empty()) program = "byre";
+  // What --fork starts is /proc/self/exe, and ps and pkill would know it as "exe".
+  prctl(PR_SET_NAME, program.c_str());
   say_when_memory_runs_out(program);
   const Role role = role_of(program);
   Result<std::unique_ptr<Reactor>> reactor = make_reactor();

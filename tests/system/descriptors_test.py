@@ -158,6 +158,8 @@ class ClosedDescriptors(Case):
         until(lambda: os.path.exists(sock) and os.path.exists(pid_file) and os.stat(pid_file).st_size, "the server")
         with open(pid_file) as file:
             pid = int(file.read())
+        with open(f"/proc/{pid}/comm") as file:
+            self.assertEqual(file.read(), program + "\n")
         self.addCleanup(lambda: os.path.exists(f"/proc/{pid}") and os.kill(pid, signal.SIGKILL))
         qemu_io(f"nbd+unix:///?socket={sock}", "read -q -P 68 0 1M", "write -q -P 68 0 128k", "flush",
                 options=("-f", "raw"))
