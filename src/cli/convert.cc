@@ -10,13 +10,17 @@
 #include "cli/new_disk.h"
 #include "cli/options.h"
 #include "cli/progress.h"
+#include "cli/salvage_report.h"
 #include "cli/text.h"
 #include "format/codec.h"
+#include "job/salvage.h"
 
 namespace byre {
 
 namespace {
 
+/// The exit code of a --salvage that could not read everything; qemu-img's is 0.
+constexpr int kLostExit = 4;
 constexpr uint64_t kSparseSizeMax = 16 * MiB;
 constexpr unsigned kRequestsMax = 16;
 /// Through the page cache a copy is two moves of memory: pieces that stay in the processor's cache
@@ -47,6 +51,8 @@ struct ConvertArgs : OpenArgs {
   bool quiet = false;
   bool bitmaps = false;
   bool skip_broken_bitmaps = false;
+  bool salvage = false;
+  OutputFormat output = OutputFormat::human;
 };
 
 /// All that the words say, checked, before a file is opened.
@@ -138,6 +144,9 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
   if (args.no_create && !args.options.empty()) {
     return invalid("-o has no effect when skipping image creation");
   }
+  if (args.output == OutputFormat::json && !args.salvage) {
+    return invalid("--output=json requires use of --salvage");
+  }
   if (args.skip_broken_bitmaps && !args.bitmaps) {
     return invalid("Use of --skip-broken-bitmaps requires --bitmaps");
   }
@@ -210,7 +219,8 @@ Result<void> plan_target(const ConvertArgs& args, DiskFormat format, Plan& plan)
 /// The disks of one run; close() closes what is open, target last.
 struct Disks {
   std::vector<Disk> sources;
-  std::unique_ptr<NewDiskFile> made;  ///< The target's file, unless it was there (-n).
+  std::vector<std::unique_ptr<Salvage>> salvaged;  ///< Over the sources, with --salvage.
+  std::unique_ptr<NewDiskFile> made;               ///< The target's file, unless it was there (-n).
   std::optional<Disk> target;
   bool target_changed = false;  ///< A target that was there has been written to.
 
@@ -241,11 +251,16 @@ struct Stop {
   }
 };
 
+constexpr std::string_view kSalvageHelps = "; --salvage copies what can be read";
+
 Task<void> open_sources(Session& session, Gate& gate, ConvertArgs args, const Plan& plan,
                         Disks& disks) {
   for (const std::string& name : plan.sources) {
-    ImageOptions options{.direct = is_direct(plan.source_cache)};
+    ImageOptions options{.direct = is_direct(plan.source_cache), .salvage = args.salvage};
     Result<Disk> disk = co_await open_named(session, gate, name, args, options).result();
+    if (!disk && disk.error().code() == Errc::corrupt && !args.salvage) {
+      co_await fail(Error(Errc::corrupt, cat(disk.error().message(), kSalvageHelps)));
+    }
     if (!disk) co_await fail(std::move(disk).error());
     disks.sources.push_back(*std::move(disk));
   }
@@ -268,7 +283,8 @@ Task<void> go_to_snapshot(Session& session, Gate& gate, ConvertArgs args, const 
   if (!word) co_await fail(failed(word.error().message()));
   co_await source.device->close();
   disks.sources.clear();
-  ImageOptions options{.direct = is_direct(plan.source_cache), .snapshot = *word};
+  ImageOptions options{
+      .direct = is_direct(plan.source_cache), .snapshot = *word, .salvage = args.salvage};
   disks.sources.push_back(
       co_await open_named(session, gate, plan.sources[0], args, std::move(options)));
 }
@@ -384,18 +400,25 @@ ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks&
 }
 
 Task<void> copy(Session& session, ConvertArgs args, const Plan& plan, Disks& disks, Stop& stop) {
-  Progress progress(session, args.progress && !args.quiet);
+  Progress progress(session, args.progress && !args.quiet, Progress::Unit::bytes);
   ConvertOptions options = convert_options(args, plan, disks);
   options.progress = [&](uint64_t done, uint64_t total) { progress.update(done, total); };
   std::vector<Device*> sources;
-  for (Disk& source : disks.sources) sources.push_back(source.device.get());
+  for (Disk& source : disks.sources) {
+    if (args.salvage) disks.salvaged.push_back(std::make_unique<Salvage>(*source.device));
+    sources.push_back(args.salvage ? disks.salvaged.back().get() : source.device.get());
+  }
   Convert job(std::move(sources), *disks.target->device, std::move(options));
   stop.job = &job;
   Result<void> done = co_await job.run().result();
   disks.target_changed = job.wrote();
+  if (!done && job.source_failed()) {
+    done = Error(done.error().code(), cat(done.error().message(), kSalvageHelps),
+                 done.error().sys_errno());
+  }
   stop.job = nullptr;
   co_await std::move(done);
-  progress.update(1, 1);
+  progress.finish();
 }
 
 /// Before the target is made: can they be copied?
@@ -506,14 +529,21 @@ Task<int> convert(Session& session, ConvertArgs args) {
   co_await plan_target(args, format, plan);
   if (!args.cache && session.stand_in()) plan.cache = CacheMode::unsafe;
   Disks disks;
-  Result<void> done = co_await run(session, gate, std::move(args), plan, disks).result();
+  Result<void> done = co_await run(session, gate, args, plan, disks).result();
   Result<void> closed = co_await disks.close().result();
   if (!done && done.error().code() == Errc::cancelled) co_await std::move(done);
   if (!done) {
     co_return std::move(done).error();
   }
   co_await std::move(closed);
-  co_return 0;
+  std::vector<LostRange> lost;
+  for (size_t i = 0; i < disks.salvaged.size(); ++i) {
+    for (Salvage::Lost& range : disks.salvaged[i]->lost()) {
+      lost.push_back({.source = plan.sources[i], .range = std::move(range)});
+    }
+  }
+  if (args.salvage) report_lost(session, lost, plan.target, args.output);
+  co_return !lost.empty() && !session.stand_in() ? kLostExit : 0;
 }
 
 /// With -o help there need not be any.
@@ -590,7 +620,11 @@ const Command<ConvertArgs> kDefinition({
          flag("--bitmaps", &ConvertArgs::bitmaps, "copy the persistent bitmaps as well"),
          flag("--skip-broken-bitmaps", &ConvertArgs::skip_broken_bitmaps,
               "with --bitmaps: leave out those that were not saved"),
-         refused("--salvage", "a source that cannot be read is an error"),
+         flag("--salvage", &ConvertArgs::salvage,
+              "what cannot be read becomes zeros; each such range is told, and the exit code is 4 "
+              "(under the name qemu-img 0)"),
+         option("--output", "FORMAT", &ConvertArgs::output,
+                "with --salvage: human (the default), or json: the lost ranges on stdout"),
          refused("--target-image-opts", kNoImageOpts),
          follow_arguments<ConvertArgs>()},
     .run = convert,

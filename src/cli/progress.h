@@ -1,49 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Progress: the line "    (12.34/100%)" that -p asks for, redrawn when it has moved by a percent.
+/// Progress: the line that -p asks for, redrawn when it has moved.
+///
+/// "    (12.34/100%)" for each percent, as qemu-img prints it and scripts read it.  What counts
+/// bytes says more on a terminal, under the name byre: how many, how fast, and how long it will
+/// take, a few times a second.
 /// Without -p each SIGUSR1 is answered by such a line on stderr, at the next step of the work.
 #pragma once
 
-#include <fmt/format.h>
-
 #include "cli/session.h"
-#include "io/signal.h"
 
 namespace byre {
 
 class Progress {
  public:
-  Progress(Session& session, bool enabled)
-      : session_(session), enabled_(enabled && !session.json()) {
-    show(0);
-  }
+  enum class Unit : uint8_t { percent, bytes };
+  Progress(Session& session, bool enabled, Unit unit = Unit::percent);
   Progress(const Progress&) = delete;
-  ~Progress() {
-    if (!enabled_) return;
-    session_.print("\n");
-    session_.flush_output();
-  }
-  void update(uint64_t done, uint64_t total) {
-    const double percent =
-        total == 0 ? 100 : 100 * static_cast<double>(done) / static_cast<double>(total);
-    if (!enabled_ && questions_ != progress_questions()) {
-      questions_ = progress_questions();
-      session_.note(fmt::format("    ({:3.2f}/100%)\n", percent));
-    }
-    if (percent >= shown_ + 1 || (percent >= 100 && shown_ < 100)) show(percent);
-  }
+  ~Progress();
+  void update(uint64_t done, uint64_t total);
+  /// Everything is done.
+  void finish();
 
  private:
-  void show(double percent) {
-    shown_ = percent;
-    if (!enabled_) return;
-    session_.print(fmt::format("    ({:3.2f}/100%)\r", percent));
-    session_.flush_output();
-  }
+  void show(double percent);
+  void show_bytes(uint64_t done, uint64_t total);
 
   Session& session_;
-  bool enabled_;
+  const bool enabled_;
+  bool in_bytes_ = false;
   double shown_ = 0;
   uint64_t questions_ = 0;  ///< Those that came before it began are answered, too.
+  // With bytes: when the line was drawn, what was done then, and how fast that went.
+  Instant begun_;
+  Instant drawn_;
+  uint64_t drawn_done_ = 0;
+  uint64_t total_ = 0;
+  double rate_ = 0;
 };
+
+/// "1.25 GiB of 10 GiB (12 %), 350 MiB/s, 25 s left": the line, without its end.  `rate` in bytes a
+/// second; 0: not known yet.
+std::string progress_line(uint64_t done, uint64_t total, double rate);
 
 }  // namespace byre

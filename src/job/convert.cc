@@ -119,7 +119,13 @@ Task<std::optional<Convert::Piece>> Convert::next() {
     if (options_.target_has_backing && position_ < options_.target_backing_size) {
       ahead = std::min(ahead, options_.target_backing_size - position_);
     }
-    extent_ = co_await source.device->status(offset, ahead);
+    Result<Extent> extent = co_await source.device->status(offset, ahead).result();
+    if (!extent) {
+      source_failed_ = true;
+      co_return std::move(extent).error().while_doing(
+          cat("look at ", hex(offset), " of ", quoted(source.device->name())));
+    }
+    extent_ = *std::move(extent);
     if (extent_.length == 0) {
       co_return Error(Errc::io,
                       cat("no status for ", hex(offset), " of ", quoted(source.device->name())));
@@ -192,7 +198,13 @@ Task<void> Convert::read(uint64_t at, MutableBytes data) {
     const MutableBytes part = data.subspan(from - at, to - from);
     const uint64_t offset = from - source.start;
     const uint64_t there = std::min<uint64_t>(part.size(), source.device->size() - offset);
-    co_await source.device->read(offset, part.first(there), Mark::read_guest);
+    Result<void> read =
+        co_await source.device->read(offset, part.first(there), Mark::read_guest).result();
+    if (!read) {
+      source_failed_ = true;
+      co_await fail(std::move(read).error().while_doing(
+          cat("read ", there, " bytes at ", hex(offset), " of ", quoted(source.device->name()))));
+    }
     fill_zero(part.subspan(there));
   }
 }

@@ -60,6 +60,8 @@ class Convert {
   /// Bytes of the sources together, each rounded up to whole sectors: what the target must hold.
   uint64_t total() const { return total_; }
   uint64_t done() const { return done_; }
+  /// Was it a source that made it fail?
+  bool source_failed() const { return source_failed_; }
   /// Has anything been written to the target?
   bool wrote() const { return wrote_; }
 
@@ -120,6 +122,7 @@ class Convert {
   bool first_write_ = true;
   bool stopped_ = false;
   bool wrote_ = false;
+  bool source_failed_ = false;
   bool failed_ = false;
   uint64_t done_ = 0;
 

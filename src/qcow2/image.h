@@ -84,6 +84,9 @@ struct ImageOptions {
   std::string snapshot;                ///< Open this internal snapshot, by id or name; read-only.
   std::string data_file;               ///< Instead of the data file that the image names.
   bool without_backing = false;        ///< Only this layer: what is not allocated reads as zeros.
+  /// Read-only: damage that does not hinder reading is passed over, and what of the L1 table cannot
+  /// be read fails where it is needed.
+  bool salvage = false;
   uint32_t chain_depth_max = kChainMax;
   /// L2 slices of all images of the chain together; two slices each at least.
   uint64_t table_cache_size = 32 * MiB;

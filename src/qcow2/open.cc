@@ -8,6 +8,27 @@
 
 namespace byre {
 
+namespace {
+
+/// As load_table(), but what cannot be read becomes entries that are no entries, sector by sector.
+Task<std::vector<uint64_t>> salvage_table(Device& file, HostOffset at, uint64_t entries) {
+  Result<std::vector<uint64_t>> whole =
+      co_await load_table(file, at, entries, Mark::l1_load).result();
+  if (whole) co_return *std::move(whole);
+  constexpr uint64_t kNoEntry = UINT64_MAX;
+  constexpr uint64_t kStep = kSectorSize / 8;
+  std::vector<uint64_t> table(entries, kNoEntry);
+  for (uint64_t first = 0; first < entries; first += kStep) {
+    const uint64_t count = std::min(kStep, entries - first);
+    const Result<std::vector<uint64_t>> part =
+        co_await load_table(file, at + first * 8, count, Mark::l1_load).result();
+    if (part) std::copy(part->begin(), part->end(), table.begin() + static_cast<ptrdiff_t>(first));
+  }
+  co_return table;
+}
+
+}  // namespace
+
 Image::Image(std::unique_ptr<Device> file, Head head, ImageOptions options)
     : file_(std::make_unique<Freezer>(std::move(file))),
       reactor_(file_->reactor()),
@@ -88,7 +109,9 @@ Task<std::unique_ptr<Image>> Image::open_over(std::unique_ptr<Device> file, Gate
 Task<std::unique_ptr<Image>> Image::open_layer(std::unique_ptr<Device> file, Gate& gate,
                                                ImageOptions options, Layer self) {
   const std::string name = file->name();
-  Result<Head> head = co_await load_head(*file).result();
+  // Reading needs no refcounts.
+  const OpenFor purpose = options.salvage ? OpenFor::repair : OpenFor::use;
+  Result<Head> head = co_await load_head(*file, purpose).result();
   if (!head && self.depth > 0) co_return named_once(std::move(head).error(), "backing file", name);
   if (!head) co_return std::move(head).error();
   std::unique_ptr<Image> image(new Image(std::move(file), *std::move(head), std::move(options)));
@@ -150,7 +173,14 @@ Task<void> Image::load(Gate& gate, const Layer& self) {
 Task<void> Image::load_tables(Gate& gate) {
   if (head_.header.crypt_method != CryptMethod::none)
     co_await fail(unsupported("the image is encrypted"));
-  snapshots_ = co_await load_snapshots(*file_, head_).doing("snapshot table");
+  Result<std::vector<Snapshot>> snapshots = co_await load_snapshots(*file_, head_).result();
+  if (snapshots) {
+    snapshots_ = *std::move(snapshots);
+  } else if (!options_.salvage || !options_.snapshot.empty()) {
+    co_await std::move(snapshots).doing("snapshot table");
+  } else if (options_.message) {
+    options_.message(cat(file_->name(), ": ", snapshots.error().message()));
+  }
   size_ = head_.header.size;
   HostOffset l1_at = head_.header.l1_offset;
   uint64_t l1_entries = head_.header.l1_entries;
@@ -183,7 +213,12 @@ Task<void> Image::load_tables(Gate& gate) {
       l1_at = head_.header.l1_offset;
     }
   }
-  std::vector<uint64_t> l1 = co_await load_table(*file_, l1_at, l1_entries, Mark::l1_load);
+  std::vector<uint64_t> l1;
+  if (options_.salvage) {
+    l1 = co_await salvage_table(*file_, l1_at, l1_entries);
+  } else {
+    l1 = co_await load_table(*file_, l1_at, l1_entries, Mark::l1_load);
+  }
   // VM state lies behind the disk; the map keeps only what the disk needs when it is not written.
   map_ = std::make_unique<Map>(reactor_.ready(), *file_, head_.geometry, stages_, metadata_,
                                options_.table_cache_size, std::move(l1));

@@ -230,8 +230,7 @@ class Words(Case):
 
     def test_unsupported_options_are_refused_by_name(self):
         for words in ("info --image-opts driver=raw", "info --object secret,id=a a.raw", "convert -C a.qcow2 b",
-                      "convert -r 1M a.qcow2 b",
-                      "convert --salvage a.qcow2 b"):
+                      "convert -r 1M a.qcow2 b"):
             with self.subTest(words=words):
                 result = self.byre(*words.split())
                 self.assertEqual(result.code, 64)
@@ -625,6 +624,14 @@ class Map(Case):
         open(os.path.join(folder, "empty.raw"), "wb").close()
         qemu("create", "-q", "-f", "qcow2", "-u", "-b", "nix", "-F", "raw", "lost.qcow2", "1M", cwd=folder)
 
+    def test_compressed_ranges_for_people(self):
+        result = self.byre("map", "packed.qcow2")
+        self.assertEqual(result.code, 0, str(result))
+        rows = [line.split() for line in result.out.splitlines()]
+        self.assertEqual(rows[1], ["0", "0x10000", "compressed", "packed.qcow2"])
+        self.assertEqual((rows[2][0], rows[2][1], rows[2][3]), ("0x20000", "0x10000", "packed.qcow2"))
+        self.assertEqual(len(rows), 3)
+
     IMAGES = ("base.qcow2", "v2.qcow2", "small.qcow2", "extended.qcow2", "over.qcow2", "sub/top.qcow2", "external.qcow2",
               "disk.raw", "over_raw.qcow2", "longer.qcow2", "empty.raw", "metadata.qcow2", "falloc.qcow2")
 
@@ -830,6 +837,37 @@ class Convert(Case):
         for result in (theirs, ours):
             self.assertRegex(result.out, r"\A    \(0\.00/100%\)\r(    \(\d+\.\d\d/100%\)\r)*    \(100\.00/100%\)\r\n\Z")
         self.same("convert", "-pq", "-O", "raw", "a.qcow2", "out.raw", code=0)
+
+    def test_progress_on_a_terminal_is_in_bytes(self):
+        def said(program):
+            primary, terminal = os.openpty()
+            done = subprocess.run([program, "convert", "-p", "-f", "qcow2", "-O", "raw", "a.qcow2", "tty.raw"], cwd=self.ours,
+                                  stdin=subprocess.DEVNULL, stdout=terminal, stderr=subprocess.PIPE, timeout=PATIENCE)
+            os.close(terminal)
+            text = b""
+            with contextlib.suppress(OSError):
+                while part := os.read(primary, 4096):
+                    text += part
+            os.close(primary)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            os.unlink(f"{self.ours}/tty.raw")
+            return text.decode()
+        size = json.loads(must(QEMU_IMG, "info", "--output=json", "a.qcow2", cwd=self.ours))["virtual-size"] >> 20
+        self.assertRegex(said(os.path.join(self.names, "byre")),
+                         rf"\r{size} MiB of {size} MiB \(100 %\), [\d.]+ [KMG]iB/s\x1b\[K\r?\n\Z")
+        self.assertRegex(said(os.path.join(self.names, "qemu-img")), r"\(100\.00/100%\)")
+
+    def test_targets_that_are_no_files(self):
+        os.mkfifo(f"{self.ours}/fifo")
+        os.mkdir(f"{self.ours}/folder")
+        for target in ("fifo", "folder", "/dev/null", "nix/x.raw"):
+            for words in (("convert", "--force", "-O", "raw", "a.qcow2", target),
+                          ("convert", "-n", "-O", "raw", "a.qcow2", target), ("create", "--force", "-f", "raw", target, "1M")):
+                with self.subTest(words=words):
+                    result = self.byre(*words)
+                    self.assertEqual(result.code, 1, str(result))
+                    self.assertRegex(result.err, "neither a regular file nor a block device|No such file")
+        self.assertEqual(sorted(os.listdir(f"{self.ours}/folder")), [])
 
     def test_a_source_is_no_target(self):
         before = digest(f"{self.ours}/a.qcow2")
