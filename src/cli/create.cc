@@ -87,9 +87,10 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
                        {"virtual-size", round_up(*disk.size, kSectorSize)}};
   bool stopped = false;
   const Session::Interruptible guard(
-      session, {.about = quoted(args.image),
-                .stop = [&] { stopped = true; },
-                .waiting_for = [&] { return cat("what was begun in ", quoted(args.image)); }});
+      session,
+      {.about = byre::quoted(args.image),
+       .stop = [&] { stopped = true; },
+       .waiting_for = [&] { return cat("what was begun in ", byre::quoted(args.image)); }});
   co_await make_disk(session, gate, args.image, std::move(disk),
                      {.replace = replace, .stopped = [&] { return stopped; }});
   if (session.json()) session.print(to_json(result));
