@@ -52,7 +52,6 @@ struct ConvertArgs : OpenArgs {
   bool bitmaps = false;
   bool skip_broken_bitmaps = false;
   bool salvage = false;
-  OutputFormat output = OutputFormat::human;
 };
 
 /// All that the words say, checked, before a file is opened.
@@ -143,9 +142,6 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
   }
   if (args.no_create && !args.options.empty()) {
     return invalid("-o has no effect when skipping image creation");
-  }
-  if (args.output == OutputFormat::json && !args.salvage) {
-    return invalid("--output=json requires use of --salvage");
   }
   if (args.skip_broken_bitmaps && !args.bitmaps) {
     return invalid("Use of --skip-broken-bitmaps requires --bitmaps");
@@ -542,7 +538,7 @@ Task<int> convert(Session& session, ConvertArgs args) {
       lost.push_back({.source = plan.sources[i], .range = std::move(range)});
     }
   }
-  if (args.salvage) report_lost(session, lost, plan.target, args.output);
+  if (args.salvage) report_lost(session, lost, plan.target);
   co_return !lost.empty() && !session.stand_in() ? kLostExit : 0;
 }
 
@@ -623,8 +619,6 @@ const Command<ConvertArgs> kDefinition({
          flag("--salvage", &ConvertArgs::salvage,
               "what cannot be read becomes zeros; each such range is told, and the exit code is 4 "
               "(under the name qemu-img 0)"),
-         option("--output", "FORMAT", &ConvertArgs::output,
-                "with --salvage: human (the default), or json: the lost ranges on stdout"),
          refused("--target-image-opts", kNoImageOpts),
          follow_arguments<ConvertArgs>()},
     .run = convert,

@@ -12,11 +12,10 @@ namespace {
 constexpr size_t kShown = 100;
 }  // namespace
 
-void report_lost(Session& session, const std::vector<LostRange>& lost, const std::string& target,
-                 OutputFormat format) {
+void report_lost(Session& session, const std::vector<LostRange>& lost, const std::string& target) {
   uint64_t bytes = 0;
   for (const LostRange& one : lost) bytes += one.range.length;
-  if (format == OutputFormat::json) {
+  if (session.json()) {
     Json list = Json::array();
     for (const auto& [source, range] : lost) {
       list.push_back({{"source", source},
@@ -34,7 +33,8 @@ void report_lost(Session& session, const std::vector<LostRange>& lost, const std
                      byre::quoted(lost[i].source), ": ", range.reason));
   }
   if (lost.size() > kShown) {
-    session.warn(cat("and ", lost.size() - kShown, " more; --output=json lists all"));
+    session.warn(cat("and ", lost.size() - kShown, " more",
+                     session.stand_in() ? "" : "; --output=json lists all"));
   }
   session.warn(cat(bytes, " bytes in ", lost.size(), lost.size() == 1 ? " range" : " ranges",
                    " could not be read, and are zeros in ", byre::quoted(target)));

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "cli/session.h"
-#include "cli/values.h"
 #include "job/salvage.h"
 
 namespace byre {
@@ -16,8 +15,7 @@ struct LostRange {
   Salvage::Lost range;
 };
 
-/// The first of them and a sum on stderr, or all of them as JSON on stdout.
-void report_lost(Session& session, const std::vector<LostRange>& lost, const std::string& target,
-                 OutputFormat format);
+/// The first of them and a sum on stderr, or, with --output=json, all of them on stdout.
+void report_lost(Session& session, const std::vector<LostRange>& lost, const std::string& target);
 
 }  // namespace byre

@@ -392,12 +392,12 @@ class WhatCallersAsk(Case):
     def test_no_option_is_listed_that_is_refused(self):
         text = self.ask("qemu-img", "--help")
         for line in text.splitlines():
-            for option in ("--object", "--image-opts", "--target-image-opts", "--salvage"):
+            for option in ("--object", "--image-opts", "--target-image-opts", "--rate-limit"):
                 self.assertNotIn(option, line)
         for name, words in [("qemu-img", (command, "--help")) for command in ("convert", "info", "create", "check")] + \
                            [("qemu-nbd", ("--help",)), ("qemu-io", ("--help",))]:
             text = self.ask(name, *words)
-            for option in ("--object", "--salvage", "--trace", "--copy-on-read", "refused"):
+            for option in ("--object", "--rate-limit", "--trace", "--copy-on-read", "refused"):
                 self.assertNotIn(option, text, (name, words))
 
     def test_create_options(self):

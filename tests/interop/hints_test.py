@@ -35,6 +35,7 @@ def texts(name):
     """The string literals of a source, neighbours joined as the compiler does it."""
     with open(os.path.join(ROOT, name)) as file:
         text = re.sub(r"(?m)^\s*//.*$", "", file.read())
+    text = re.sub(rf"\brefused\(\s*{LITERAL}", "refused(", text)  # The name of an option that is refused is no message.
     for found in re.finditer(rf"{LITERAL}(?:\s*{LITERAL})*", text):
         joined = "".join(part[1:-1] for part in re.findall(LITERAL, found.group()))
         yield joined.replace("\\n", "\n").replace('\\"', '"')

@@ -374,7 +374,7 @@ class Words(tool_test.Case):
             self.same("convert", "-l", word, "full.qcow2", "out", err=False, code=1)
         # An id can be chosen even though another has that name.
         self.same("convert", "-l", "snapshot.id=1", "full.qcow2", "out", code=0)
-        self.assertEqual(self.byre("convert", "--force", "-l", "1", "full.qcow2", "out").code, 66)
+        self.assertEqual(self.byre("convert", "--force", "-O", "raw", "-l", "1", "full.qcow2", "out").code, 66)
         for word in ("", "nothing", "snapshot.id="):
             result = self.byre("serve", "-l", word, "full.qcow2")
             self.assertEqual(result.code, 66, str(result))
