@@ -866,7 +866,7 @@ class Convert(Case):
                 with self.subTest(words=words):
                     result = self.byre(*words)
                     self.assertIn(result.code, (64, 66, 79), str(result))
-                    self.assertRegex(result.err, "neither a regular file nor a block device|No such file|has 0 bytes")
+                    self.assertRegex(result.err, "neither a regular file nor a block device|No such file|has 0 bytes|smaller than")
         self.assertEqual(sorted(os.listdir(f"{self.ours}/folder")), [])
 
     def test_a_source_is_no_target(self):

@@ -10,6 +10,7 @@ import itertools
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -155,7 +156,7 @@ class ClosedDescriptors(Case):
         self.addCleanup(process.kill)
         if "--fork" in words:
             self.assertEqual(process.wait(timeout=60), 0)
-        until(lambda: os.path.exists(sock) and os.path.exists(pid_file) and os.stat(pid_file).st_size, "the server")
+        until(lambda: os.path.exists(pid_file) and os.stat(pid_file).st_size and self.listens(sock), "the server")
         with open(pid_file) as file:
             pid = int(file.read())
         with open(f"/proc/{pid}/comm") as file:
@@ -168,6 +169,11 @@ class ClosedDescriptors(Case):
         if "--fork" not in words:
             self.assertEqual(process.wait(timeout=60), 0)
         until(lambda: self.has_ended(pid), "the server's end")
+
+    @staticmethod
+    def listens(sock):
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(sock) == 0
 
     @staticmethod
     def has_ended(pid):
