@@ -541,6 +541,8 @@ Task<int> serve_plan(Session& session, Plan plan) {
   Result<void> flushed;
   if (disk.device->writable()) flushed = co_await disk.device->flush(Mark::flush).result();
   Result<void> closed = co_await disk.device->close().result();
+  // The lock goes before the connection of the last client, which `serving` holds to its end.
+  disk = {};
   if (!plan.pid_file.empty()) unlink(plan.pid_file.c_str());
   co_await std::move(served);
   co_await std::move(flushed);
