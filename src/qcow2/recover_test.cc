@@ -159,7 +159,7 @@ TEST_F(RecoverTest, APlanWritesNothingAndSaysWhatTheRepairThenDoes) {
   EXPECT_EQ(next.orphans.size(), 1u);
 }
 
-// races.md E1: the L1 entry was written, its sync failed, and the L2 table was freed and reused.
+// The L1 entry was written, its sync failed, and the L2 table was freed and reused.
 TEST_F(RecoverTest, TwoL1EntriesOnOneTableGetATableEach) {
   MemoryDevice file(*reactor_);
   small_image(file, {.size = 64 * MiB, .cluster_size = 4096}, 4);
@@ -184,7 +184,7 @@ TEST_F(RecoverTest, TwoL1EntriesOnOneTableGetATableEach) {
   EXPECT_EQ(qemu_counts(file.bytes()).code, 0);
 }
 
-// races.md F5: a stale packing cursor; data and compressed data in one cluster.
+// A stale packing cursor; data and compressed data in one cluster.
 TEST_F(RecoverTest, DataInAClusterOfCompressedDataMovesAway) {
   ImageBytes image =
       make("-o cluster_size=4k", "4M", {"write -q -c -P 2 0 64k", "write -q -P 3 128k 64k"});
