@@ -209,8 +209,8 @@ TEST_F(QemuLockTest, ByreRefusesWhatQemuWrites) {
             cat("'", image_, "' is locked for writing by ", holder, "; close it first"));
   auto reader = open(image_, false);
   ASSERT_FALSE(reader);
-  EXPECT_EQ(reader.error().message(), cat("'", image_, "' is locked for writing by ", holder,
-                                          "; close it first"));
+  EXPECT_EQ(reader.error().message(),
+            cat("'", image_, "' is locked for writing by ", holder, "; close it first"));
   EXPECT_TRUE(open(image_, false, true));
   EXPECT_EQ(qemu->finish(), 0);
   EXPECT_TRUE(open(image_, true));

@@ -25,8 +25,8 @@ class Growth : public testing::Test {
     std::filesystem::create_directory(folder_);
   }
   ~Growth() override { std::filesystem::remove_all(folder_); }
-  /// In memory where there is room: to remove a file of 80,000 pieces takes minutes on a file system
-  /// that tells its disk of each.
+  /// In memory where there is room: to remove a file of 80,000 pieces takes minutes on a file
+  /// system that tells its disk of each.
   static std::filesystem::path parent() {
     std::error_code error;
     const std::filesystem::space_info space = std::filesystem::space("/dev/shm", error);

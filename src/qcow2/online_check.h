@@ -15,10 +15,10 @@
 ///
 /// Invariant: on a sound image there is no finding, at any load.  Nothing but step 3 writes.
 /// Cost: step 1 holds up the guest's writes for two small commits, the I/O that runs, and the
-/// reading of the L1 tables; what was staged before went down in a commit of its own.  Memory: that of a check, and the metadata that change while it runs, 4 KiB a
-/// piece; beyond kKeptMax of them it ends with Errc::busy.
-/// Not here: corruptions are repaired with the image at rest (repair.h); compressed streams are not
-/// inflated, since their clusters may be rewritten.
+/// reading of the L1 tables; what was staged before went down in a commit of its own.  Memory: that
+/// of a check, and the metadata that change while it runs, 4 KiB a piece; beyond kKeptMax of them
+/// it ends with Errc::busy. Not here: corruptions are repaired with the image at rest (repair.h);
+/// compressed streams are not inflated, since their clusters may be rewritten.
 #pragma once
 
 #include "qcow2/check.h"

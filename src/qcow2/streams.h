@@ -3,10 +3,10 @@
 ///
 /// A stream is known by its first byte and the sector in which it ends.  The next one may begin in
 /// that sector; one that begins before it has overwritten the first, or was overwritten (the stale
-/// packing cursor: R-C in docs/peers.md).  The same stream for the same guest cluster, in the disk and in
-/// snapshots, is one.
-/// Cost: 32 bytes a stream; inflating reads all of them, on the worker threads, kInFlight at once.
-/// Not here: whether data of guests or tables lie in their clusters (survey.h).
+/// packing cursor: R-C in docs/peers.md).  The same stream for the same guest cluster, in the disk
+/// and in snapshots, is one. Cost: 32 bytes a stream; inflating reads all of them, on the worker
+/// threads, kInFlight at once. Not here: whether data of guests or tables lie in their clusters
+/// (survey.h).
 #pragma once
 
 #include "qcow2/survey.h"

@@ -105,8 +105,8 @@ BitmapModel::Ranges BitmapModel::bytes_of(const Bitmap& bitmap,
                                           const std::set<uint64_t>& granules) {
   Ranges ranges;
   for (const uint64_t granule : granules) {
-    ranges.emplace_back(granule << bitmap.granularity_bits,
-                        (granule + 1) << bitmap.granularity_bits);
+    ranges.emplace_back(granule << bitmap.granularity_bits, (granule + 1)
+                                                                << bitmap.granularity_bits);
   }
   return ranges;
 }
@@ -115,7 +115,8 @@ void BitmapModel::each_may_of(const std::string& name, const Ranges& ranges) {
   const auto it = bitmaps_.find(name);
   if (it == bitmaps_.end()) return;
   for (const auto& [offset, end] : ranges)
-    each_granule(it->second, offset, end, [&](uint64_t granule) { it->second.may.insert(granule); });
+    each_granule(it->second, offset, end,
+                 [&](uint64_t granule) { it->second.may.insert(granule); });
 }
 
 BitmapModel::Merge BitmapModel::begin_merge(const std::string& name, const std::string& from) {

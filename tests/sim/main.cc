@@ -5,7 +5,8 @@
 ///     byre-sim [--scenario NAME]... --seed N [--trace] [--shrink] [--dump DIR]
 ///     byre-sim [--scenario NAME]... --seeds A..B [--keep-going]
 ///     byre-sim --smoke                     the test run: few seeds of each, each twice
-///     --hashes: print the hash of each seed's trace.  A change that only moves code keeps them all;
+///     --hashes: print the hash of each seed's trace.  A change that only moves code keeps them
+///     all;
 ///               write them to a file before it, and compare after it.
 ///     --judge DIR: also qemu-img check, and the reference checker, on what each life leaves
 ///
@@ -298,9 +299,10 @@ std::optional<uint64_t> number(std::string_view text) {
 }
 
 int usage() {
-  std::fprintf(stderr,
-               "byre-sim --list | --smoke | [--scenario NAME]... --seed N | --seeds A..B\n"
-               "         [--trace] [--hashes] [--shrink] [--dump DIR] [--judge DIR] [--keep-going]\n");
+  std::fprintf(
+      stderr,
+      "byre-sim --list | --smoke | [--scenario NAME]... --seed N | --seeds A..B\n"
+      "         [--trace] [--hashes] [--shrink] [--dump DIR] [--judge DIR] [--keep-going]\n");
   return 2;
 }
 
