@@ -5,11 +5,15 @@
 
 namespace byre {
 
+size_t terminal_columns(int fd) {
+  winsize size{};
+  return ioctl(fd, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
+
 size_t terminal_width(int fd) {
   constexpr size_t kUsual = 80;
-  winsize size{};
-  if (ioctl(fd, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return kUsual;
-  return size.ws_col;
+  const size_t columns = terminal_columns(fd);
+  return columns == 0 ? kUsual : columns;
 }
 
 std::string fit_line(const std::vector<std::string>& parts, size_t width) {

@@ -8,7 +8,9 @@
 
 namespace byre {
 
-/// Columns of the terminal at `fd`; 80 where it does not say.
+/// Columns of the terminal at `fd`; 0 where there is none, or it does not say.
+size_t terminal_columns(int fd);
+/// The same, but 80 where it is not known.
 size_t terminal_width(int fd);
 
 /// `parts`, with ", " between them, in less than `width` columns (in the last one a terminal may

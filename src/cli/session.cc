@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/session.h"
 
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include "cli/command.h"
 #include "cli/exit_code.h"
 #include "cli/json.h"
+#include "cli/live_line.h"
 #include "cli/text.h"
 
 namespace byre {
@@ -24,12 +24,11 @@ constexpr int64_t kLaterNotices = 10 * kSecond;
 /// In front of what does not fit in the first line of a message.
 constexpr std::string_view kHanging = "  ";
 
-/// 0: `fd` is no terminal, or does not say.
-size_t terminal_width(int fd) {
+/// Columns for text; 0: `fd` is no terminal, or does not say.
+size_t columns_of(int fd) {
   constexpr size_t kNarrowest = 40;
-  winsize size{};
-  if (isatty(fd) == 0 || ioctl(fd, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 0;
-  return std::max<size_t>(kNarrowest, size.ws_col);
+  const size_t columns = terminal_columns(fd);
+  return columns == 0 ? 0 : std::max(kNarrowest, columns);
 }
 
 std::string_view first_line(std::string_view text) { return text.substr(0, text.find('\n')); }
@@ -93,7 +92,7 @@ void Session::error(std::string_view message) {
   }
   // Names that an image made up do not drive the terminal.
   const std::string text = printable_lines(cat(program(), ": ", message));
-  const size_t columns = terminal_width(STDERR_FILENO);
+  const size_t columns = columns_of(STDERR_FILENO);
   if (columns == 0) {
     write_error(text + "\n");
     return;
@@ -148,7 +147,7 @@ void Session::write_error(std::string_view text) {
 
 size_t Session::width() const {
   constexpr size_t kNoTerminal = 80;
-  const size_t columns = terminal_width(STDOUT_FILENO);
+  const size_t columns = columns_of(STDOUT_FILENO);
   return columns == 0 ? kNoTerminal : columns;
 }
 
