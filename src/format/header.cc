@@ -375,6 +375,12 @@ void store_snapshots(MutableBytes sector, uint32_t count, HostOffset offset) {
   store_field(sector, offsetof(HeaderDiskV2, snapshot_count), count);
   store_field(sector, offsetof(HeaderDiskV2, snapshots_offset), offset.value);
 }
+uint64_t backing_file_offset_of(Bytes sector) {
+  return load_be<uint64_t>(sector, offsetof(HeaderDiskV2, backing_file_offset));
+}
+void store_refcount_order(MutableBytes sector, uint32_t order) {
+  store_field(sector, offsetof(HeaderDiskV3, refcount_order), order);
+}
 void store_incompatible(MutableBytes sector, uint64_t features) {
   store_field(sector, offsetof(HeaderDiskV3, incompatible), features);
 }

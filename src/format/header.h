@@ -108,7 +108,10 @@ void store_size(MutableBytes sector, uint64_t size);
 void store_l1(MutableBytes sector, HostOffset offset, uint32_t entries);
 void store_refcount_table(MutableBytes sector, HostOffset offset, uint32_t clusters);
 void store_snapshots(MutableBytes sector, uint32_t count, HostOffset offset);
-/// Version 3 only: in version 2 the extensions lie there.
+/// Where the backing file's name lies; 0 when there is none.
+uint64_t backing_file_offset_of(Bytes sector);
+/// Version 3 only, like those that follow: in version 2 the extensions lie there.
+void store_refcount_order(MutableBytes sector, uint32_t order);
 void store_incompatible(MutableBytes sector, uint64_t features);
 void store_compatible(MutableBytes sector, uint64_t features);
 void store_autoclear(MutableBytes sector, uint64_t features);

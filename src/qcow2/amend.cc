@@ -11,6 +11,7 @@
 #include "format/refcount.h"
 #include "qcow2/counted.h"
 #include "qcow2/image.h"
+#include "qcow2/quiesced.h"
 #include "qcow2/working.h"
 
 namespace byre {
@@ -18,7 +19,6 @@ namespace byre {
 namespace {
 /// L2 tables that change together, between two syncs.
 constexpr uint64_t kTableBytesAtOnce = 8 * MiB;
-constexpr size_t kRefcountOrderAt = 96;
 constexpr std::string_view kNeedsVersion3 =
     "compatibility level 1.1 and above (use compat=1.1 or greater)";
 }  // namespace
@@ -29,7 +29,7 @@ class Image::Amendment {
       : image_(image),
         options_(std::move(options)),
         size_(image.size_lock_, 0, 1, RangeLock::Mode::exclusive),
-        clusters_(image.locks_, 0, UINT64_MAX, RangeLock::Mode::exclusive) {}
+        quiesced_(image.locks_, *image.committer_, *image.allocator_) {}
   Amendment(const Amendment&) = delete;
 
   /// Refuses what cannot be; writes nothing.
@@ -72,14 +72,12 @@ class Image::Amendment {
   Result<void> check_names() const;
   Task<void> check_refcounts();
   Task<void> check_header();
-  Task<void> quiesce();
 
   Task<std::vector<std::byte>> first_cluster();
   Task<Wanted> current(Bytes first);
   void upgrade(Wanted& wanted) const;
   void finish(Wanted& wanted) const;
-  Task<void> put(Bytes first, const Wanted& wanted);
-  Task<void> switch_header(std::vector<std::byte> sector, uint32_t version);
+  Task<void> put(const Quiesced& quiesced, Bytes first, const Wanted& wanted);
 
   Task<void> expand_zeros();
   Task<void> expand_table(HostCluster table, const Place& place);
@@ -96,7 +94,7 @@ class Image::Amendment {
   Image& image_;
   AmendOptions options_;
   RangeLock::Request size_;
-  RangeLock::Request clusters_;
+  Quiesced quiesced_;
   std::vector<NewTable> tables_;
   std::vector<Reservation> fresh_;
 };
@@ -235,18 +233,20 @@ Task<void> Image::Amendment::run() {
     const std::vector<std::byte> first = co_await first_cluster();
     Wanted wanted = co_await current(first);
     upgrade(wanted);
-    co_await put(first, wanted);
+    Quiesced quiesced(image_.locks_, committer(), allocator());
+    co_await quiesced.begin();
+    co_await put(quiesced, first, wanted);
   }
   if (options_.size && *options_.size != image_.size_) co_await image_.resize(*options_.size);
 
   co_await size_;
-  co_await clusters_;
-  co_await quiesce();
+  co_await quiesced_.begin();
+  co_await quiesced_.settle();
   co_await image_.bitmaps_->store_exact();  // Which may allocate.
-  co_await quiesce();
+  co_await quiesced_.settle();
   if (downgrades()) {
     co_await expand_zeros().doing("write out zero clusters");
-    co_await quiesce();
+    co_await quiesced_.settle();
   }
   co_await committer().finish();
   progress(0.5);
@@ -254,15 +254,8 @@ Task<void> Image::Amendment::run() {
   const std::vector<std::byte> first = co_await first_cluster();
   Wanted wanted = co_await current(first);
   finish(wanted);
-  co_await put(first, wanted);
+  co_await put(quiesced_, first, wanted);
   progress(1);
-}
-
-/// Nothing is staged, nothing is in limbo: disk and memory say the whole truth.
-Task<void> Image::Amendment::quiesce() {
-  co_await committer().flush_all();
-  co_await allocator().drain_limbo();
-  co_await committer().flush_all();
 }
 
 // --- The header ----------------------------------------------------------------------------------
@@ -317,40 +310,19 @@ void Image::Amendment::finish(Wanted& wanted) const {
 }
 
 /// The name of the backing file, where nothing refers to it; then the sector that does.
-Task<void> Image::Amendment::put(Bytes first, const Wanted& wanted) {
+Task<void> Image::Amendment::put(const Quiesced& quiesced, Bytes first, const Wanted& wanted) {
   HeaderChange change =
       co_await change_header(first, wanted.header, wanted.extensions, wanted.backing_file);
-  if (equal(change.sector, image_.head_.sector)) co_return;
   if (!change.name.empty()) {
-    co_await image_.file_->write(change.name_at, change.name, {.mark = Mark::header_update})
-        .doing("header");
-    co_await committer().sync(Mark::commit_sync);
+    co_await image_.header_state_->write_behind(change.name_at, change.name);
   }
-  co_await switch_header(std::move(change.sector), wanted.header.version);
-  Head& head = image_.head_;
-  head.header = wanted.header;
-  head.extensions = wanted.extensions;
-  head.backing_file.reset();
-  if (!wanted.backing_file.empty()) head.backing_file = wanted.backing_file;
-}
-
-/// One sector, durable.  When that fails it is made again what it was; when that fails, too, nobody
-/// knows what the disk says (M4).
-Task<void> Image::Amendment::switch_header(std::vector<std::byte> sector, uint32_t version) {
-  Head& head = image_.head_;
-  const std::vector<std::byte> old = head.sector;
-  const uint32_t old_version = head.geometry.version;
-  copy(MutableBytes(head.sector), sector);
-  head.geometry.version = version;
-  Result<void> switched = co_await committer().sync_header().result();
-  if (switched) co_return;
-  copy(MutableBytes(head.sector), old);
-  head.geometry.version = old_version;
-  if (!committer().latched()) {
-    const Result<void> back = co_await committer().sync_header().result();
-    if (!back) committer().latch(back.error());
-  }
-  co_await std::move(switched);
+  RootEdit edit;
+  edit.whole = NewHeader{.sector = std::move(change.sector),
+                         .header = wanted.header,
+                         .extensions = wanted.extensions,
+                         .backing_file = {}};
+  if (!wanted.backing_file.empty()) edit.whole->backing_file = wanted.backing_file;
+  co_await image_.header_state_->change(quiesced, std::move(edit));
 }
 
 // --- Zero clusters -------------------------------------------------------------------------------
@@ -523,7 +495,7 @@ Task<void> Image::Amendment::change_width() {
     fresh_.push_back(std::move(more));
   }
   // What a second try for the table has given back is free in both worlds.
-  co_await quiesce();
+  co_await quiesced_.settle();
 
   const auto write_block = [&](uint64_t number, uint64_t index,
                                const std::set<uint64_t>& freed) -> Task<void> {
@@ -547,10 +519,8 @@ Task<void> Image::Amendment::change_width() {
 
   // O6: width, offset and length are in one sector.
   const auto table_clusters = static_cast<uint32_t>(table.count());
-  std::vector<std::byte> sector = image_.head_.sector;
-  store_refcount_table(sector, at, table_clusters);
-  store_be<uint32_t>(sector, kRefcountOrderAt, wide.refcount_order);
-  co_await switch_header(std::move(sector), 3);
+  co_await image_.header_state_->change({.refcount_table = HeaderEdit::Table{at, table_clusters},
+                                         .refcount_order = wide.refcount_order});
 
   // What counted until now is given up, in the new blocks.
   std::set<uint64_t> freed;
@@ -571,7 +541,6 @@ Task<void> Image::Amendment::change_width() {
     ++number;
   }
   co_await committer().sync(Mark::commit_sync);
-  image_.head_.geometry.refcount_order = wide.refcount_order;
 }
 
 // --- Image ---------------------------------------------------------------------------------------

@@ -56,9 +56,7 @@ Task<void> Image::change_bitmaps(const Edit& edit) {
   co_await check_metadata_is_counted(*file_, head_, snapshots_, map_->l1(), *allocator_);
   Bitmaps::Change change = co_await bitmaps_->prepare(std::move(list));
   co_await committer_->flush_all();
-  std::vector<std::byte> old = head_.sector;
-  bitmaps_->enter(change);
-  co_await switch_header(std::move(old));
+  co_await header_state_->change({.bitmaps = bitmaps_->edit_for(change)});
   bitmaps_->keep(std::move(change));
   staged();
 }

@@ -37,11 +37,12 @@ Result<void> check_bitmap_size(uint64_t size, uint32_t granularity_bits, const G
   return {};
 }
 
-Bitmaps::Bitmaps(ReadyQueue& ready, Device& file, Head& head, Allocator& allocator,
+Bitmaps::Bitmaps(ReadyQueue& ready, Device& file, HeaderState& header, Allocator& allocator,
                  Committer& committer, MetadataSet& metadata)
     : file_(file),
-      head_(head),
-      geometry_(head.geometry),
+      header_(header),
+      head_(header.head()),
+      geometry_(head_.geometry),
       allocator_(allocator),
       committer_(committer),
       metadata_(metadata),
@@ -470,21 +471,13 @@ Task<void> Bitmaps::move_extension(std::vector<std::byte>& first_cluster) {
   const auto far = far_bitmaps_extension(first_cluster, head_.header);
   if (!far) co_return;
   if ((head_.header.autoclear & kBitmaps) != 0) {
-    const std::vector<std::byte> before = head_.sector;
-    co_await put_bitmaps_extension(first_cluster, head_.header, head_.extensions.bitmaps);
-    copy(MutableBytes(head_.sector), Bytes(first_cluster).first(kSectorSize));
-    Result<void> written = co_await committer_.sync_header().result();
-    if (!written) {
-      // Either is as good as the other.
-      copy(MutableBytes(head_.sector), before);
-      co_await std::move(written);
-    }
-    head_.header.backing_file_offset = load_be<uint64_t>(head_.sector, 8);
+    BitmapsEdit same{.extension = head_.extensions.bitmaps, .first_cluster = first_cluster};
+    co_await header_.change({.bitmaps = std::move(same)});
+    copy(MutableBytes(first_cluster), head_.sector);
   }
   const std::array<std::byte, 8> head = unused_extension_head(first_cluster, head_.header, *far);
   copy(MutableBytes(first_cluster).subspan(*far), head);
-  co_await file_.write(*far, head, {.mark = Mark::header_update}).doing("header");
-  co_await committer_.sync(Mark::commit_sync);
+  co_await header_.write_behind(*far, head);
 }
 
 Task<Bitmaps::Change> Bitmaps::prepare(BitmapList list) {
@@ -533,28 +526,17 @@ Task<Bitmaps::Change> Bitmaps::prepare(BitmapList list) {
   co_return std::move(change);
 }
 
-void Bitmaps::enter(Change& change) {
-  std::optional<BitmapsExtension> extension;
-  if (!change.list.empty()) {
-    extension = BitmapsExtension{.count = static_cast<uint32_t>(change.list.size()),
-                                 .directory_size = change.directory_size,
-                                 .directory_offset = geometry_.start_of(change.directory.first())};
-  }
-  copy(MutableBytes(change.first_cluster), head_.sector);
-  const Result<void> put = put_bitmaps_extension(change.first_cluster, head_.header, extension);
-  BYRE_ASSERT(put);  // prepare() tried.
-  copy(MutableBytes(head_.sector), Bytes(change.first_cluster).first(kSectorSize));
-  const uint64_t others = head_.header.autoclear & ~kBitmaps;
-  store_autoclear(head_.sector, extension ? others | kBitmaps : others);
+BitmapsEdit Bitmaps::edit_for(const Change& change) const {
+  BitmapsEdit edit{.extension = {}, .first_cluster = change.first_cluster};
+  if (change.list.empty()) return edit;
+  edit.extension =
+      BitmapsExtension{.count = static_cast<uint32_t>(change.list.size()),
+                       .directory_size = change.directory_size,
+                       .directory_offset = geometry_.start_of(change.directory.first())};
+  return edit;
 }
 
 void Bitmaps::keep(Change change) {
-  const uint64_t others = head_.header.autoclear & ~kBitmaps;
-  head_.header.autoclear = change.list.empty() ? others : others | kBitmaps;
-  head_.header.backing_file_offset = load_be<uint64_t>(head_.sector, 8);
-  Result<Extensions> extensions = parse_extensions(change.first_cluster, head_.header);
-  BYRE_ASSERT(extensions);
-  head_.extensions = *std::move(extensions);
   for (const HostCluster cluster : change.given_up) {
     metadata_.remove_run({cluster, 1});
     allocator_.release({cluster, 1});

@@ -15,7 +15,7 @@
 ///
 /// Everything that changes which bitmaps there are, or what they say otherwise, builds a new list
 /// beside the old one (prepare()), and switches to it with one write of the header's first sector
-/// (enter()), the same that changes the disk's size where that is what happens; only then is the
+/// (edit_for()), the same that changes the disk's size where that is what happens; only then is the
 /// old one given up (keep()).
 ///
 /// Cost: memory for the bits that are mixed; a load reads them.
@@ -42,8 +42,8 @@ Result<void> check_bitmap_size(uint64_t size, uint32_t granularity_bits, const G
 
 class Bitmaps {
  public:
-  Bitmaps(ReadyQueue& ready, Device& file, Head& head, Allocator& allocator, Committer& committer,
-          MetadataSet& metadata);
+  Bitmaps(ReadyQueue& ready, Device& file, HeaderState& header, Allocator& allocator,
+          Committer& committer, MetadataSet& metadata);
   Bitmaps(const Bitmaps&) = delete;
 
   /// Reads them; their clusters are metadata from here on.  Refuses what tracks and is not known; a
@@ -83,8 +83,8 @@ class Bitmaps {
   /// Writes what is fresh of `list` where nothing points to; committer.flush_all() makes it
   /// durable.  No request that marks may run from here to keep().
   Task<Change> prepare(BitmapList list);
-  /// The header's next write points to it.
-  void enter(Change& change);
+  /// What makes the header point to it.
+  BitmapsEdit edit_for(const Change& change) const;
   /// It does, durably (O6).
   void keep(Change change);
 
@@ -120,7 +120,8 @@ class Bitmaps {
   void adopt(BitmapList list);
 
   Device& file_;
-  Head& head_;
+  HeaderState& header_;
+  const Head& head_;
   const Geometry& geometry_;
   Allocator& allocator_;
   Committer& committer_;

@@ -30,22 +30,22 @@ struct Committer::Jobs {
   bool failed = false;
 };
 
-Committer::Committer(ReadyQueue& ready, Device& file, Device* data, const Geometry& geometry,
-                     Stages& stages, Epochs& epochs, Map& map, Allocator& allocator,
-                     MetadataSet& metadata, MutableBytes sector, bool lazy)
+Committer::Committer(ReadyQueue& ready, Device& file, bool external_data, SyncLatch& latch,
+                     HeaderState& header, Stages& stages, Epochs& epochs, Map& map,
+                     Allocator& allocator, MetadataSet& metadata, bool lazy)
     : ready_(ready),
       file_(file),
-      data_(data),
-      geometry_(geometry),
+      external_data_(external_data),
+      latch_(latch),
+      header_(header),
+      geometry_(header.head().geometry),
       stages_(stages),
       epochs_(epochs),
       map_(map),
       allocator_(allocator),
       metadata_(metadata),
-      sector_(sector),
       lazy_(lazy),
-      finished_(ready),
-      header_mutex_(ready) {}
+      finished_(ready) {}
 
 bool Committer::has_work(bool with_refcounts) const {
   if (stages_.committing) return true;
@@ -84,67 +84,11 @@ Task<void> Committer::flush_all() {
 
 Task<void> Committer::finish() {
   co_await flush_all();
-  if (maybe_dirty_) co_await set_dirty(false);
-}
-
-void Committer::latch(const Error& error) {
-  if (latched_) return;
-  latched_ =
-      Error(Errc::io,
-            cat("a sync failed (", error.message(),
-                "): what was written since the last flush may be lost; open the image again"),
-            error.sys_errno());
-}
-
-Task<void> Committer::sync(Mark mark) {
-  if (latched_) co_await fail(latched_.copy());
-  Result<void> synced = co_await file_.flush(mark).result();
-  if (synced) co_return;
-  latch(synced.error());
-  co_await std::move(synced);
-}
-
-Task<void> Committer::sync_data(Mark mark) {
-  if (latched_) co_await fail(latched_.copy());
-  if (!data_) co_return;
-  Result<void> synced = co_await data_->flush(mark).result();
-  if (synced) co_return;
-  latch(synced.error());
-  co_await std::move(synced).doing("data file");
-}
-
-Task<void> Committer::write_header() {
-  const Mutex::Hold hold = co_await header_mutex_.lock();
-  if (latched_) co_await fail(latched_.copy());
-  // A copy: others may change fields meanwhile.  That one of those goes down with this write is no
-  // harm, as each is changed only when what it needs is durable.
-  const std::vector<std::byte> now(sector_.begin(), sector_.end());
-  co_await file_.write(0, now, {.mark = Mark::header_update}).doing("header");
-}
-
-Task<void> Committer::sync_header() {
-  co_await write_header();
-  co_await sync(Mark::commit_sync);
-  const bool dirty = geometry_.version >= 3 && (load_be<uint64_t>(sector_, 72) & kDirty) != 0;
-  dirty_durable_ = maybe_dirty_ = dirty;
-}
-
-void Committer::put_dirty(bool dirty) {
-  if (geometry_.version < 3) return;
-  const uint64_t features = load_be<uint64_t>(sector_, 72);
-  store_incompatible(sector_, dirty || keep_dirty_ ? features | kDirty : features & ~kDirty);
-  dirty_durable_ = false;
-  maybe_dirty_ = true;  // If the write fails, the disk may have it all the same.
-}
-
-/// O7: set before the refcounts may fall behind, cleared when they are true again.
-Task<void> Committer::set_dirty(bool dirty) {
-  put_dirty(dirty);
-  co_await sync_header();
+  if (header_.dirty()) co_await header_.change({.dirty = false});  // O7
 }
 
 Task<void> Committer::run(Mark mark) {
-  if (latched_) co_await fail(latched_.copy());
+  if (latch_) co_await fail(latch_.error().copy());
   if (stages_.committing) {  // Its pointers could not be written; nothing else goes before it.
     co_await step_refcount_pointers();
     co_await step_cluster_pointers(mark);
@@ -158,7 +102,7 @@ Task<void> Committer::run(Mark mark) {
     // table that was switched without a commit.
     const uint64_t number = stages_.open.number;
     if (!allocator_.limbo_empty()) ++stages_.open.number;
-    co_await sync_data(mark);
+    co_await latch_.sync_data(mark);
     co_await sync(mark);
     if (stages_.open.number == number) co_return;
     stages_.durable_end = number + 1;
@@ -166,7 +110,7 @@ Task<void> Committer::run(Mark mark) {
     allocator_.reclaim();
     co_return;
   }
-  if (!with_refcounts && !dirty_durable_) co_await set_dirty(true);
+  if (!with_refcounts && !header_.dirty()) co_await header_.change({.dirty = true});  // O7
   stages_.rotate();
   if (!with_refcounts) postpone_refcounts();
   const Generation& generation = *stages_.committing;
@@ -174,7 +118,8 @@ Task<void> Committer::run(Mark mark) {
   std::sort(sorted_.begin(), sorted_.end(),
             [](const auto& a, const auto& b) { return a.first < b.first; });
   Result<void> step = co_await step_unreferenced(mark).result();
-  if (!step) {
+  if (step && generation.refcount_table) step = co_await switch_refcount_table().result();
+  if (!step) {  // No pointer has changed; or there will be no other commit.
     allocator_.refold(generation.number);
     stages_.fold();
     co_await std::move(step);
@@ -197,7 +142,7 @@ void Committer::postpone_refcounts() {
 /// Step 1 (O1, O2): everything that the pointers of steps 2 and 3 will lead to.
 Task<void> Committer::step_unreferenced(Mark mark) {
   const Generation& generation = *stages_.committing;
-  co_await sync_data(mark);
+  co_await latch_.sync_data(mark);
   Jobs jobs;
   const uint64_t per_sector = kSectorSize * 8 / geometry_.refcount_bits();
   const uint64_t sectors_per_cluster = geometry_.cluster_size() / kSectorSize;
@@ -232,24 +177,25 @@ Task<void> Committer::step_unreferenced(Mark mark) {
     jobs.list.push_back({Job::Kind::new_l2, index});
   const bool wrote = !jobs.list.empty();
   co_await perform(jobs);
-  if (wrote || (generation.links_data && !data_)) {
+  if (wrote || (generation.links_data && !external_data_)) {
     co_await sync(mark == Mark::flush ? mark : Mark::commit_sync);
   }
   stages_.committing->data_durable = true;
 }
 
-/// Step 2: header -> refcount table -> refcount blocks, before any pointer to what they count.
+/// Step 2 with a new refcount table: the header leads to it, durably, or nothing has changed (O6).
+Task<void> Committer::switch_refcount_table() {
+  const NewRefcountTable table = *stages_.committing->refcount_table;
+  co_await header_.change(
+      {.refcount_table =
+           HeaderEdit::Table{geometry_.start_of(table.at), static_cast<uint32_t>(table.clusters)}});
+  allocator_.set_durable_table_at({table.at, table.clusters});
+}
+
+/// Step 2 otherwise: refcount table -> refcount blocks, before any pointer to what they count.
 Task<void> Committer::step_refcount_pointers() {
   const Generation& generation = *stages_.committing;
-  if (generation.refcount_table) {
-    const HostSpan table{generation.refcount_table->at, generation.refcount_table->clusters};
-    store_refcount_table(sector_, geometry_.start_of(table.first),
-                         static_cast<uint32_t>(table.count));
-    co_await write_header();  // O6: one sector.
-    co_await sync(Mark::commit_sync);
-    allocator_.set_durable_table_at(table);
-    co_return;
-  }
+  if (generation.refcount_table) co_return;  // It was written with its entries.
   if (generation.refcount_blocks.empty()) co_return;
   Jobs jobs;
   std::set<uint64_t> sectors;
@@ -419,7 +365,7 @@ Task<void> Committer::write_l1_sector(uint64_t sector) {
     const bool is_new = fresh != stages_.committing->l2_tables.end();
     store_be(bytes, i * 8, is_new ? encode_l1({fresh->second.at, true}, geometry_) : l1[first + i]);
   }
-  const uint64_t at = load_be<uint64_t>(sector_, 40) + first * 8;
+  const uint64_t at = header_.head().header.l1_offset.value + first * 8;
   co_await file_.write(at, bytes, {.mark = Mark::l1_update}).doing("L1 table at ", hex(at));
 }
 

@@ -9,12 +9,13 @@
 ///      (left out when there are none);
 ///   3. pointers to clusters: L2 entries and L1 entries.
 /// Then the generation is durable; what it removed can leave limbo, and the decrements that follow
-/// from that belong to a later generation. When step 1 fails the generation is folded under the
-/// next.  When step 2 or 3 fails the pointers on the disk are unknown: the generation stays and is
-/// written again, before any other (M4). With lazy refcounts steps 1 and 2 leave the refcounts out
-/// while the dirty bit is set. An external data file is synced once, before step 1 (O2, O8): what
-/// was written to it is durable before any entry that leads there.  flush() serves everybody who
-/// asks: those who come during a commit share the next (L4). Cost: an empty commit is one sync.
+/// from that belong to a later generation. When step 1 fails, or the header could be written back
+/// as it was, the generation is folded under the next.  When step 2 or 3 fails otherwise the
+/// pointers on the disk are unknown: the generation stays and is written again, before any other
+/// (M4). With lazy refcounts steps 1 and 2 leave the refcounts out while the dirty bit is set. An
+/// external data file is synced once, before step 1 (O2, O8): what was written to it is durable
+/// before any entry that leads there.  flush() serves everybody who asks: those who come during a
+/// commit share the next (L4). Cost: an empty commit is one sync.
 #pragma once
 
 #include <functional>
@@ -24,19 +25,18 @@
 #include "block/device.h"
 #include "coro/event.h"
 #include "coro/scope.h"
-#include "coro/semaphore.h"
 #include "qcow2/allocator.h"
+#include "qcow2/header_state.h"
 #include "qcow2/map.h"
 
 namespace byre {
 
 class Committer {
  public:
-  /// `sector` is the header's first sector, which the committer changes and writes.
-  /// `data` is the external data file, or null.
-  Committer(ReadyQueue& ready, Device& file, Device* data, const Geometry& geometry, Stages& stages,
-            Epochs& epochs, Map& map, Allocator& allocator, MetadataSet& metadata,
-            MutableBytes sector, bool lazy);
+  /// `external_data`: guest data lie in a file of their own.
+  Committer(ReadyQueue& ready, Device& file, bool external_data, SyncLatch& latch,
+            HeaderState& header, Stages& stages, Epochs& epochs, Map& map, Allocator& allocator,
+            MetadataSet& metadata, bool lazy);
 
   /// Everything staged, and every write completed, before this call is durable when it ends.
   Task<void> flush(Mark mark);
@@ -47,15 +47,10 @@ class Committer {
   /// Is there anything that a commit would write?
   bool has_work() const { return has_work(!lazy_); }
   bool running() const { return running_; }
-  /// The error of the sync that failed, if one has; what was staged after the sync before it is in
-  /// doubt.
-  const Error& latched() const { return latched_; }
-  /// Nobody knows any more what the disk says: nothing is written until the image is opened again.
-  void latch(const Error& error);
-  /// Syncs the file, with the latch.
-  Task<void> sync(Mark mark);
-  /// Syncs the data file, if there is one, with the latch.
-  Task<void> sync_data(Mark mark);
+  /// Nothing is written any more; reads go on.
+  const Error& latched() const { return latch_.error(); }
+  /// Syncs the file.
+  BYRE_CORO_WRAPPER Task<void> sync(Mark mark) { return latch_.sync(mark); }
   /// Told when a generation has become durable.
   void set_on_durable(std::function<void()> told) { on_durable_ = std::move(told); }
   /// For those who wait for room to stage: notified after every commit, failed or not.
@@ -63,24 +58,12 @@ class Committer {
   uint64_t commits() const { return commits_; }
   uint64_t failures() const { return failures_; }
 
-  /// Writes the header's sector; one write at a time.
-  Task<void> write_header();
-  /// write_header(), then a sync.
-  Task<void> sync_header();
-  /// The dirty bit as the next write of the header has it (O7).  Version 2 has none.
-  void put_dirty(bool dirty);
-  /// Writes it.
-  Task<void> set_dirty(bool dirty);
-  /// Is the bit set on the disk, for sure?
-  bool dirty_durable() const { return dirty_durable_; }
-  /// Something could not be put right: the bit stays, so that the next open rebuilds.
-  void keep_dirty() { keep_dirty_ = true; }
-
  private:
   struct Job;
   struct Jobs;
   Task<void> run(Mark mark);
   Task<void> step_unreferenced(Mark mark);
+  Task<void> switch_refcount_table();
   Task<void> step_refcount_pointers();
   Task<void> step_cluster_pointers(Mark mark);
   void finish_generation();
@@ -97,26 +80,22 @@ class Committer {
 
   ReadyQueue& ready_;
   Device& file_;
-  Device* data_;
+  const bool external_data_;
+  SyncLatch& latch_;
+  HeaderState& header_;
   const Geometry& geometry_;
   Stages& stages_;
   Epochs& epochs_;
   Map& map_;
   Allocator& allocator_;
   MetadataSet& metadata_;
-  MutableBytes sector_;
   bool lazy_;
-  uint64_t write_all_ = 0;      ///< flush_all() calls under way.
-  bool dirty_durable_ = false;  ///< The dirty bit is set on the disk, for sure.
-  bool maybe_dirty_ = false;    ///< It may be.
-  bool keep_dirty_ = false;
+  uint64_t write_all_ = 0;  ///< flush_all() calls under way.
 
   uint64_t wanted_ = 0;  ///< The last flush that came.
   uint64_t done_ = 0;    ///< Flushes up to this one are served.
   bool running_ = false;
-  Error latched_;
   Event finished_;
-  Mutex header_mutex_;
   /// The committing generation's entries, in order.
   std::vector<std::pair<GuestCluster, L2Entry>> sorted_;
   std::function<void()> on_durable_;

@@ -187,14 +187,14 @@ Task<void> Image::grow_data_file(uint64_t size) {
     }
     co_await data_->resize(size).doing("data file");
   }
-  co_await committer_->sync_data(Mark::commit_sync);
+  co_await sync_latch_->sync_data(Mark::commit_sync);
 }
 
 /// After the disk has become smaller.
 Task<void> Image::cut_data_file() {
   if (!data_->can_grow() || data_->size() <= size_) co_return;
   co_await data_->resize(size_).doing("data file");
-  co_await committer_->sync_data(Mark::commit_sync);
+  co_await sync_latch_->sync_data(Mark::commit_sync);
 }
 
 }  // namespace byre

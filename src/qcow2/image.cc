@@ -78,17 +78,6 @@ Task<void> Image::load_old(const Mapping& old) {
   co_await allocator_->load(span);
 }
 
-Task<void> Image::switch_header(std::vector<std::byte> old) {
-  Result<void> switched = co_await committer_->sync_header().result();
-  if (switched) co_return;
-  copy(MutableBytes(head_.sector), old);
-  if (!committer_->latched()) {
-    Result<void> back = co_await committer_->sync_header().result();
-    if (!back) committer_->latch(back.error());
-  }
-  co_await std::move(switched);
-}
-
 /// What the allocator does in the background may leave something to commit.
 Task<void> Image::in_background(Task<void> task) {
   co_await std::move(task);

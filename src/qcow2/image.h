@@ -320,9 +320,6 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
   Task<void> truncate_file();
 
   Result<void> check_can_write() const;
-  /// Writes the header's sector; `old` is what it was.  When that fails it is made that again, and
-  /// nothing has happened; when that fails too, nobody knows what the disk says (M4).
-  Task<void> switch_header(std::vector<std::byte> old);
   Task<void> room_to_stage();
   /// Something was staged: a commit follows within options_.commit_delay.
   void staged();
@@ -351,7 +348,9 @@ class Image final : public Device, private Packer::Writer, private UnpackedCache
       size_lock_;  ///< Shared: requests that depend on where the disk ends; exclusive: its change.
   UnpackedCache unpacked_;
   std::unique_ptr<Map> map_;
-  std::unique_ptr<Allocator> allocator_;  ///< Null when read-only, like the next.
+  std::unique_ptr<Allocator> allocator_;  ///< Null when read-only, like those that follow.
+  std::unique_ptr<SyncLatch> sync_latch_;
+  std::unique_ptr<HeaderState> header_state_;
   std::unique_ptr<Committer> committer_;
   std::unique_ptr<Packer> packer_;
   std::unique_ptr<Bitmaps> bitmaps_;

@@ -329,9 +329,11 @@ Task<void> Image::begin_writing() {
       std::move(refcounts), table);
   allocator_->set_spawner(
       [this](Task<void> task) { background_.spawn(in_background(std::move(task))); });
+  sync_latch_ = std::make_unique<SyncLatch>(*file_, data_.get());
+  header_state_ = std::make_unique<HeaderState>(reactor_.ready(), *file_, *sync_latch_, head_);
   committer_ = std::make_unique<Committer>(
-      reactor_.ready(), *file_, data_.get(), g, stages_, epochs_, *map_, *allocator_, metadata_,
-      MutableBytes(head_.sector),
+      reactor_.ready(), *file_, data_ != nullptr, *sync_latch_, *header_state_, stages_, epochs_,
+      *map_, *allocator_, metadata_,
       options_.lazy_refcounts.value_or((header.compatible & kLazyRefcounts) != 0));
   committer_->set_on_durable([this] { punch_what_is_durable(); });
   allocator_->set_on_free([this](HostCluster cluster) { unpacked_.forget(cluster); });
@@ -350,19 +352,14 @@ Task<void> Image::begin_writing() {
   }
   length_at_open_ = file_->size();
   co_await check_own_refcounts();
-  bitmaps_ = std::make_unique<Bitmaps>(reactor_.ready(), *file_, head_, *allocator_, *committer_,
-                                       metadata_);
+  bitmaps_ = std::make_unique<Bitmaps>(reactor_.ready(), *file_, *header_state_, *allocator_,
+                                       *committer_, metadata_);
   co_await bitmaps_->load(options_.message);
 
   // Features that only their own writers keep true are switched off before the first change.
   const uint64_t kept = header.autoclear & ((head_.extensions.bitmaps ? kBitmaps : 0) |
                                             (has_raw_data() ? kRawDataFile : 0));
-  if (header.version >= 3 && header.autoclear != kept) {
-    head_.header.autoclear = kept;
-    store_autoclear(head_.sector, kept);
-    co_await committer_->write_header();
-    co_await committer_->sync(Mark::commit_sync);
-  }
+  if (header.version >= 3) co_await header_state_->change({.autoclear = kept});
 }
 
 }  // namespace byre

@@ -3,6 +3,7 @@
 
 #include "qcow2/counted.h"
 #include "qcow2/image.h"
+#include "qcow2/quiesced.h"
 #include "qcow2/working.h"
 
 namespace byre {
@@ -95,12 +96,10 @@ Task<void> Image::switch_size(uint64_t size) {
   co_await change_size;
   std::optional<Bitmaps::Change> bitmaps = co_await resized_bitmaps(size);
   if (bitmaps) co_await committer_->flush_all();
-  std::vector<std::byte> old = head_.sector;
-  store_size(head_.sector, size);
-  if (bitmaps) bitmaps_->enter(*bitmaps);
-  co_await switch_header(std::move(old));
+  HeaderEdit edit{.disk_size = size};
+  if (bitmaps) edit.bitmaps = bitmaps_->edit_for(*bitmaps);
+  co_await header_state_->change(std::move(edit));
   size_ = size;
-  head_.header.size = size;
   if (!bitmaps) co_return;
   bitmaps_->keep(*std::move(bitmaps));
   staged();
@@ -120,16 +119,14 @@ Task<void> Image::undo_preallocation(uint64_t start, uint64_t end) {
 /// A longer L1 table: filled and durable before the header points to it (O6).
 Task<void> Image::grow_l1(uint64_t entries) {
   const Geometry& g = head_.geometry;
-  RangeLock::Request lock(locks_, 0, UINT64_MAX, RangeLock::Mode::exclusive);
-  co_await lock;
+  Quiesced quiesced(locks_, *committer_, *allocator_);
+  co_await quiesced.begin();
   const uint64_t clusters = g.clusters_for(entries * 8);
   Reservation fresh = co_await allocator_->reserve_run(clusters);
   const HostSpan old{g.cluster_of(head_.header.l1_offset),
                      g.clusters_for(head_.header.l1_entries * uint64_t{8})};
   co_await allocator_->load(old);
-  // Nothing is staged after this: writers wait for the lock.  The new table's refcounts go down
-  // even where they are lazy (O1).
-  co_await committer_->flush_all();
+  co_await quiesced.commit();  // The new table's refcounts, too (O1).
   std::vector<std::byte> body(clusters * cluster_size());
   for (uint64_t i = 0; i < map_->l1().size(); ++i)
     store_be(MutableBytes(body), i * 8, map_->l1()[i]);
@@ -137,23 +134,14 @@ Task<void> Image::grow_l1(uint64_t entries) {
   co_await file_->write(at.value, body, {.mark = Mark::l1_grow});
   co_await committer_->sync(Mark::commit_sync);
 
-  store_l1(head_.sector, at, static_cast<uint32_t>(entries));
-  Result<void> switched = co_await committer_->write_header().result();
-  if (switched) switched = co_await committer_->sync(Mark::commit_sync).result();
-  if (!switched) {
-    // Either table may be the one that counts now (a failed pointer write): neither is given up,
-    // none is changed.
-    fresh.keep();
-    committer_->latch(switched.error());
-    co_await std::move(switched);
-  }
+  RootEdit edit;
+  edit.l1 = {at, static_cast<uint32_t>(entries)};
+  co_await header_state_->change(quiesced, std::move(edit));
   metadata_.add_run({fresh.first(), clusters});
   fresh.keep();
   metadata_.remove_run(old);
   allocator_->release(old);
   map_->grow_l1(entries);
-  head_.header.l1_offset = at;
-  head_.header.l1_entries = static_cast<uint32_t>(entries);
   staged();
 }
 

@@ -22,6 +22,7 @@
 
 #include "base/checked.h"
 #include "qcow2/image.h"
+#include "qcow2/quiesced.h"
 
 namespace byre {
 
@@ -71,7 +72,7 @@ Task<void> Image::zero_tail(uint64_t size) {
   const uint64_t end = round_up(size, cluster_size());
   if (size == end) co_return;
   // What failed and may still land (H6) lands before the zeros, or never.
-  co_await committer_->sync_data(Mark::commit_sync);
+  co_await sync_latch_->sync_data(Mark::commit_sync);
   co_await zero_checked(size, end - size, {.only_where_needed = true})
       .doing("zero the end of the disk");
 }
@@ -90,8 +91,8 @@ Task<bool> Image::ends_in_data(uint64_t size) {
 /// Steps 2 and 3: what the disk keeps, in tables of its own, and the switch to them.
 Task<void> Image::cut_tables(uint64_t size, CutOff& off) {
   const Geometry& g = head_.geometry;
-  RangeLock::Request lock(locks_, 0, UINT64_MAX, RangeLock::Mode::exclusive);
-  co_await lock;
+  Quiesced quiesced(locks_, *committer_, *allocator_);
+  co_await quiesced.begin();
   off.l1 = map_->l1();
   off.l1_entries = std::max<uint64_t>(g.l1_entries_for(size), 1);
   const HostSpan old{g.cluster_of(head_.header.l1_offset),
@@ -104,9 +105,7 @@ Task<void> Image::cut_tables(uint64_t size, CutOff& off) {
     off.last_cluster_copy = co_await allocator_->reserve(1, Allocator::Use::data);
   std::optional<Bitmaps::Change> bitmaps;
   if (size != head_.header.size) bitmaps = co_await resized_bitmaps(size);
-  // Nothing is staged after this: writers wait for the lock.  The refcounts go down even where they
-  // are lazy (O1).
-  co_await committer_->flush_all();
+  co_await quiesced.commit();  // The new tables' refcounts, too (O1).
   off.l1 = map_->l1();
   for (uint64_t i = off.l1_entries; i < off.l1.size(); ++i) {
     const L1Entry entry = co_await decode_l1(off.l1[i], g).doing("L1 entry ", i);
@@ -121,19 +120,10 @@ Task<void> Image::cut_tables(uint64_t size, CutOff& off) {
   co_await file_->write(at.value, body, {.mark = Mark::l1_shrink});
   co_await committer_->sync(Mark::commit_sync);
 
-  store_size(head_.sector, size);
-  if (bitmaps) bitmaps_->enter(*bitmaps);
-  store_l1(head_.sector, at, static_cast<uint32_t>(off.l1_entries));
-  Result<void> switched = co_await committer_->write_header().result();
-  if (switched) switched = co_await committer_->sync(Mark::commit_sync).result();
-  if (!switched) {
-    // Either disk may be the one that counts now: none is changed until the image is opened again.
-    fresh.keep();
-    if (off.last_table) off.last_table_copy.keep();
-    off.last_cluster_copy.keep();
-    committer_->latch(switched.error());
-    co_await std::move(switched);
-  }
+  RootEdit edit{.fields = {.disk_size = size}};
+  if (bitmaps) edit.fields.bitmaps = bitmaps_->edit_for(*bitmaps);
+  edit.l1 = {at, static_cast<uint32_t>(off.l1_entries)};
+  co_await header_state_->change(quiesced, std::move(edit));
   metadata_.add_run(fresh.span());
   fresh.keep();
   metadata_.remove_run(old);
@@ -144,9 +134,6 @@ Task<void> Image::cut_tables(uint64_t size, CutOff& off) {
   }
   off.last_cluster_copy.keep();
   map_->replace_l1(off.l1);
-  head_.header.l1_offset = at;
-  head_.header.l1_entries = static_cast<uint32_t>(off.l1_entries);
-  head_.header.size = size;
   if (bitmaps) bitmaps_->keep(*std::move(bitmaps));
 }
 

@@ -8,6 +8,7 @@
 #include "base/checked.h"
 #include "qcow2/counted.h"
 #include "qcow2/image.h"
+#include "qcow2/quiesced.h"
 #include "qcow2/working.h"
 
 namespace byre {
@@ -68,7 +69,7 @@ class Image::SnapshotChange {
   explicit SnapshotChange(Image& image)
       : image_(image),
         size_(image.size_lock_, 0, 1, RangeLock::Mode::exclusive),
-        clusters_(image.locks_, 0, UINT64_MAX, RangeLock::Mode::exclusive) {}
+        quiesced_(image.locks_, *image.committer_, *image.allocator_) {}
   SnapshotChange(const SnapshotChange&) = delete;
 
   Task<void> begin();
@@ -110,8 +111,9 @@ class Image::SnapshotChange {
   Task<void> write_l1(HostCluster at, const L1& l1);
   Task<NewTable> put_table(std::vector<Snapshot> snapshots);
   Task<void> replace(std::vector<Snapshot> snapshots);
-  void enter_table(const NewTable& table);
-  void keep_table(NewTable table);
+  HeaderEdit::Table place_of(const NewTable& table) const;
+  void keep_table(NewTable table, HostSpan old);
+  Task<void> switch_to(NewTable table, HeaderEdit fields = {});
   Task<void> mark_dirty();
   Task<void> lower(const RefcountChanges& references);
   Task<void> finish(Result<void> done);
@@ -120,7 +122,7 @@ class Image::SnapshotChange {
   Image& image_;
   Mutex::Hold resize_;
   RangeLock::Request size_;
-  RangeLock::Request clusters_;
+  Quiesced quiesced_;
   std::unordered_set<HostCluster> blocks_;  ///< Refcount blocks.
 };
 
@@ -129,15 +131,13 @@ class Image::SnapshotChange {
 Task<void> Image::SnapshotChange::begin() {
   resize_ = co_await image_.resize_mutex_.lock();
   co_await size_;
-  co_await clusters_;
+  co_await quiesced_.begin();
   co_await image_.check_can_write();
   if (g().data_file) {
     co_await fail(unsupported(
         "internal snapshots of an image with an external data file, where clusters cannot move"));
   }
-  co_await committer().flush_all();
-  co_await allocator().drain_limbo();
-  co_await committer().flush_all();
+  co_await quiesced_.settle();
   blocks_ = allocator().refcount_blocks();
 }
 
@@ -301,38 +301,42 @@ Task<Image::SnapshotChange::NewTable> Image::SnapshotChange::put_table(
   co_return std::move(table);
 }
 
-/// The header's next write points to `table`.
-void Image::SnapshotChange::enter_table(const NewTable& table) {
-  const HostOffset at = table.at ? g().start_of(table.at.first()) : HostOffset{0};
-  store_snapshots(image_.head_.sector, static_cast<uint32_t>(table.snapshots.size()), at);
+HeaderEdit::Table Image::SnapshotChange::place_of(const NewTable& table) const {
+  return {table.at ? g().start_of(table.at.first()) : HostOffset{0},
+          static_cast<uint32_t>(table.snapshots.size())};
 }
 
-/// It does, durably: the old one is given up (O6).
-void Image::SnapshotChange::keep_table(NewTable table) {
-  const HostSpan old = table_of_snapshots();
+/// The header points to it, durably: the old one, which lay in `old`, is given up (O6).
+void Image::SnapshotChange::keep_table(NewTable table, HostSpan old) {
   if (old.count != 0) {
     image_.metadata_.remove_run(old);
     allocator().release(old);
   }
-  Header& header = image_.head_.header;
-  header.snapshots_offset = HostOffset{0};
   if (table.at) {
-    header.snapshots_offset = g().start_of(table.at.first());
     image_.metadata_.add_run(table.at.span());
     table.at.keep();
   }
-  header.snapshot_count = static_cast<uint32_t>(table.snapshots.size());
   image_.snapshots_ = std::move(table.snapshots);
 }
 
+/// The header leads to `table`, and its other fields change as `fields` says; then the old table is
+/// given up.
+Task<void> Image::SnapshotChange::switch_to(NewTable table, HeaderEdit fields) {
+  const HostSpan old = table_of_snapshots();
+  RootEdit edit{.fields = std::move(fields)};
+  edit.snapshot_table = place_of(table);
+  co_await image_.header_state_->change(quiesced_, std::move(edit));
+  keep_table(std::move(table), old);
+}
+
 Task<void> Image::SnapshotChange::mark_dirty() {
-  if (g().version >= 3 && !committer().dirty_durable()) co_await committer().set_dirty(true);
+  co_await image_.header_state_->change({.dirty = true});
 }
 
 /// The last part: clears the dirty bit, unless something could not be put right.
 Task<void> Image::SnapshotChange::finish(Result<void> done) {
-  if (done && g().version >= 3) done = co_await committer().set_dirty(false).result();
-  if (!done) committer().keep_dirty();
+  if (done) done = co_await image_.header_state_->change({.dirty = false}).result();
+  if (!done) image_.header_state_->keep_dirty();
   image_.staged();
   co_await std::move(done);
 }
@@ -389,17 +393,11 @@ Task<void> Image::SnapshotChange::create(NewSnapshot wanted) {
     allocator().raise(tree.references);
     done = co_await committer().flush_all().result();
   }
-  if (done) {
-    std::vector<std::byte> header = image_.head_.sector;
-    enter_table(table);
-    committer().put_dirty(false);
-    done = co_await image_.switch_header(std::move(header)).result();
-  }
+  if (done) done = co_await switch_to(std::move(table), {.dirty = false}).result();
   if (!done) {
     (void)co_await undo_create(tree, raised).result();
     co_await std::move(done);
   }
-  keep_table(std::move(table));
   if (copy_of_l1) {
     image_.metadata_.add_run(copy_of_l1.span());
     copy_of_l1.keep();
@@ -437,13 +435,9 @@ Task<void> Image::SnapshotChange::remove(size_t index) {
   snapshots.erase(snapshots.begin() + static_cast<std::ptrdiff_t>(index));
   NewTable table = co_await put_table(std::move(snapshots));
   co_await committer().flush_all();
-  std::vector<std::byte> header = image_.head_.sector;
-  enter_table(table);
-  committer().put_dirty(true);
-  co_await image_.switch_header(std::move(header));
+  co_await switch_to(std::move(table), {.dirty = true});
 
   // The snapshot is gone; what follows makes room and restores COPIED.
-  keep_table(std::move(table));
   image_.metadata_.remove_run(l1_at);
   Result<void> done = co_await lower(tree.references).result();
   if (done) {
@@ -515,11 +509,10 @@ Task<void> Image::SnapshotChange::apply(size_t index) {
     done = co_await committer().flush_all().result();
   }
   if (done) {
-    std::vector<std::byte> header = image_.head_.sector;
-    store_size(image_.head_.sector, size);
-    if (bitmaps) image_.bitmaps_->enter(*bitmaps);
-    store_l1(image_.head_.sector, g().start_of(at.first()), static_cast<uint32_t>(fresh.size()));
-    done = co_await image_.switch_header(std::move(header)).result();
+    RootEdit edit{.fields = {.disk_size = size}};
+    if (bitmaps) edit.fields.bitmaps = image_.bitmaps_->edit_for(*bitmaps);
+    edit.l1 = {g().start_of(at.first()), static_cast<uint32_t>(fresh.size())};
+    done = co_await image_.header_state_->change(quiesced_, std::move(edit)).result();
   }
   if (!done) {
     if (raised) allocator().lower(plus.references);
@@ -534,9 +527,7 @@ Task<void> Image::SnapshotChange::apply(size_t index) {
     if (points(entry)) image_.metadata_.add(g().cluster_of(HostOffset{entry & kOffsetMask}));
   }
   if (size < image_.size_) ++image_.shrinks_;
-  image_.head_.header.size = image_.size_ = size;
-  image_.head_.header.l1_entries = static_cast<uint32_t>(fresh.size());
-  image_.head_.header.l1_offset = g().start_of(at.first());
+  image_.size_ = size;
   image_.metadata_.remove_run(old_at);
   image_.metadata_.add_run(at.span());
   at.keep();
@@ -579,10 +570,7 @@ Task<void> Image::SnapshotChange::complete() {
 Task<void> Image::SnapshotChange::replace(std::vector<Snapshot> snapshots) {
   NewTable table = co_await put_table(std::move(snapshots));
   co_await committer().flush_all();
-  std::vector<std::byte> header = image_.head_.sector;
-  enter_table(table);
-  co_await image_.switch_header(std::move(header));
-  keep_table(std::move(table));
+  co_await switch_to(std::move(table));
   image_.staged();
 }
 
