@@ -38,12 +38,14 @@ struct Fault {
 
 class FaultPlan {
  public:
-  /// Operations number `first` to `last` (from 1) of `kind` on this disk.
+  /// Operations number `first` to `last` (from 1) of `kind` on this disk; with `first_sector` only
+  /// those on the disk's first 512 bytes are concerned and counted.
   struct Rule {
     Op::Kind kind = Op::Kind::write;
     uint64_t first = 1;
     uint64_t last = 1;
     Fault fault = {.kind = Fault::Kind::error};
+    bool first_sector = false;
   };
   /// Once in so many operations; 0 is never.
   struct Rates {
@@ -81,10 +83,15 @@ class FaultPlan {
            no_space_count_ != 0;
   }
 
-  Fault next(Op::Kind kind, Prng& prng) {
+  Fault next(const Op& op, Prng& prng) {
+    const Op::Kind kind = op.kind;
     const uint64_t number = ++counts_[static_cast<size_t>(kind)];
+    const bool first_sector = kind == Op::Kind::write && op.offset < 512;
+    if (first_sector) ++first_sector_writes_;
     for (const Rule& rule : rules_) {
-      if (rule.kind == kind && number >= rule.first && number <= rule.last) return rule.fault;
+      if (rule.kind != kind || (rule.first_sector && !first_sector)) continue;
+      const uint64_t which = rule.first_sector ? first_sector_writes_ : number;
+      if (which >= rule.first && which <= rule.last) return rule.fault;
     }
     const bool transfer = kind == Op::Kind::read || kind == Op::Kind::write;
     if (transfer && hit(rates.interrupted, prng)) return {.kind = Fault::Kind::interrupted};
@@ -108,6 +115,7 @@ class FaultPlan {
   /// How many operations of `kind` there were.
   uint64_t count(Op::Kind kind) const { return counts_[static_cast<size_t>(kind)]; }
   uint64_t allocations() const { return allocations_; }
+  uint64_t first_sector_writes() const { return first_sector_writes_; }
 
   Rates rates = {};
 
@@ -119,6 +127,7 @@ class FaultPlan {
   uint64_t no_space_count_ = 0;
   uint64_t counts_[16] = {};
   uint64_t allocations_ = 0;
+  uint64_t first_sector_writes_ = 0;
 };
 
 }  // namespace byre

@@ -195,7 +195,7 @@ std::optional<unsigned> SimDisk::begin(uint64_t id, const Op& op, bool writable,
   land_late(op.kind == Op::Kind::sync);
   way.result = check(op, writable, block_size);
   if (way.result == 0) {
-    way.fault = options_.faults.next(op.kind, prng_);
+    way.fault = options_.faults.next(op, prng_);
     if (way.fault.kind == Fault::Kind::interrupted) {
       way.result = -EINTR;
     } else {

@@ -41,13 +41,14 @@ RunReport Run::run() {
   if (!start.sound() || start.leaks != knobs_.leaks) {
     fail_with("the starting image is wrong: ", start.text(), "; leaks wanted: ", knobs_.leaks);
   }
-  // Only data, and only where a request writes no more than its own sectors to a cluster that it
-  // does not own alone: otherwise what failed could overtake what was written again over it.
-  if (knobs_.version == 2 && knobs_.block_size <= kSectorSize) {
-    disk().options().may_land_late = [](const Op& op) {
-      return op.length >= kSectorSize && is_stamped(bytes_at(op.buffer, kSectorSize));
-    };
-  }
+  // The header's sector; data only where a request writes no more than its own sectors to a cluster
+  // that it does not own alone: otherwise what failed could overtake what was written again over
+  // it.
+  const bool late_data = knobs_.version == 2 && knobs_.block_size <= kSectorSize;
+  disk().options().may_land_late = [late_data](const Op& op) {
+    if (op.offset == 0 && op.length == kSectorSize) return true;
+    return late_data && op.length >= kSectorSize && is_stamped(bytes_at(op.buffer, kSectorSize));
+  };
   judge("the starting image");
   for (size_t i = 0; i < history_.lives.size() && ok(); ++i) {
     life_ = i;
@@ -93,6 +94,8 @@ void Run::live(const Life& life) {
     faulty_ = life.faults.can_fail() || life.room != 0;
     work(life, *process);
     if (life_ == 0) report_.faults = disk().options().faults;
+    report_.header_writes =
+        std::max(report_.header_writes, disk().options().faults.first_sector_writes());
     for (SimDisk* each : written()) {
       each->options().faults.clear();
       each->options().capacity = 0;
@@ -201,6 +204,11 @@ Task<void> Run::main(const Life& life, Process& process) {
   }
   co_await process.clients_done.wait();
   process.reactor.set_chooser(nullptr);
+  if (life.keeps_writing && ok()) {
+    (void)co_await process.image->flush().result();  // May be the one that meets the error.
+    const Result<void> flushed = co_await process.image->flush().result();
+    if (!flushed) fail_with("one error ended all writing: ", flushed.error().message());
+  }
   if (life.amend && ok()) co_await amend(*life.amend, process);
   const SimReactor::Activity activity(process.reactor, "close");
   const uint64_t flush = oracle_.begin_flush();

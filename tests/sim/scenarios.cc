@@ -515,6 +515,95 @@ Verdict play_amend(uint64_t seed, const RunOptions& options) {
   return verdict;
 }
 
+// --- The header ---------------------------------------------------------------------------------
+
+/// Each operation that changes the header, beside a client whose commits change it too (the dirty
+/// bit, the refcount table's place): every write of the first sector fails in turn, and has
+/// happened nevertheless, or not, or will a little later; sometimes the next one fails as well
+/// (M4).
+Verdict play_header_faults(uint64_t seed, const RunOptions& options) {
+  Prng prng = prng_for(seed, kDrawKnobs);
+  Prng fault_prng = prng_for(seed, kDrawFaults);
+  using Kind = Step::Kind;
+  History base{.seed = seed, .knobs = Knobs::tiny(prng.one_in(2) ? 9 : 12)};
+  Knobs& knobs = base.knobs;
+  const uint64_t c = knobs.cluster_size();
+  const uint64_t which = seed % 12;
+  const bool of_snapshots = which < 3;
+  const bool of_bitmaps = which >= 3 && which < 6;
+  const bool amends = which >= 9;
+  knobs.snapshots = of_snapshots;
+  knobs.bitmaps = of_bitmaps || (!of_snapshots && !amends && prng.one_in(3));
+  knobs.resizes = !of_snapshots && !amends;
+  if (!knobs.bitmaps && !of_bitmaps && prng.one_in(3)) knobs.version = 2;
+  if (knobs.version == 3 && prng.one_in(2)) knobs.lazy_refcounts = true;
+  if (prng.one_in(2)) knobs.gap = knobs.geometry().refcount_block_entries();
+  if (prng.one_in(2)) knobs.clusters_free = prng.between(0, 12);
+  const Step changes[] = {{.kind = Kind::create_snapshot},
+                          {.kind = Kind::apply_snapshot},
+                          {.kind = Kind::delete_snapshot},
+                          {.kind = Kind::add_bitmap, .length = 512},
+                          {.kind = Kind::clear_bitmap},
+                          {.kind = Kind::remove_bitmap},
+                          {.kind = Kind::resize, .length = c + kSectorSize},
+                          {.kind = Kind::resize, .length = 4 * c},
+                          {.kind = Kind::resize, .length = 4 * c, .mode = Preallocation::metadata}};
+  Life before{.seed = prng.next()};
+  before.clients.push_back({{.kind = Kind::write, .offset = 0, .length = 2 * c}});
+  if (of_snapshots) before.clients[0].push_back({.kind = Kind::create_snapshot});
+  if (knobs.bitmaps) before.clients[0].push_back({.kind = Kind::add_bitmap, .length = 512});
+  if (which == 7 || which == 8) {
+    before.clients[0].push_back({.kind = Kind::resize, .length = 2 * c + kSectorSize});
+  }
+  Life life{.seed = prng.next()};
+  if (amends) {
+    life.amend = AmendOptions();
+    if (which == 9) life.amend->version = 5 - knobs.version;
+    if (which == 10 && knobs.version == 3) life.amend->refcount_bits = 64;
+    if (which == 11) life.amend->size = 2 * c + kSectorSize;
+    life.clients.push_back({{.kind = Kind::write, .offset = c, .length = c}});
+  } else {
+    life.clients.push_back({changes[which],
+                            {.kind = Kind::write, .offset = 0, .length = c},
+                            {.kind = Kind::flush},
+                            {.kind = Kind::write, .offset = c, .length = kSectorSize},
+                            {.kind = Kind::flush}});
+  }
+  // Allocates, releases and commits meanwhile.
+  life.clients.push_back({{.kind = Kind::write, .offset = 0, .length = 2 * c},
+                          {.kind = Kind::flush},
+                          {.kind = Kind::discard, .offset = 0, .length = c},
+                          {.kind = Kind::flush},
+                          {.kind = Kind::write, .offset = 0, .length = c},
+                          {.kind = Kind::flush}});
+  base.lives = {before, life};
+  Verdict verdict;
+  RunReport plain = run_history(base, options);
+  const uint64_t writes = plain.header_writes;
+  if (!add(verdict, base, std::move(plain))) return verdict;
+  for (uint64_t k = 1; k <= writes; ++k) {
+    for (const Fault::Applied applied :
+         {Fault::Applied::no, Fault::Applied::all, Fault::Applied::late}) {
+      History history = base;
+      Life& faulty = history.lives[1];
+      const bool again = fault_prng.one_in(3);
+      faulty.faults.add({.first = k,
+                         .last = again ? k + 1 : k,
+                         .fault = {.kind = Fault::Kind::error, .applied = applied},
+                         .first_sector = true});
+      faulty.keeps_writing = !again;
+      faulty.cut_one_in = 12;
+      faulty.cuts_max = 4;
+      if (fault_prng.one_in(4)) {
+        faulty.end = Life::End::power_cut;
+        faulty.ends_after = fault_prng.between(20, 200);
+      }
+      if (!add(verdict, history, run_history(history, options))) return verdict;
+    }
+  }
+  return verdict;
+}
+
 // --- Bitmaps ------------------------------------------------------------------------------------
 
 /// Bitmaps are added, cleared, enabled, disabled and removed among the requests of several clients
@@ -829,6 +918,8 @@ const std::vector<Scenario>& scenarios() {
       {"amend",
        "another version, refcount width, size: cuts, faults, and the image used afterwards",
        play_amend, 24},
+      {"header-faults", "every write of the header fails in turn, beside commits (M4)",
+       play_header_faults, 24},
       {"bitmaps", "bitmaps among requests, through cuts and kills (C8)", play_bitmaps, 60},
       {"bitmap-faults", "one change of the bitmaps: a fault at each operation, or every cut",
        play_bitmap_faults, 14},

@@ -73,6 +73,8 @@ struct Life {
   End end = End::close;
   uint64_t ends_after = UINT64_MAX;  ///< Not by close: after so many deliveries,
   int64_t ends_at_ns = INT64_MAX;    ///< or at this time.
+  /// The errors in `faults` are such that writing goes on: a flush at the end succeeds.
+  bool keeps_writing = false;
   FaultPlan faults;         ///< Of the image's disk and the data file's, once they are open.
   uint64_t room = 0;        ///< ENOSPC after so many more bytes of blocks; 0: never.
   uint64_t cut_one_in = 0;  ///< Checks a cut after one delivery in so many.
@@ -106,6 +108,7 @@ struct RunReport {
   uint64_t request_errors = 0;
   uint64_t deliveries = 0;
   uint64_t cuts = 0;
+  uint64_t header_writes = 0;  ///< Of the first sector, in the life that had most.
   FaultPlan faults;  ///< Of the first life: its counts say how many operations of each kind it met.
 };
 
