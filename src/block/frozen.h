@@ -12,7 +12,7 @@
 /// never the write.
 /// Cost: without a view a branch, no frame; with one a question for each 4 KiB written.  Memory:
 /// the wanted parts that were changed, kept_max at most.
-/// Not here: who wants what (qcow2/online_check.h).
+/// Not here: who wants what (qcow2/ops/online_check.h).
 #pragma once
 
 #include <functional>

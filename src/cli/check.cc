@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// `byre check`: is an image consistent, and make it so.
-#include "qcow2/check.h"
+#include "qcow2/repair/check.h"
 
 #include <nlohmann/json.hpp>
 

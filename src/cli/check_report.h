@@ -6,7 +6,7 @@
 #include <string>
 
 #include "cli/json.h"
-#include "qcow2/check.h"
+#include "qcow2/check/report.h"
 
 namespace byre {
 

@@ -13,7 +13,7 @@
 #include "cli/text.h"
 #include "format/bitmap.h"
 #include "format/l1.h"
-#include "qcow2/owners.h"
+#include "qcow2/check/owners.h"
 
 namespace byre {
 

@@ -7,7 +7,7 @@
 
 #include "cli/json.h"
 #include "cli/session.h"
-#include "qcow2/finding.h"
+#include "qcow2/check/finding.h"
 
 namespace byre {
 

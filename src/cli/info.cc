@@ -16,7 +16,7 @@
 #include "cli/snapshot_list.h"
 #include "cli/text.h"
 #include "format/bitmap.h"
-#include "qcow2/head.h"
+#include "qcow2/core/head.h"
 
 namespace byre {
 

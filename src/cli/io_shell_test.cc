@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "block/raw.h"
-#include "qcow2/create.h"
+#include "qcow2/ops/create.h"
 #include "sim/sim_gate.h"
 
 namespace byre {

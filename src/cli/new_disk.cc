@@ -10,7 +10,7 @@
 #include "block/raw.h"
 #include "cli/options.h"
 #include "io/buffer.h"
-#include "qcow2/head.h"
+#include "qcow2/core/head.h"
 
 namespace byre {
 

@@ -4,7 +4,7 @@
 /// The options are those of qemu-img.  They are read in three steps, because each program prints or
 /// checks something in between: read_new_disk() takes the text apart, formatting_line() says what
 /// will be made, and create_options() gives what job/create.h wants.
-/// Not here: which options are possible together (qcow2/create.h says so).
+/// Not here: which options are possible together (qcow2/ops/create.h says so).
 #pragma once
 
 #include <functional>

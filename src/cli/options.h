@@ -9,7 +9,7 @@
 #include "cli/command.h"
 #include "cli/session.h"
 #include "job/open.h"
-#include "qcow2/snapshot.h"
+#include "qcow2/ops/snapshot.h"
 
 namespace byre {
 

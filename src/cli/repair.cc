@@ -9,8 +9,8 @@
 #include "cli/progress.h"
 #include "cli/text.h"
 #include "job/create.h"
-#include "qcow2/recover.h"
-#include "qcow2/undo.h"
+#include "qcow2/repair/recover.h"
+#include "qcow2/repair/undo.h"
 
 namespace byre {
 

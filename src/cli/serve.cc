@@ -29,7 +29,7 @@
 #include "cli/text.h"
 #include "export/nbd_server.h"
 #include "io/signal.h"
-#include "qcow2/check.h"
+#include "qcow2/repair/check.h"
 
 namespace byre {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// `byre snapshot`: lists, creates, applies, deletes and renames the snapshots inside an image.
-#include "qcow2/snapshot.h"
+#include "qcow2/ops/snapshot.h"
 
 #include <nlohmann/json.hpp>
 

@@ -4,7 +4,7 @@
 /// Everything named here lies in the first 512 bytes, so one write of that sector changes all of it
 /// or nothing.  A RootEdit also moves what the disk and its snapshots are found by: whoever applies
 /// one must have seen to it that nobody goes by the old tables (docs/engine.md, O6).
-/// Not here: writing it (qcow2/header_state.h); what may change only as a whole
+/// Not here: writing it (qcow2/core/header_state.h); what may change only as a whole
 /// (header_change.h).
 #pragma once
 

@@ -80,4 +80,13 @@ bool KeptClusters::contains(HostCluster cluster) const {
          cluster.value - std::prev(after)->first.value < std::prev(after)->count;
 }
 
+KeptClusters kept_clusters_of(const Extensions& extensions) {
+  const auto found = std::find_if(
+      extensions.unknown.begin(), extensions.unknown.end(),
+      [](const UnknownExtension& each) { return each.type == kKeptClustersExtension; });
+  if (found == extensions.unknown.end()) return {};
+  Result<KeptClusters> kept = KeptClusters::parse(found->data);
+  return kept ? *std::move(kept) : KeptClusters::all();
+}
+
 }  // namespace byre

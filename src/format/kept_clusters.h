@@ -15,6 +15,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "format/extension.h"
 #include "format/types.h"
 
 namespace byre {
@@ -45,5 +46,8 @@ class KeptClusters {
 
   std::vector<HostSpan> ranges_;
 };
+
+/// What a header says; of a list that cannot be read: all clusters.
+KeptClusters kept_clusters_of(const Extensions& extensions);
 
 }  // namespace byre

@@ -5,7 +5,7 @@
 #include <set>
 
 #include "block/raw.h"
-#include "qcow2/head.h"
+#include "qcow2/core/head.h"
 
 namespace byre {
 

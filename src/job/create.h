@@ -14,7 +14,8 @@
 ///                               image was to be, its first sector says that it was not finished;
 ///   a block device              begins with that sector, or, raw, holds what was written so far.
 /// Order: the contents, a sync, the first sector, a sync, then the sync of its folder.
-/// Not here: which options are possible together (qcow2/create.h), filling the disk (convert.h).
+/// Not here: which options are possible together (qcow2/ops/create.h), filling the disk
+/// (convert.h).
 #pragma once
 
 #include <functional>
@@ -26,7 +27,7 @@
 #include "io/gate.h"
 #include "job/open.h"
 #include "job/unfinished.h"
-#include "qcow2/create.h"
+#include "qcow2/ops/create.h"
 
 namespace byre {
 

@@ -12,7 +12,7 @@
 #include "coro/semaphore.h"
 #include "io/buffer.h"
 #include "job/unfinished.h"
-#include "qcow2/head.h"
+#include "qcow2/core/head.h"
 
 namespace byre {
 

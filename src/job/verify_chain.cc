@@ -5,6 +5,7 @@
 
 #include "block/raw.h"
 #include "qcow2/image.h"
+#include "qcow2/repair/check.h"
 
 namespace byre {
 namespace {

@@ -7,11 +7,12 @@
 /// files that end early; each qcow2 file of the chain is checked by itself.  Sizes that differ are
 /// worth a note.
 /// Cost: a check of each file of the chain.
-/// Not here: the image itself (qcow2/check.h).
+/// Not here: the image itself (qcow2/repair/check.h).
 #pragma once
 
+#include "block/device.h"
 #include "io/gate.h"
-#include "qcow2/check.h"
+#include "qcow2/check/report.h"
 
 namespace byre {
 

@@ -1,147 +1,150 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "qcow2/image.h"
 
-#include <algorithm>
-
-#include "qcow2/working.h"
+#include "qcow2/guest/guest_disk.h"
+#include "qcow2/guest/read.h"
+#include "qcow2/guest/write.h"
+#include "qcow2/guest/zero.h"
+#include "qcow2/ops/online_check.h"
+#include "qcow2/ops/resize.h"
+#include "qcow2/ops/vm_state.h"
 
 namespace byre {
 
+Image::Image(std::unique_ptr<GuestDisk> disk) : disk_(std::move(disk)) {}
+Image::~Image() = default;
+
+uint64_t Image::size() const { return disk_->size; }
+bool Image::writable() const { return disk_->options.writable; }
+uint32_t Image::preferred_size() const { return static_cast<uint32_t>(disk_->cluster_size()); }
+const std::string& Image::name() const { return disk_->name(); }
+Reactor& Image::reactor() { return disk_->reactor; }
+const BitmapList& Image::bitmaps() const {
+  return disk_->bitmaps ? disk_->bitmaps->list() : disk_->bitmap_list;
+}
+const Head& Image::head() const { return disk_->head; }
+const Geometry& Image::geometry() const { return disk_->geometry(); }
+const std::vector<Snapshot>& Image::snapshots() const { return disk_->snapshots; }
+Device* Image::backing() { return disk_->backing.get(); }
+Device& Image::file() { return *disk_->file; }
+Device& Image::data_file() { return disk_->data_device(); }
+bool Image::has_raw_data() const { return disk_->has_raw_data(); }
+
 ImageStats Image::stats() const {
-  ImageStats stats = stats_;
-  stats.table_loads = map_->cache().loads();
-  if (committer_) {
-    stats.commits = committer_->commits();
-    stats.commit_failures = committer_->failures();
-    stats.clusters_allocated = allocator_->clusters_allocated();
-    stats.clusters_freed = allocator_->clusters_freed();
-    stats.clusters_peak = allocator_->clusters_peak();
+  ImageStats stats = disk_->stats;
+  stats.table_loads = disk_->map->cache().loads();
+  if (disk_->committer) {
+    stats.commits = disk_->committer->commits();
+    stats.commit_failures = disk_->committer->failures();
+    stats.clusters_allocated = disk_->allocator->clusters_allocated();
+    stats.clusters_freed = disk_->allocator->clusters_freed();
+    stats.clusters_peak = disk_->allocator->clusters_peak();
   }
   return stats;
 }
 
-Result<void> Image::check_can_write() const {
-  if (!options_.writable) return Error(Errc::read_only, cat(quoted(name()), " is open read-only"));
-  if (committer_->latched()) return committer_->latched().copy();
-  return {};
+// --- Requests and operations --------------------------------------------------------------------
+
+BYRE_CORO_WRAPPER Task<void> Image::read(uint64_t offset, MutableBytes data, Mark mark) {
+  return byre::read_disk(*disk_, offset, data, mark);
 }
+BYRE_CORO_WRAPPER Task<void> Image::write(uint64_t offset, Bytes data, WriteOptions options) {
+  return byre::write_disk(*disk_, offset, data, options);
+}
+BYRE_CORO_WRAPPER Task<void> Image::zero(uint64_t offset, uint64_t length, ZeroOptions options) {
+  return byre::zero_disk(*disk_, offset, length, options);
+}
+BYRE_CORO_WRAPPER Task<void> Image::discard(uint64_t offset, uint64_t length,
+                                            DiscardOptions options) {
+  return byre::discard_disk(*disk_, offset, length, options);
+}
+BYRE_CORO_WRAPPER Task<Extent> Image::status(uint64_t offset, uint64_t length) {
+  return byre::status_of_disk(*disk_, offset, length);
+}
+BYRE_CORO_WRAPPER Task<void> Image::resize(uint64_t size) {
+  return byre::resize_disk(*disk_, size, Preallocation::off);
+}
+BYRE_CORO_WRAPPER Task<void> Image::resize(uint64_t size, Preallocation mode) {
+  return byre::resize_disk(*disk_, size, mode);
+}
+BYRE_CORO_WRAPPER Task<void> Image::preallocate(uint64_t offset, uint64_t length,
+                                                Preallocation mode) {
+  return byre::preallocate_disk(*disk_, offset, length, mode);
+}
+BYRE_CORO_WRAPPER Task<void> Image::amend(AmendOptions options) {
+  return byre::amend_image(*disk_, std::move(options));
+}
+BYRE_CORO_WRAPPER Task<void> Image::create_snapshot(NewSnapshot snapshot) {
+  return byre::create_snapshot(*disk_, std::move(snapshot));
+}
+BYRE_CORO_WRAPPER Task<void> Image::apply_snapshot(SnapshotKey which) {
+  return byre::apply_snapshot(*disk_, std::move(which));
+}
+BYRE_CORO_WRAPPER Task<void> Image::delete_snapshot(SnapshotKey which) {
+  return byre::delete_snapshot(*disk_, std::move(which));
+}
+BYRE_CORO_WRAPPER Task<void> Image::rename_snapshot(SnapshotKey which, std::string name) {
+  return byre::rename_snapshot(*disk_, std::move(which), std::move(name));
+}
+BYRE_CORO_WRAPPER Task<void> Image::add_bitmap(NewBitmap bitmap) {
+  return byre::add_bitmap(*disk_, std::move(bitmap));
+}
+BYRE_CORO_WRAPPER Task<void> Image::remove_bitmap(std::string name) {
+  return byre::remove_bitmap(*disk_, std::move(name));
+}
+BYRE_CORO_WRAPPER Task<void> Image::remove_all_bitmaps() {
+  return byre::remove_all_bitmaps(*disk_);
+}
+BYRE_CORO_WRAPPER Task<void> Image::clear_bitmap(std::string name) {
+  return byre::clear_bitmap(*disk_, std::move(name));
+}
+BYRE_CORO_WRAPPER Task<void> Image::enable_bitmap(std::string name, bool enabled) {
+  return byre::enable_bitmap(*disk_, std::move(name), enabled);
+}
+BYRE_CORO_WRAPPER Task<void> Image::merge_into_bitmap(std::string name, const DirtyBits& from) {
+  return byre::merge_into_bitmap(*disk_, std::move(name), from);
+}
+BYRE_CORO_WRAPPER Task<std::unique_ptr<DirtyBits>> Image::read_bitmap(std::string name) {
+  return byre::read_bitmap(*disk_, std::move(name));
+}
+BYRE_CORO_WRAPPER Task<void> Image::read_vm_state(uint64_t offset, MutableBytes data) {
+  return byre::read_vm_state(*disk_, offset, data);
+}
+BYRE_CORO_WRAPPER Task<void> Image::write_vm_state(uint64_t offset, Bytes data) {
+  return byre::write_vm_state(*disk_, offset, data);
+}
+BYRE_CORO_WRAPPER Task<CheckReport> Image::check_online(CheckOptions options) {
+  return byre::check_online(*disk_, std::move(options));
+}
+uint64_t Image::vm_state_offset() const { return byre::vm_state_offset(*disk_); }
 
 Task<void> Image::flush(Mark mark) {
-  if (!options_.writable) co_return;
-  const Working working(*this);
-  co_await working.begin();
-  co_await check_can_write();
-  co_await committer_->flush(mark).doing("flush ", quoted(name()));
+  if (!disk_->options.writable) co_return;
+  const Request request(*disk_);
+  co_await request.begin();
+  co_await disk_->check_can_write();
+  co_await disk_->committer->flush(mark).doing("flush ", quoted(name()));
 }
 
-/// M6: what is staged is committed within commit_delay, so that a killed process costs at most
-/// that.
-void Image::staged() {
-  if (lingering_ || closing_ || !committer_->has_work()) return;
-  lingering_ = true;
-  background_.spawn(linger());
-}
-
-Task<void> Image::linger() {
-  timer_ = Op{.kind = Op::Kind::timer, .deadline = reactor_.now() + options_.commit_delay};
-  co_await reactor_.perform(timer_);
-  lingering_ = false;
-  if (closing_) co_return;
-  // A failure shows at the next flush; the work is tried again with the next staged entry.
-  if (committer_->has_work()) (void)co_await committer_->flush(Mark::commit_sync).result();
-  staged();
-}
-
-/// Bounds what is staged: whoever comes when it is full commits first, and gets that commit's
-/// error.
-Task<void> Image::room_to_stage() {
-  while (stages_.open.entries.size() >= std::max<uint64_t>(options_.staged_max, 1))
-    co_await committer_->flush(Mark::commit_sync);
-}
-
-/// After a real ENOSPC: what has been freed is made usable (docs/engine.md, H).  Holds X, but no
-/// pin.
-Task<void> Image::reclaim_space() {
-  if (allocator_->limbo_empty()) co_return;
-  co_await committer_->flush_all();
-  co_await allocator_->drain_limbo();
-}
-
-/// Makes it possible to release what `old` refers to.  A damaged image may map guest data to
-/// metadata; that is never given up for a guest (M5).
-Task<void> Image::load_old(const Mapping& old) {
-  const HostSpan span = hosts(old, head_.geometry);
-  if (const auto hit = metadata_.find_in(span)) {
-    co_await fail(corrupt("guest data is mapped to ", head_.geometry.start_of(*hit),
-                          ", which holds metadata; run check -r all"));
-  }
-  co_await allocator_->load(span);
-}
-
-/// What the allocator does in the background may leave something to commit.
-Task<void> Image::in_background(Task<void> task) {
-  co_await std::move(task);
-  staged();
-}
-
-/// Map::prepare(), with a second try once freed space has been made usable.
-Task<void> Image::prepare_table(uint64_t l1_index) {
-  Result<void> prepared = co_await map_->prepare(l1_index, *allocator_).result();
-  if (prepared || prepared.error().code() != Errc::no_space) {
-    co_await std::move(prepared);
-    co_return;
-  }
-  co_await reclaim_space();
-  co_await map_->prepare(l1_index, *allocator_);
-}
+// --- The end ------------------------------------------------------------------------------------
 
 Task<void> Image::close() {
-  if (closed_) co_return;
-  closing_ = true;
-  Error first;
-  const auto note = [&first](Result<void> result) {
-    if (!result && !first) first = std::move(result).error();
-  };
-  while (working_ != 0) co_await idle_.wait();
-  if (lingering_) reactor_.cancel(timer_);
-  (void)co_await background_.join().result();
-  if (committer_) {
-    Result<void> drained = co_await committer_->flush_all().result();
+  if (disk_->closed()) co_return;
+  co_await disk_->end_requests();
+  Result<void> drained;
+  if (disk_->committer) {
+    drained = co_await disk_->committer->flush_all().result();
     // After a change of the format nothing but the tables of old is known.
-    if (drained && options_.writable) drained = co_await bitmaps_->store_exact().result();
-    // The second commit writes the decrements that the first made possible.
-    for (int round = 0;
-         drained && round < 4 && (!allocator_->limbo_empty() || committer_->has_work()); ++round) {
-      epochs_.advance();
-      allocator_->reclaim();
-      (void)co_await background_.join().result();
-      drained = co_await committer_->flush_all().result();
+    if (drained && disk_->options.writable) {
+      drained = co_await disk_->bitmaps->store_exact().result();
     }
-    if (drained) drained = co_await committer_->finish().result();
-    if (drained && file_->can_grow()) {
-      // Give back what the file was grown ahead.
-      const uint64_t used = std::max(length_at_open_, allocator_->end_of_use() * cluster_size());
-      if (used < file_->size()) {
-        drained = co_await file_->resize(used).result();
-        if (drained) drained = co_await file_->flush(Mark::flush).result();
-      }
-    }
-    note(std::move(drained));
+    if (drained) drained = co_await disk_->commit_the_rest().result();
   }
-  (void)co_await background_.join().result();
-  if (backing_) note(co_await backing_->close().result());
-  if (data_) note(co_await data_->close().result());
-  note(co_await file_->close().result());
-  closed_ = true;
-  if (first) co_await fail(std::move(first).while_doing(cat("close ", quoted(name()))));
+  Result<void> closed = co_await disk_->close_below().result();
+  if (drained) drained = std::move(closed);
+  co_await std::move(drained).doing("close ", quoted(name()));
 }
 
-void Image::abandon() {
-  closed_ = true;
-  background_.forget();
-  for (Device* below : std::initializer_list<Device*>{backing_.get(), data_.get(), file_.get()}) {
-    if (below) below->abandon();
-  }
-}
+void Image::abandon() { disk_->abandon(); }
 
 }  // namespace byre

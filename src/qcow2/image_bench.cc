@@ -8,9 +8,9 @@
 
 #include "block/filter.h"
 #include "block/memory.h"
-#include "qcow2/create.h"
 #include "qcow2/image.h"
 #include "qcow2/image_testing.h"
+#include "qcow2/ops/create.h"
 
 namespace {
 uint64_t allocations = 0;

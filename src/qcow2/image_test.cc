@@ -10,9 +10,10 @@
 
 #include "base/prng.h"
 #include "block/memory.h"
-#include "qcow2/check.h"
-#include "qcow2/create.h"
+#include "coro/scope.h"
 #include "qcow2/image_testing.h"
+#include "qcow2/ops/create.h"
+#include "qcow2/repair/check.h"
 
 namespace byre {
 namespace {

@@ -6,11 +6,12 @@
 #include "base/prng.h"
 #include "block/memory.h"
 #include "format/header.h"
+#include "format/l2.h"
 #include "format/refcount.h"
-#include "qcow2/check.h"
-#include "qcow2/create.h"
 #include "qcow2/image.h"
 #include "qcow2/image_testing.h"
+#include "qcow2/ops/create.h"
+#include "qcow2/repair/check.h"
 
 namespace byre {
 namespace {

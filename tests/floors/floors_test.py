@@ -20,6 +20,19 @@ FLOORS = {
     "cli": {"base", "format", "coro", "io", "block", "qcow2", "job", "export"},
     "sim": {"base", "coro", "io"},
 }
+# The rooms of qcow2: which others each may include.  A check judges the engine, so it does not know it: of the core it
+# has only what reads a header.  What lies in qcow2/ itself (image.h, open.cc) is the face, and may include all.
+ROOMS = {
+    "core": set(),
+    "bitmap": {"core"},
+    "guest": {"core", "bitmap"},
+    "check": set(),
+    "repair": {"check"},
+    "ops": {"core", "bitmap", "guest", "check"},
+}
+ALL_MAY_INCLUDE = {"qcow2/image_options.h", "qcow2/core/head.h"}
+FACE = "qcow2/image.h"
+WHO_SEES_THE_FACE = {"job", "cli"}
 TEST_SUFFIXES = ("_test.cc", "_bench.cc", "_fuzz.cc")
 
 
@@ -50,6 +63,38 @@ class Floors(unittest.TestCase):
                 if included not in allowed:
                     wrong.append(f"{path.relative_to(SRC)} includes {included}/")
         self.assertEqual(wrong, [])
+
+    def test_a_room_of_qcow2_includes_only_what_it_may(self):
+        wrong = []
+        for path, floor in sources():
+            if floor != "qcow2" or is_test(path) or path.parent.name not in ROOMS:
+                continue
+            room = path.parent.name
+            for included in re.findall(r'#include "(qcow2/[\w/]+\.h)"', path.read_text()):
+                other = included.split("/")[1]
+                if included not in ALL_MAY_INCLUDE and other not in ROOMS[room] | {room}:
+                    wrong.append(f"{path.relative_to(SRC)} includes {included}")
+        self.assertEqual(wrong, [])
+
+    def test_every_folder_of_qcow2_is_a_room(self):
+        self.assertEqual({p.name for p in (SRC / "qcow2").iterdir() if p.is_dir()}, set(ROOMS))
+
+    def test_only_jobs_and_commands_see_the_face_of_the_engine(self):
+        users = [
+            str(p.relative_to(SRC))
+            for p, floor in sources()
+            if floor not in WHO_SEES_THE_FACE and not is_test(p) and f'#include "{FACE}"' in p.read_text()
+        ]
+        self.assertEqual(users, ["qcow2/image.cc", "qcow2/open.cc"])
+
+    def test_only_the_header_state_changes_the_header_of_an_open_image(self):
+        users = [
+            str(p.relative_to(SRC))
+            for p, floor in sources()
+            if floor == "qcow2" and not is_test(p) and "Mark::header_update" in code(p)
+            and p.parent.name != "repair"  # At rest, under an undo journal.
+        ]
+        self.assertEqual(users, ["qcow2/core/header_state.cc", "qcow2/ops/create.cc"])
 
     def test_every_folder_is_a_floor(self):
         self.assertEqual({floor for _, floor in sources()} - set(FLOORS), set())

@@ -16,9 +16,10 @@
 #include "checker.h"
 #include "format/l2.h"
 #include "format/refcount.h"
-#include "qcow2/create.h"
-#include "qcow2/recover.h"
-#include "qcow2/undo.h"
+#include "qcow2/ops/create.h"
+#include "qcow2/repair/check.h"
+#include "qcow2/repair/recover.h"
+#include "qcow2/repair/undo.h"
 #include "scenarios.h"
 
 namespace byre {

@@ -4,7 +4,7 @@
 #include <bit>
 #include <utility>
 
-#include "qcow2/check.h"
+#include "qcow2/repair/check.h"
 #include "run.h"
 
 namespace byre {

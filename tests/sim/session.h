@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "knobs.h"
-#include "qcow2/amend.h"
+#include "qcow2/ops/amend.h"
 #include "sim/fault_plan.h"
 #include "sim/sim_gate.h"
 

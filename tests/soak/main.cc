@@ -28,8 +28,8 @@
 #include "io/standard_descriptors.h"
 #include "job/create.h"
 #include "oracle.h"
-#include "qcow2/check.h"
 #include "qcow2/image.h"
+#include "qcow2/repair/check.h"
 
 namespace byre {
 namespace {

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Streams: a look at all compressed data of an image: do they overlap, and do they inflate?
+///
+/// A stream is known by its first byte and the sector in which it ends.  The next one may begin in
+/// that sector; one that begins before it has overwritten the first, or was overwritten (the stale
+/// packing cursor: R-C in docs/peers.md).  The same stream for the same guest cluster, in the disk
+/// and in snapshots, is one. Cost: 32 bytes a stream; inflating reads all of them, on the worker
+/// threads, kInFlight at once. Not here: whether data of guests or tables lie in their clusters
+/// (survey.h).
+#pragma once
+
+#include "qcow2/check/survey.h"
+
+namespace byre {
+
+/// Adds findings to the survey's report, and to survey.crossed the clusters where streams overlap.
+Task<void> check_streams(Survey& survey, bool inflate);
+
+}  // namespace byre

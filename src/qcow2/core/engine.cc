@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/core/engine.h"
+
+#include <algorithm>
+
+namespace byre {
+
+Engine::Engine(std::unique_ptr<Device> below, Head read, ImageOptions wanted)
+    : file(std::make_unique<Freezer>(std::move(below))),
+      reactor(file->reactor()),
+      head(std::move(read)),
+      options(std::move(wanted)),
+      clusters(reactor.ready()),
+      shape(reactor.ready()),
+      check_mutex(reactor.ready()),
+      disk_size(reactor.ready()),
+      background_(reactor.ready()),
+      idle_(reactor.ready()) {}
+
+Engine::~Engine() { BYRE_ASSERT(closed_); }
+
+Result<void> Request::begin() const {
+  if (engine_.closing) {
+    return Error(Errc::cancelled, cat(quoted(engine_.name()), " is being closed"), ESHUTDOWN);
+  }
+  return {};
+}
+
+Error Engine::out_of_range(std::string_view what, uint64_t offset, uint64_t length) const {
+  return invalid(what, " of ", length, " bytes at ", hex(offset), " passes the end of ",
+                 quoted(name()), " at ", hex(size));
+}
+
+Result<void> Engine::check_can_write() const {
+  if (!options.writable) return Error(Errc::read_only, cat(quoted(name()), " is open read-only"));
+  if (*latch) return latch->error().copy();
+  return {};
+}
+
+Task<void> Engine::room_to_stage() {
+  while (stages.open.entries.size() >= std::max<uint64_t>(options.staged_max, 1))
+    co_await committer->flush(Mark::commit_sync);
+}
+
+Task<void> Engine::load_old(const Mapping& old) {
+  const HostSpan span = hosts(old, head.geometry);
+  if (const auto hit = metadata.find_in(span)) {
+    co_await fail(corrupt("guest data is mapped to ", head.geometry.start_of(*hit),
+                          ", which holds metadata; run check -r all"));
+  }
+  co_await allocator->load(span);
+}
+
+Task<void> Engine::prepare_table(uint64_t l1_index) {
+  Result<void> prepared = co_await map->prepare(l1_index, *allocator).result();
+  if (prepared || prepared.error().code() != Errc::no_space) {
+    co_await std::move(prepared);
+    co_return;
+  }
+  co_await reclaim_space();
+  co_await map->prepare(l1_index, *allocator);
+}
+
+Task<void> Engine::reclaim_space() {
+  if (allocator->limbo_empty()) co_return;
+  co_await committer->flush_all();
+  co_await allocator->drain_limbo();
+}
+
+void Engine::publish(GuestCluster cluster, const Mapping& mapping, const Mapping& old) {
+  map->stage(cluster, mapping);
+  const HostSpan before = hosts(old, head.geometry);
+  if (on_removed && old.host && !mapping.host) on_removed(cluster);
+  // A stream has references of its own, even in the cluster that the old one was in.
+  if (mapping.compressed || before != hosts(mapping, head.geometry)) allocator->release(before);
+  staged();
+}
+
+// --- Commits by themselves ----------------------------------------------------------------------
+
+void Engine::staged() {
+  if (lingering_ || closing || !committer->has_work()) return;
+  lingering_ = true;
+  background_.spawn(linger());
+}
+
+Task<void> Engine::linger() {
+  timer_ = Op{.kind = Op::Kind::timer, .deadline = reactor.now() + options.commit_delay};
+  co_await reactor.perform(timer_);
+  lingering_ = false;
+  if (closing) co_return;
+  // A failure shows at the next flush; the work is tried again with the next staged entry.
+  if (committer->has_work()) (void)co_await committer->flush(Mark::commit_sync).result();
+  staged();
+}
+
+void Engine::spawn(Task<void> task) { background_.spawn(in_background(std::move(task))); }
+
+/// What runs there may leave something to commit.
+Task<void> Engine::in_background(Task<void> task) {
+  co_await std::move(task);
+  staged();
+}
+
+// --- The end ------------------------------------------------------------------------------------
+
+Task<void> Engine::end_requests() {
+  closing = true;
+  while (running != 0) co_await idle_.wait();
+  if (lingering_) reactor.cancel(timer_);
+  (void)co_await background_.join().result();
+}
+
+Task<void> Engine::commit_the_rest() {
+  // The second commit writes the decrements that the first made possible.
+  for (int round = 0; round < 4 && (!allocator->limbo_empty() || committer->has_work()); ++round) {
+    epochs.advance();
+    allocator->reclaim();
+    (void)co_await background_.join().result();
+    co_await committer->flush_all();
+  }
+  co_await committer->finish();
+  if (!file->can_grow()) co_return;
+  const uint64_t used = std::max(length_at_open, allocator->end_of_use() * cluster_size());
+  if (used >= file->size()) co_return;
+  co_await file->resize(used);
+  co_await file->flush(Mark::flush);
+}
+
+Task<void> Engine::close_below() {
+  (void)co_await background_.join().result();
+  Error first;
+  for (Device* below : std::initializer_list<Device*>{backing.get(), data.get(), file.get()}) {
+    if (!below) continue;
+    Result<void> done = co_await below->close().result();
+    if (!done && !first) first = std::move(done).error();
+  }
+  closed_ = true;
+  if (first) co_await fail(std::move(first));
+}
+
+void Engine::abandon() {
+  closed_ = true;
+  background_.forget();
+  for (Device* below : std::initializer_list<Device*>{backing.get(), data.get(), file.get()}) {
+    if (below) below->abandon();
+  }
+}
+
+}  // namespace byre

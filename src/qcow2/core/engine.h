@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Engine: what an open image consists of, and the steps that every change of it is made of.
+///
+/// What reads, writes and operations are (guest/, ops/) are functions over this, and over the
+/// little that they keep themselves (guest/guest_disk.h).  A guest request goes like this
+/// (docs/engine.md has the rules by name):
+///   read     admitted, pins the epoch, looks its clusters up, reads them, unpins.  Takes no lock.
+///   write    in place under a shared range lock; else exclusive: reserve, fill, publish.
+///   zero     whole units are published as zeros under an exclusive lock; the edges are written.
+///   flush    commits what is staged, and syncs.
+///
+/// map         guest cluster -> what it is: committed tables, and over them what is staged
+/// allocator   host clusters: free, reserved, referenced, in limbo
+/// stages      what requests have changed since the last commit, by generation
+/// epochs      which I/O may still be using a host cluster
+/// committer   makes a generation durable
+/// header      the header's sector, and its one writer
+/// clusters    who may change which guest clusters now
+/// disk_size   shared: requests that depend on where the disk ends; exclusive: its change
+/// shape       held by the one change of size, tables, snapshots or bitmaps that runs
+///
+/// Invariant: a host cluster is reused only when the removal of its pointer is durable and all I/O
+/// that resolved to it has ended; nothing is pointed to before its contents and refcount are
+/// durable.  Locks are taken in the order shape, disk_size, clusters (L5).
+/// Threads: belongs to one reactor.  Memory: options.table_cache_size, divided among the images of
+/// a backing chain; the L1 and refcount tables (32 and 8 MiB at most), one byte for each host
+/// cluster of the 2 GiB regions (at 64 KiB clusters) that were written to, staged entries up to
+/// options.staged_max. Not here: opening (open.cc), what requests do (guest/), operations on the
+/// whole image (ops/).
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "block/frozen.h"
+#include "coro/event.h"
+#include "coro/range_lock.h"
+#include "coro/scope.h"
+#include "coro/semaphore.h"
+#include "qcow2/core/allocator.h"
+#include "qcow2/core/commit.h"
+#include "qcow2/core/epochs.h"
+#include "qcow2/core/head.h"
+#include "qcow2/core/header_state.h"
+#include "qcow2/core/map.h"
+#include "qcow2/core/stages.h"
+#include "qcow2/core/sync_latch.h"
+#include "qcow2/image_options.h"
+
+namespace byre {
+
+class Engine {
+ public:
+  Engine(std::unique_ptr<Device> file, Head head, ImageOptions options);
+  Engine(const Engine&) = delete;
+  /// close() has ended, or abandon() was called; asserted.
+  ~Engine();
+
+  const std::string& name() const { return file->name(); }
+  const Geometry& geometry() const { return head.geometry; }
+  uint64_t cluster_size() const { return head.geometry.cluster_size(); }
+  /// Where guest data are: the file itself, or the external data file.
+  Device& data_device() const { return data ? *data : *file; }
+  /// Must the external data file stay valid as a raw image?
+  bool has_raw_data() const {
+    return data && !backing && (head.header.autoclear & kRawDataFile) != 0;
+  }
+  /// Of a write to this place of the guest's address space: VM state lies behind the disk.
+  Mark write_mark(uint64_t offset) const {
+    return offset < size ? Mark::write_guest : Mark::vm_state_write;
+  }
+
+  /// The error for a request that passes the end of the disk.
+  Error out_of_range(std::string_view what, uint64_t offset, uint64_t length) const;
+  /// Fails when the image is open read-only, or nothing is written any more (M4).
+  Result<void> check_can_write() const;
+  /// Bounds what is staged: whoever comes when it is full commits first, and gets that commit's
+  /// error.  Before any lock.
+  Task<void> room_to_stage();
+  /// Makes it possible to give up what `old` refers to.  A damaged image may map guest data to
+  /// metadata; that is never given up for a guest (M5).
+  Task<void> load_old(const Mapping& old);
+  /// Sees to an L2 table of our own, with a second try once freed space has been made usable.
+  Task<void> prepare_table(uint64_t l1_index);
+  /// After a real ENOSPC: what has been freed is made usable.  Holds X, but no pin.
+  Task<void> reclaim_space();
+  /// The next lookup sees `mapping`; host clusters that it no longer refers to go to limbo (H2).
+  void publish(GuestCluster cluster, const Mapping& mapping, const Mapping& old);
+  /// Something was staged: a commit follows within options.commit_delay (M6).
+  void staged();
+  /// Runs beside the requests; end_requests() waits for it.
+  void spawn(Task<void> task);
+
+  // The end, in this order.
+  /// No request is admitted any more; those that run, and what runs beside them, end.
+  Task<void> end_requests();
+  /// Commits until nothing is left over, the decrements of the last commit included, clears the
+  /// dirty bit, and gives back what the file was grown ahead: no leak after it (L4).
+  Task<void> commit_the_rest();
+  /// Closes what is below; gives the first error.
+  Task<void> close_below();
+  bool closed() const { return closed_; }
+  /// The simulated process died: forget everything without I/O.
+  void abandon();
+
+  std::unique_ptr<Freezer> file;
+  Reactor& reactor;
+  std::unique_ptr<Device> data;     ///< The external data file, or null.
+  std::unique_ptr<Device> backing;  ///< Or null.
+  Head head;
+  ImageOptions options;
+  std::vector<Snapshot> snapshots;
+  uint64_t size = 0;     ///< Of the disk, in bytes.
+  uint64_t shrinks = 0;  ///< How often the disk became smaller, or did not after all.
+  uint64_t length_at_open = 0;
+
+  Stages stages;
+  Epochs epochs;
+  MetadataSet metadata;
+  RangeLock clusters;
+  Mutex shape;
+  Mutex check_mutex;  ///< Held by the one check that runs.
+  RangeLock disk_size;
+  std::unique_ptr<Map> map;
+  std::unique_ptr<Allocator> allocator;  ///< Null when read-only, like the next three.
+  std::unique_ptr<SyncLatch> latch;
+  std::unique_ptr<HeaderState> header;
+  std::unique_ptr<Committer> committer;
+  ImageStats stats;
+  bool closing = false;
+  uint64_t running = 0;  ///< Requests.
+  /// A guest cluster no longer uses its place in the data file.
+  std::function<void(GuestCluster)> on_removed;
+
+ private:
+  friend class Request;
+  Task<void> linger();
+  Task<void> in_background(Task<void> task);
+
+  Scope background_;
+  Event idle_;  ///< The last request has ended.
+  bool closed_ = false;
+  bool lingering_ = false;
+  Op timer_;
+};
+
+/// A request that was admitted: it counts while it runs, so that close() can wait for all of them;
+/// those that come after are refused.
+///     const Request request(engine);
+///     co_await request.begin();
+class Request {
+ public:
+  explicit Request(Engine& engine) : engine_(engine) { ++engine_.running; }
+  Request(const Request&) = delete;
+  ~Request() {
+    if (--engine_.running == 0 && engine_.closing) engine_.idle_.notify();
+  }
+  /// Fails when the image is closing.
+  Result<void> begin() const;
+
+ private:
+  Engine& engine_;
+};
+
+}  // namespace byre

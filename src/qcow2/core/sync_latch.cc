@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/core/sync_latch.h"
+
+namespace byre {
+
+void SyncLatch::latch(const Error& error) {
+  if (error_) return;
+  error_ = Error(Errc::io,
+                 cat("a sync failed (", error.message(),
+                     "): what was written since the last flush may be lost; open the image again"),
+                 error.sys_errno());
+}
+
+Task<void> SyncLatch::sync(Mark mark) {
+  if (error_) co_await fail(error_.copy());
+  Result<void> synced = co_await file_.flush(mark).result();
+  if (synced) co_return;
+  latch(synced.error());
+  co_await std::move(synced);
+}
+
+Task<void> SyncLatch::sync_data(Mark mark) {
+  if (error_) co_await fail(error_.copy());
+  if (!data_) co_return;
+  Result<void> synced = co_await data_->flush(mark).result();
+  if (synced) co_return;
+  latch(synced.error());
+  co_await std::move(synced).doing("data file");
+}
+
+}  // namespace byre

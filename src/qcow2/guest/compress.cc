@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/guest/compress.h"
+
+#include <algorithm>
+
+#include "coro/scope.h"
+#include "format/codec.h"
+#include "qcow2/guest/guest_disk.h"
+#include "qcow2/guest/write.h"
+
+namespace byre {
+
+namespace {
+/// Clusters compressed under one lock, and placed in one turn.
+constexpr uint64_t kPieceMax = 2 * MiB;
+/// What one worker is given at least: less is not worth the way there.
+constexpr uint64_t kWorkMin = 64 * KiB;
+}  // namespace
+
+using Stream = std::optional<std::vector<std::byte>>;  ///< None: it would not be smaller.
+static Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes data,
+                                               int level);
+static Task<Packer::Placed> place_stream(GuestDisk& disk, Bytes stream, bool& reclaimed);
+static Task<std::vector<Stream>> compress_clusters(GuestDisk& disk, Bytes data, int level);
+static Task<void> compress_some(GuestDisk& disk, Bytes data, int level, std::span<Stream> streams);
+
+Task<void> write_compressed(GuestDisk& disk, uint64_t offset, Bytes data, int level) {
+  const Geometry& g = disk.head.geometry;
+  if (g.data_file) co_await fail(unsupported("compressed data in an external data file"));
+  if (g.encrypted) co_await fail(unsupported("compressed data in an encrypted image"));
+  const uint64_t end = offset + data.size();
+  if (offset % disk.cluster_size() != 0 || (end % disk.cluster_size() != 0 && end != disk.size)) {
+    co_await fail(invalid("a compressed write of ", data.size(), " bytes at ", hex(offset),
+                          " does not cover whole clusters of ", disk.cluster_size(), " bytes"));
+  }
+  while (!data.empty()) {
+    const uint64_t table_end = (g.l1_index(g.cluster_of(GuestOffset{offset})) + 1) * g.l1_span();
+    const uint64_t piece = std::min({uint64_t{data.size()}, kPieceMax, table_end - offset});
+    const std::vector<Stream> streams =
+        co_await write_streams(disk, offset, data.first(piece), level);
+    // What does not get smaller is written as it is (trap 59), in runs.
+    const auto start_of = [&](uint64_t i) { return std::min(i * disk.cluster_size(), piece); };
+    for (uint64_t i = 0; i < streams.size();) {
+      uint64_t next = i + 1;
+      if (streams[i]) {
+        i = next;
+        continue;
+      }
+      while (next < streams.size() && !streams[next]) ++next;
+      const Bytes run = data.subspan(start_of(i), start_of(next) - start_of(i));
+      co_await write_checked(disk, offset + start_of(i), run, false);
+      i = next;
+    }
+    offset += piece;
+    data = data.subspan(piece);
+  }
+}
+
+/// Writes those clusters of a piece inside one L2 table that get smaller, and returns the streams.
+Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes data, int level) {
+  const Geometry& g = disk.head.geometry;
+  const GuestCluster first = g.cluster_of(GuestOffset{offset});
+  const uint64_t count = g.clusters_for(data.size());
+  co_await disk.room_to_stage();
+  // Asked for in one step: who comes later waits for this request in both (Packer::Turn).
+  Packer::Turn turn(*disk.packer);
+  RangeLock::Request lock(disk.clusters, first.value, first.value + count,
+                          RangeLock::Mode::exclusive);
+  co_await lock;
+  if (!disk.bitmaps->mark_now(offset, data.size()))
+    co_await disk.bitmaps->mark(offset, data.size());
+  std::vector<Stream> streams = co_await compress_clusters(disk, data, level);
+  std::vector<Mapping> old(count);
+  {
+    const Epochs::Pin pin = disk.epochs.pin();
+    for (uint64_t i = 0; i < count; ++i) old[i] = (co_await disk.map->find(first + i)).mapping;
+  }
+  for (uint64_t i = 0; i < count; ++i) {
+    if (streams[i]) co_await disk.load_old(old[i]);
+  }
+  co_await disk.prepare_table(g.l1_index(first));
+  co_await turn.come();
+
+  bool reclaimed = false;
+  std::vector<Packer::Placed> placed;
+  Result<void> all_placed;
+  for (uint64_t i = 0; i < count && all_placed; ++i) {
+    if (!streams[i]) {
+      placed.emplace_back();
+      continue;
+    }
+    Result<Packer::Placed> place = co_await place_stream(disk, *streams[i], reclaimed).result();
+    if (place) {
+      placed.push_back(*std::move(place));
+    } else {
+      all_placed = std::move(place).error();
+    }
+  }
+  turn.end();
+  for (uint64_t i = 0; i < placed.size(); ++i) {
+    while (streams[i]) {
+      Result<bool> written = co_await disk.packer->write(placed[i]).result();
+      if (written && *written) break;
+      if (!written && (written.error().code() != Errc::no_space || reclaimed))
+        co_await fail(std::move(written).error());
+      placed[i] = Packer::Placed();  // To limbo: its write may still land (H6).
+      if (!written) {
+        reclaimed = true;
+        co_await disk.reclaim_space();
+      }
+      placed[i] = co_await place_stream(disk, *streams[i], reclaimed);
+    }
+    if (!streams[i]) continue;
+    disk.publish(first + i, placed[i].mapping(), old[i]);  // M3, P3: its bytes are down.
+    placed[i].keep();
+    ++disk.stats.clusters_compressed;
+  }
+  co_await std::move(all_placed);
+  co_return std::move(streams);
+}
+
+/// Packer::place(), with a second try once freed space has been made usable.
+Task<Packer::Placed> place_stream(GuestDisk& disk, Bytes stream, bool& reclaimed) {
+  Result<Packer::Placed> placed = co_await disk.packer->place(stream).result();
+  if (!placed && placed.error().code() == Errc::no_space && !reclaimed) {
+    reclaimed = true;
+    co_await disk.reclaim_space();
+    placed = co_await disk.packer->place(stream).result();
+  }
+  co_return std::move(placed);
+}
+
+Task<void> GuestDisk::write_packed(uint64_t at, Bytes bytes) {
+  const Epochs::Pin pin = epochs.pin();
+  co_await write_host(*this, at, bytes, false, Mark::write_compressed);
+}
+
+/// The streams of `data`'s clusters, in their order, made on all cores.
+Task<std::vector<Stream>> compress_clusters(GuestDisk& disk, Bytes data, int level) {
+  const uint64_t at_once = std::max<uint64_t>(1, kWorkMin / disk.cluster_size());
+  std::vector<Stream> streams(disk.head.geometry.clusters_for(data.size()));
+  Scope workers(disk.reactor.ready());
+  for (uint64_t i = 0; i < streams.size(); i += at_once) {
+    const uint64_t count = std::min<uint64_t>(at_once, streams.size() - i);
+    const uint64_t start = i * disk.cluster_size();
+    const Bytes part =
+        data.subspan(start, std::min<uint64_t>(count * disk.cluster_size(), data.size() - start));
+    workers.spawn(compress_some(disk, part, level, std::span(streams).subspan(i, count)));
+  }
+  co_await workers.join();
+  co_return std::move(streams);
+}
+
+Task<void> compress_some(GuestDisk& disk, Bytes data, int level, std::span<Stream> streams) {
+  const Compression compression = disk.head.header.compression;
+  const uint64_t size = disk.cluster_size();
+  Result<void> result;
+  const auto work = [&] {
+    for (uint64_t i = 0; i < streams.size() && result; ++i) {
+      const Bytes part = data.subspan(i * size, std::min<uint64_t>(size, data.size() - i * size));
+      std::vector<std::byte> padded;  // The disk's last cluster, if it is a part of one (trap 60).
+      if (part.size() < size) {
+        padded.assign(part.begin(), part.end());
+        padded.resize(size);
+      }
+      Result<Stream> stream = compress(compression, padded.empty() ? part : padded, level);
+      if (stream) {
+        streams[i] = *std::move(stream);
+      } else {
+        result = std::move(stream).error();
+      }
+    }
+  };
+  co_await disk.reactor.offload(std::cref(work));
+  co_await std::move(result);
+}
+
+}  // namespace byre

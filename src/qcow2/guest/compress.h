@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Compressed writes (docs/engine.md, P): compress -> place -> write -> stage, under an exclusive
+/// lock.  A failure before the last step leaves the map as it was, and the references go to limbo.
+/// Not here: where streams go (pack.h), reading them (read.h, unpacked.h).
+#pragma once
+
+#include "block/device.h"
+
+namespace byre {
+
+class GuestDisk;
+
+/// Whole clusters, but for the last of the disk; Errc::invalid for anything else.
+Task<void> write_compressed(GuestDisk& disk, uint64_t offset, Bytes data, int level);
+
+}  // namespace byre

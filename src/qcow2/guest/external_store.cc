@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/guest/external_store.h"
+
+#include <algorithm>
+
+#include "base/checked.h"
+#include "block/raw.h"
+#include "qcow2/guest/guest_disk.h"
+#include "qcow2/guest/read.h"
+#include "qcow2/guest/write.h"
+
+namespace byre {
+
+namespace {
+/// Bytes zeroed, and clusters punched, under one lock (D4).
+constexpr uint64_t kZeroAtOnce = 64 * MiB;
+constexpr uint64_t kPunchAtOnce = 4096;
+}  // namespace
+
+static Task<void> punch_removed(GuestDisk& disk);
+static Task<void> punch_unowned(GuestDisk& disk, GuestCluster first, uint64_t count);
+
+Task<void> open_data_file(GuestDisk& disk, Gate& gate) {
+  FileOptions options{.writable = disk.options.writable,
+                      .direct = disk.options.direct,
+                      .lock = disk.options.lock,
+                      .share_lock = disk.options.share_lock};
+  std::unique_ptr<File> file;
+  if (!disk.options.data_file.empty()) {
+    file = co_await gate.open(disk.options.data_file, options);
+  } else {
+    if (!disk.head.extensions.data_file_name) {
+      co_await fail(
+          invalid("the image has an external data file but does not name it; give its name"));
+    }
+    const std::string name = co_await plain_name(*disk.head.extensions.data_file_name);
+    file = co_await gate.open_named_by_image(disk.file->name(), name, options);
+  }
+  disk.data =
+      std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = disk.options.writable});
+  // As for the image: what a killed process wrote counts as durable from here on.
+  if (disk.options.writable) co_await disk.data->flush(Mark::none);
+}
+
+/// Writes to the own places of the clusters `old`, which `data` covers but for the outer edges of
+/// the first and the last.  Units that it touches are filled; then all are staged.  Holds X.
+Task<void> write_own(GuestDisk& disk, uint64_t offset, Bytes data, std::span<const Mapping> old) {
+  const Geometry& g = disk.head.geometry;
+  const uint64_t unit = g.unit_size();
+  const uint64_t end = offset + data.size();
+  const GuestCluster first = g.cluster_of(GuestOffset{offset});
+  const auto publish_all = [&](bool whole) {
+    for (uint64_t i = 0; i < old.size(); ++i) {
+      const uint64_t start = g.start_of(first + i).value;
+      const uint64_t from = std::max(offset, start) - start;
+      const uint64_t to = std::min(end, start + disk.cluster_size()) - start;
+      Mapping mapping = old[i];
+      mapping.host = HostCluster{(first + i).value};
+      mapping.copied = true;
+      for (uint64_t u = from / unit; u < div_ceil(to, unit); ++u) mapping.allocated |= 1u << u;
+      if (whole) mapping.allocated = g.all_units();
+      mapping.zero &= ~mapping.allocated;
+      disk.publish(first + i, mapping, old[i]);
+    }
+    ++disk.stats.writes_allocating;
+  };
+  // A raw data file reads as zeros there already, so the entries change nothing.  They are durable
+  // before the data go down: not even a write that fails or is cut off tells the two apart.
+  if (disk.has_raw_data()) {
+    publish_all(true);
+    co_await disk.committer->flush(Mark::commit_sync);
+    co_await write_host(disk, offset, data, false, Mark::write_guest);
+    co_return;
+  }
+  const uint64_t fill_from = round_down(offset, unit);
+  const uint64_t fill_to = round_up(end, unit);
+  {
+    const Epochs::Pin pin = disk.epochs.pin();
+    // An edge is the unit that the caller's bytes begin or end in; what lies between goes down from
+    // the caller's own memory.
+    const uint64_t middle = fill_from == offset ? offset : std::min(fill_to, fill_from + unit);
+    if (middle > offset) {
+      std::vector<std::byte> edge(middle - fill_from);
+      co_await fill_around(disk, old.front(), fill_from, edge, offset, data);
+      co_await write_host(disk, fill_from, edge, false, Mark::copy_up_write);
+    }
+    const uint64_t tail = fill_to == end ? end : std::max(middle, round_down(end, unit));
+    if (tail > middle) {
+      co_await write_host(disk, middle, data.subspan(middle - offset, tail - middle), false,
+                          Mark::write_guest);
+    }
+    if (fill_to > tail) {
+      std::vector<std::byte> edge(fill_to - tail);
+      co_await fill_around(disk, old.back(), tail, edge, offset, data);
+      co_await write_host(disk, tail, edge, false, Mark::copy_up_write);
+    }
+  }
+  publish_all(false);
+}
+
+/// The raw data file says it all: zeros in it, and no entry changes.  Shared locks, as for a write
+/// in place: nobody fills around these bytes meanwhile.  Behind the end of the file there are
+/// zeros.
+Task<void> zero_raw_data(GuestDisk& disk, uint64_t offset, uint64_t length, ZeroOptions options) {
+  const Geometry& g = disk.head.geometry;
+  options.fua = false;  // The caller's commit.
+  for (const uint64_t end = offset + length; offset < end;) {
+    const uint64_t step = std::min(end - offset, kZeroAtOnce);
+    const GuestCluster last = g.cluster_of(GuestOffset{offset + step - 1});
+    RangeLock::Request lock(disk.clusters, g.cluster_of(GuestOffset{offset}).value, last.value + 1,
+                            RangeLock::Mode::shared);
+    co_await lock;
+    if (!disk.bitmaps->mark_now(offset, step)) co_await disk.bitmaps->mark(offset, step);
+    const uint64_t there =
+        offset < disk.data->size() ? std::min(step, disk.data->size() - offset) : 0;
+    if (there != 0) co_await disk.data->zero(offset, there, options).doing("data file");
+    offset += step;
+  }
+}
+
+// --- Places that are no longer used --------------------------------------------------------------
+
+void note_removed(GuestDisk& disk, GuestCluster cluster) {
+  if (disk.options.discard != DiscardPolicy::unmap) return;
+  const uint64_t generation = disk.stages.open.number;
+  if (!disk.removed.empty() && disk.removed.back().generation == generation &&
+      disk.removed.back().first + disk.removed.back().count == cluster) {
+    ++disk.removed.back().count;
+  } else {
+    disk.removed.push_back({cluster, 1, generation});
+  }
+}
+
+void punch_what_is_durable(GuestDisk& disk) {
+  if (disk.removed.empty() || disk.punching_removed || disk.closed()) return;
+  disk.punching_removed = true;
+  disk.spawn(punch_removed(disk));
+}
+
+Task<void> punch_removed(GuestDisk& disk) {
+  while (!disk.removed.empty() && disk.removed.front().generation < disk.stages.durable_end) {
+    GuestDisk::Removed& next = disk.removed.front();
+    const GuestCluster first = next.first;
+    const uint64_t count = std::min(next.count, kPunchAtOnce);
+    next.first = first + count;
+    next.count -= count;
+    if (next.count == 0) disk.removed.pop_front();
+    // Advisory: what cannot be punched stays.
+    (void)co_await punch_unowned(disk, first, count).result();
+  }
+  disk.punching_removed = false;
+}
+
+/// Punches the places in the run that no entry leads to, on the disk and in memory: what was
+/// written again since keeps what it has.
+Task<void> punch_unowned(GuestDisk& disk, GuestCluster first, uint64_t count) {
+  const Geometry& g = disk.head.geometry;
+  RangeLock::Request lock(disk.clusters, first.value, first.value + count,
+                          RangeLock::Mode::exclusive);
+  co_await lock;
+  const auto unowned = [&](uint64_t index) -> Task<bool> {
+    const Epochs::Pin pin = disk.epochs.pin();
+    const Map::Found found = co_await disk.map->find(first + index);
+    co_return found.durable && !found.mapping.host;
+  };
+  for (uint64_t i = 0; i < count;) {
+    uint64_t end = i;
+    while (end < count && co_await unowned(end)) ++end;
+    const uint64_t from = g.start_of(first + i).value;
+    const uint64_t to = std::min(g.start_of(first + end).value, disk.data->size());
+    if (from < to) co_await disk.data->discard(from, to - from);
+    i = end + 1;
+  }
+}
+
+// --- Its size ------------------------------------------------------------------------------------
+
+/// Before the disk grows.
+Task<void> grow_data_file(GuestDisk& disk, uint64_t size) {
+  if (disk.data->size() < size) {
+    if (!disk.data->can_grow()) {
+      co_await fail(Error(Errc::no_space, cat("data file ", quoted(disk.data->name()), " ends at ",
+                                              hex(disk.data->size()))));
+    }
+    co_await disk.data->resize(size).doing("data file");
+  }
+  co_await disk.latch->sync_data(Mark::commit_sync);
+}
+
+/// After the disk has become smaller.
+Task<void> cut_data_file(GuestDisk& disk) {
+  if (!disk.data->can_grow() || disk.data->size() <= disk.size) co_return;
+  co_await disk.data->resize(disk.size).doing("data file");
+  co_await disk.latch->sync_data(Mark::commit_sync);
+}
+
+}  // namespace byre

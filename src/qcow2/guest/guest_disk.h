@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+/// GuestDisk: an open image as reads, writes and operations see it: the engine, and what they keep
+/// themselves.
+///
+/// packer    where compressed streams go
+/// unpacked  the compressed clusters that were read last; 4 MiB for a whole backing chain
+/// bitmaps   the persistent bitmaps, told of each change before it is issued
+/// removed   places in the external data file that are to be punched
+/// Not here: any algorithm.
+#pragma once
+
+#include <deque>
+#include <memory>
+
+#include "qcow2/bitmap/bitmaps.h"
+#include "qcow2/core/engine.h"
+#include "qcow2/guest/pack.h"
+#include "qcow2/guest/unpacked.h"
+
+namespace byre {
+
+class GuestDisk final : public Engine, private Packer::Writer, private UnpackedCache::Source {
+ public:
+  GuestDisk(std::unique_ptr<Device> below, Head read, ImageOptions wanted)
+      : Engine(std::move(below), std::move(read), std::move(wanted)),
+        unpacked(reactor.ready(), head.geometry) {}
+
+  Packer::Writer& stream_writer() { return *this; }
+  UnpackedCache::Source& stream_source() { return *this; }
+
+  UnpackedCache unpacked;
+  std::unique_ptr<Packer> packer;  ///< Null when read-only, like the next.
+  std::unique_ptr<Bitmaps> bitmaps;
+  BitmapList bitmap_list;  ///< When read-only.
+
+  /// Guest clusters that no longer use their place in the data file (external_store.h).
+  struct Removed {
+    GuestCluster first;
+    uint64_t count;
+    uint64_t generation;  ///< Whose commit makes that durable.
+  };
+  std::deque<Removed> removed;
+  bool punching_removed = false;
+
+ private:
+  Task<void> write_packed(uint64_t at, Bytes bytes) override;        // compress.cc
+  Task<void> unpack(Mapping stream, MutableBytes cluster) override;  // read.cc
+};
+
+}  // namespace byre

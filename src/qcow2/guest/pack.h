@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Packer: where compressed streams go: one behind the other, to the byte, across host clusters.
+///
+/// The cursor points behind the last stream.  The next one begins there if the host cluster has
+/// room for it, or if the cluster behind it comes free for the rest; otherwise in a fresh cluster.
+/// Every host cluster that a stream touches gets one reference for it, taken when the stream is
+/// placed, before anything is written (P3); a refcount at its maximum ends the cluster (A5).
+///
+/// A run is what lies without a gap: streams that were placed and wait to be written are one
+/// buffer, and whoever comes first while no write of the run is under way writes all of it, to the
+/// end of a sector.  So many streams are one I/O, and a sector that two streams share is composed
+/// here, in memory, and never in flight twice (L6, P2): the last, incomplete sector of a write
+/// stays behind and begins the next one. When a write fails, those in it get the error, and what
+/// waits behind it is placed anew: nothing follows bytes that may still land.
+///
+/// Invariant (P1): the cursor's cluster has a reference that is not in limbo.  The allocator ends
+/// the cursor in the same step in which the last of those goes away (Allocator::packing()), so no
+/// stream is ever put into a cluster that is or will become free.  A stream that is waiting to be
+/// written has its references: dropped unwritten, it ends its run, so that its bytes are never
+/// written to clusters that are no longer its own.
+/// Streams are placed in the order in which their requests took a Turn, however long compressing
+/// them took.
+/// Cost: memory for what waits; a write for each group.  Not here: compressing, locks on guest
+/// clusters, staging (compress.cc).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "coro/event.h"
+#include "coro/semaphore.h"
+#include "format/l2.h"
+#include "qcow2/core/allocator.h"
+
+namespace byre {
+
+class Packer {
+  struct Run;
+
+ public:
+  /// Puts bytes into the image's file, and holds a pin while it does (H1).
+  class Writer {
+   public:
+    virtual Task<void> write_packed(uint64_t at, Bytes bytes) = 0;
+
+   protected:
+    ~Writer() = default;
+  };
+  Packer(ReadyQueue& ready, const Geometry& geometry, Allocator& allocator, Writer& writer);
+  Packer(const Packer&) = delete;
+  ~Packer();
+
+  /// A stream with a place and the references for it.
+  class [[nodiscard]] Placed {
+   public:
+    Placed() = default;
+    Placed(Placed&& other) noexcept = default;
+    Placed& operator=(Placed&& other) noexcept;
+    ~Placed();
+
+    Mapping mapping() const { return compressed_mapping(at_, size_); }
+    /// It is pointed to from here on.
+    void keep();
+
+   private:
+    friend class Packer;
+    HostOffset at_;
+    uint64_t size_ = 0;
+    std::shared_ptr<Run> run_;
+    Reservation shared_;  ///< The cluster that it begins in, with streams before it.
+    Reservation fresh_;   ///< The cluster that it goes on or begins in.
+  };
+
+  /// A request's place in the order of arrival; others wait behind it until it dies.
+  class [[nodiscard]] Turn {
+   public:
+    explicit Turn(Packer& packer) : packer_(packer), number_(packer.next_turn_++) {
+      packer.turns_.insert(number_);
+    }
+    Turn(const Turn&) = delete;
+    ~Turn() { end(); }
+    /// Waits for those who came before.  Hold what they may wait for only if you asked for it in
+    /// the step in which you took the turn.
+    Task<void> come();
+    void end();
+
+   private:
+    Packer& packer_;
+    const uint64_t number_;
+  };
+
+  /// Finds a place for a stream shorter than a cluster, and takes a copy.  Errc::no_space as from
+  /// Allocator::reserve(); Errc::unsupported when no entry can point so far into the file.
+  Task<Placed> place(Bytes stream);
+  /// Waits until it is written.  False: its run ended before it was issued; place it again.
+  Task<bool> write(const Placed& placed);
+
+ private:
+  bool has_cursor() const { return run_ && allocator_.packing() == cluster_; }
+  Placed append(HostOffset at, Bytes stream);
+  Task<void> lead(Run& run);
+
+  ReadyQueue& ready_;
+  const Geometry& geometry_;
+  Allocator& allocator_;
+  Writer& writer_;
+  Mutex mutex_;  ///< Held while a place is found: that may wait for space.
+
+  // The cursor.
+  std::shared_ptr<Run> run_;  ///< Null: there is none.
+  HostCluster cluster_{};
+  uint64_t used_ = 0;  ///< Bytes of the cluster, 1 to all of them.
+
+  uint64_t next_turn_ = 0;
+  std::set<uint64_t> turns_;
+  Event turn_ended_;
+};
+
+}  // namespace byre

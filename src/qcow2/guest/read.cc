@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/guest/read.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "base/checked.h"
+#include "format/codec.h"
+#include "qcow2/guest/guest_disk.h"
+
+namespace byre {
+
+static Task<void> read_compressed(GuestDisk& disk, Mapping mapping, uint64_t within,
+                                  MutableBytes data, Mark mark);
+static Task<void> read_below(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark);
+static Task<void> unpack_stream(GuestDisk& disk, Mapping mapping, MutableBytes cluster);
+
+Task<void> read_disk(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark mark) {
+  const Request request(disk);
+  co_await request.begin();
+  if (!within(offset, data.size(), disk.size))
+    co_await fail(disk.out_of_range("read", offset, data.size()));
+  for (uint64_t shrinks = disk.shrinks + 1; shrinks != disk.shrinks;) {
+    shrinks = disk.shrinks;
+    co_await read_pinned(disk, offset, data, mark);
+    // The disk may have become smaller, and what lies behind it is no longer its own; or that has
+    // failed, and what was read for zeros meanwhile is its own again.
+    if (!within(offset, data.size(), disk.size))
+      co_await fail(disk.out_of_range("read", offset, data.size()));
+  }
+}
+
+/// One pin for all pieces (docs/engine.md, 2.3).  Clusters that follow each other on the host are
+/// one I/O; so are those that come from the backing device or read as zeros.
+Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark mark) {
+  const Geometry& g = disk.head.geometry;
+  const Epochs::Pin pin = disk.epochs.pin();
+  while (!data.empty()) {
+    const GuestCluster cluster = g.cluster_of(GuestOffset{offset});
+    const uint64_t in_cluster = g.offset_in_cluster(GuestOffset{offset});
+    uint64_t length = std::min<uint64_t>(data.size(), disk.cluster_size() - in_cluster);
+    Result<std::optional<Map::Found>> now = disk.map->find_now(cluster);
+    if (now && !*now) now = std::optional(co_await disk.map->find(cluster));
+    const Map::Found found = *co_await std::move(now);
+    // After a failed sync the data of a fresh cluster may be lost, and what it holds instead
+    // belongs to nobody: an error, never that (M4, C4).
+    if (!found.data_durable && disk.committer->latched())
+      co_await fail(disk.committer->latched().copy());
+    const Mapping& mapping = found.mapping;
+
+    // The common case, and the only one with more than a cluster at a time: plain data.
+    if (mapping.allocated == g.all_units()) {
+      uint64_t next = 1;
+      while (length < data.size()) {
+        Result<std::optional<Map::Found>> more = disk.map->find_now(cluster + next);
+        if (!more || !*more || (*more)->mapping.allocated != g.all_units() ||
+            (*more)->data_durable != found.data_durable ||
+            *(*more)->mapping.host != *mapping.host + next) {
+          break;
+        }
+        length = std::min<uint64_t>(data.size(), length + disk.cluster_size());
+        ++next;
+      }
+      co_await read_host(disk, g.start_of(*mapping.host).value + in_cluster, data.first(length),
+                         mark);
+    } else if (!mapping.compressed && mapping.allocated == 0 && mapping.zero == 0 &&
+               disk.map->table_missing(cluster)) {
+      // A whole table is missing: go on to its end at once.
+      const uint64_t table_end = (g.l1_index(cluster) + 1) * g.l1_span();
+      length = std::min<uint64_t>(data.size(), table_end - offset);
+      co_await read_below(disk, offset, data.first(length), mark);
+    } else {
+      co_await read_mapped(disk, mapping, offset, data.first(length), mark);
+    }
+    offset += length;
+    data = data.subspan(length);
+  }
+}
+
+/// The bytes of one cluster, or a part of it, as `mapping` says.  The caller holds a pin or X.
+Task<void> read_mapped(GuestDisk& disk, const Mapping& mapping, uint64_t offset, MutableBytes data,
+                       Mark mark) {
+  const Geometry& g = disk.head.geometry;
+  uint64_t within = g.offset_in_cluster(GuestOffset{offset});
+  if (mapping.compressed) {
+    co_await read_compressed(disk, mapping, within, data, mark);
+    co_return;
+  }
+  const uint32_t allocated = mapping.allocated;
+  const uint32_t zero = mapping.zero;
+  const uint64_t host = mapping.host ? g.start_of(*mapping.host).value : 0;
+  const auto kind = [&](uint64_t unit) {
+    return (allocated >> unit & 1) ? 0 : (zero >> unit & 1) ? 1 : 2;
+  };
+  while (!data.empty()) {
+    // Units alike are one piece.
+    const uint64_t unit = within / g.unit_size();
+    uint64_t end = unit + 1;
+    while (end < g.units() && kind(end) == kind(unit)) ++end;
+    const uint64_t length = std::min<uint64_t>(data.size(), end * g.unit_size() - within);
+    switch (kind(unit)) {
+      case 0:
+        co_await read_host(disk, host + within, data.first(length), mark);
+        break;
+      case 1:
+        fill_zero(data.first(length));
+        break;
+      default:
+        co_await read_below(disk, offset, data.first(length), mark);
+        break;
+    }
+    offset += length;
+    within += length;
+    data = data.subspan(length);
+  }
+}
+
+/// A file may end inside its last cluster; what is missing reads as zeros (traps 49 and 71).
+Task<void> read_host(GuestDisk& disk, uint64_t at, MutableBytes data, Mark mark) {
+  Device& device = disk.data ? *disk.data : *disk.file;
+  const uint64_t there =
+      at < device.size() ? std::min<uint64_t>(data.size(), device.size() - at) : 0;
+  if (there != 0) co_await device.read(at, data.first(there), mark);
+  fill_zero(data.subspan(there));
+}
+
+bool reads_zero(const GuestDisk& disk, const Mapping& mapping, uint32_t units,
+                uint64_t cluster_start) {
+  if (mapping.compressed || (mapping.allocated & units) != 0) return false;
+  if ((mapping.zero & units) == units) return true;
+  return !disk.backing || cluster_start >= disk.backing->size();
+}
+
+/// What the backing device has; zeros beyond its end, beyond our own, and without one.
+Task<void> read_below(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark) {
+  uint64_t below = 0;
+  const uint64_t end = disk.backing ? std::min(disk.backing->size(), disk.size) : 0;
+  if (offset < end) {
+    below = std::min<uint64_t>(data.size(), end - offset);
+    co_await disk.backing->read(offset, data.first(below), Mark::read_backing);
+  }
+  fill_zero(data.subspan(below));
+}
+
+Task<void> read_compressed(GuestDisk& disk, Mapping mapping, uint64_t within, MutableBytes data,
+                           Mark mark) {
+  UnpackedCache::Cluster cluster = disk.unpacked.find(mapping);
+  // Who wants all of it gets it at once; it will hardly be asked for again.
+  if (!cluster && data.size() == disk.cluster_size()) {
+    co_await unpack_stream(disk, mapping, data);
+    co_return;
+  }
+  // A copy up is the last use of its stream, and waits for no reader.  Where another process may
+  // write the image nothing tells when its bytes change.
+  if (!cluster && (mark == Mark::copy_up_read || disk.options.share_lock)) {
+    std::vector<std::byte> now(disk.cluster_size());
+    co_await unpack_stream(disk, mapping, now);
+    copy(data, Bytes(now).subspan(within, data.size()));
+    co_return;
+  }
+  if (!cluster) cluster = co_await disk.unpacked.get(mapping, disk.stream_source());
+  copy(data, Bytes(*cluster).subspan(within, data.size()));
+}
+
+Task<void> unpack_stream(GuestDisk& disk, Mapping mapping, MutableBytes cluster) {
+  std::vector<std::byte> stream(mapping.compressed_size);
+  co_await read_host(disk, mapping.compressed_at.value, stream, Mark::read_compressed);
+  Result<void> unpacked;
+  const Compression compression = disk.head.header.compression;
+  const auto work = [&] { unpacked = decompress(compression, stream, cluster); };
+  co_await disk.reactor.offload(std::cref(work));
+  ++disk.stats.clusters_unpacked;
+  if (!unpacked) {
+    co_await fail(std::move(unpacked).error().while_doing(
+        cat("compressed stream at ", mapping.compressed_at, " in ", quoted(disk.name()))));
+  }
+}
+
+BYRE_CORO_WRAPPER Task<void> GuestDisk::unpack(Mapping stream, MutableBytes cluster) {
+  return unpack_stream(*this, stream, cluster);
+}
+
+/// What is alike from the start of the range, as the tables of this image alone have it.
+static Task<Extent> own_status(GuestDisk& disk, uint64_t offset, uint64_t length) {
+  const Geometry& g = disk.geometry();
+  const Epochs::Pin pin = disk.epochs.pin();
+  Extent extent{.length = 0, .data = false};
+  bool first = true;
+  uint64_t host_end = 0;
+  // Bounded work: an answer may be shorter than what is alike.
+  for (uint64_t steps = 0; extent.length < length && steps < 8192; ++steps) {
+    const uint64_t at = offset + extent.length;
+    const GuestCluster cluster = g.cluster_of(GuestOffset{at});
+    const uint64_t in_cluster = g.offset_in_cluster(GuestOffset{at});
+    Extent piece{.data = false};
+    uint64_t host = 0;
+    const Map::Found found = co_await disk.map->find(cluster);
+    const Mapping& mapping = found.mapping;
+    if (mapping.compressed) {
+      piece = {.length = disk.cluster_size() - in_cluster, .data = true, .compressed = true};
+    } else if (mapping.allocated == 0 && mapping.zero == 0 && disk.map->table_missing(cluster)) {
+      piece = {.length = (g.l1_index(cluster) + 1) * g.l1_span() - at,
+               .data = false,
+               .allocated = false};
+    } else {
+      const uint64_t unit = in_cluster / g.unit_size();
+      const bool is_data = mapping.allocated >> unit & 1;
+      const bool is_zero = mapping.zero >> unit & 1;
+      uint64_t end = unit + 1;
+      while (end < g.units() && (mapping.allocated >> end & 1) == is_data &&
+             (mapping.zero >> end & 1) == is_zero)
+        ++end;
+      piece = {.length = end * g.unit_size() - in_cluster,
+               .data = is_data,
+               .zero = is_zero,
+               .allocated = is_data || is_zero};
+      if (mapping.host && (is_data || is_zero)) {
+        host = g.start_of(*mapping.host).value + in_cluster;
+        piece.host_offset = host;
+        piece.file = disk.data ? disk.data->name() : disk.file->name();
+      }
+    }
+    piece.length = std::min(piece.length, length - extent.length);
+    const bool alike = piece.data == extent.data && piece.zero == extent.zero &&
+                       piece.allocated == extent.allocated &&
+                       piece.compressed == extent.compressed &&
+                       piece.host_offset.has_value() == extent.host_offset.has_value() &&
+                       (!piece.host_offset || host == host_end);
+    if (!first && !alike) break;
+    if (first) {
+      extent = piece;
+    } else {
+      extent.length += piece.length;
+    }
+    host_end = host + piece.length;
+    first = false;
+  }
+  co_return extent;
+}
+
+Task<Extent> status_of_disk(GuestDisk& disk, uint64_t offset, uint64_t length) {
+  const Request request(disk);
+  co_await request.begin();
+  if (!within(offset, length, disk.size) || length == 0)
+    co_return disk.out_of_range("status", offset, length);
+  Extent extent = co_await own_status(disk, offset, length);
+  if (extent.allocated) co_return extent;
+
+  // Not ours: what is below says, as far as it reaches.
+  if (!disk.backing || offset >= disk.backing->size()) {
+    extent.zero = true;
+    extent.allocated = false;
+    co_return extent;
+  }
+  extent.length = std::min(extent.length, disk.backing->size() - offset);
+  Extent below = co_await disk.backing->status(offset, extent.length);
+  // Depth 0 without `allocated` means that no layer has it.
+  if (below.allocated || below.depth != 0) ++below.depth;
+  below.allocated = false;
+  co_return below;
+}
+
+}  // namespace byre

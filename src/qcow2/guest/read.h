@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Reading the disk, and telling what its ranges are.
+///
+/// A read holds one pin from before its first lookup until its last I/O has ended, and takes no
+/// lock (docs/engine.md, H1).  Clusters that follow each other on the host are one I/O.
+/// Not here: the VM state (vm_state.h), the cache of unpacked clusters (unpacked.h).
+#pragma once
+
+#include "block/device.h"
+#include "format/l2.h"
+
+namespace byre {
+
+class GuestDisk;
+
+Task<void> read_disk(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark mark);
+/// What the first part of the range is: data, zeros, unallocated, and where.
+Task<Extent> status_of_disk(GuestDisk& disk, uint64_t offset, uint64_t length);
+
+// For those who write.
+/// Guest bytes wherever they are, also behind the disk.
+Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark mark);
+/// The bytes of one cluster, or a part of it, as `mapping` says.  The caller holds a pin or X.
+Task<void> read_mapped(GuestDisk& disk, const Mapping& mapping, uint64_t offset, MutableBytes data,
+                       Mark mark);
+/// From a host offset; what lies behind the end of the file is zeros.
+Task<void> read_host(GuestDisk& disk, uint64_t at, MutableBytes data, Mark mark);
+/// Do these units, read from anywhere but a host cluster, give zeros?
+bool reads_zero(const GuestDisk& disk, const Mapping& mapping, uint32_t units,
+                uint64_t cluster_start);
+
+}  // namespace byre

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+/// How an image is opened, and what it counts while it is open.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "base/units.h"
+#include "coro/ready_queue.h"
+
+namespace byre {
+
+enum class DiscardPolicy : uint8_t {
+  ignore,  ///< Discards change nothing; freed host clusters keep their blocks.
+  unmap,   ///< Discarded clusters are freed, and freed clusters become holes.
+};
+
+/// How many images may lie one below the other.
+inline constexpr uint32_t kChainMax = 1024;
+
+struct ImageOptions {
+  bool writable = false;
+  bool direct = false;      ///< O_DIRECT for this file and those below it.
+  bool lock = true;         ///< QEMU's file locks.
+  bool share_lock = false;  ///< Read although another process writes (-U).
+  DiscardPolicy discard = DiscardPolicy::unmap;
+  bool discard_keeps =
+      false;  ///< Discarded clusters read as zeros and keep their place (version 3).
+  std::optional<bool> lazy_refcounts;  ///< Instead of what the image says (version 3).
+  std::string snapshot;                ///< Open this internal snapshot, by id or name; read-only.
+  std::string data_file;               ///< Instead of the data file that the image names.
+  bool without_backing = false;        ///< Only this layer: what is not allocated reads as zeros.
+  /// Read-only: damage that does not hinder reading is passed over, and what of the L1 table cannot
+  /// be read fails where it is needed.
+  bool salvage = false;
+  uint32_t chain_depth_max = kChainMax;
+  /// L2 slices of all images of the chain together; two slices each at least.
+  uint64_t table_cache_size = 32 * MiB;
+  uint64_t staged_max = 64 * 1024;  ///< Entries staged before writers wait for a commit.
+  int64_t commit_delay =
+      kSecond;  ///< Staged work is committed after this many ns at the latest (M6).
+  uint64_t host_size_max = UINT64_MAX;  ///< The file may not grow beyond this: ENOSPC.
+  uint64_t growth_step = 16 * MiB;      ///< The file's length is raised ahead by this much.
+  /// Told what the user should know: "image was not closed cleanly; refcounts were rebuilt".
+  std::function<void(const std::string&)> message;
+};
+
+/// Counters since the image was opened.
+struct ImageStats {
+  uint64_t commits = 0;
+  uint64_t commit_failures = 0;
+  uint64_t writes_in_place = 0;  ///< Runs of clusters, not requests.
+  uint64_t writes_allocating = 0;
+  uint64_t clusters_compressed = 0;  ///< Written as streams.
+  uint64_t clusters_unpacked = 0;    ///< Streams read.
+  uint64_t clusters_allocated = 0;
+  uint64_t clusters_freed = 0;
+  uint64_t clusters_peak = 0;  ///< The most in use at once beyond what was when it was opened.
+  uint64_t table_loads = 0;
+};
+
+}  // namespace byre

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/ops/bitmap_ops.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "qcow2/core/counted.h"
+#include "qcow2/guest/guest_disk.h"
+
+namespace byre {
+
+namespace {
+
+/// As QEMU has it: the cluster size, within these.
+constexpr uint64_t kGranularityDefaultMin = 4 * KiB;
+constexpr uint64_t kGranularityDefaultMax = 64 * KiB;
+
+Result<size_t> find_bitmap(const BitmapList& list, const std::string& name) {
+  for (size_t i = 0; i < list.size(); ++i) {
+    if (list[i]->entry.name == name) return i;
+  }
+  return Error(Errc::not_found, cat("Dirty bitmap '", name, "' not found"), ENOENT);
+}
+
+Result<void> must_be_usable(const BitmapSlot& slot) {
+  if (slot.state == BitmapState::usable) return {};
+  if (slot.state == BitmapState::foreign) return unsupported(slot.reason);
+  return Error(Errc::invalid,
+               cat("Bitmap '", slot.entry.name, "' is inconsistent and cannot be used (",
+                   slot.reason, "); remove it"));
+}
+
+Result<void> must_fit(uint64_t source, uint64_t size) {
+  if (source == size) return {};
+  return invalid("Bitmaps are of different sizes (destination size is ", size, ", source size is ",
+                 source, ") and can't be merged");
+}
+
+}  // namespace
+
+static Task<std::shared_ptr<BitmapSlot>*> usable_bitmap(GuestDisk& disk, BitmapList& list,
+                                                        const std::string& name);
+template <class Edit>
+static Task<void> change_bitmaps(GuestDisk& disk, const Edit& edit);
+
+/// Takes the locks that hold up whatever changes the disk, lets `edit` make the new list, and
+/// switches to it.
+template <class Edit>
+Task<void> change_bitmaps(GuestDisk& disk, const Edit& edit) {
+  const Request request(disk);
+  co_await request.begin();
+  co_await disk.check_can_write();
+  const Mutex::Hold hold = co_await disk.shape.lock();
+  RangeLock::Request no_changes(disk.disk_size, 0, 1, RangeLock::Mode::exclusive);
+  co_await no_changes;
+  co_await disk.check_can_write();
+  BitmapList list = disk.bitmaps->list();
+  co_await edit(list);
+  co_await check_metadata_is_counted(*disk.file, disk.head, disk.snapshots, disk.map->l1(),
+                                     *disk.allocator);
+  Bitmaps::Change change = co_await disk.bitmaps->prepare(std::move(list));
+  co_await disk.committer->flush_all();
+  co_await disk.header->change({.bitmaps = disk.bitmaps->edit_for(change)});
+  disk.bitmaps->keep(std::move(change));
+  disk.staged();
+}
+
+Task<std::shared_ptr<BitmapSlot>*> usable_bitmap(GuestDisk& disk, BitmapList& list,
+                                                 const std::string& name) {
+  std::shared_ptr<BitmapSlot>& slot = list[co_await find_bitmap(list, name)];
+  co_await must_be_usable(*slot);
+  slot = co_await disk.bitmaps->copy_of(*slot);
+  co_return &slot;
+}
+
+Task<void> add_bitmap(GuestDisk& disk, NewBitmap wanted) {
+  const Geometry& g = disk.head.geometry;
+  if (wanted.name.empty()) co_await fail(invalid("Bitmap name cannot be empty"));
+  if (wanted.name.size() > kBitmapNameSizeMax) {
+    co_await fail(invalid("Bitmap name too long: ", wanted.name.size(), " bytes, at most ",
+                          kBitmapNameSizeMax));
+  }
+  if (g.version < 3) {
+    co_await fail(unsupported(
+        "Cannot store dirty bitmaps in qcow2 v2 files; byre create -o compat=1.1 makes others"));
+  }
+  if (wanted.granularity == 0) {
+    wanted.granularity =
+        std::clamp(disk.cluster_size(), kGranularityDefaultMin, kGranularityDefaultMax);
+  }
+  if (!std::has_single_bit(wanted.granularity) ||
+      wanted.granularity < uint64_t{1} << kBitmapGranularityBitsMin ||
+      wanted.granularity > uint64_t{1} << kBitmapGranularityBitsMax) {
+    co_await fail(invalid("Granularity must be power of 2 and at least 512, at most 2 GiB"));
+  }
+  const auto bits = static_cast<uint32_t>(std::countr_zero(wanted.granularity));
+  const auto edit = [&](BitmapList& list) -> Task<void> {
+    if (find_bitmap(list, wanted.name)) {
+      co_await fail(Error(Errc::invalid, cat("Bitmap already exists: ", wanted.name), EEXIST));
+    }
+    co_await check_bitmap_size(disk.size, bits,
+                               disk.geometry());  // Before there are bits in memory.
+    if (wanted.dirty) co_await must_fit(wanted.dirty->size(), disk.size);
+    auto slot = std::make_shared<BitmapSlot>();
+    slot->entry.name = wanted.name;
+    slot->entry.automatic = wanted.enabled;
+    slot->entry.granularity_bits = static_cast<uint8_t>(bits);
+    slot->bits = std::make_unique<DirtyBits>(disk.size, bits, bitmap_part_bytes(bits, g));
+    if (wanted.dirty) slot->bits->merge(*wanted.dirty);
+    slot->fresh = true;
+    list.push_back(std::move(slot));
+  };
+  co_await change_bitmaps(disk, edit);
+}
+
+Task<void> remove_bitmap(GuestDisk& disk, std::string name) {
+  const auto edit = [&](BitmapList& list) -> Task<void> {
+    const size_t index = co_await find_bitmap(list, name);
+    if (list[index]->state == BitmapState::foreign) {
+      co_await fail(unsupported(list[index]->reason, ": byre does not remove it"));
+    }
+    list.erase(list.begin() + static_cast<std::ptrdiff_t>(index));
+  };
+  co_await change_bitmaps(disk, edit);
+}
+
+Task<void> remove_all_bitmaps(GuestDisk& disk) {
+  if (disk.bitmaps->empty()) co_return;
+  const auto edit = [&](BitmapList& list) -> Task<void> {
+    for (const auto& slot : list) {
+      if (slot->state == BitmapState::foreign) {
+        co_await fail(unsupported(slot->reason, ": byre does not remove it"));
+      }
+    }
+    list.clear();
+  };
+  co_await change_bitmaps(disk, edit);
+}
+
+Task<void> clear_bitmap(GuestDisk& disk, std::string name) {
+  const auto edit = [&](BitmapList& list) -> Task<void> {
+    std::shared_ptr<BitmapSlot>* slot = co_await usable_bitmap(disk, list, name);
+    (*slot)->bits->fill(false);
+  };
+  co_await change_bitmaps(disk, edit);
+}
+
+Task<void> enable_bitmap(GuestDisk& disk, std::string name, bool enabled) {
+  const auto edit = [&](BitmapList& list) -> Task<void> {
+    std::shared_ptr<BitmapSlot>* slot = co_await usable_bitmap(disk, list, name);
+    (*slot)->entry.automatic = enabled;
+  };
+  co_await change_bitmaps(disk, edit);
+}
+
+Task<void> merge_into_bitmap(GuestDisk& disk, std::string name, const DirtyBits& from) {
+  const auto edit = [&](BitmapList& list) -> Task<void> {
+    std::shared_ptr<BitmapSlot>* slot = co_await usable_bitmap(disk, list, name);
+    co_await must_fit(from.size(), disk.size);
+    (*slot)->bits->merge(from);
+  };
+  co_await change_bitmaps(disk, edit);
+}
+
+Task<std::unique_ptr<DirtyBits>> read_bitmap(GuestDisk& disk, std::string name) {
+  const BitmapList& list = disk.bitmaps ? disk.bitmaps->list() : disk.bitmap_list;
+  const std::shared_ptr<BitmapSlot> slot = list[co_await find_bitmap(list, name)];
+  co_await must_be_usable(*slot);
+  if (disk.bitmaps) co_return co_await disk.bitmaps->bits_of(*slot);
+  co_return co_await load_bitmap_bits(*disk.file, disk.head.geometry, *slot, disk.head.header.size);
+}
+
+}  // namespace byre

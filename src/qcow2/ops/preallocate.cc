@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/ops/preallocate.h"
+
+#include <algorithm>
+
+#include "base/checked.h"
+#include "qcow2/guest/guest_disk.h"
+#include "qcow2/guest/read.h"
+
+namespace byre {
+
+namespace {
+/// Clusters preallocated under one lock (D4), and zeros written at once.
+constexpr uint64_t kClustersAtOnce = 4096;
+constexpr uint64_t kZerosAtOnce = 1 * MiB;
+/// Blocks asked for at once, so that an interruption is heard in between.
+constexpr uint64_t kBlocksAtOnce = 1 * GiB;
+}  // namespace
+
+static Task<void> preallocate_run(GuestDisk& disk, GuestCluster first, uint64_t count,
+                                  Preallocation mode);
+static Task<uint64_t> preallocate_fresh(GuestDisk& disk, GuestCluster first,
+                                        std::span<const Mapping> old, Preallocation mode);
+static Task<void> preallocate_own(GuestDisk& disk, GuestCluster first, std::span<const Mapping> old,
+                                  Preallocation mode);
+
+Task<void> allocate_blocks(Device& device, uint64_t offset, uint64_t length) {
+  while (length != 0) {
+    const uint64_t step = std::min(length, kBlocksAtOnce);
+    co_await device.allocate(offset, step);
+    offset += step;
+    length -= step;
+  }
+}
+
+Task<void> write_zeros(Device& device, uint64_t offset, uint64_t length) {
+  const std::vector<std::byte> zeros(std::min(length, kZerosAtOnce));
+  while (length != 0) {
+    const uint64_t step = std::min<uint64_t>(length, zeros.size());
+    co_await device.write(offset, Bytes(zeros).first(step), {.mark = Mark::write_guest});
+    offset += step;
+    length -= step;
+  }
+}
+Task<void> preallocate_disk(GuestDisk& disk, uint64_t offset, uint64_t length, Preallocation mode) {
+  const Request request(disk);
+  co_await request.begin();
+  if (mode == Preallocation::off) co_return;
+  RangeLock::Request keep_size(disk.disk_size, 0, 1, RangeLock::Mode::shared);
+  co_await keep_size;
+  co_await disk.check_can_write();
+  if (!within(offset, length, disk.size))
+    co_await fail(disk.out_of_range("preallocate", offset, length));
+  co_await preallocate_range(disk, offset, length, mode);
+  co_await disk.committer->flush(Mark::flush);
+}
+
+Task<void> preallocate_range(GuestDisk& disk, uint64_t offset, uint64_t length,
+                             Preallocation mode) {
+  const Geometry& g = disk.head.geometry;
+  const uint64_t end = g.clusters_for(offset + length);
+  for (uint64_t at = g.cluster_of(GuestOffset{offset}).value; at < end;) {
+    const uint64_t table_end = g.first_of_l1(g.l1_index(GuestCluster{at}) + 1).value;
+    const uint64_t count = std::min({end - at, table_end - at, kClustersAtOnce});
+    co_await preallocate_run(disk, GuestCluster{at}, count, mode);
+    at += count;
+  }
+}
+
+/// Clusters inside one L2 table: those that have none get one each.
+Task<void> preallocate_run(GuestDisk& disk, GuestCluster first, uint64_t count,
+                           Preallocation mode) {
+  const Geometry& g = disk.head.geometry;
+  co_await disk.room_to_stage();
+  RangeLock::Request lock(disk.clusters, first.value, first.value + count,
+                          RangeLock::Mode::exclusive);
+  co_await lock;
+  std::vector<Mapping> old(count);
+  {
+    const Epochs::Pin pin = disk.epochs.pin();
+    for (uint64_t i = 0; i < count; ++i) old[i] = (co_await disk.map->find(first + i)).mapping;
+  }
+  const auto wanted = [&](uint64_t i) {
+    if (old[i].host || old[i].compressed) return false;
+    // Plain data would hide what is below.
+    return g.extended_l2 || disk.has_raw_data() ||
+           reads_zero(disk, old[i], 1, g.start_of(first + i).value);
+  };
+  bool prepared = false;
+  for (uint64_t i = 0; i < count;) {
+    if (!wanted(i)) {
+      ++i;
+      continue;
+    }
+    uint64_t end = i + 1;
+    while (end < count && wanted(end)) ++end;
+    if (!prepared) co_await disk.prepare_table(g.l1_index(first));
+    prepared = true;
+    const std::span<const Mapping> run = std::span<const Mapping>(old).subspan(i, end - i);
+    if (disk.data) {
+      co_await preallocate_own(disk, first + i, run, mode);
+      i = end;
+    } else {
+      i += co_await preallocate_fresh(disk, first + i, run, mode);
+    }
+  }
+}
+
+/// As many as one reservation gives; returns how many those were.
+Task<uint64_t> preallocate_fresh(GuestDisk& disk, GuestCluster first, std::span<const Mapping> old,
+                                 Preallocation mode) {
+  const Geometry& g = disk.head.geometry;
+  for (bool reclaimed = false;;) {
+    Result<Reservation> reserved =
+        co_await disk.allocator->reserve(old.size(), Allocator::Use::data).result();
+    if (!reserved && reserved.error().code() == Errc::no_space && !reclaimed) {
+      reclaimed = true;
+      co_await disk.reclaim_space();
+      continue;
+    }
+    Reservation fresh = co_await std::move(reserved);
+    const uint64_t host = g.start_of(fresh.first()).value;
+    const uint64_t length = fresh.count() * disk.cluster_size();
+    if (mode == Preallocation::full) {
+      co_await write_zeros(*disk.file, host, length);
+    } else if (mode == Preallocation::falloc) {
+      co_await disk.file->allocate(host, length);
+    }
+    for (uint64_t i = 0; i < fresh.count(); ++i) {
+      Mapping mapping = old[i];
+      mapping.host = fresh.first() + i;
+      mapping.copied = true;
+      if (!g.extended_l2) {
+        mapping.allocated = 1;
+        mapping.zero = 0;
+        if (!fresh.zero(i) && mode != Preallocation::full) {
+          co_await disk.file->zero(host + i * disk.cluster_size(), disk.cluster_size(),
+                                   {.may_unmap = mode == Preallocation::metadata});
+        }
+      }
+      disk.publish(first + i, mapping, old[i]);
+    }
+    const uint64_t count = fresh.count();
+    fresh.keep();
+    co_return count;
+  }
+}
+
+/// With a data file: the clusters' own places.  A raw one holds the truth already; in any other,
+/// whatever lies there becomes zeros.
+Task<void> preallocate_own(GuestDisk& disk, GuestCluster first, std::span<const Mapping> old,
+                           Preallocation mode) {
+  const Geometry& g = disk.head.geometry;
+  const bool raw = disk.has_raw_data();
+  const uint64_t start = g.start_of(first).value;
+  const uint64_t end = std::min(g.start_of(first + old.size()).value, disk.data->size());
+  if (start < end) {
+    if (mode == Preallocation::full && !raw) {
+      co_await write_zeros(*disk.data, start, end - start).doing("data file");
+    } else {
+      if (mode != Preallocation::metadata) {
+        co_await disk.data->allocate(start, end - start).doing("data file");
+      }
+      if (!raw && !g.extended_l2) {
+        co_await disk.data->zero(start, end - start, {.may_unmap = mode == Preallocation::metadata})
+            .doing("data file");
+      }
+    }
+  }
+  for (uint64_t i = 0; i < old.size(); ++i) {
+    Mapping mapping = old[i];
+    mapping.host = HostCluster{(first + i).value};
+    mapping.copied = true;
+    if (raw || !g.extended_l2) {
+      mapping.allocated = g.all_units();
+      mapping.zero = 0;
+    }
+    disk.publish(first + i, mapping, old[i]);
+  }
+}
+
+}  // namespace byre

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/repair/check.h"
+
+#include <algorithm>
+#include <memory>
+#include <string_view>
+#include <tuple>
+#include <unordered_set>
+#include <utility>
+
+#include "qcow2/check/bitmap_check.h"
+#include "qcow2/check/owners.h"
+#include "qcow2/check/snapshot_check.h"
+#include "qcow2/check/streams.h"
+#include "qcow2/repair/keep.h"
+#include "qcow2/repair/loss.h"
+#include "qcow2/repair/mend.h"
+#include "qcow2/repair/rounds.h"
+#include "qcow2/repair/separate.h"
+
+namespace byre {
+namespace {
+
+/// Each round can uncover what the next one repairs.
+constexpr int kRoundsMax = 12;
+/// With losses accepted there are more kinds of things to do.
+constexpr int kRoundsMaxWithLosses = 32;
+constexpr int kLastResorts = 6;
+
+struct Tally {
+  uint64_t corruptions = 0;
+  uint64_t leaks = 0;
+  friend bool operator==(const Tally&, const Tally&) = default;
+};
+Tally tally_of(const CheckReport& report) { return {report.corruptions, report.leaks}; }
+
+/// What was found first and is not found any more was repaired.
+CheckReport merge(CheckReport first, CheckReport last, uint64_t findings_max) {
+  std::unordered_set<std::string_view> left;
+  for (const Finding& finding : last.findings) left.insert(finding.text);
+  std::vector<Finding> findings;
+  for (Finding& finding : first.findings) {
+    if (left.contains(finding.text)) continue;
+    finding.repaired = true;
+    findings.push_back(std::move(finding));
+  }
+  for (Finding& finding : last.findings) {
+    if (findings.size() < findings_max) findings.push_back(std::move(finding));
+  }
+  last.findings = std::move(findings);
+  if (first.corruptions > last.corruptions) {
+    last.corruptions_fixed = first.corruptions - last.corruptions;
+  }
+  if (first.leaks > last.leaks) last.leaks_fixed = first.leaks - last.leaks;
+  return last;
+}
+
+bool is_doubtful(FindingKind kind) {
+  switch (kind) {
+    case FindingKind::behind_end:
+    case FindingKind::misaligned:
+    case FindingKind::reserved_bits:
+    case FindingKind::subclusters:
+    case FindingKind::two_owners:
+    case FindingKind::shared_table:
+    case FindingKind::crossed_streams:
+    case FindingKind::bad_stream:
+      return true;
+    default:
+      return false;
+  }
+}
+
+/// Puts together what lies side by side and is seen alike.
+void normalise(std::vector<Finding::Guest>& guests) {
+  const auto view = [](const Finding::Guest& guest) {
+    return std::tie(guest.active, guest.snapshots);
+  };
+  for (Finding::Guest& guest : guests) std::sort(guest.snapshots.begin(), guest.snapshots.end());
+  std::sort(guests.begin(), guests.end(), [&](const auto& a, const auto& b) {
+    if (view(a) != view(b)) return view(b) < view(a);
+    return a.offset < b.offset;
+  });
+  size_t kept = 0;
+  for (Finding::Guest& guest : guests) {
+    if (!guest.active && guest.snapshots.empty()) continue;
+    if (kept != 0) {
+      Finding::Guest& last = guests[kept - 1];
+      if (view(last) == view(guest) && guest.offset <= last.offset + last.length) {
+        last.length = std::max(last.length, guest.offset + guest.length - last.offset);
+        continue;
+      }
+    }
+    if (&guests[kept] != &guest) guests[kept] = std::move(guest);
+    ++kept;
+  }
+  guests.resize(kept);
+}
+
+Task<std::unique_ptr<Survey>> look(Device& file, const CheckOptions& options) {
+  auto survey = std::make_unique<Survey>(file, options);
+  co_await survey->run();
+  // Streams that overlap can count more references than a refcount holds.
+  const bool streams =
+      options.streams || options.decode || (options.repair == Repair::all && survey->overfull);
+  if (streams) co_await check_streams(*survey, options.decode);
+  if (options.bitmaps) co_await check_bitmaps(*survey);
+  if (options.snapshots) co_await check_snapshots(*survey);
+  const bool attributed = options.attribute && !survey->report.findings.empty();
+  if (attributed || !survey->crossed.empty()) co_await attribute(*survey);
+  co_return survey;
+}
+
+/// The tables of snapshots and bitmaps.
+bool can_mend(const Survey& survey, Repair repair) {
+  return repair == Repair::all && survey.report.check_errors == 0 && !survey.refcounts_unsound &&
+         !survey.snapshots_lost &&
+         (survey.mendable_snapshots || survey.mendable_bitmaps || survey.mendable_header);
+}
+Task<bool> mend(Survey& survey, RepairLog& log) {
+  if (survey.mendable_snapshots && co_await mend_snapshots(survey, log, Mend::useless))
+    co_return true;
+  if (survey.mendable_bitmaps && co_await mend_bitmaps(survey, log, Mend::useless)) co_return true;
+  if (!survey.mendable_header) co_return false;
+  co_return co_await mend_header(survey, log);
+}
+
+/// When nothing else is left to do: what cannot be separated from other metadata, or leads nowhere
+/// as a whole.  One kind of it.
+Task<std::string> give_up_tables(Survey& survey, RepairLog& log) {
+  if (has_broken_snapshots(survey) && co_await mend_snapshots(survey, log, Mend::broken))
+    co_return std::string();
+  if (has_broken_bitmaps(survey) && co_await mend_bitmaps(survey, log, Mend::broken))
+    co_return std::string();
+  co_return co_await give_up_entries(survey, log, true);
+}
+
+}  // namespace
+
+Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, bool copy_data) {
+  RepairRounds rounds;
+  std::unique_ptr<Survey> survey = co_await look(file, options);
+  rounds.first = survey->report;
+  survey->keep_orphans = options.keep_orphans;
+  const bool promises = options.remember != Remember::never && options.repair >= Repair::refcounts;
+  for (const Finding& finding : survey->report.findings) {
+    if (!is_doubtful(finding.kind)) continue;
+    rounds.log.in_doubt.insert(rounds.log.in_doubt.end(), finding.guests.begin(),
+                               finding.guests.end());
+  }
+  bool separating = true;
+  bool try_entries = true;
+  bool mending = true;
+  bool giving_up = options.accept_loss && options.repair == Repair::all;
+  int last_resorts = giving_up ? kLastResorts : 0;
+  bool last_resort = false;
+  const auto goes_further = [&] {
+    const bool possible = survey->report.corruptions != 0 && survey->report.check_errors == 0;
+    last_resort = possible && last_resorts > 0;
+    last_resorts -= last_resort;
+    return last_resort;
+  };
+  for (int round = 0; round < (options.accept_loss ? kRoundsMaxWithLosses : kRoundsMax); ++round) {
+    const Tally before = tally_of(survey->report);
+    bool stuck_is_the_end = true;
+    survey->promise = promises && (rounds.damaged || survey->damaged);
+    if (last_resort) {
+      last_resort = false;
+      rounds.damaged |= survey->damaged;
+      rounds.not_given_up = co_await give_up_tables(*survey, rounds.log);
+      separating = mending = giving_up = true;
+    } else if (try_entries && can_fix_entries(*survey, options.repair)) {
+      co_await fix_entries(*survey, rounds.log);
+      stuck_is_the_end = false;
+      try_entries = false;
+    } else if (giving_up && can_give_up_entries(*survey)) {
+      rounds.damaged |= survey->damaged;
+      const uint64_t actions = rounds.log.actions_count;
+      rounds.not_given_up = co_await give_up_entries(*survey, rounds.log, false);
+      giving_up = rounds.log.actions_count != actions;
+      separating |= giving_up;
+      stuck_is_the_end = false;
+    } else if (separating && can_separate(*survey, options.repair)) {
+      rounds.damaged |= survey->damaged;
+      const uint64_t actions = rounds.log.actions_count;
+      rounds.not_separated = co_await separate(*survey, rounds.log, copy_data);
+      separating = rounds.log.actions_count != actions;
+      stuck_is_the_end = false;
+    } else if (mending && can_mend(*survey, options.repair)) {
+      rounds.damaged |= survey->damaged;
+      mending = co_await mend(*survey, rounds.log);
+      stuck_is_the_end = false;
+    } else if (can_repair(*survey, options.repair)) {
+      rounds.damaged |= survey->damaged;
+      co_await repair_image(*survey, options.repair, rounds.log);
+    } else if (goes_further()) {
+      continue;
+    } else {
+      break;
+    }
+    survey = co_await look(file, options);
+    // Two owners are one again when the refcounts moved away; what the other had lost is a leak.
+    survey->keep_orphans = options.keep_orphans || rounds.damaged;
+    const bool changed = tally_of(survey->report) != before;
+    if (!changed && stuck_is_the_end && !goes_further()) break;
+    if (changed) try_entries = true;
+  }
+  if (promises && survey->kept == KeptClusters::all()) {
+    co_await remember_orphans(*survey);
+    if (const uint64_t count = survey->orphan_clusters(); count != 0) {
+      rounds.log.add(
+          {.kind = RepairAction::Kind::keep,
+           .clusters = count,
+           .text = cat("note in the header that ", count,
+                       count == 1 ? " cluster stays, which may be the only copy of something"
+                                  : " clusters stay, which may be the only copy of something")});
+    }
+  }
+  rounds.sound = survey->report.corruptions == 0 && survey->report.check_errors == 0;
+  const bool counted = options.repair == Repair::refcounts && survey->report.check_errors == 0 &&
+                       survey->report.corruptions == survey->formal;
+  if (rounds.sound || counted) co_await clear_repaired_bits(file);
+  normalise(rounds.log.in_doubt);
+  normalise(rounds.log.lost);
+  rounds.last = std::move(survey);
+  co_return std::move(rounds);
+}
+
+Task<CheckReport> survey_and_repair(Device& file, CheckOptions options) {
+  if (options.repair == Repair::none) {
+    const std::unique_ptr<Survey> survey = co_await look(file, options);
+    survey->report.orphans_kept = survey->orphans_kept();
+    co_return std::move(survey->report);
+  }
+  RepairRounds rounds = co_await repair_in_rounds(file, options, true);
+  CheckReport report =
+      merge(std::move(rounds.first), std::move(rounds.last->report), options.findings_max);
+  if (rounds.log.actions_count != 0 && rounds.damaged) {
+    report.in_doubt = std::move(rounds.log.in_doubt);
+  }
+  report.orphans_kept = rounds.last->orphans_kept();
+  if (options.repair == Repair::leaks) report.orphans_kept = report.leaks;
+  co_return std::move(report);
+}
+
+Task<CheckReport> check_image(Device& file, CheckOptions options) {
+  if (options.repair != Repair::none && !file.writable()) {
+    co_return Error(Errc::read_only,
+                    cat("repair ", quoted(file.name()), ": it was opened read-only"));
+  }
+  co_return co_await survey_and_repair(file, options).doing("check ", quoted(file.name()));
+}
+
+Task<CheckReport> rebuild_refcounts(Device& file) {
+  const CheckOptions options{.repair = Repair::refcounts, .remember = Remember::if_room};
+  co_return co_await survey_and_repair(file, options)
+      .doing("rebuild the refcounts of ", quoted(file.name()));
+}
+
+}  // namespace byre

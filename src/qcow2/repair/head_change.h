@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Changing fields and extensions of the header during a repair: one write of the first sector.
+/// Not here: what may change so (format/header_change.h).
+#pragma once
+
+#include <functional>
+
+#include "qcow2/check/survey.h"
+
+namespace byre {
+
+using HeadEdit = std::function<void(Header&, Extensions&)>;
+
+/// Durable when it returns.  Fails with Errc::no_space when the first sector has no room; then
+/// nothing is written.
+Task<void> change_head(Survey& survey, HeadEdit edit);
+
+}  // namespace byre

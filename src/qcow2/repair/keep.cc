@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/repair/keep.h"
+
+#include <algorithm>
+
+#include "qcow2/repair/head_change.h"
+
+namespace byre {
+namespace {
+
+bool is_list(const UnknownExtension& extension) { return extension.type == kKeptClustersExtension; }
+
+}  // namespace
+
+Task<void> remember_kept(Survey& survey, const KeptClusters& kept) {
+  const auto edit = [&](Header&, Extensions& extensions) {
+    std::erase_if(extensions.unknown, is_list);
+    if (!kept.empty()) extensions.unknown.push_back({kKeptClustersExtension, kept.serialize()});
+  };
+  co_await change_head(survey, edit);
+  survey.kept = kept;
+}
+
+Task<void> remember_orphans(Survey& survey) {
+  for (size_t ranges_max = KeptClusters::kRangesMax;; ranges_max /= 2) {
+    const auto kept = KeptClusters::covering(survey.orphans, ranges_max);
+    Result<void> done = co_await remember_kept(survey, kept).result();
+    if (done) co_return;
+    if (done.error().code() != Errc::no_space || ranges_max == 1) co_await std::move(done);
+  }
+}
+
+}  // namespace byre

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Mending the tables of snapshots and bitmaps: what no reader takes is completed or taken out
+/// (docs/engine.md, R8).
+///
+/// A new table is written where nobody uses anything and counted, durably; then one sector of the
+/// header switches to it (O6, B4).  A cut leaves the old table or the new one, and leaks.
+/// The survey is stale afterwards.
+/// Not here: what is wrong with them (survey.h says so), refcounts and entries (repair.h).
+#pragma once
+
+#include "qcow2/repair/repair.h"
+
+namespace byre {
+
+/// Puts right what other readers refuse of the header and its extensions.  False: there is no room.
+Task<bool> mend_header(Survey& survey, RepairLog& log);
+
+/// What may be taken out.
+enum class Mend : uint8_t {
+  useless,  ///< Only what nobody can use.
+  broken,   ///< Also what leads nowhere, or into other metadata: RepairLog::lost_things names it.
+};
+
+/// Is there something that only Mend::broken takes out?
+bool has_broken_snapshots(const Survey& survey);
+bool has_broken_bitmaps(const Survey& survey);
+
+/// Takes empty entries out of the snapshot table, and completes those that do not say how large
+/// their disk is with what readers take then: the size of the disk.  Where the old table's first
+/// entries are all that is wanted, only the header changes.  False: there is no room.
+Task<bool> mend_snapshots(Survey& survey, RepairLog& log, Mend what);
+/// Takes bitmaps that are invalid out of the directory, and marks in_use what does not fit the disk
+/// (of a table that is too long, what would lie behind the disk goes): nobody can use either.
+/// False: there is no room.
+Task<bool> mend_bitmaps(Survey& survey, RepairLog& log, Mend what);
+
+}  // namespace byre

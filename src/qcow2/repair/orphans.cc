@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/repair/orphans.h"
+
+#include <algorithm>
+
+namespace byre {
+namespace {
+
+constexpr uint64_t kPiece = MiB;
+
+bool could_be_entry(L2Entry entry, const Survey& survey) {
+  const Result<Mapping> mapping = decode_l2(entry, survey.geometry());
+  if (!mapping) return false;
+  if (mapping->compressed) return mapping->compressed_at.value < survey.file_size;
+  return !mapping->host || survey.geometry().start_of(*mapping->host).value < survey.file_size;
+}
+
+Orphan::Looks looks_of(Bytes cluster, const Survey& survey) {
+  if (is_zero(cluster)) return Orphan::Looks::zeros;
+  for (uint64_t i = 0; i < survey.geometry().l2_entries(); ++i) {
+    const L2Entry entry = load_l2(cluster, i, survey.geometry());
+    if (entry != L2Entry{} && !could_be_entry(entry, survey)) return Orphan::Looks::data;
+  }
+  return Orphan::Looks::l2_table;
+}
+
+}  // namespace
+
+std::string_view name_of(Orphan::Looks looks) {
+  switch (looks) {
+    case Orphan::Looks::zeros:
+      return "zeros";
+    case Orphan::Looks::l2_table:
+      return "like an L2 table";
+    case Orphan::Looks::data:
+      return "data";
+  }
+  return "unknown";
+}
+
+Task<std::vector<Orphan>> catalogue_orphans(Survey& survey, size_t orphans_max) {
+  std::vector<Orphan> catalogue;
+  const uint64_t size = survey.geometry().cluster_size();
+  std::vector<std::byte> cluster(size);
+  for (const HostSpan& span : survey.orphans) {
+    for (uint64_t i = 0; i < span.count; ++i) {
+      const HostOffset at = survey.geometry().start_of(span.first + i);
+      co_await survey.read_padded(at.value, cluster, Mark::none);
+      const Orphan::Looks looks = looks_of(cluster, survey);
+      if (!catalogue.empty() && catalogue.back().looks == looks &&
+          catalogue.back().at.value + catalogue.back().length == at.value) {
+        catalogue.back().length += size;
+        continue;
+      }
+      if (catalogue.size() == orphans_max) co_return std::move(catalogue);
+      Orphan& orphan = catalogue.emplace_back(Orphan{.at = at, .length = size, .looks = looks});
+      copy(orphan.start, Bytes(cluster).first(orphan.start.size()));
+    }
+  }
+  co_return std::move(catalogue);
+}
+
+Task<uint64_t> save_orphans(Survey& survey, Device& to) {
+  uint64_t clusters = 0;
+  std::vector<std::byte> piece;
+  for (const HostSpan& span : survey.orphans) {
+    const uint64_t end = survey.geometry().start_of(span.end()).value;
+    for (uint64_t at = survey.geometry().start_of(span.first).value; at < end;) {
+      piece.resize(std::min(kPiece, end - at));
+      co_await survey.read_padded(at, piece, Mark::none);
+      co_await to.write(at, piece, {.mark = Mark::none});
+      at += piece.size();
+    }
+    clusters += span.count;
+  }
+  co_await to.flush(Mark::flush);
+  co_return clusters;
+}
+
+}  // namespace byre

@@ -1,0 +1,398 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/repair/separate.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "format/l1.h"
+#include "qcow2/check/owners.h"
+
+namespace byre {
+namespace {
+
+/// Bytes that are copied at once.
+constexpr uint64_t kCopyPiece = MiB;
+/// An image may become larger by this much, however small it is.
+constexpr uint64_t kCopiesAlways = 64 * MiB;
+
+class Separator {
+ public:
+  Separator(Survey& survey, RepairLog& log, bool copy_data)
+      : survey_(survey), log_(log), copy_data_(copy_data), owners_(survey) {}
+
+  Task<std::string> run() {
+    std::vector<HostCluster> wanted = survey_.counts.aliased();
+    wanted.insert(wanted.end(), survey_.crossed.begin(), survey_.crossed.end());
+    co_await owners_.find(wanted, UINT64_MAX);
+    plan_tables();
+    // The entries of a table that is about to become two are the next round's.
+    if (moves_.empty()) {
+      std::sort(wanted.begin(), wanted.end());
+      wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
+      for (const HostCluster cluster : wanted) plan_cluster(cluster);
+    }
+    if (moves_.empty()) co_return std::string();
+    Result<void> placed = co_await place().result();
+    if (!placed) {
+      const Errc code = placed.error().code();
+      if (code != Errc::unsupported && code != Errc::no_space) {
+        co_await fail(std::move(placed).error());
+      }
+      co_return placed.error().message();
+    }
+    co_await begin_writing(survey_);
+    for (const Move& move : moves_) co_await copy(move);
+    co_await count();
+    co_await survey_.file.flush(Mark::commit_sync);
+    co_await link();
+    co_await survey_.file.flush(Mark::commit_sync);
+    tell();
+    co_return std::string();
+  }
+
+ private:
+  /// Something that gets a place of its own.
+  struct Move {
+    enum class What : uint8_t { table, data, stream } what = What::data;
+    HostOffset from;
+    uint64_t length = 0;
+    uint64_t clusters = 1;                        ///< That it touches.
+    HostOffset to;                                ///< Once it is placed.
+    uint64_t weight = 0;                          ///< References that go with it,
+    uint32_t active = 0;                          ///< those of the active disk among them.
+    GuestCluster guest;                           ///< Of a table the first.
+    std::vector<Owners::Reference> entries;       ///< L2 entries to change,
+    std::vector<Owners::L1Reference> l1_entries;  ///< or L1 entries.
+  };
+
+  const Geometry& geometry() const { return survey_.geometry(); }
+
+  const Survey::L2Use& use_of(uint64_t table) const {
+    const auto& uses = survey_.l2_uses();
+    const auto at = std::lower_bound(
+        uses.begin(), uses.end(), table,
+        [](const Survey::L2Use& use, uint64_t cluster) { return use.cluster < cluster; });
+    BYRE_ASSERT(at != uses.end() && at->cluster == table);
+    return *at;
+  }
+
+  /// May this byte of metadata be written?  Not when its cluster has another owner, too.
+  bool is_own(HostOffset at) const {
+    const auto* cell = survey_.counts.find(geometry().cluster_of(at));
+    return cell && !cell->aliased;
+  }
+
+  // What is to be done.
+
+  void plan_tables() {
+    for (const Survey::L2Use& use : survey_.l2_uses()) {
+      if (use.shared) plan_table(use);
+    }
+  }
+
+  void plan_table(const Survey::L2Use& use) {
+    std::map<uint64_t, Move> by_index;
+    const HostOffset from = geometry().start_of(HostCluster{use.cluster});
+    for (const Owners::L1Reference& reference : owners_.of_table(use.cluster)) {
+      doubt({.offset = geometry().start_of(geometry().first_of_l1(reference.index)).value,
+             .length = geometry().l1_span()},
+            survey_.l1_tables[reference.table]);
+      Move& move = by_index[reference.index];
+      move.what = Move::What::table;
+      move.from = from;
+      move.length = geometry().cluster_size();
+      move.guest = geometry().first_of_l1(reference.index);
+      ++move.weight;
+      move.active += survey_.l1_tables[reference.table].active;
+      move.l1_entries.push_back(reference);
+    }
+    if (by_index.empty()) return;
+    by_index.erase(by_index.begin());  // Who keeps it.
+    for (auto& [index, move] : by_index) {
+      const bool writable = std::all_of(move.l1_entries.begin(), move.l1_entries.end(),
+                                        [&](const auto& entry) { return is_own(entry.at); });
+      if (writable) moves_.push_back(std::move(move));
+    }
+  }
+
+  /// A pointer that is no cluster's offset: what it should be, nobody knows.
+  bool is_astray(const Owners::Reference& reference) const {
+    return !reference.compressed() &&
+           !geometry().aligned(HostOffset{reference.entry.descriptor & kOffsetMask});
+  }
+
+  void plan_cluster(HostCluster cluster) {
+    const Owners::References& references = owners_.of(cluster);
+    // Such an entry stays as it is, and so does what it may mean.
+    if (std::any_of(references.kept.begin(), references.kept.end(),
+                    [&](const auto& reference) { return is_astray(reference); })) {
+      return;
+    }
+    uint64_t counted = 0;
+    bool compressed = false;
+    for (const Owners::Reference& reference : references.kept) {
+      counted += use_of(reference.l2_table).weight;
+      compressed |= reference.compressed();
+      Finding::Guest guest{.offset = geometry().start_of(reference.guest).value,
+                           .length = geometry().cluster_size()};
+      owners_.views_of(reference.l2_table, guest);
+      log_.in_doubt.push_back(std::move(guest));
+    }
+    const bool metadata = survey_.counts.references(cluster) > counted;
+    const bool crossed = survey_.crossed.contains(cluster);
+    std::optional<GuestCluster> keeps;
+    std::map<std::pair<uint64_t, uint64_t>, Move> moves;  // By guest cluster and descriptor.
+    for (const Owners::Reference& reference : references.kept) {
+      if (reference.compressed()) {
+        if (metadata || crossed) add_stream(reference, moves);
+        continue;
+      }
+      if (!metadata && !compressed) {
+        if (!keeps) keeps = reference.guest;
+        if (*keeps == reference.guest) continue;
+      }
+      Move& move = moves[{reference.guest.value, 0}];
+      move.what = Move::What::data;
+      move.from = geometry().start_of(cluster);
+      move.length = geometry().cluster_size();
+      add_entry(move, reference);
+    }
+    for (auto& [key, move] : moves) {
+      const bool writable = std::all_of(
+          move.entries.begin(), move.entries.end(), [&](const Owners::Reference& entry) {
+            return is_own(geometry().start_of(HostCluster{entry.l2_table}));
+          });
+      if (writable && move.weight <= refcount_max(geometry().refcount_order)) {
+        moves_.push_back(std::move(move));
+      }
+    }
+  }
+
+  void add_stream(const Owners::Reference& reference,
+                  std::map<std::pair<uint64_t, uint64_t>, Move>& moves) {
+    const Result<Mapping> mapping = decode_l2(reference.entry, geometry());
+    if (!mapping) return;
+    // A stream that touches several such clusters is met in each.
+    if (!moved_streams_.insert({reference.l2_table, reference.guest.value}).second) return;
+    Move& move = moves[{reference.guest.value, reference.entry.descriptor & ~kCopied}];
+    move.what = Move::What::stream;
+    move.from = mapping->compressed_at;
+    move.length = mapping->compressed_size;
+    move.clusters = hosts(*mapping, geometry()).count;
+    add_entry(move, reference);
+  }
+
+  void add_entry(Move& move, const Owners::Reference& reference) {
+    const Survey::L2Use& use = use_of(reference.l2_table);
+    move.guest = reference.guest;
+    move.weight += use.weight;
+    move.active += use.active;
+    move.entries.push_back(reference);
+  }
+
+  void doubt(Finding::Guest guest, const Survey::L1Table& l1) {
+    guest.active = l1.active;
+    if (!l1.active) guest.snapshots.push_back(l1.snapshot);
+    log_.in_doubt.push_back(std::move(guest));
+  }
+
+  // Doing it.
+
+  Task<void> place() {
+    uint64_t count = 0;
+    for (const Move& move : moves_) count += move.clusters;
+    const uint64_t bytes = count << geometry().cluster_bits;
+    if (bytes > std::max(kCopiesAlways, survey_.file_size)) {
+      co_await fail(unsupported("to give each owner a copy would take ", bytes,
+                                " bytes, more than the image has"));
+    }
+    const std::vector<HostSpan> room = co_await find_room(survey_, count);
+    auto span = room.begin();
+    uint64_t used = 0;
+    for (Move& move : moves_) {
+      while (span != room.end() && span->count - used < move.clusters) {
+        ++span;
+        used = 0;
+      }
+      if (span == room.end()) {
+        co_await fail(Error(Errc::no_space, cat("no room for ", count, " clusters of copies")));
+      }
+      move.to = geometry().start_of(span->first + used);
+      move.to.value += geometry().offset_in_cluster(move.from);
+      used += move.clusters;
+      survey_.clusters =
+          std::max(survey_.clusters, geometry().cluster_of(move.to).value + move.clusters);
+      if (move.what == Move::What::stream &&
+          !can_describe_compressed(move.to, move.length, geometry())) {
+        co_await fail(unsupported("a compressed stream has no room below ",
+                                  geometry().compressed_offset_limit()));
+      }
+    }
+  }
+
+  Task<void> copy(const Move& move) {
+    if (move.what != Move::What::table && !copy_data_) {
+      co_await fill_up(move);
+      co_return;
+    }
+    std::vector<std::byte> piece;
+    const Mark mark = move.what == Move::What::table ? Mark::l2_allocate : Mark::copy_up_write;
+    for (uint64_t done = 0; done < move.length;) {
+      piece.resize(std::min(kCopyPiece, move.length - done));
+      co_await survey_.read_padded(move.from.value + done, piece, Mark::copy_up_read);
+      // The data of both are shared from now on.
+      if (move.what == Move::What::table) clear_copied(piece);
+      co_await survey_.file.write(move.to.value + done, piece, {.mark = mark});
+      done += piece.size();
+    }
+    if (move.what == Move::What::stream) co_await fill_up(move);
+  }
+
+  /// The file has whole clusters.
+  Task<void> fill_up(const Move& move) {
+    const uint64_t end = geometry().start_of(geometry().cluster_of(move.to) + move.clusters).value;
+    const std::byte last[1] = {};
+    if (end > survey_.file.size()) {
+      co_await survey_.file.write(end - 1, last, {.mark = Mark::copy_up_write});
+    }
+  }
+
+  void clear_copied(MutableBytes table) const {
+    for (uint64_t i = 0; i < geometry().l2_entries(); ++i) {
+      L2Entry entry = load_l2(table, i, geometry());
+      if ((entry.descriptor & kCopied) == 0) continue;
+      entry.descriptor &= ~kCopied;
+      store_l2(table, i, entry, geometry());
+    }
+  }
+
+  /// The copies' refcounts, with all others that are too small.
+  Task<void> count() {
+    const bool anew = survey_.refcounts_unsound;
+    for (const Move& move : moves_) {
+      const HostCluster first = geometry().cluster_of(move.to);
+      const Owner owner = move.what == Move::What::table    ? Owner::l2
+                          : move.what == Move::What::stream ? Owner::compressed
+                                                            : Owner::data;
+      const uint64_t identity =
+          move.what == Move::What::table ? geometry().l1_index(move.guest) : move.guest.value;
+      for (uint64_t i = 0; i < move.clusters; ++i) {
+        survey_.counts.add(first + i, owner, identity, move.weight);
+        const uint64_t index = geometry().refcount_table_index(first + i);
+        if (index >= survey_.blocks.size() || survey_.blocks[index] != Survey::Block::sound) {
+          survey_.refcounts_unsound = true;
+        }
+      }
+      if (move.what != Move::What::table) continue;
+      std::vector<std::byte> table(geometry().cluster_size());
+      co_await survey_.read_padded(move.to.value, table, Mark::l2_load);
+      survey_.count_l2({.cluster = first.value,
+                        .weight = move.weight,
+                        .active = move.active,
+                        .l1_index = static_cast<uint32_t>(geometry().l1_index(move.guest))},
+                       table);
+    }
+    std::sort(survey_.refcount_clusters.begin(), survey_.refcount_clusters.end());
+    // What is written anew is written as it is now.
+    if (!anew) {
+      for (const Move& move : moves_) forget_old_place(move);
+    }
+    survey_.damaged = true;  // Nothing is freed yet.
+    co_await repair_image(survey_, Repair::refcounts, log_);
+  }
+
+  /// What moves away needs no count where it was: if something else keeps refcounts from sinking
+  /// again, it would stay too large.  Until the entries are changed that place is as it was before.
+  void forget_old_place(const Move& move) {
+    const HostCluster first = geometry().cluster_of(move.from);
+    for (uint64_t i = 0; i < move.clusters; ++i) {
+      // A place that refcount structures leave has no count but these.
+      const auto& leaving = survey_.refcount_clusters;
+      if (std::binary_search(leaving.begin(), leaving.end(), first + i)) continue;
+      const uint64_t counted = survey_.counts.references(first + i);
+      for (uint64_t n = std::min(counted, move.weight); n != 0; --n) {
+        survey_.counts.drop(first + i);
+      }
+    }
+  }
+
+  Task<void> link() {
+    std::map<uint64_t, std::vector<std::pair<GuestCluster, L2Entry>>> by_table;
+    for (const Move& move : moves_) {
+      if (move.what == Move::What::table) {
+        co_await link_table(move);
+        continue;
+      }
+      for (const Owners::Reference& reference : move.entries) {
+        by_table[reference.l2_table].push_back({reference.guest, new_entry(move, reference)});
+      }
+    }
+    for (const auto& [cluster, changes] : by_table) {
+      const HostOffset at = geometry().start_of(HostCluster{cluster});
+      std::vector<std::byte> before(geometry().cluster_size());
+      co_await survey_.read_padded(at.value, before, Mark::l2_load);
+      std::vector<std::byte> after = before;
+      for (const auto& [guest, entry] : changes) {
+        store_l2(after, geometry().l2_index(guest), entry, geometry());
+      }
+      co_await survey_.write_changes(at, before, after, Mark::l2_update);
+    }
+  }
+
+  L2Entry new_entry(const Move& move, const Owners::Reference& reference) const {
+    if (move.what == Move::What::stream) {
+      return encode_compressed(move.to, move.length, geometry());
+    }
+    L2Entry entry = reference.entry;
+    entry.descriptor &= ~(kOffsetMask | kCopied);
+    entry.descriptor |= move.to.value;
+    if (move.weight == 1 && move.active == 1) entry.descriptor |= kCopied;
+    return entry;
+  }
+
+  Task<void> link_table(const Move& move) {
+    const bool copied = move.weight == 1 && move.active == 1;
+    for (const Owners::L1Reference& reference : move.l1_entries) {
+      std::vector<std::byte> entry(8);
+      store_l1_entry(entry, 0, move.to.value | (copied ? kCopied : 0));
+      co_await survey_.file.write(reference.at.value, entry, {.mark = Mark::l1_update});
+    }
+  }
+
+  void tell() {
+    for (const Move& move : moves_) {
+      const std::string_view what = move.what == Move::What::table    ? "the L2 table"
+                                    : move.what == Move::What::stream ? "the compressed data"
+                                                                      : "the data";
+      log_.add({.kind = RepairAction::Kind::copy,
+                .host_offset = move.from.value,
+                .to = move.to.value,
+                .length = move.length,
+                .guest_offset = geometry().start_of(move.guest).value,
+                .text = cat("give guest offset ", geometry().start_of(move.guest), " a copy of ",
+                            what, " at ", move.from, ", at ", move.to)});
+    }
+  }
+
+  Survey& survey_;
+  RepairLog& log_;
+  const bool copy_data_;
+  Owners owners_;
+  std::vector<Move> moves_;
+  std::set<std::pair<uint64_t, uint64_t>> moved_streams_;
+};
+
+}  // namespace
+
+bool can_separate(const Survey& survey, Repair repair) {
+  return repair == Repair::all && survey.report.check_errors == 0 && !survey.snapshots_lost &&
+         (survey.counts.has_aliases() || !survey.crossed.empty());
+}
+
+Task<std::string> separate(Survey& survey, RepairLog& log, bool copy_data) {
+  Separator separator(survey, log, copy_data);
+  co_return co_await separator.run();
+}
+
+}  // namespace byre
