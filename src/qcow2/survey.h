@@ -161,6 +161,13 @@ class Survey {
   const std::vector<L2Use>& l2_uses() const { return l2_uses_; }
   /// Reads; what lies behind the end of the file is zeros.
   Task<void> read_padded(uint64_t offset, MutableBytes data, Mark mark);
+  /// Null when no L1 entry leads to a table there.
+  const L2Use* find_use(uint64_t cluster) const {
+    const auto at =
+        std::lower_bound(l2_uses_.begin(), l2_uses_.end(), cluster,
+                         [](const L2Use& use, uint64_t wanted) { return use.cluster < wanted; });
+    return at != l2_uses_.end() && at->cluster == cluster ? &*at : nullptr;
+  }
   void unreadable(const Error& error);
   /// Fails when the check was stopped.
   Result<void> go_on() const;

@@ -225,6 +225,43 @@ class Loss(Case):
             self.assertIn("convert --salvage", done)
         self.assertEqual(self.content(path), before)
 
+    def test_more_references_than_a_refcount_holds(self):
+        """Nothing is lost: what is too much gets copies."""
+        for order, snapshots in ((0, 1), (0, 3), (1, 4), (1, 7)):
+            for compressed in ("", "-c "):
+                with self.subTest(order=order, snapshots=snapshots, compressed=compressed):
+                    path = self.path("disk.qcow2")
+                    qemu_img("create", "-q", "-f", "qcow2", path, str(SIZE))
+                    qemu_io(path, *(f"write -q {compressed}-P {i + 1} {i * CLUSTER} {CLUSTER}" for i in range(4)),
+                            f"write -q -P 9 {HALF} {CLUSTER}")
+                    for number in range(snapshots):
+                        qemu_img("snapshot", "-c", f"s{number}", path)
+                    with open(path, "r+b") as file:
+                        file.seek(96)
+                        file.write(struct.pack(">I", order))
+                    image = Image(path)
+                    image.put_bytes(image.word(image.word(48)), bytes(CLUSTER))
+                    before = self.content(path)
+                    plan = run(BYRE, "repair", path, ok=(2,)).text
+                    self.assertIn("a copy of", plan)
+                    run(BYRE, "repair", "--apply", "-q", path, ok=(0, 3))
+                    kept = self.content(path)
+                    self.sound(path)
+                    with open(path, "wb") as file:
+                        file.write(kept)
+                    run(BYRE, "repair", "--undo", path + ".undo", path)
+                    self.assertEqual(self.content(path), before)
+                    with open(path, "wb") as file:
+                        file.write(kept)
+                    self.reads(path, [])
+                    for number in range(snapshots):
+                        copy = self.path("copy")
+                        qemu_img("convert", "-l", f"s{number}", "-O", "raw", path, copy)
+                        with open(copy, "rb") as file:
+                            self.assertEqual(file.read(4 * CLUSTER), b"".join(bytes([i + 1]) * CLUSTER for i in range(4)))
+                    os.unlink(path)
+                    os.unlink(path + ".undo")
+
     def test_a_zero_cluster_with_a_bad_host_loses_nothing(self):
         path = self.build("extended_l2=on")
         image = Image(path)
