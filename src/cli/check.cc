@@ -180,7 +180,8 @@ Task<int> check(Session& session, CheckArgs args) {
     co_return kNotChecked;
   }
   RawDevice& file = *opened->file;
-  Result<Head> head = co_await load_head(file, OpenFor::repair).result();
+  Result<Head> head =
+      co_await load_head(file, session.stand_in() ? OpenFor::repair : OpenFor::check).result();
   if (!head) co_return could_not_open(args.image, std::move(head).error());
 
   // A repair that was begun is ended: a half-repaired image helps nobody.

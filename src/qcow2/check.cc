@@ -11,6 +11,7 @@
 #include "qcow2/bitmap_check.h"
 #include "qcow2/keep.h"
 #include "qcow2/loss.h"
+#include "qcow2/lost_l1.h"
 #include "qcow2/mend.h"
 #include "qcow2/owners.h"
 #include "qcow2/rounds.h"
@@ -125,6 +126,18 @@ Task<bool> mend(Survey& survey, RepairLog& log) {
   co_return co_await mend_header(survey, log);
 }
 
+/// What leads nowhere: the L1 table, and what is in it.  A new L1 table comes last, when nothing
+/// keeps the file from growing.
+bool can_give_up(const Survey& survey) {
+  return can_give_up_entries(survey) || has_lost_l1(survey);
+}
+Task<std::string> give_up(Survey& survey, RepairLog& log) {
+  if (!survey.l1_behind_end && can_give_up_entries(survey)) {
+    co_return co_await give_up_entries(survey, log, false);
+  }
+  co_return co_await give_up_l1(survey, log);
+}
+
 /// When nothing else is left to do: what cannot be separated from other metadata, or leads nowhere
 /// as a whole.  One kind of it.
 Task<std::string> give_up_tables(Survey& survey, RepairLog& log) {
@@ -203,9 +216,9 @@ class Repairing {
       co_return Step::some;
     }
     const uint64_t actions = rounds_.log.actions_count;
-    if (giving_up_ && can_give_up_entries(*survey_)) {
+    if (giving_up_ && can_give_up(*survey_)) {
       rounds_.damaged |= survey_->damaged;
-      rounds_.not_given_up = co_await give_up_entries(*survey_, rounds_.log, false);
+      rounds_.not_given_up = co_await give_up(*survey_, rounds_.log);
       giving_up_ = rounds_.log.actions_count != actions;
       separating_ |= giving_up_;
       co_return Step::some;
