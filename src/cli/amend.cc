@@ -98,6 +98,21 @@ Result<void> check_force(const Image& image, const AmendOptions& wanted, bool fo
   return {};
 }
 
+/// What would read a qcow2 image as raw needs --force; nobody opens the file for anything else.
+Task<void> check_raw_backing(Session& session, Gate& gate, const AmendArgs& args, const Head& head,
+                             const AmendOptions& wanted) {
+  if (wanted.backing_format != "raw" || session.stand_in()) co_return;
+  constexpr FileOptions kLook{.lock = false};
+  const bool is_new = wanted.backing_file.has_value();
+  const std::string named = is_new ? *wanted.backing_file : head.backing_file.value_or("");
+  const Result<std::string> path = plain_name(named);
+  if (!path || path->empty()) co_return;
+  Result<std::unique_ptr<File>> file = is_new ? gate.open(resolve_name(*args.image, *path), kLook)
+                                              : gate.open_named_by_image(*args.image, *path, kLook);
+  co_await check_backing_is_raw(session, *path, std::move(file), args.force,
+                                "-o backing_fmt=qcow2");
+}
+
 Task<void> apply(Session& session, Gate& gate, AmendArgs args, AmendOptions wanted) {
   const CacheMode cache = co_await cache_mode(args.cache, "cache");
   ImageOptions options{.writable = true, .direct = is_direct(cache)};
@@ -113,6 +128,9 @@ Task<void> apply(Session& session, Gate& gate, AmendArgs args, AmendOptions want
     done = unsupported("Format driver 'raw' does not support option amendment");
   } else {
     done = check_force(*disk.image, wanted, args.force, session.stand_in());
+    if (done) {
+      done = co_await check_raw_backing(session, gate, args, disk.image->head(), wanted).result();
+    }
   }
   if (done) {
     Progress progress(session, args.progress && !args.quiet);
@@ -173,18 +191,21 @@ const Command<AmendArgs> kDefinition({
         "is "
         "what it was, or what it will be, or something between that holds the same; at worst some "
         "space is lost, which check -r leaks gives back.",
-    .args = {optional_operand("IMAGE", &AmendArgs::image, "the image file"),
-             option("-o, --options", "OPTIONS", &AmendArgs::options,
-                    "what to change, as name=value,name=value; \"help\" lists them"),
-             format_argument<AmendArgs>(),
-             option("-t, --cache", "MODE", &AmendArgs::cache,
-                    "writeback (the default), none, writethrough, directsync or unsafe; what is "
-                    "changed is durable in any"),
-             flag("-p, --progress", &AmendArgs::progress, "show progress"),
-             flag("--force", &AmendArgs::force,
-                  "allow another backing file (only its name is changed) and a smaller size"),
-             flag("-q, --quiet", &AmendArgs::quiet, "print nothing but errors"),
-             follow_arguments<AmendArgs>()},
+    .args =
+        {optional_operand("IMAGE", &AmendArgs::image, "the image file"),
+         option("-o, --options", "OPTIONS", &AmendArgs::options,
+                "what to change, as name=value,name=value; \"help\" lists them"),
+         format_argument<AmendArgs>(),
+         option("-t, --cache", "MODE", &AmendArgs::cache,
+                "writeback (the default), none, writethrough, directsync or unsafe; what is "
+                "changed is durable in any"),
+         flag("-p, --progress", &AmendArgs::progress, "show progress"),
+         flag(
+             "--force", &AmendArgs::force,
+             "allow another backing file (only its name is changed), one that begins like an image "
+             "as raw, and a smaller size"),
+         flag("-q, --quiet", &AmendArgs::quiet, "print nothing but errors"),
+         follow_arguments<AmendArgs>()},
     .too_few = "Expecting one image file name",
     .too_many = "Expecting one image file name",
     .run = amend,

@@ -149,8 +149,10 @@ Task<int> check(Session& session, CheckArgs args) {
     repair = *args.repair == "leaks" ? Repair::leaks : Repair::all;
   }
   if (args.findings && args.output != OutputFormat::json) {
-    session.error("--findings needs --output=json");
-    co_return kCheckFailed;
+    Parsed failed{.outcome = Parsed::Outcome::failed,
+                  .error = "--findings needs --output=json",
+                  .usage = true};
+    co_return finish_parse(session, kCheck, failed);
   }
   const CacheMode cache = co_await cache_mode(args.cache, "source cache");
   if (args.share && repair != Repair::none) {
@@ -178,7 +180,8 @@ Task<int> check(Session& session, CheckArgs args) {
     co_return kNotChecked;
   }
   RawDevice& file = *opened->file;
-  Result<Head> head = co_await load_head(file, OpenFor::repair).result();
+  Result<Head> head =
+      co_await load_head(file, session.stand_in() ? OpenFor::repair : OpenFor::check).result();
   if (!head) co_return could_not_open(args.image, std::move(head).error());
 
   // A repair that was begun is ended: a half-repaired image helps nobody.

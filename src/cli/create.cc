@@ -67,11 +67,14 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
   }
 
   SystemGate gate(session.reactor(), session.policy(args.follow));
+  // qemu-img -u does not look at the file.
+  if (disk.backing_format == "raw" && (opens_backing || !session.stand_in())) {
+    const Result<std::string> path = path_of(*disk.backing_file);
+    const std::string name = path ? resolve_name(args.image, *path) : *disk.backing_file;
+    if (path) co_await check_backing_is_raw(session, gate, name, args.force);
+  }
   if (opens_backing) {
     const std::string path = co_await path_of(*disk.backing_file);
-    if (disk.backing_format == "raw") {
-      co_await check_backing_is_raw(session, gate, resolve_name(args.image, path), args.force);
-    }
     const uint64_t size =
         co_await backing_size(session, gate, resolve_name(args.image, path), *disk.backing_format);
     if (!disk.size) disk.size = size;

@@ -16,6 +16,7 @@
 #include "cli/json.h"
 #include "cli/options.h"
 #include "io/buffer.h"
+#include "job/chain.h"
 #include "job/open.h"
 
 namespace byre {
@@ -191,6 +192,7 @@ ImageOptions IoShell::image_options(const IoLayer& layer, const IoOpen& open) {
 }
 
 Task<void> IoShell::build_image(const IoLayer& layer, const IoOpen& open, Opened& opened) {
+  if (!layer.without_backing) co_await check_chain_memory(gate_, *opened.device);
   std::unique_ptr<Image> image =
       co_await Image::open_over(std::move(opened.device), gate_, image_options(layer, open));
   opened.image = image.get();

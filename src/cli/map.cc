@@ -8,9 +8,11 @@
 #include <algorithm>
 #include <set>
 
+#include "block/raw.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "cli/text.h"
+#include "job/chain.h"
 
 namespace byre {
 
@@ -67,6 +69,11 @@ Task<Disk> open_below(Gate& gate, const Disk& above, OpenArgs args) {
 Task<void> open_chain(Session& session, Gate& gate, MapArgs args, Chain& chain) {
   chain.push_back(co_await open_named(session, gate, args.image, args,
                                       {.without_backing = true, .table_cache_size = kTableCache}));
+  const Result<std::string> top = path_of(args.image);
+  if (top && chain.back().image && chain.back().image->head().backing_file) {
+    RawDevice file(co_await gate.open(*top, {.lock = false}));
+    co_await check_chain_memory(gate, file).doing("Could not open '", args.image, "'");
+  }
   std::set<std::pair<uint64_t, uint64_t>> seen;
   while (chain.back().image && chain.back().image->head().backing_file) {
     struct stat status{};

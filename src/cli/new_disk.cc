@@ -272,10 +272,16 @@ Result<DiskFormat> format_by_name(Session& session, const std::string& name,
 }
 
 Task<void> check_backing_is_raw(Session& session, Gate& gate, std::string name, bool force) {
-  // Whether it is there, and may be opened, others say.
   const Result<std::string> path = path_of(name);
   if (!path) co_return;
-  Result<std::unique_ptr<File>> file = gate.open(*path, {.lock = false});
+  co_await check_backing_is_raw(session, name, gate.open(*path, {.lock = false}), force,
+                                "-F qcow2");
+}
+
+Task<void> check_backing_is_raw(Session& session, std::string name,
+                                Result<std::unique_ptr<File>> file, bool force,
+                                std::string_view instead) {
+  // Whether it is there, and may be opened, others say.
   if (!file) co_return;
   const Buffer buffer(kSectorSize);
   if (Result<void> read = co_await (*file)->read(0, buffer.bytes()).result(); !read) co_return;
@@ -283,7 +289,7 @@ Task<void> check_backing_is_raw(Session& session, Gate& gate, std::string name, 
   const std::string text = cat("the backing file ", quoted(name), " begins like a qcow2 image; as ",
                                "raw its tables would be the disk");
   if (!session.stand_in() && !force) {
-    co_await fail(invalid(text, ". Give -F qcow2, or --force if it is meant"));
+    co_await fail(invalid(text, ". Give ", instead, ", or --force if it is meant"));
   }
   session.warn(text);
 }

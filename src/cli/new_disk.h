@@ -59,8 +59,13 @@ Result<void> check_backing(const NewDisk& disk);
 Result<DiskFormat> format_by_name(Session& session, const std::string& name,
                                   std::string_view option);
 
-/// Is what lies at `name` a qcow2 image that somebody calls raw?  An error, or with `force` and
-/// under a QEMU name a warning: a guest would see the image's tables as its disk.
+/// Is `file` a qcow2 image that somebody calls raw?  An error, or with `force` and under a QEMU
+/// name a warning: a guest would see the image's tables as its disk.  Nothing when it could not be
+/// opened.  `instead`: the option that names the right format.
+Task<void> check_backing_is_raw(Session& session, std::string name,
+                                Result<std::unique_ptr<File>> file, bool force,
+                                std::string_view instead);
+/// The same for a file that the user names, opened as `gate` allows.
 Task<void> check_backing_is_raw(Session& session, Gate& gate, std::string name, bool force);
 
 /// "Formatting 'x', fmt=qcow2 cluster_size=65536 ...": what qemu-img says before it makes a disk.

@@ -403,7 +403,7 @@ Task<int> repair(Session& session, RepairArgs args) {
   SystemGate gate(session.reactor(), OpenPolicy::nothing);
   std::unique_ptr<RawDevice> image = co_await open_image(gate, args, args.apply);
   uint64_t marks = 0;
-  if (const Result<Head> head = co_await load_head(*image, OpenFor::repair).result(); head) {
+  if (const Result<Head> head = co_await load_head(*image, OpenFor::check).result(); head) {
     marks = head->header.incompatible & (kDirty | kCorrupt);
   }
   const bool talks = args.output == OutputFormat::human && !args.quiet;

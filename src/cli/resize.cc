@@ -3,20 +3,27 @@
 #include <nlohmann/json.hpp>
 
 #include "base/checked.h"
+#include "block/filter.h"
+#include "block/raw.h"
 #include "cli/commands.h"
 #include "cli/json.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
+#include "cli/progress.h"
 
 namespace byre {
 
 namespace {
+
+/// Space that a raw disk gets at once, so that the progress moves.
+constexpr uint64_t kRawStep = 64 * MiB;
 
 struct ResizeArgs : OpenArgs {
   std::string image;
   std::string size;
   std::optional<std::string> preallocation;
   bool shrink = false;
+  bool progress = false;
   bool quiet = false;
 };
 
@@ -70,28 +77,112 @@ Result<uint64_t> plan(const Disk& disk, const ResizeArgs& args, const Wanted& wa
   return total;
 }
 
-Task<void> resize_raw(Device& device, uint64_t total, Preallocation mode) {
+/// What happens to the file that an image lies in is how far its new size is: bytes written,
+/// allocated, and given back.
+class Watched final : public Filter {
+ public:
+  using Changed = std::function<void(uint64_t)>;
+  Watched(std::unique_ptr<Device> below, Changed changed)
+      : Filter(std::move(below)), changed_(std::move(changed)) {}
+
+  Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
+    co_await below().write(offset, data, options);
+    changed_(data.size());
+  }
+  Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override {
+    co_await below().zero(offset, length, options);
+    changed_(length);
+  }
+  Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override {
+    co_await below().discard(offset, length, options);
+    changed_(length);
+  }
+  Task<void> allocate(uint64_t offset, uint64_t length) override {
+    co_await below().allocate(offset, length);
+    changed_(length);
+  }
+
+ private:
+  Changed changed_;
+};
+
+/// Steps of the work.
+class Steps {
+ public:
+  explicit Steps(Session& session, bool enabled) : progress_(session, enabled) {}
+  void expect(uint64_t bytes) { total_ = bytes; }
+  void add(uint64_t bytes) {
+    done_ += bytes;
+    // Tables are not counted beforehand, and the end is when all of it is durable.
+    if (total_ != 0) progress_.update(std::min(done_, total_ - total_ / 100), total_);
+  }
+  void finish() { progress_.update(1, 1); }
+
+ private:
+  Progress progress_;
+  uint64_t done_ = 0;
+  uint64_t total_ = 0;
+};
+
+/// Bytes of tables that map `length` bytes of the disk.
+uint64_t tables_for(const Geometry& geometry, uint64_t length) {
+  return geometry.clusters_for(length) * geometry.l2_entry_size();
+}
+
+/// Bytes that the disk has between its new end and the old one.
+Task<uint64_t> stored_behind(Device& device, uint64_t total) {
+  uint64_t stored = 0;
+  for (uint64_t at = total; at < device.size();) {
+    const Extent extent = co_await device.status(at, device.size() - at);
+    if (extent.data) stored += extent.length;
+    at += std::max<uint64_t>(extent.length, 1);
+  }
+  co_return stored;
+}
+
+Task<uint64_t> expected(Disk& disk, uint64_t total, Preallocation mode) {
+  const uint64_t old_size = disk.device->size();
+  if (total < old_size) {
+    if (!disk.image) co_return 0;
+    // Where that is not known the work itself says why.
+    const Result<uint64_t> stored = co_await stored_behind(*disk.device, total).result();
+    co_return stored ? *stored : 0;
+  }
+  if (mode == Preallocation::off) co_return 0;
+  const uint64_t tables =
+      disk.image ? tables_for(disk.image->head().geometry, total - old_size) : 0;
+  co_return tables + (mode == Preallocation::metadata ? 0 : total - old_size);
+}
+
+Task<void> resize_raw(Device& device, uint64_t total, Preallocation mode, Steps& steps) {
   const uint64_t old_size = device.size();
   co_await device.resize(total);
   if (total <= old_size || mode == Preallocation::off) co_return;
   Result<void> given;
-  if (mode == Preallocation::falloc) {
-    given = co_await device.allocate(old_size, total - old_size).result();
-  } else {
-    given = co_await write_zeros(device, old_size, total - old_size).result();
+  for (uint64_t at = old_size; given && at < total;) {
+    const uint64_t step = std::min(total - at, kRawStep);
+    if (mode == Preallocation::falloc) {
+      given = co_await device.allocate(at, step).result();
+    } else {
+      given = co_await write_zeros(device, at, step).result();
+    }
+    steps.add(step);
+    at += step;
   }
   if (given) co_return;
   (void)co_await device.resize(old_size).result();
   co_await std::move(given);
 }
 
-Task<void> apply(Disk& disk, uint64_t total, Preallocation mode) {
+Task<void> apply(Disk& disk, uint64_t total, Preallocation mode, Steps& steps) {
+  steps.expect(co_await expected(disk, total, mode));
   if (disk.image) {
     co_await disk.image->resize(total, mode);
   } else {
-    co_await resize_raw(*disk.device, total, mode);
+    co_await resize_raw(*disk.device, total, mode, steps);
   }
   co_await disk.device->flush(Mark::flush);
+  steps.finish();
 }
 
 Task<int> resize(Session& session, ResizeArgs args) {
@@ -106,7 +197,13 @@ Task<int> resize(Session& session, ResizeArgs args) {
   const Result<Preallocation> mode = parse_preallocation(args.preallocation.value_or("off"));
   if (!mode) co_return invalid("Invalid preallocation mode '", *args.preallocation, "'");
   SystemGate gate(session.reactor(), session.policy(args.follow));
-  Disk disk = co_await open_named(session, gate, args.image, args, {.writable = true});
+  Steps* watching = nullptr;
+  const auto over_file = [&](std::unique_ptr<Device> file) -> std::unique_ptr<Device> {
+    return std::make_unique<Watched>(std::move(file), [&](uint64_t bytes) {
+      if (watching) watching->add(bytes);
+    });
+  };
+  Disk disk = co_await open_named(session, gate, args.image, args, {.writable = true}, over_file);
   if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, args.image);
   const Session::Interruptible guard(
       session, {.about = byre::quoted(args.image),
@@ -115,7 +212,12 @@ Task<int> resize(Session& session, ResizeArgs args) {
 
   Result<uint64_t> total = plan(disk, args, *wanted, *mode);
   Result<void> done;
-  if (total) done = co_await apply(disk, *total, *mode).result();
+  if (total) {
+    Steps steps(session, args.progress && !args.quiet);
+    watching = &steps;
+    done = co_await apply(disk, *total, *mode, steps).result();
+    watching = nullptr;
+  }
   Result<void> closed = co_await disk.device->close().result();
   if (!total && !session.stand_in()) co_return std::move(total).error();
   if (!total) {
@@ -145,6 +247,7 @@ const Command<ResizeArgs> kDefinition({
              option("--preallocation", "MODE", &ResizeArgs::preallocation,
                     "for what is added: off (the default), metadata (qcow2 only), falloc or full"),
              flag("--shrink", &ResizeArgs::shrink, "allow a smaller size; what is cut off is lost"),
+             flag("-p, --progress", &ResizeArgs::progress, "show how far it is"),
              flag("-q, --quiet", &ResizeArgs::quiet, "print nothing but errors"),
              follow_arguments<ResizeArgs>()},
     .too_few = "Not enough arguments",

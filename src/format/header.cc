@@ -68,6 +68,8 @@ class HeaderParser {
                               &HeaderParser::check_l1, &HeaderParser::check_snapshots}) {
       if (Result<void> sound = (this->*check)(); !sound) return std::move(sound).error();
     }
+    if (Result<void> sound = check_l1_size(); !sound && purpose != OpenFor::check)
+      return std::move(sound).error();
     if (purpose == OpenFor::use) {
       if ((header_.autoclear & kRawDataFile) != 0 && !header_.has(kDataFile))
         return corrupt("raw external data without an external data file");
@@ -159,10 +161,14 @@ class HeaderParser {
     if (entries != 0 && at.value == 0) return corrupt("L1 table in the first cluster");
     if (!within(at.value, entries * 8, uint64_t{1} << kHostOffsetBits))
       return corrupt("L1 table at ", at, " is above 2^56");
-    if (entries < geometry.l1_entries_for(header_.size))
-      return corrupt("L1 table of ", entries, " entries, a disk of ", header_.size, " bytes needs ",
-                     geometry.l1_entries_for(header_.size));
     return {};
+  }
+
+  Result<void> check_l1_size() const {
+    const uint64_t needed = geometry_of(header_).l1_entries_for(header_.size);
+    if (header_.l1_entries >= needed) return {};
+    return corrupt("L1 table of ", header_.l1_entries, " entries, a disk of ", header_.size,
+                   " bytes needs ", needed);
   }
 
   Result<void> check_snapshots() const {

@@ -74,8 +74,9 @@ struct Header {
 
 /// What the image is opened for.  `repair` lets pass what a repair can put right without losing
 /// anything: an unusable refcount table (ask check_refcount_table()), and raw external data without
-/// an external data file.
-enum class OpenFor : uint8_t { use, repair };
+/// an external data file.  `check` also lets pass an L1 table with fewer entries than the disk
+/// needs: who reads through it must know that the others are lost.
+enum class OpenFor : uint8_t { use, repair, check };
 
 /// How much of the file to read before the rest can be parsed: needs the first 24 bytes, checks
 /// magic, version and the bounds of cluster_bits.

@@ -87,4 +87,32 @@ Task<std::vector<ChainFile>> read_chain(Gate& gate, std::string path, DiskFormat
   }
 }
 
+Task<void> check_chain_memory(Gate& gate, Device& top) {
+  uint64_t total = 0;
+  std::set<std::pair<uint64_t, uint64_t>> seen;
+  std::unique_ptr<RawDevice> below;
+  for (;;) {
+    Device& file = below ? *below : top;
+    const std::string name = file.name();
+    const Result<Head> head = co_await load_head(file, OpenFor::repair).result();
+    if (!head) co_return;
+    total += uint64_t{head->header.l1_entries} * 8;
+    if (total > kChainL1SizeMax) {
+      co_await fail(unsupported(
+          "backing file ", quoted(name), ": with its L1 table those of the chain take ", total,
+          " bytes, at most ", kChainL1SizeMax, "; make one image of it and what is below it (byre ",
+          "convert -O qcow2 ", quoted(name), " COPY), then name that instead (byre amend --force ",
+          "-o backing_file=COPY,backing_fmt=qcow2 IMAGE)"));
+    }
+    if (!head->backing_file) co_return;
+    const Result<BackingFile> next = backing_of(*head);
+    if (!next || !next->is_image) co_return;
+    Result<std::unique_ptr<File>> opened = gate.open_named_by_image(name, next->name, kLook);
+    if (!opened) co_return;
+    const File::Properties& properties = (*opened)->properties();
+    if (!seen.emplace(properties.device, properties.inode).second) co_return;
+    below = std::make_unique<RawDevice>(*std::move(opened));
+  }
+}
+
 }  // namespace byre

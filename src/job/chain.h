@@ -29,4 +29,10 @@ struct ChainFile {
 Task<std::vector<ChainFile>> read_chain(Gate& gate, std::string path, DiskFormat format,
                                         uint64_t files_max);
 
+/// All L1 tables of a backing chain are in memory while it is open: together they may take as much.
+inline constexpr uint64_t kChainL1SizeMax = 128 * MiB;
+/// Do those of the image in `top` and of the images below it?  From the headers, before a table is
+/// read; what keeps a file from being opened is not said here.
+Task<void> check_chain_memory(Gate& gate, Device& top);
+
 }  // namespace byre

@@ -11,6 +11,7 @@
 #include "block/whole_sectors.h"
 #include "coro/semaphore.h"
 #include "io/buffer.h"
+#include "job/chain.h"
 #include "job/unfinished.h"
 #include "qcow2/core/head.h"
 
@@ -164,7 +165,10 @@ Task<Disk> open_disk_over(std::unique_ptr<File> file, Gate& gate, OpenDiskOption
   disk.guessed = !options.format;
   disk.format = co_await find_format(*file, options.format);
   if (disk.format == DiskFormat::qcow2) {
-    auto raw = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
+    std::unique_ptr<Device> raw =
+        std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
+    if (!options.image.without_backing) co_await check_chain_memory(gate, *raw);
+    if (options.over_file) raw = options.over_file(std::move(raw));
     std::unique_ptr<Image> image =
         co_await Image::open_over(std::move(raw), gate, std::move(options.image));
     disk.image = image.get();

@@ -48,6 +48,8 @@ struct OpenDiskOptions {
   /// Of these a raw disk takes `writable`, `direct`, `lock` and `share_lock`.
   ImageOptions image;
   bool growable = false;  ///< Raw: writes may pass the end.
+  /// What an image's file is seen through, where somebody wants to watch it.
+  std::function<std::unique_ptr<Device>(std::unique_ptr<Device>)> over_file = {};
 };
 
 struct Disk {

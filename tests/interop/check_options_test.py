@@ -29,6 +29,11 @@ class Options(Case):
         done = run(BYRE, "check", "--output=json", "--findings", *options, path, ok=(code,))
         return json.loads(done.out)["findings"], done.text
 
+    def test_findings_are_for_json(self):
+        done = run(BYRE, "check", "--findings", self.path("none"), ok=(64,))
+        self.assertIn("--findings needs --output=json", done.text)
+        self.assertIn("--help", done.text)
+
     def kinds(self, findings, severity="corruption"):
         return sorted(finding["kind"] for finding in findings if finding["severity"] == severity)
 

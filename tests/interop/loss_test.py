@@ -143,17 +143,20 @@ class Loss(Case):
         if lost is not None:
             self.assertEqual([(each["offset"], each["length"]) for each in done["lost"] if each["active"]], lost)
         self.assertEqual(len(done["lost-things"]), things, done)
-        kept = self.content(path)
-        self.sound(path)
-        with open(path, "wb") as file:
-            file.write(kept)
-        run(BYRE, "repair", "--undo", path + ".undo", path)
-        self.assertEqual(self.content(path), before)
-        with open(path, "wb") as file:
-            file.write(kept)
+        self.sound_and_undone(path, before)
         os.unlink(path + ".undo")
         run(BYRE, "check", "-q", path, ok=(0, 3))
         return done
+
+    def sound_and_undone(self, path, before):
+        """Leaves it repaired.  Copies keep their holes."""
+        kept = self.path("kept")
+        run("cp", "--sparse=always", path, kept)
+        self.sound(path)
+        run("cp", "--sparse=always", kept, path)
+        run(BYRE, "repair", "--undo", path + ".undo", path)
+        self.assertEqual(self.content(path), before)
+        os.rename(kept, path)
 
     def sound(self, path):
         qemu_img("check", "-q", path, ok=(0, 3))
@@ -191,8 +194,6 @@ class Loss(Case):
         for options in ("cluster_size=64k", "compat=0.10", "extended_l2=on"):
             for backing in (False, True):
                 for name, damage, lost in L1_DAMAGE:
-                    if backing and "0.10" in options:
-                        continue
                     with self.subTest(name, options=options, backing=backing):
                         path = self.build(options, backing)
                         damage(Image(path))
@@ -214,16 +215,98 @@ class Loss(Case):
                     self.sound(path)
                     qemu_io(path, f"read -q -P 9 {HALF} {CLUSTER}")
 
-    def test_version_2_with_a_backing_file_cannot_hide_a_table(self):
+    def test_version_2_hides_a_table_with_holes(self):
         path = self.build("compat=0.10", backing=True)
+        image = Image(path)
+        image.put(image.l1, image.word(image.l1) + 512)
+        self.give_up(path, [(0, HALF)])
+        qemu_io(path, f"read -q -P 0 0 {MIB}", f"read -q -P 0 {HALF - MIB} {MIB}", f"read -q -P 9 {HALF} {CLUSTER}")
+        self.assertLess(os.stat(path).st_blocks * 512, 4 * MIB)
+
+    def test_what_version_2_cannot_hide_can_be_salvaged(self):
+        """256 GiB of zeros for one L1 entry are too much."""
+        path, base, copy = self.path("disk.qcow2"), self.path("base"), self.path("copy.qcow2")
+        with open(base, "wb") as file:
+            file.write(b"\x77" * 2 * MIB)
+        qemu_img("create", "-q", "-f", "qcow2", "-o", "compat=0.10,cluster_size=2M", "-b", base, "-F", "raw", path, "600G")
+        qemu_io(path, f"write -q -P 1 0 {CLUSTER}", f"write -q -P 2 550G {CLUSTER}")
         image = Image(path)
         image.put(image.l1, image.word(image.l1) + 512)
         before = self.content(path)
         for words in ((), ("--apply",)):
             done = run(BYRE, "repair", "--accept-loss", *words, path, ok=(1,)).text
-            self.assertIn("no table can hide the backing file", done)
-            self.assertIn("convert --salvage", done)
+            self.assertIn("version 2 has no zero flag that hides a backing file", done)
+            self.assertIn(f"convert --salvage -O qcow2 '{path}' COPY", done)
         self.assertEqual(self.content(path), before)
+        run(BYRE, "convert", "--salvage", "-O", "qcow2", path, copy, ok=(4,))
+        qemu_io(copy, f"read -q -P 0 0 {4 * MIB}", f"read -q -P 2 550G {CLUSTER}")
+
+    def test_an_l1_table_behind_the_end(self):
+        for options in ("cluster_size=64k", "compat=0.10", "extended_l2=on"):
+            for backing in (False, True):
+                for name, place in (("far", lambda i: 1 << 44), ("just there", lambda i: i.end + CLUSTER)):
+                    with self.subTest(name, options=options, backing=backing):
+                        path = self.build(options, backing)
+                        image = Image(path)
+                        image.put(40, place(image))
+                        self.give_up(path, [(0, SIZE)])
+                        self.reads(path, [(0, SIZE)])
+                        qemu_io(path, f"read -q -P 0 900M {MIB}")
+                        os.unlink(path)
+
+    def test_an_l1_table_of_which_the_file_has_a_part(self):
+        """It was the last thing that the file got: it was moved when the disk grew."""
+        for options in ("cluster_size=512", "cluster_size=512,compat=0.10"):
+            for backing in (False, True):
+                for lost_bytes in (6 * 512, 20 * 512 + 100):
+                    with self.subTest(options=options, backing=backing, lost_bytes=lost_bytes):
+                        path, base = self.path("disk.qcow2"), self.path("base")
+                        with open(base, "wb") as file:
+                            file.write(b"\x77" * 16 * MIB)
+                        words = ["-b", base, "-F", "raw"] if backing else []
+                        qemu_img("create", "-q", "-f", "qcow2", "-o", options, *words, path, "16M")
+                        qemu_io(path, f"write -q -P 1 0 {CLUSTER}", f"write -q -P 2 15M {CLUSTER}")
+                        qemu_img("resize", "-q", path, "64M")
+                        image = Image(path)
+                        l1_end = image.l1 + 2048 * 8
+                        self.assertGreater(l1_end, os.path.getsize(path) - 100 * 512)
+                        os.truncate(path, l1_end - lost_bytes)
+                        first = (2048 - -(-lost_bytes // 8)) * 32 * KIB
+                        self.give_up(path, [(first, 64 * MIB - first)])
+                        qemu_io(path, f"read -q -P 1 0 {CLUSTER}", f"read -q -P 2 15M {CLUSTER}",
+                                f"read -q -P 0 {first} {64 * MIB - first}",
+                                f"read -q -P {0x77 if backing else 0} 8M 64k")
+                        os.unlink(path)
+
+    def test_more_references_than_a_refcount_holds(self):
+        """Nothing is lost: what is too much gets copies."""
+        for order, snapshots in ((0, 1), (0, 3), (1, 4), (1, 7)):
+            for compressed in ("", "-c "):
+                with self.subTest(order=order, snapshots=snapshots, compressed=compressed):
+                    path = self.path("disk.qcow2")
+                    qemu_img("create", "-q", "-f", "qcow2", path, str(SIZE))
+                    qemu_io(path, *(f"write -q {compressed}-P {i + 1} {i * CLUSTER} {CLUSTER}" for i in range(4)),
+                            f"write -q -P 9 {HALF} {CLUSTER}")
+                    for number in range(snapshots):
+                        qemu_img("snapshot", "-c", f"s{number}", path)
+                    with open(path, "r+b") as file:
+                        file.seek(96)
+                        file.write(struct.pack(">I", order))
+                    image = Image(path)
+                    image.put_bytes(image.word(image.word(48)), bytes(CLUSTER))
+                    before = self.content(path)
+                    plan = run(BYRE, "repair", path, ok=(2,)).text
+                    self.assertIn("a copy of", plan)
+                    run(BYRE, "repair", "--apply", "-q", path, ok=(0, 3))
+                    self.sound_and_undone(path, before)
+                    self.reads(path, [])
+                    for number in range(snapshots):
+                        copy = self.path("copy")
+                        qemu_img("convert", "-l", f"s{number}", "-O", "raw", path, copy)
+                        with open(copy, "rb") as file:
+                            self.assertEqual(file.read(4 * CLUSTER), b"".join(bytes([i + 1]) * CLUSTER for i in range(4)))
+                    os.unlink(path)
+                    os.unlink(path + ".undo")
 
     def test_a_zero_cluster_with_a_bad_host_loses_nothing(self):
         path = self.build("extended_l2=on")

@@ -158,8 +158,10 @@ class Signals(Case):
     def test_each_command_that_has_progress_tells_it(self):
         lines = self.commands()
         for name in ("qemu-img convert", "qemu-img check", "qemu-img amend", "byre convert", "byre check", "byre amend",
-                     "byre repair"):
+                     "byre repair", "qemu-img resize", "byre resize"):
             words = lines[name]
+            if name.endswith("resize"):
+                words = [*words[:2], "--preallocation=full", self.disk, "+32M"]
             if name.endswith("amend"):  # One that does something.
                 level = "0.10" if name.startswith("qemu") else "1.1"
                 words = [*words[:2], "-o", f"compat={level}", self.path("old")]
@@ -168,6 +170,32 @@ class Signals(Case):
                 done = run(*words, preexec_fn=functools.partial(waiting, signal.SIGUSR1))
                 self.assertRegex(done.err, PROGRESS)
                 self.assertNotRegex(done.out, rb"/100%")
+
+    @only_byre
+    def test_each_kind_of_resize_tells_its_progress(self):
+        raw, data = self.path("raw disk"), self.path("data")
+        run(BYRE, "create", "-q", "-f", "raw", raw, "16M")
+        with open(self.raw, "wb") as file:
+            file.write(random.Random(2).randbytes(16 * MIB))
+        for name, size, options in (("metadata", "+1G", ["--preallocation=metadata"]),
+                                    ("falloc", "+64M", ["--preallocation=falloc"]),
+                                    ("full", "+64M", ["--preallocation=full"]), ("smaller", "4M", ["--shrink"])):
+            with self.subTest(name):
+                qemu_img("convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4k", self.raw, self.disk)
+                done = run(BYRE, "resize", "-p", *options, self.disk, size)
+                told = [float(part) for part in re.findall(rb"\((\d+\.\d\d)/100%\)", done.out)]
+                self.assertEqual(told, sorted(told))
+                self.assertEqual((told[0], told[-1]), (0, 100))
+                self.assertGreater(len(told), 3, done)
+                qemu_img("check", "-q", self.disk)
+        for mode in ("falloc", "full"):
+            with self.subTest("raw", mode=mode):
+                done = run(BYRE, "resize", "-f", "raw", "-p", f"--preallocation={mode}", raw, "+200M")
+                self.assertGreater(done.out.count(b"/100%)"), 3)
+                os.truncate(raw, MIB)
+        with self.subTest("quiet"):
+            done = run(BYRE, "resize", "-q", "-p", self.disk, "32M")
+            self.assertEqual(done.out + done.err, b"")
 
     @only_byre
     def test_a_tester_at_its_prompt_goes_on(self):

@@ -1008,6 +1008,35 @@ class FormatOfANewDisk(Case):
                 self.assertIn("warning: ", result.err)
                 os.unlink(f"{self.ours}/o.qcow2")
         self.same("create", "-f", "qcow2", "-b", "a.raw", "-F", "raw", "o.qcow2", code=0)
+
+    def test_nor_is_it_one_where_nobody_opens_it(self):
+        unopened = ("create", "-u", "-f", "qcow2", "-b", "base.qcow2", "-F", "raw", "u.qcow2", "1M")
+        result = self.byre(*unopened)
+        self.assertEqual(result.code, 64, str(result))
+        self.assertIn("begins like a qcow2 image", result.err)
+        self.assertIn("-F qcow2", result.err)
+        self.same(*unopened, code=0)  # Under qemu-img's name -u looks at nothing.
+        self.assertIn("warning: ", self.byre("create", "--force", *unopened[1:]).err)
+        for name in ("absent", "nbd:localhost:1", "a.raw"):  # What cannot be opened is nobody's concern.
+            with self.subTest(name):
+                result = self.byre("create", "--force", "-u", "-f", "qcow2", "-b", name, "-F", "raw", "v.qcow2", "1M")
+                self.assertEqual((result.code, result.err), (0, ""), str(result))
+        for options in ("backing_fmt=raw", "backing_file=base.qcow2,backing_fmt=raw"):
+            for named in ("base.qcow2",) if options == "backing_fmt=raw" else ("base.qcow2", "a.raw"):
+                with self.subTest(options=options, named=named):
+                    self.byre("create", "--force", "-u", "-f", "qcow2", "-b", named, "-F", "raw", "v.qcow2", "1M")
+                    if named != "a.raw":
+                        result = self.byre("amend", "-o", options, "v.qcow2")
+                        self.assertEqual(result.code, 64, str(result))
+                        self.assertIn("begins like a qcow2 image", result.err)
+                        self.assertIn("-o backing_fmt=qcow2", result.err)
+                    result = self.byre("amend", "--force", "-o", options, "v.qcow2")
+                    self.assertEqual(result.code, 0, str(result))
+                    self.assertIn("begins like a qcow2 image", result.err)
+        self.byre("create", "--force", "-u", "-f", "qcow2", "-b", "absent", "-F", "raw", "v.qcow2", "1M")
+        result = self.byre("amend", "-o", "backing_fmt=raw", "v.qcow2")
+        self.assertEqual(result.code, 0, str(result))
+        self.assertNotIn("begins like", result.err)
         theirs, ours = self.both("create", "-f", "qcow2", "-b", "base.qcow2", "-F", "raw", "o.qcow2")
         self.assertEqual((theirs.code, theirs.out), (ours.code, ours.out))
         self.assertIn("warning: ", ours.err)

@@ -13,6 +13,7 @@ import resource
 import socket
 import struct
 import sys
+import time
 import zlib
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
@@ -549,6 +550,48 @@ class Hostile(Prober):
         self.serve_read_only(path, MEMORY_MAX)
 
 
+HUGE = {
+    "L1 of 4 Mi entries, there": lambda: changed(l1_size=4 * MIB)(),
+    "L1 of 2^32 entries": changed(l1_size=0xFFFFFFFF),
+    "refcount table of 128 clusters, there": changed(refcount_table_clusters=128),
+    "refcount table of 2^32 clusters": changed(refcount_table_clusters=0xFFFFFFFF),
+    "2^32 snapshots": changed(nb_snapshots=0xFFFFFFFF, snapshots_offset=0x30000),
+    "65536 snapshots of nothing": lambda: snapshots(65536, lambda i: b""),
+    "snapshot with an L1 of 2^22": lambda: snapshots(1, lambda i: snapshot_entry(i.l1, 4 * MIB)),
+    "snapshot with extra data of 2^32": lambda: snapshots(1, lambda i: snapshot_entry(i.l1, 1, extra_size=0xFFFFFFFF)),
+    "bitmap directory of 64 MiB, there": lambda: bitmaps(lambda i: b"", count=65535, size=65535 * KIB),
+    "2^32 bitmaps": lambda: bitmaps(lambda i: b"", count=0xFFFFFFFF, size=64 * MIB),
+    "bitmap table of 2^27, there": lambda: bitmaps(lambda i: bitmap_entry(i.l1, 1 << 27)),
+    "backing name of 2^32": changed(backing_file_offset=200, backing_file_size=0xFFFFFFFF),
+    "header length of 2^32": changed(header_length=0xFFFFFFF8),
+    "extension of 2^32": lambda: extended(struct.pack(">II", 0x12345678, 0xFFFFFFFF)),
+    "eight thousand extensions": lambda: extended(struct.pack(">II", 0x12345678, 0) * 8100),
+    "size of 2^63 - 512": changed(size=(1 << 63) - 512),
+}
+SMALL = 64 * MIB
+SOON = 2
+
+
+class Bounds(Prober):
+    """Commands that only list end soon, in little memory, whatever a header claims, and though the file, sparse, is as long
+    as it says."""
+
+    @only_byre
+    def test_listing_is_small_and_soon(self):
+        for name, make in HUGE.items():
+            for length in (None, 4 * GIB):
+                path = make().write(self.path("image"))
+                if length:
+                    os.truncate(path, length)
+                for words in (["dump", path], ["info", path], ["map", "-f", "qcow2", path], ["snapshot", "-l", path],
+                              ["snapshot", "list", path], ["bitmap", "--list", path]):
+                    with self.subTest(name, length=length, words=words[:-1]):
+                        begun = time.monotonic()
+                        # A bitmap directory of 64 MiB is what the format allows, and it is read whole.
+                        self.probe([BYRE, *words], memory_max=MEMORY_MAX if "directory" in name else SMALL)
+                        self.assertLess(time.monotonic() - begun, SOON)
+
+
 class Names(Prober):
     """What an image names is opened only when that is allowed, and never what is no file."""
 
@@ -648,6 +691,42 @@ class Names(Prober):
                 if fine:
                     with open(self.path("out"), "rb") as out:
                         self.assertEqual(out.read(65536), TEXT)
+
+    @only_byre
+    def test_l1_tables_of_a_chain_have_one_budget(self):
+        """Each is as large as it may be; together they are refused before one is read, with what to do."""
+        def layer(name, below):
+            image = Forged(16, 2 * MIB, l1_entries=4 * MIB if name == "l35" else None)
+            if below:
+                image.backing(below, "qcow2")
+            else:
+                image.data(image.l2(), 0, TEXT)
+            for cluster in range(4):  # Such an image can be written.
+                image.refcount(cluster, 1)
+            image.header(l1_size=4 * MIB)
+            image.write(self.path(name))
+            os.truncate(self.path(name), 64 * MIB)
+
+        for number in range(40):
+            layer(f"l{number}", f"l{number + 1}" if number < 39 else None)
+        for start, fine in ((39, True), (36, True), (35, False), (0, False)):
+            top, stop = self.path(f"l{start}"), self.path(f"l{start + 4}")
+            for words in (["map", "-f", "qcow2", top], ["convert", "--force", "-O", "raw", top, self.path("out")],
+                          ["io", "-r", "-f", "qcow2", "-c", "read 0 64k", top], ["info", "--backing-chain", top]):
+                with self.subTest(words[0], start=start):
+                    done = self.probe([BYRE, *words], memory_max=MEMORY_MAX + 128 * MIB if fine else SMALL)
+                    if words[0] == "info":  # It looks at headers alone.
+                        continue
+                    self.assertEqual(done.code == 0, fine, done)
+                    if not fine:
+                        self.assertIn(f"backing file '{stop}': with its L1 table those of the chain take ", done.text)
+                        self.assertIn(f"byre convert -O qcow2 '{stop}' COPY", done.text)
+        # What it says works.
+        run(BYRE, "convert", "-O", "qcow2", self.path("l36"), self.path("copy"))
+        run(BYRE, "amend", "--force", "-o", f"backing_file={self.path('copy')},backing_fmt=qcow2", self.path("l35"))
+        run(BYRE, "convert", "--force", "-O", "raw", self.path("l35"), self.path("out"))
+        with open(self.path("out"), "rb") as out:
+            self.assertEqual(out.read(65536), TEXT)
 
     @only_byre
     def test_a_file_that_is_two_things(self):

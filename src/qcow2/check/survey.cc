@@ -94,7 +94,7 @@ Task<void> Survey::run() {
 
 Task<void> Survey::begin() {
   file_size = file.size();
-  head = co_await load_head(file, OpenFor::repair);
+  head = co_await load_head(file, OpenFor::check);
   kept = kept_clusters_of(head.extensions);
   clusters = geometry().clusters_for(file_size);
   report.total_clusters = geometry().clusters_for(head.header.size);
@@ -185,9 +185,8 @@ Result<void> Survey::go_on() const {
 }
 
 Task<void> Survey::count_metadata() {
-  const Header& header = head.header;
   count_range(0, geometry().cluster_size(), Owner::header, 0, 1, "header");
-  co_await count_l1(header.l1_offset, header.l1_entries, 0, "", "");
+  co_await count_active_l1();
   co_await count_snapshots();
   if (const std::optional<CryptoHeader>& crypto = head.extensions.crypto_header) {
     count_range(crypto->offset.value, crypto->length, Owner::other, kEncryptionHeader, 1,
@@ -199,14 +198,18 @@ Task<void> Survey::count_metadata() {
   count_l2_tables();
 }
 
+/// A whole cluster or more; the last cluster of the file may be there in part.
+bool Survey::is_behind_end(uint64_t offset, uint64_t length) const {
+  const std::optional<uint64_t> end = checked_add(offset, length);
+  return !end || (*end > file_size && *end - file_size >= geometry().cluster_size());
+}
+
 /// Adds references to every cluster that [offset, offset + length) touches; false, with a finding,
-/// when it ends a whole cluster or more behind the end of the file.  (The last cluster of the file
-/// may be there in part.)
+/// when it ends behind the end of the file.
 bool Survey::count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t identity,
                          uint64_t weight, std::string_view what, const Met* met) {
   if (length == 0) return true;
-  const std::optional<uint64_t> end = checked_add(offset, length);
-  if (!end || (*end > file_size && *end - file_size >= geometry().cluster_size())) {
+  if (is_behind_end(offset, length)) {
     pointed_behind_end = std::min(pointed_behind_end, std::max(offset, file_size));
     Place place = met ? entry_place(*met, FindingKind::behind_end)
                       : Place{.kind = FindingKind::behind_end, .at = offset, .length = length};
@@ -218,7 +221,7 @@ bool Survey::count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t
     return false;
   }
   const HostCluster first = geometry().cluster_of(HostOffset{offset});
-  const HostCluster last = geometry().cluster_of(HostOffset{*end - 1});
+  const HostCluster last = geometry().cluster_of(HostOffset{offset + length - 1});
   clusters = std::max(clusters, last.value + 1);
   bool alone = true;
   for (HostCluster cluster = first; cluster <= last; ++cluster) {
@@ -248,6 +251,31 @@ Task<void> Survey::read_padded(uint64_t offset, MutableBytes data, Mark mark) {
 }
 
 // ---- L1 tables, active and not.
+
+/// Of a table that the file has in part, the entries that are there count.
+Task<void> Survey::count_active_l1() {
+  const HostOffset at = head.header.l1_offset;
+  const uint64_t entries = head.header.l1_entries;
+  const uint64_t needed = geometry().l1_entries_for(head.header.size);
+  l1_behind_end = entries != 0 && is_behind_end(at.value, entries * 8);
+  l1_too_short = entries < needed;
+  const Place place{.kind = FindingKind::behind_end,
+                    .structure = "L1 table",
+                    .at = at.value,
+                    .length = entries * 8,
+                    .cause = Cause::truncated_file};
+  if (l1_behind_end) {
+    pointed_behind_end = std::min(pointed_behind_end, std::max(at.value, file_size));
+    damage(1, place, "L1 table at host offset ", at, ": ", entries * 8,
+           " bytes are not all there: the file ends before");
+  }
+  if (l1_too_short) {
+    damage(1, place, "L1 table of ", entries, " entries: a disk of ", head.header.size,
+           " bytes needs ", needed);
+  }
+  const uint64_t there = at.value < file_size ? (file_size - at.value) / 8 : 0;
+  co_await count_l1(at, l1_behind_end ? there : entries, 0, "", "");
+}
 
 /// `what` is put in front of findings; the active table's is empty.
 Task<bool> Survey::count_l1(HostOffset at, uint64_t entries, uint64_t identity, std::string what,

@@ -65,6 +65,8 @@ class Survey {
   KeptClusters kept;                ///< and nothing that an earlier repair has kept (keep.h).
   bool promise = false;             ///< The next write is preceded by the promise to keep all.
   bool snapshots_lost = false;      ///< Their table may lie anywhere: no place is sure to be free.
+  bool l1_behind_end = false;       ///< A part of the active L1 table is not there,
+  bool l1_too_short = false;        ///< or the header does not count it (lost_l1.h).
   bool copied_drift = false;        ///< COPIED flags may contradict refcounts.
   bool fixable_entries = false;     ///< fix_entries() has something to do.
   bool lost_entries = false;        ///< Entries lead nowhere (loss.h).
@@ -159,8 +161,17 @@ class Survey {
   /// Counts what an L2 table refers to.
   void count_l2(const L2Use& use, Bytes table);
   const std::vector<L2Use>& l2_uses() const { return l2_uses_; }
+  /// Null when no L1 entry leads to a table there.
+  const L2Use* find_use(uint64_t cluster) const {
+    const auto at =
+        std::lower_bound(l2_uses_.begin(), l2_uses_.end(), cluster,
+                         [](const L2Use& use, uint64_t wanted) { return use.cluster < wanted; });
+    return at != l2_uses_.end() && at->cluster == cluster ? &*at : nullptr;
+  }
   /// Reads; what lies behind the end of the file is zeros.
   Task<void> read_padded(uint64_t offset, MutableBytes data, Mark mark);
+  /// Does it end behind the end of the file?
+  bool is_behind_end(uint64_t offset, uint64_t length) const;
   void unreadable(const Error& error);
   /// Fails when the check was stopped.
   Result<void> go_on() const;
@@ -224,6 +235,7 @@ class Survey {
   Task<void> count_metadata();
   bool count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t identity,
                    uint64_t weight, std::string_view what, const Met* met = nullptr);
+  Task<void> count_active_l1();
   Task<bool> count_l1(HostOffset at, uint64_t entries, uint64_t identity, std::string what,
                       std::string snapshot);
   /// The same for an entry that leads nowhere.

@@ -59,7 +59,15 @@ std::string next_snapshot_id(const std::vector<Snapshot>& snapshots) {
     const auto [stop, error] = std::from_chars(snapshot.id.data(), end, id);
     if (error == std::errc() && id < UINT64_MAX) most = std::max(most, id);
   }
-  return cat(most + 1);
+  // A lookup by id or name must find one.
+  const auto is_taken = [&](const std::string& word) {
+    return std::any_of(snapshots.begin(), snapshots.end(), [&](const Snapshot& snapshot) {
+      return snapshot.id == word || snapshot.name == word;
+    });
+  };
+  std::string id = cat(++most);
+  while (is_taken(id)) id = cat(++most);
+  return id;
 }
 
 namespace {

@@ -246,6 +246,9 @@ TEST_F(Snapshots, AWordThatFitsTwoIsRefusedAndTold) {
   EXPECT_EQ(next_snapshot_id(list), "5");
   EXPECT_EQ(next_snapshot_id({{.id = "x9"}, {.id = "7up"}}), "8");
   EXPECT_EQ(next_snapshot_id({}), "1");
+  // A lookup by id or name finds one.
+  EXPECT_EQ(next_snapshot_id({{.id = "1", .name = "2"}}), "3");
+  EXPECT_EQ(next_snapshot_id({{.id = "1", .name = "3"}, {.id = "2", .name = "4"}}), "5");
 }
 
 // Rule S1: whichever write fails, the guest and every snapshot keep their contents, and what is

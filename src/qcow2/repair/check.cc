@@ -14,6 +14,7 @@
 #include "qcow2/check/streams.h"
 #include "qcow2/repair/keep.h"
 #include "qcow2/repair/loss.h"
+#include "qcow2/repair/lost_l1.h"
 #include "qcow2/repair/mend.h"
 #include "qcow2/repair/rounds.h"
 #include "qcow2/repair/separate.h"
@@ -125,6 +126,18 @@ Task<bool> mend(Survey& survey, RepairLog& log) {
   co_return co_await mend_header(survey, log);
 }
 
+/// What leads nowhere: the L1 table, and what is in it.  A new L1 table comes last, when nothing
+/// keeps the file from growing.
+bool can_give_up(const Survey& survey) {
+  return can_give_up_entries(survey) || has_lost_l1(survey);
+}
+Task<std::string> give_up(Survey& survey, RepairLog& log) {
+  if (!survey.l1_behind_end && can_give_up_entries(survey)) {
+    co_return co_await give_up_entries(survey, log, false);
+  }
+  co_return co_await give_up_l1(survey, log);
+}
+
 /// When nothing else is left to do: what cannot be separated from other metadata, or leads nowhere
 /// as a whole.  One kind of it.
 Task<std::string> give_up_tables(Survey& survey, RepairLog& log) {
@@ -135,95 +148,140 @@ Task<std::string> give_up_tables(Survey& survey, RepairLog& log) {
   co_return co_await give_up_entries(survey, log, true);
 }
 
+/// What is tried next, and whether it is worth trying.
+class Repairing {
+ public:
+  Repairing(Device& file, const CheckOptions& options, bool copy_data)
+      : file_(file),
+        options_(options),
+        copy_data_(copy_data),
+        promises_(options.remember != Remember::never && options.repair >= Repair::refcounts),
+        giving_up_(options.accept_loss && options.repair == Repair::all),
+        last_resorts_(giving_up_ ? kLastResorts : 0) {}
+
+  Task<RepairRounds> run() {
+    survey_ = co_await look(file_, options_);
+    rounds_.first = survey_->report;
+    survey_->keep_orphans = options_.keep_orphans;
+    collect_doubts();
+    const int rounds_max = options_.accept_loss ? kRoundsMaxWithLosses : kRoundsMax;
+    for (int round = 0; round < rounds_max; ++round) {
+      const Tally before = tally_of(survey_->report);
+      survey_->promise = promises_ && (rounds_.damaged || survey_->damaged);
+      const Step step = co_await take_step();
+      if (step == Step::none && goes_further()) continue;
+      if (step == Step::none) break;
+      survey_ = co_await look(file_, options_);
+      // Two owners are one again when the refcounts moved away; what the other had lost is a leak.
+      survey_->keep_orphans = options_.keep_orphans || rounds_.damaged;
+      const bool changed = tally_of(survey_->report) != before;
+      if (!changed && step == Step::final && !goes_further()) break;
+      if (changed) try_entries_ = true;
+    }
+    if (promises_ && survey_->kept == KeptClusters::all()) co_await keep_orphans();
+    co_await end();
+    co_return std::move(rounds_);
+  }
+
+ private:
+  /// `final`: when it has changed nothing, nothing will.
+  enum class Step : uint8_t { none, some, final };
+
+  void collect_doubts() {
+    for (const Finding& finding : survey_->report.findings) {
+      if (!is_doubtful(finding.kind)) continue;
+      rounds_.log.in_doubt.insert(rounds_.log.in_doubt.end(), finding.guests.begin(),
+                                  finding.guests.end());
+    }
+  }
+
+  bool goes_further() {
+    const bool possible = survey_->report.corruptions != 0 && survey_->report.check_errors == 0;
+    last_resort_ = possible && last_resorts_ > 0;
+    last_resorts_ -= last_resort_;
+    return last_resort_;
+  }
+
+  Task<Step> take_step() {
+    if (last_resort_) {
+      last_resort_ = false;
+      rounds_.damaged |= survey_->damaged;
+      rounds_.not_given_up = co_await give_up_tables(*survey_, rounds_.log);
+      separating_ = mending_ = giving_up_ = true;
+      co_return Step::final;
+    }
+    if (try_entries_ && can_fix_entries(*survey_, options_.repair)) {
+      co_await fix_entries(*survey_, rounds_.log);
+      try_entries_ = false;
+      co_return Step::some;
+    }
+    const uint64_t actions = rounds_.log.actions_count;
+    if (giving_up_ && can_give_up(*survey_)) {
+      rounds_.damaged |= survey_->damaged;
+      rounds_.not_given_up = co_await give_up(*survey_, rounds_.log);
+      giving_up_ = rounds_.log.actions_count != actions;
+      separating_ |= giving_up_;
+      co_return Step::some;
+    }
+    if (separating_ && can_separate(*survey_, options_.repair)) {
+      rounds_.damaged |= survey_->damaged;
+      rounds_.not_separated = co_await separate(*survey_, rounds_.log, copy_data_);
+      separating_ = rounds_.log.actions_count != actions;
+      co_return Step::some;
+    }
+    if (mending_ && can_mend(*survey_, options_.repair)) {
+      rounds_.damaged |= survey_->damaged;
+      mending_ = co_await mend(*survey_, rounds_.log);
+      co_return Step::some;
+    }
+    if (!can_repair(*survey_, options_.repair)) co_return Step::none;
+    rounds_.damaged |= survey_->damaged;
+    co_await repair_image(*survey_, options_.repair, rounds_.log);
+    co_return Step::final;
+  }
+
+  Task<void> keep_orphans() {
+    co_await remember_orphans(*survey_);
+    const uint64_t count = survey_->orphan_clusters();
+    if (count == 0) co_return;
+    rounds_.log.add(
+        {.kind = RepairAction::Kind::keep,
+         .clusters = count,
+         .text = cat("note in the header that ", count,
+                     count == 1 ? " cluster stays, which may be the only copy of something"
+                                : " clusters stay, which may be the only copy of something")});
+  }
+
+  Task<void> end() {
+    const CheckReport& report = survey_->report;
+    rounds_.sound = report.corruptions == 0 && report.check_errors == 0;
+    const bool counted = options_.repair == Repair::refcounts && report.check_errors == 0 &&
+                         report.corruptions == survey_->formal;
+    if (rounds_.sound || counted) co_await clear_repaired_bits(file_);
+    normalise(rounds_.log.in_doubt);
+    normalise(rounds_.log.lost);
+    rounds_.last = std::move(survey_);
+  }
+
+  Device& file_;
+  const CheckOptions& options_;
+  const bool copy_data_;
+  const bool promises_;
+  std::unique_ptr<Survey> survey_;
+  RepairRounds rounds_;
+  bool separating_ = true;
+  bool try_entries_ = true;
+  bool mending_ = true;
+  bool giving_up_;
+  int last_resorts_;
+  bool last_resort_ = false;
+};
+
 }  // namespace
 
 Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, bool copy_data) {
-  RepairRounds rounds;
-  std::unique_ptr<Survey> survey = co_await look(file, options);
-  rounds.first = survey->report;
-  survey->keep_orphans = options.keep_orphans;
-  const bool promises = options.remember != Remember::never && options.repair >= Repair::refcounts;
-  for (const Finding& finding : survey->report.findings) {
-    if (!is_doubtful(finding.kind)) continue;
-    rounds.log.in_doubt.insert(rounds.log.in_doubt.end(), finding.guests.begin(),
-                               finding.guests.end());
-  }
-  bool separating = true;
-  bool try_entries = true;
-  bool mending = true;
-  bool giving_up = options.accept_loss && options.repair == Repair::all;
-  int last_resorts = giving_up ? kLastResorts : 0;
-  bool last_resort = false;
-  const auto goes_further = [&] {
-    const bool possible = survey->report.corruptions != 0 && survey->report.check_errors == 0;
-    last_resort = possible && last_resorts > 0;
-    last_resorts -= last_resort;
-    return last_resort;
-  };
-  for (int round = 0; round < (options.accept_loss ? kRoundsMaxWithLosses : kRoundsMax); ++round) {
-    const Tally before = tally_of(survey->report);
-    bool stuck_is_the_end = true;
-    survey->promise = promises && (rounds.damaged || survey->damaged);
-    if (last_resort) {
-      last_resort = false;
-      rounds.damaged |= survey->damaged;
-      rounds.not_given_up = co_await give_up_tables(*survey, rounds.log);
-      separating = mending = giving_up = true;
-    } else if (try_entries && can_fix_entries(*survey, options.repair)) {
-      co_await fix_entries(*survey, rounds.log);
-      stuck_is_the_end = false;
-      try_entries = false;
-    } else if (giving_up && can_give_up_entries(*survey)) {
-      rounds.damaged |= survey->damaged;
-      const uint64_t actions = rounds.log.actions_count;
-      rounds.not_given_up = co_await give_up_entries(*survey, rounds.log, false);
-      giving_up = rounds.log.actions_count != actions;
-      separating |= giving_up;
-      stuck_is_the_end = false;
-    } else if (separating && can_separate(*survey, options.repair)) {
-      rounds.damaged |= survey->damaged;
-      const uint64_t actions = rounds.log.actions_count;
-      rounds.not_separated = co_await separate(*survey, rounds.log, copy_data);
-      separating = rounds.log.actions_count != actions;
-      stuck_is_the_end = false;
-    } else if (mending && can_mend(*survey, options.repair)) {
-      rounds.damaged |= survey->damaged;
-      mending = co_await mend(*survey, rounds.log);
-      stuck_is_the_end = false;
-    } else if (can_repair(*survey, options.repair)) {
-      rounds.damaged |= survey->damaged;
-      co_await repair_image(*survey, options.repair, rounds.log);
-    } else if (goes_further()) {
-      continue;
-    } else {
-      break;
-    }
-    survey = co_await look(file, options);
-    // Two owners are one again when the refcounts moved away; what the other had lost is a leak.
-    survey->keep_orphans = options.keep_orphans || rounds.damaged;
-    const bool changed = tally_of(survey->report) != before;
-    if (!changed && stuck_is_the_end && !goes_further()) break;
-    if (changed) try_entries = true;
-  }
-  if (promises && survey->kept == KeptClusters::all()) {
-    co_await remember_orphans(*survey);
-    if (const uint64_t count = survey->orphan_clusters(); count != 0) {
-      rounds.log.add(
-          {.kind = RepairAction::Kind::keep,
-           .clusters = count,
-           .text = cat("note in the header that ", count,
-                       count == 1 ? " cluster stays, which may be the only copy of something"
-                                  : " clusters stay, which may be the only copy of something")});
-    }
-  }
-  rounds.sound = survey->report.corruptions == 0 && survey->report.check_errors == 0;
-  const bool counted = options.repair == Repair::refcounts && survey->report.check_errors == 0 &&
-                       survey->report.corruptions == survey->formal;
-  if (rounds.sound || counted) co_await clear_repaired_bits(file);
-  normalise(rounds.log.in_doubt);
-  normalise(rounds.log.lost);
-  rounds.last = std::move(survey);
-  co_return std::move(rounds);
+  Repairing repairing(file, options, copy_data);
+  co_return co_await repairing.run();
 }
 
 Task<CheckReport> survey_and_repair(Device& file, CheckOptions options) {

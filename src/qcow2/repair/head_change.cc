@@ -9,7 +9,7 @@ Task<void> change_head(Survey& survey, HeadEdit edit) {
   std::vector<std::byte> first(survey.geometry().cluster_size());
   co_await survey.read_padded(0, first, Mark::header_read);
   copy(MutableBytes(first), survey.head.sector);
-  Header header = co_await parse_header(first, OpenFor::repair);
+  Header header = co_await parse_header(first, OpenFor::check);
   Extensions extensions = co_await parse_extensions(first, header);
   const std::string backing = (co_await parse_backing_file(first, header)).value_or("");
   edit(header, extensions);

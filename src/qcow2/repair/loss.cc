@@ -15,12 +15,12 @@ constexpr uint64_t kPiece = MiB;
 /// An image may become larger by this much, however small it is.
 constexpr uint64_t kZerosAlways = 64 * MiB;
 
-/// Passes [offset, offset + length) the end of the file by a whole cluster or more?
-bool is_behind_end(const Survey& survey, uint64_t offset, uint64_t length) {
-  return offset > UINT64_MAX - length ||
-         (offset + length > survey.file_size &&
-          offset + length - survey.file_size >= survey.geometry().cluster_size());
-}
+/// An L2 entry that leads nowhere, to any reader, also in a copy of its table without COPIED: a
+/// reserved bit.
+constexpr uint64_t kNowhere = uint64_t{1} << 56;
+/// Holes of this size at most, and clusters of zeros: each costs memory before it costs disk.
+constexpr uint64_t kHolesMax = 64 * GiB;
+constexpr uint64_t kZeroClustersMax = 1 << 20;
 
 /// Does a survey complain of this entry by itself?
 bool is_lost(const Survey& survey, GuestCluster guest, L2Entry entry) {
@@ -29,12 +29,12 @@ bool is_lost(const Survey& survey, GuestCluster guest, L2Entry entry) {
   if (!mapping) return true;
   if (mapping->compressed) {
     const uint64_t at = mapping->compressed_at.value;
-    return g.data_file || is_behind_end(survey, at, mapping->compressed_size) ||
+    return g.data_file || survey.is_behind_end(at, mapping->compressed_size) ||
            survey.bad_streams.contains({at, mapping->compressed_size});
   }
   if (!mapping->host) return has_stray_copied(entry, g);
   if (g.data_file) return !at_own_offset(*mapping, guest);
-  return is_behind_end(survey, g.start_of(*mapping->host).value, g.cluster_size());
+  return survey.is_behind_end(g.start_of(*mapping->host).value, g.cluster_size());
 }
 
 class GivingUp {
@@ -50,17 +50,22 @@ class GivingUp {
       co_await collect_l1();
     }
     co_await collect_l2();
-    if (!refused_.empty() || (l1_.empty() && tables_to_change_.empty())) co_return refused_;
-    const uint64_t count = new_tables_ + zero_clusters_.size();
+    // A copy of such a table must have room, too.
+    if (!shared_to_detach_.empty()) {
+      co_await begin_writing(survey_);
+      co_await detach(shared_to_detach_, {});
+      co_return std::string();
+    }
+    if (l1_.empty() && tables_to_change_.empty()) co_return std::string();
+    const uint64_t count = needed_.tables + needed_.clusters + needed_.holes;
     // The file grows beyond no place that an entry leads to.
     if (count != 0 && survey_.pointed_behind_end != UINT64_MAX) {
       co_await begin_writing(survey_);
-      co_await detach();
+      co_await detach(tables_to_change_, l1_);
       co_return std::string();
     }
-    if (count << g().cluster_bits > std::max(kZerosAlways, survey_.file_size)) {
-      co_return cat("zeros for what would be lost would take ", count << g().cluster_bits,
-                    " bytes, more than the image has");
+    if (std::string reason = why_no_zeros(survey_, needed_); !reason.empty()) {
+      co_return std::move(reason);
     }
     if (count != 0) {
       Result<void> placed = co_await place(count).result();
@@ -69,7 +74,10 @@ class GivingUp {
     }
     co_await begin_writing(survey_);
     if (count != 0) co_await write_zeros();
-    co_await change_l2();
+    co_await change_l2(tables_to_change_,
+                       [this](uint64_t table, uint64_t index, GuestCluster guest, L2Entry entry) {
+                         return std::optional<L2Entry>(given_up(table, index, guest, entry));
+                       });
     co_await change_l1();
     co_await survey_.file.flush(Mark::commit_sync);
     co_await tell();
@@ -82,7 +90,8 @@ class GivingUp {
     size_t l1 = 0;  ///< Index in survey.l1_tables.
     uint64_t index = 0;
     bool needs_table = false;
-    std::optional<HostCluster> to;
+    uint64_t zeros = 0;       ///< Clusters that the table leads to (version 2).
+    const HostCluster* to{};  ///< The table, and behind it those, in places_.
   };
 
   const Geometry& g() const { return survey_.geometry(); }
@@ -122,11 +131,8 @@ class GivingUp {
   }
   /// Two L1 entries lead to it, which can be separated.
   bool is_two_tables(HostCluster table) const {
-    const auto& uses = survey_.l2_uses();
-    const auto at = std::lower_bound(
-        uses.begin(), uses.end(), table.value,
-        [](const Survey::L2Use& use, uint64_t cluster) { return use.cluster < cluster; });
-    return at != uses.end() && at->cluster == table.value && at->shared;
+    const Survey::L2Use* use = survey_.find_use(table.value);
+    return use && use->shared;
   }
 
   void lose_table(size_t l1, uint64_t index) {
@@ -135,13 +141,14 @@ class GivingUp {
     // Nothing of a backing file shows behind the disk.
     const bool in_disk = index < g().l1_entries_for(survey_.head.header.size);
     const bool needs_table = has_backing() && in_disk;
+    uint64_t zeros = 0;
     if (needs_table && g().version < 3) {
-      refused_ = cat("L1 entry ", index,
-                     " leads nowhere, and in version 2 no table can hide the backing file for ",
-                     g().l1_span(), " bytes");
+      const uint64_t offset = g().start_of(g().first_of_l1(index)).value;
+      zeros = g().clusters_for(std::min(g().l1_span(), survey_.head.header.size - offset));
     }
-    new_tables_ += needs_table;
-    l1_.push_back({.l1 = l1, .index = index, .needs_table = needs_table});
+    needed_.tables += needs_table;
+    needed_.holes += zeros;
+    l1_.push_back({.l1 = l1, .index = index, .needs_table = needs_table, .zeros = zeros});
   }
 
   /// Tables with lost entries, and what needs a cluster of zeros.  A table that somebody else uses
@@ -149,7 +156,10 @@ class GivingUp {
   Task<void> collect_l2() {
     const bool wants_clusters = g().version < 3 && has_backing();
     const Survey::VisitL2 visit = [&](const Survey::L2Use& use, MutableBytes table) {
-      if (is_shared_cluster({use.cluster})) return;
+      if (is_shared_cluster({use.cluster})) {
+        if (is_to_be_detached(use, table)) shared_to_detach_.push_back(use.cluster);
+        return;
+      }
       bool any = false;
       for (uint64_t i = 0; i < g().l2_entries(); ++i) {
         const L2Entry entry = load_l2(table, i, g());
@@ -164,7 +174,7 @@ class GivingUp {
       if (any) tables_to_change_.push_back(use.cluster);
     };
     co_await survey_.each_l2(visit, Mark::none);
-    if (zero_clusters_.size() > kZeroClustersMax) refused_ = "too many entries lead nowhere";
+    needed_.clusters = zero_clusters_.size();
   }
 
   /// Nothing is lost with it: it read as zeros, or the data file says what is there.
@@ -190,27 +200,56 @@ class GivingUp {
 
   // Doing it.
 
-  /// What leads behind the end leads nowhere, which is as bad.
-  Task<void> detach() {
+  /// Stores what `changed` makes of each lost entry; nothing: it stays.
+  template <class Changed>
+  Task<void> change_l2(const std::vector<uint64_t>& tables, const Changed& changed) {
     std::vector<std::byte> before(g().cluster_size());
-    for (const uint64_t table : tables_to_change_) {
+    for (const uint64_t table : tables) {
       const HostOffset at = g().start_of(HostCluster{table});
+      const GuestCluster first = g().first_of_l1(survey_.find_use(table)->l1_index);
       co_await survey_.read_padded(at.value, before, Mark::l2_load);
       std::vector<std::byte> after = before;
       for (uint64_t i = 0; i < g().l2_entries(); ++i) {
         const L2Entry entry = load_l2(after, i, g());
-        const Result<Mapping> mapping = decode_l2(entry, g());
-        // With reserved bits it may lead anywhere, too.
-        const bool leads = !mapping || mapping->compressed || mapping->host;
-        if (!leads || !is_lost(survey_, guest_of(table, i), entry)) continue;
-        if (g().version >= 3 && keeps_data(entry)) continue;
-        store_l2(after, i, {.descriptor = kCopied, .bitmap = entry.bitmap}, g());
+        if (entry == L2Entry{} || !is_lost(survey_, first + i, entry)) continue;
+        const std::optional<L2Entry> now = changed(table, i, first + i, entry);
+        if (now) store_l2(after, i, *now, g());
       }
       co_await survey_.write_changes(at, before, after, Mark::l2_update);
     }
+  }
+
+  /// With reserved bits it may lead anywhere, too.
+  bool leads(L2Entry entry) const {
+    const Result<Mapping> mapping = decode_l2(entry, g());
+    const bool detached = entry.descriptor == kNowhere || entry.descriptor == kCopied;
+    return !detached && (!mapping || mapping->compressed || mapping->host);
+  }
+
+  /// A table that only L1 entries share, with entries that keep the file from growing.
+  bool is_to_be_detached(const Survey::L2Use& use, Bytes table) const {
+    if (survey_.pointed_behind_end == UINT64_MAX) return false;
+    if (!use.shared || survey_.counts.references({use.cluster}) != use.weight) return false;
+    for (uint64_t i = 0; i < g().l2_entries(); ++i) {
+      const L2Entry entry = load_l2(table, i, g());
+      const GuestCluster guest = g().first_of_l1(use.l1_index) + i;
+      if (entry != L2Entry{} && is_lost(survey_, guest, entry) && leads(entry)) return true;
+    }
+    return false;
+  }
+
+  /// What leads behind the end leads nowhere, which is as bad.
+  Task<void> detach(const std::vector<uint64_t>& tables, const std::vector<LostTable>& l1) {
+    const auto nowhere_at_all = [&](uint64_t table, uint64_t index, GuestCluster guest,
+                                    L2Entry entry) -> std::optional<L2Entry> {
+      if (!leads(entry)) return std::nullopt;
+      if (g().version >= 3 && keeps_data(entry)) return given_up(table, index, guest, entry);
+      return L2Entry{.descriptor = kNowhere, .bitmap = entry.bitmap};
+    };
+    co_await change_l2(tables, nowhere_at_all);
     std::vector<std::byte> nowhere(8);
     store_l1_entry(nowhere, 0, kCopied);
-    for (const LostTable& lost : l1_) {
+    for (const LostTable& lost : l1) {
       co_await survey_.file.write(survey_.l1_tables[lost.l1].at.value + lost.index * 8, nowhere,
                                   {.mark = Mark::l1_update});
     }
@@ -219,50 +258,63 @@ class GivingUp {
               .text = "make entries that lead behind the end of the file lead nowhere"});
   }
 
-  GuestCluster guest_of(uint64_t table, uint64_t index) const {
-    const auto& uses = survey_.l2_uses();
-    const auto use = std::lower_bound(
-        uses.begin(), uses.end(), table,
-        [](const Survey::L2Use& each, uint64_t cluster) { return each.cluster < cluster; });
-    return g().first_of_l1(use->l1_index) + index;
-  }
-
   Task<void> place(uint64_t count) {
     const std::vector<HostSpan> room = co_await find_room(survey_, count);
-    std::vector<HostCluster> places;
     for (const HostSpan& span : room) {
-      for (uint64_t i = 0; i < span.count; ++i) places.push_back(span.first + i);
+      for (uint64_t i = 0; i < span.count; ++i) places_.push_back(span.first + i);
     }
-    if (places.size() < count) {
+    if (places_.size() < count) {
       co_await fail(Error(Errc::no_space, cat("no room for ", count, " clusters of zeros")));
     }
-    auto next = places.begin();
+    const HostCluster* next = places_.data();
     for (LostTable& lost : l1_) {
-      if (lost.needs_table) lost.to = *next++;
+      if (!lost.needs_table) continue;
+      lost.to = next;
+      next += 1 + lost.zeros;
     }
     for (auto& [place, zeros] : zero_clusters_) zeros.to = *next++;
-    for (const HostCluster cluster : places) {
+    for (const HostCluster cluster : places_) {
       survey_.clusters = std::max(survey_.clusters, cluster.value + 1);
     }
   }
 
   /// New tables and clusters of zeros, and their refcounts with all others that are too small.
   Task<void> write_zeros() {
-    std::vector<std::byte> bytes(g().cluster_size());
+    const uint64_t old_end = survey_.file.size();
+    const std::vector<std::byte> zero(g().cluster_size());
     for (const auto& [place, zeros] : zero_clusters_) {
-      co_await survey_.file.write(g().start_of(zeros.to).value, bytes,
+      co_await survey_.file.write(g().start_of(zeros.to).value, zero,
                                   {.mark = Mark::copy_up_write});
       count(zeros.to, Owner::data, place.first ^ place.second << 32, zeros.weight);
     }
-    for (uint64_t i = 0; i < g().l2_entries(); ++i) store_l2(bytes, i, zero_entry(), g());
     for (const LostTable& lost : l1_) {
-      if (!lost.to) continue;
-      co_await survey_.file.write(g().start_of(*lost.to).value, bytes, {.mark = Mark::l2_allocate});
-      count(*lost.to, Owner::l2, lost.index, 1);
+      if (lost.to) co_await write_table(lost, zero, old_end);
+    }
+    // Holes are there, too.
+    const uint64_t end = g().start_of(places_.back() + 1).value;
+    if (end > survey_.file.size()) {
+      co_await survey_.file.write(end - 1, Bytes(zero).first(1), {.mark = Mark::copy_up_write});
     }
     survey_.damaged = true;  // Nothing is freed yet.
     co_await repair_image(survey_, Repair::refcounts, log_);
     co_await survey_.file.flush(Mark::commit_sync);
+  }
+
+  Task<void> write_table(const LostTable& lost, Bytes zero, uint64_t old_end) {
+    std::vector<std::byte> table(g().cluster_size());
+    const uint64_t copied = survey_.l1_tables[lost.l1].active ? kCopied : 0;
+    for (uint64_t i = 0; i < lost.zeros; ++i) {
+      const HostCluster to = lost.to[1 + i];
+      const uint64_t at = g().start_of(to).value;
+      if (at < old_end) co_await survey_.file.write(at, zero, {.mark = Mark::copy_up_write});
+      count(to, Owner::data, (g().first_of_l1(lost.index) + i).value, 1);
+      store_l2(table, i, {.descriptor = at | copied}, g());
+    }
+    for (uint64_t i = 0; g().version >= 3 && i < g().l2_entries(); ++i) {
+      store_l2(table, i, zero_entry(), g());
+    }
+    co_await survey_.file.write(g().start_of(*lost.to).value, table, {.mark = Mark::l2_allocate});
+    count(*lost.to, Owner::l2, lost.index, 1);
   }
 
   void count(HostCluster cluster, Owner owner, uint64_t identity, uint64_t weight) {
@@ -295,22 +347,6 @@ class GivingUp {
     if (zeros == zero_clusters_.end()) return {};
     const bool copied = zeros->second.weight == 1 && zeros->second.active == 1;
     return {.descriptor = g().start_of(zeros->second.to).value | (copied ? kCopied : 0)};
-  }
-
-  Task<void> change_l2() {
-    std::vector<std::byte> before(g().cluster_size());
-    for (const uint64_t table : tables_to_change_) {
-      const HostOffset at = g().start_of(HostCluster{table});
-      co_await survey_.read_padded(at.value, before, Mark::l2_load);
-      std::vector<std::byte> after = before;
-      for (uint64_t i = 0; i < g().l2_entries(); ++i) {
-        const L2Entry entry = load_l2(after, i, g());
-        const GuestCluster guest = guest_of(table, i);
-        if (entry == L2Entry{} || !is_lost(survey_, guest, entry)) continue;
-        store_l2(after, i, given_up(table, i, guest, entry), g());
-      }
-      co_await survey_.write_changes(at, before, after, Mark::l2_update);
-    }
   }
 
   Task<void> change_l1() {
@@ -357,8 +393,6 @@ class GivingUp {
     }
   }
 
-  /// Each costs memory before it costs disk.
-  static constexpr size_t kZeroClustersMax = 1 << 20;
   struct Zeros {
     uint64_t weight = 0;
     uint32_t active = 0;
@@ -376,16 +410,33 @@ class GivingUp {
   bool others_too_ = false;  ///< Also tables that something else lies in.
   std::vector<LostTable> l1_;
   std::vector<uint64_t> tables_to_change_;
+  std::vector<uint64_t> shared_to_detach_;
   std::map<std::pair<uint64_t, uint64_t>, Zeros> zero_clusters_;  ///< By table and index.
   std::vector<Range> ranges_;
-  uint64_t new_tables_ = 0;
-  std::string refused_;
+  ZerosNeeded needed_;
+  std::vector<HostCluster> places_;  ///< For them.
 };
 
 }  // namespace
 
 bool can_give_up_entries(const Survey& survey) {
   return survey.lost_entries && survey.report.check_errors == 0 && !survey.snapshots_lost;
+}
+
+std::string why_no_zeros(const Survey& survey, const ZerosNeeded& needed) {
+  const uint32_t bits = survey.geometry().cluster_bits;
+  const bool grows = survey.file.can_grow();
+  const uint64_t holes = grows ? needed.holes : 0;
+  const uint64_t written = needed.tables + needed.clusters + needed.holes - holes;
+  if (needed.clusters + needed.holes <= kZeroClustersMax && holes <= kHolesMax >> bits &&
+      written <= std::max(kZerosAlways, survey.file_size) >> bits) {
+    return "";
+  }
+  const std::string_view why = survey.geometry().version < 3
+                                   ? "version 2 has no zero flag that hides a backing file, and "
+                                   : "";
+  return cat(why, "zeros for what would be lost would take ", written + holes,
+             " clusters, more than are added to an image of this size");
 }
 
 Task<std::string> give_up_entries(Survey& survey, RepairLog& log, bool tables) {

@@ -11,13 +11,16 @@
 ///   extended L2                zero bits for the subclusters that had data; the others stay
 ///   version 2                  nothing, or with a backing file a cluster of zeros
 ///   a raw external data file   the cluster's own place in it, which is what the disk shows: no
-///   loss L1 entries                 nothing, or with a backing file a table of zero flags
+///   loss L1 entries                 nothing, or with a backing file a table of zero flags; in
+///   version 2
+///                              one that leads to clusters of zeros, which are holes where the
+///                              file can grow
 ///
 /// Order: new clusters and their refcounts are durable before an entry leads to them (O1, O2); no
 /// refcount sinks before the entries are durable, in a later round (O3).
 /// Invariant: an entry that a survey does not complain of is not touched.
-/// Not here: snapshots and bitmaps (mend.h), what can be repaired without loss (separate.h,
-/// repair.h).
+/// Not here: an L1 table that is lost itself (lost_l1.h), snapshots and bitmaps (mend.h), what can
+/// be repaired without loss (separate.h, repair.h).
 #pragma once
 
 #include "qcow2/repair/repair.h"
@@ -26,6 +29,15 @@ namespace byre {
 
 /// Are there entries to give up?
 bool can_give_up_entries(const Survey& survey);
+
+/// Clusters that hide a backing file where something is given up.
+struct ZerosNeeded {
+  uint64_t tables = 0;
+  uint64_t clusters = 0;  ///< Of zeros, that are written.
+  uint64_t holes = 0;     ///< Of zeros, that are written only where the file cannot grow.
+};
+/// Why there cannot be so many; empty: there can.
+std::string why_no_zeros(const Survey& survey, const ZerosNeeded& needed);
 
 /// One round; the survey is stale afterwards.  The reason, when that is not possible; then nothing
 /// was written.  `tables` as well gives up L1 entries to tables that lie in other metadata, which

@@ -100,6 +100,173 @@ Task<bool> detach_broken_snapshots(Survey& survey, RepairLog& log) {
   co_return true;
 }
 
+/// Snapshots that stay, and what was done to the others.
+struct MendedSnapshots {
+  std::vector<Snapshot> wanted;
+  uint64_t completed = 0;
+  uint64_t empty = 0;
+  bool trimmed = false;
+  std::vector<std::string> lost;
+};
+
+MendedSnapshots choose_snapshots(const Survey& survey, Mend what) {
+  MendedSnapshots mended;
+  for (uint64_t i = 0; i < survey.snapshots.size(); ++i) {
+    const Snapshot& snapshot = survey.snapshots[i];
+    if (is_empty_entry(snapshot)) {
+      ++mended.empty;
+      continue;
+    }
+    if (what == Mend::broken && is_broken(survey, i)) {
+      mended.lost.push_back(
+          cat("snapshot ", quoted(snapshot.name), ", whose L1 table cannot be used"));
+      continue;
+    }
+    mended.wanted.push_back(snapshot);
+    if (what == Mend::broken && has_too_much_extra_data(snapshot)) {
+      mended.wanted.back().extra_data.clear();
+      mended.trimmed = true;
+    }
+    if (survey.head.header.version < 3 || snapshot.disk_size) continue;
+    mended.wanted.back().disk_size = survey.head.header.size;
+    ++mended.completed;
+  }
+  return mended;
+}
+
+std::string words_for(const MendedSnapshots& mended) {
+  std::string words;
+  const auto also = [&](std::string more) { words += (words.empty() ? "" : ", ") + more; };
+  if (const uint64_t empty = mended.empty; empty != 0) {
+    also(cat("take out ", empty, empty == 1 ? " empty entry" : " empty entries"));
+  }
+  if (const size_t lost = mended.lost.size(); lost != 0) {
+    also(cat("take out ", lost,
+             lost == 1 ? " entry that cannot be used" : " entries that cannot be used"));
+  }
+  if (const uint64_t completed = mended.completed; completed != 0) {
+    also(cat("complete ", completed, completed == 1 ? " entry" : " entries"));
+  }
+  if (mended.trimmed) also("remove extra data that no reader takes");
+  return words.empty() ? "move the entries" : words;
+}
+
+Task<void> forget_all_snapshots(Survey& survey, RepairLog& log) {
+  const Header& header = survey.head.header;
+  log.lost_things.push_back(cat("all snapshots; the header counts ", header.snapshot_count));
+  log.add({.kind = RepairAction::Kind::give_up,
+           .host_offset = header.snapshots_offset.value,
+           .text = "give up the snapshot table, which cannot be read"});
+  co_await begin_writing(survey);
+  store_snapshots(survey.head.sector, 0, {});
+  co_await write_header(survey);
+}
+
+/// Bitmaps that stay, and what was done to the others.
+struct MendedBitmaps {
+  std::vector<Bitmap> wanted;
+  std::vector<std::string> dropped;
+  std::vector<std::string> lost;
+  bool any_unfit = false;
+  bool flags_cleared = false;
+};
+
+Task<std::vector<Bitmap>> read_bitmaps(Survey& survey) {
+  const BitmapsExtension& extension = *survey.head.extensions.bitmaps;
+  std::vector<std::byte> bytes(extension.directory_size);
+  co_await survey.read_padded(extension.directory_offset.value, bytes, Mark::bitmap_load);
+  co_return co_await parse_bitmap_directory(bytes, extension.count, survey.geometry());
+}
+
+/// What stays of a bitmap that is not broken.
+void choose_bitmap(const Survey& survey, Bitmap bitmap, MendedBitmaps& mended) {
+  const uint64_t size = survey.head.header.size;
+  if (bitmap.extra_data.empty() && bitmap.extra_data_compatible) {
+    bitmap.extra_data_compatible = false;
+    mended.flags_cleared = true;
+  }
+  const BitmapFault fault = why_unusable(bitmap, size, survey.geometry()).fault;
+  if (fault == BitmapFault::invalid) {
+    mended.dropped.push_back(bitmap.name);
+    return;
+  }
+  if (fault == BitmapFault::unfit) {
+    bitmap.in_use = mended.any_unfit = true;
+    // What is too much may be anybody's.
+    const uint64_t fits =
+        bitmap_table_entries_for(size, bitmap.granularity_bits, survey.geometry());
+    bitmap.table_entries = static_cast<uint32_t>(std::min<uint64_t>(bitmap.table_entries, fits));
+  }
+  mended.wanted.push_back(std::move(bitmap));
+}
+
+MendedBitmaps choose_bitmaps(const Survey& survey, std::vector<Bitmap> found, Mend what) {
+  MendedBitmaps mended;
+  for (uint64_t i = 0; i < found.size(); ++i) {
+    Bitmap& bitmap = found[i];
+    const bool broken = survey.broken_bitmaps.contains(i) || bitmap.type != kDirtyTrackingBitmap ||
+                        (!bitmap.extra_data.empty() && !bitmap.extra_data_compatible);
+    if (what == Mend::broken && broken) {
+      mended.lost.push_back(cat("bitmap ", quoted(bitmap.name)));
+      continue;
+    }
+    if (what == Mend::broken && !bitmap.extra_data.empty()) {
+      mended.lost.push_back(cat("the extra data of bitmap ", quoted(bitmap.name)));
+      bitmap.extra_data.clear();
+    }
+    choose_bitmap(survey, std::move(bitmap), mended);
+  }
+  return mended;
+}
+
+/// The header says that there are these, or none.  False: there is no room.
+Task<bool> switch_bitmaps(Survey& survey, RepairLog& log, const std::vector<Bitmap>& wanted) {
+  const BitmapsExtension now = *survey.head.extensions.bitmaps;
+  std::vector<std::byte> first_cluster(survey.geometry().cluster_size());
+  co_await survey.read_padded(0, first_cluster, Mark::header_read);
+  const auto far = far_bitmaps_extension(first_cluster, survey.head.header);
+  std::vector<std::byte> trial = first_cluster;
+  if (!wanted.empty() && !put_bitmaps_extension(trial, survey.head.header, now)) co_return false;
+
+  std::optional<BitmapsExtension> extension;
+  if (!wanted.empty()) {
+    // Two copies that say the same, then the one that changes in one sector write.
+    if (far) {
+      co_await enter(survey, first_cluster, now);
+      co_await retire_far(survey, first_cluster, *far);
+    }
+    const std::vector<std::byte> directory = co_await serialize_bitmap_directory(wanted);
+    const auto placed = co_await place_table(survey, log, directory, Mark::bitmap_update);
+    if (!placed) co_return false;
+    extension = {.count = static_cast<uint32_t>(wanted.size()),
+                 .directory_size = directory.size(),
+                 .directory_offset = *placed};
+  }
+  co_await enter(survey, first_cluster, extension);
+  if (far && !extension) co_await retire_far(survey, first_cluster, *far);
+  co_return true;
+}
+
+void tell(RepairLog& log, const MendedBitmaps& mended, HostOffset directory) {
+  const auto add = [&](RepairAction::Kind kind, std::string text) {
+    log.add({.kind = kind, .host_offset = directory.value, .text = std::move(text)});
+  };
+  for (const std::string& name : mended.lost) {
+    log.lost_things.push_back(name);
+    add(RepairAction::Kind::give_up, cat("give up ", name));
+  }
+  for (const std::string& name : mended.dropped) {
+    add(RepairAction::Kind::rewrite_table,
+        cat("remove bitmap ", quoted(name), ", which nobody can use"));
+  }
+  if (mended.flags_cleared) {
+    add(RepairAction::Kind::rewrite_table, "clear flags of bitmaps that mean nothing");
+  }
+  if (mended.any_unfit) {
+    add(RepairAction::Kind::rewrite_table, "mark bitmaps that do not fit the disk as not saved");
+  }
+}
+
 }  // namespace
 
 Task<bool> mend_header(Survey& survey, RepairLog& log) {
@@ -140,41 +307,12 @@ bool has_broken_snapshots(const Survey& survey) {
 Task<bool> mend_snapshots(Survey& survey, RepairLog& log, Mend what) {
   const Header& header = survey.head.header;
   if (survey.snapshots_lost) {
-    if (what != Mend::broken) co_return false;
-    log.lost_things.push_back(cat("all snapshots; the header counts ", header.snapshot_count));
-    log.add({.kind = RepairAction::Kind::give_up,
-             .host_offset = header.snapshots_offset.value,
-             .text = "give up the snapshot table, which cannot be read"});
-    co_await begin_writing(survey);
-    store_snapshots(survey.head.sector, 0, {});
-    co_await write_header(survey);
-    co_return true;
+    if (what == Mend::broken) co_await forget_all_snapshots(survey, log);
+    co_return what == Mend::broken;
   }
   if (what == Mend::broken && co_await detach_broken_snapshots(survey, log)) co_return true;
-  std::vector<Snapshot> wanted;
-  uint64_t completed = 0;
-  uint64_t empty = 0;
-  bool trimmed = false;
-  std::vector<std::string> lost;
-  for (uint64_t i = 0; i < survey.snapshots.size(); ++i) {
-    const Snapshot& snapshot = survey.snapshots[i];
-    if (is_empty_entry(snapshot)) {
-      ++empty;
-      continue;
-    }
-    if (what == Mend::broken && is_broken(survey, i)) {
-      lost.push_back(cat("snapshot ", quoted(snapshot.name), ", whose L1 table cannot be used"));
-      continue;
-    }
-    wanted.push_back(snapshot);
-    if (what == Mend::broken && has_too_much_extra_data(snapshot)) {
-      wanted.back().extra_data.clear();
-      trimmed = true;
-    }
-    if (header.version < 3 || snapshot.disk_size) continue;
-    wanted.back().disk_size = header.size;
-    ++completed;
-  }
+  const MendedSnapshots mended = choose_snapshots(survey, what);
+  const std::vector<Snapshot>& wanted = mended.wanted;
   HostOffset at = header.snapshots_offset;
   const bool moves = what == Mend::broken && is_shared(survey, snapshot_table(survey));
   if (moves || !std::equal(wanted.begin(), wanted.end(), survey.snapshots.begin())) {
@@ -187,21 +325,11 @@ Task<bool> mend_snapshots(Survey& survey, RepairLog& log, Mend what) {
   } else if (wanted.empty()) {
     at = {};
   }
-  std::string words;
-  const auto also = [&](std::string more) { words += (words.empty() ? "" : ", ") + more; };
-  if (empty != 0) also(cat("take out ", empty, empty == 1 ? " empty entry" : " empty entries"));
-  if (!lost.empty()) {
-    also(cat("take out ", lost.size(),
-             lost.size() == 1 ? " entry that cannot be used" : " entries that cannot be used"));
-  }
-  if (completed != 0) also(cat("complete ", completed, completed == 1 ? " entry" : " entries"));
-  if (trimmed) also("remove extra data that no reader takes");
-  if (words.empty()) also("move the entries");
-  log.lost_things.insert(log.lost_things.end(), lost.begin(), lost.end());
+  log.lost_things.insert(log.lost_things.end(), mended.lost.begin(), mended.lost.end());
   log.add({.kind = RepairAction::Kind::rewrite_table,
            .host_offset = header.snapshots_offset.value,
            .to = at.value,
-           .text = "snapshot table: " + words});
+           .text = "snapshot table: " + words_for(mended)});
   co_await begin_writing(survey);
   store_snapshots(survey.head.sector, static_cast<uint32_t>(wanted.size()), at);
   co_await write_header(survey);
@@ -213,95 +341,17 @@ bool has_broken_bitmaps(const Survey& survey) {
 }
 
 Task<bool> mend_bitmaps(Survey& survey, RepairLog& log, Mend what) {
-  const Geometry& g = survey.geometry();
-  const BitmapsExtension now = *survey.head.extensions.bitmaps;
+  const BitmapsExtension before = *survey.head.extensions.bitmaps;
   if (survey.bitmaps_lost && what != Mend::broken) co_return false;
-  std::vector<Bitmap> found;
-  if (!survey.bitmaps_lost) {
-    std::vector<std::byte> bytes(now.directory_size);
-    co_await survey.read_padded(now.directory_offset.value, bytes, Mark::bitmap_load);
-    found = co_await parse_bitmap_directory(bytes, now.count, g);
+  MendedBitmaps mended;
+  if (survey.bitmaps_lost) {
+    mended.lost.push_back(cat("all bitmaps; the header counts ", before.count));
+  } else {
+    mended = choose_bitmaps(survey, co_await read_bitmaps(survey), what);
   }
-  std::vector<Bitmap> wanted;
-  std::vector<std::string> dropped;
-  std::vector<std::string> lost;
-  if (survey.bitmaps_lost) lost.push_back(cat("all bitmaps; the header counts ", now.count));
-  bool any_unfit = false;
-  bool flags_cleared = false;
-  for (uint64_t i = 0; i < found.size(); ++i) {
-    Bitmap& bitmap = found[i];
-    const bool broken = survey.broken_bitmaps.contains(i) || bitmap.type != kDirtyTrackingBitmap ||
-                        (!bitmap.extra_data.empty() && !bitmap.extra_data_compatible);
-    if (what == Mend::broken && broken) {
-      lost.push_back(cat("bitmap ", quoted(bitmap.name)));
-      continue;
-    }
-    if (what == Mend::broken && !bitmap.extra_data.empty()) {
-      lost.push_back(cat("the extra data of bitmap ", quoted(bitmap.name)));
-      bitmap.extra_data.clear();
-    }
-    if (bitmap.extra_data.empty() && bitmap.extra_data_compatible) {
-      bitmap.extra_data_compatible = false;
-      flags_cleared = true;
-    }
-    const BitmapFault fault = why_unusable(bitmap, survey.head.header.size, g).fault;
-    if (fault == BitmapFault::invalid) {
-      dropped.push_back(bitmap.name);
-      continue;
-    }
-    if (fault == BitmapFault::unfit) {
-      bitmap.in_use = any_unfit = true;
-      // What is too much may be anybody's.
-      const uint64_t fits =
-          bitmap_table_entries_for(survey.head.header.size, bitmap.granularity_bits, g);
-      bitmap.table_entries = static_cast<uint32_t>(std::min<uint64_t>(bitmap.table_entries, fits));
-    }
-    wanted.push_back(std::move(bitmap));
-  }
-  co_await begin_writing(survey);  // May move what is read here.
-  std::vector<std::byte> first_cluster(g.cluster_size());
-  co_await survey.read_padded(0, first_cluster, Mark::header_read);
-  const auto far = far_bitmaps_extension(first_cluster, survey.head.header);
-  std::vector<std::byte> trial = first_cluster;
-  if (!wanted.empty() && !put_bitmaps_extension(trial, survey.head.header, now)) co_return false;
-
-  std::optional<BitmapsExtension> extension;
-  if (!wanted.empty()) {
-    // Two copies that say the same, then the one that changes in one sector write.
-    if (far) {
-      co_await enter(survey, first_cluster, now);
-      co_await retire_far(survey, first_cluster, *far);
-    }
-    const std::vector<std::byte> directory = co_await serialize_bitmap_directory(wanted);
-    const auto placed = co_await place_table(survey, log, directory, Mark::bitmap_update);
-    if (!placed) co_return false;
-    extension = {.count = static_cast<uint32_t>(wanted.size()),
-                 .directory_size = directory.size(),
-                 .directory_offset = *placed};
-  }
-  co_await enter(survey, first_cluster, extension);
-  if (far && !extension) co_await retire_far(survey, first_cluster, *far);
-  for (const std::string& name : lost) {
-    log.lost_things.push_back(name);
-    log.add({.kind = RepairAction::Kind::give_up,
-             .host_offset = now.directory_offset.value,
-             .text = cat("give up ", name)});
-  }
-  for (const std::string& name : dropped) {
-    log.add({.kind = RepairAction::Kind::rewrite_table,
-             .host_offset = now.directory_offset.value,
-             .text = cat("remove bitmap ", quoted(name), ", which nobody can use")});
-  }
-  if (flags_cleared) {
-    log.add({.kind = RepairAction::Kind::rewrite_table,
-             .host_offset = now.directory_offset.value,
-             .text = "clear flags of bitmaps that mean nothing"});
-  }
-  if (any_unfit) {
-    log.add({.kind = RepairAction::Kind::rewrite_table,
-             .host_offset = now.directory_offset.value,
-             .text = "mark bitmaps that do not fit the disk as not saved"});
-  }
+  co_await begin_writing(survey);  // May move what is read afterwards.
+  if (!co_await switch_bitmaps(survey, log, mended.wanted)) co_return false;
+  tell(log, mended, before.directory_offset);
   co_return true;
 }
 

@@ -510,7 +510,7 @@ Task<void> repair_image(Survey& survey, Repair repair, RepairLog& log) {
 }
 
 Task<void> clear_repaired_bits(Device& file) {
-  Head head = co_await load_head(file, OpenFor::repair);
+  Head head = co_await load_head(file, OpenFor::check);
   const uint64_t features = head.header.incompatible;
   if ((features & (kDirty | kCorrupt)) == 0) co_return;
   store_incompatible(head.sector, features & ~(kDirty | kCorrupt));

@@ -24,12 +24,13 @@ class Separator {
   Task<std::string> run() {
     std::vector<HostCluster> wanted = survey_.counts.aliased();
     wanted.insert(wanted.end(), survey_.crossed.begin(), survey_.crossed.end());
+    if (survey_.overfull) add_overfull(wanted);
+    std::sort(wanted.begin(), wanted.end());
+    wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
     co_await owners_.find(wanted, UINT64_MAX);
     plan_tables();
     // The entries of a table that is about to become two are the next round's.
     if (moves_.empty()) {
-      std::sort(wanted.begin(), wanted.end());
-      wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
       for (const HostCluster cluster : wanted) plan_cluster(cluster);
     }
     if (moves_.empty()) co_return std::string();
@@ -69,12 +70,9 @@ class Separator {
   const Geometry& geometry() const { return survey_.geometry(); }
 
   const Survey::L2Use& use_of(uint64_t table) const {
-    const auto& uses = survey_.l2_uses();
-    const auto at = std::lower_bound(
-        uses.begin(), uses.end(), table,
-        [](const Survey::L2Use& use, uint64_t cluster) { return use.cluster < cluster; });
-    BYRE_ASSERT(at != uses.end() && at->cluster == table);
-    return *at;
+    const Survey::L2Use* use = survey_.find_use(table);
+    BYRE_ASSERT(use);
+    return *use;
   }
 
   /// May this byte of metadata be written?  Not when its cluster has another owner, too.
@@ -83,37 +81,75 @@ class Separator {
     return cell && !cell->aliased;
   }
 
+  uint64_t references_max() const { return refcount_max(geometry().refcount_order); }
+
+  /// Clusters with more references than a refcount holds.
+  void add_overfull(std::vector<HostCluster>& found) const {
+    for (const uint64_t region : survey_.counts.regions()) {
+      for (uint64_t i = 0; i < ReferenceCounts::kRegion; ++i) {
+        const HostCluster cluster{region * ReferenceCounts::kRegion + i};
+        if (survey_.counts.references(cluster) > references_max()) found.push_back(cluster);
+      }
+    }
+  }
+
   // What is to be done.
 
   void plan_tables() {
     for (const Survey::L2Use& use : survey_.l2_uses()) {
-      if (use.shared) plan_table(use);
+      if (use.shared) {
+        plan_table(use);
+      } else if (use.weight > references_max()) {
+        plan_copies_of_table(use);
+      }
     }
+  }
+
+  void add_l1_entry(Move& move, uint64_t table, const Owners::L1Reference& reference) const {
+    move.what = Move::What::table;
+    move.from = geometry().start_of(HostCluster{table});
+    move.length = geometry().cluster_size();
+    move.guest = geometry().first_of_l1(reference.index);
+    ++move.weight;
+    move.active += survey_.l1_tables[reference.table].active;
+    move.l1_entries.push_back(reference);
+  }
+
+  void plan_move(Move move) {
+    const bool writable =
+        std::all_of(move.l1_entries.begin(), move.l1_entries.end(),
+                    [&](const auto& entry) { return is_own(entry.at); }) &&
+        std::all_of(move.entries.begin(), move.entries.end(), [&](const auto& entry) {
+          return is_own(geometry().start_of(HostCluster{entry.l2_table}));
+        });
+    if (writable) moves_.push_back(std::move(move));
+  }
+
+  /// As many L1 entries as a refcount holds keep it, the active one among them; the others get
+  /// copies, for as many each.
+  void plan_copies_of_table(const Survey::L2Use& use) {
+    std::vector<Move> moves;
+    uint64_t index = 0;
+    for (const Owners::L1Reference& reference : owners_.of_table(use.cluster)) {
+      const uint64_t copy = index++ / references_max();
+      if (copy == 0) continue;
+      moves.resize(copy);
+      add_l1_entry(moves.back(), use.cluster, reference);
+    }
+    for (Move& move : moves) plan_move(std::move(move));
   }
 
   void plan_table(const Survey::L2Use& use) {
     std::map<uint64_t, Move> by_index;
-    const HostOffset from = geometry().start_of(HostCluster{use.cluster});
     for (const Owners::L1Reference& reference : owners_.of_table(use.cluster)) {
       doubt({.offset = geometry().start_of(geometry().first_of_l1(reference.index)).value,
              .length = geometry().l1_span()},
             survey_.l1_tables[reference.table]);
-      Move& move = by_index[reference.index];
-      move.what = Move::What::table;
-      move.from = from;
-      move.length = geometry().cluster_size();
-      move.guest = geometry().first_of_l1(reference.index);
-      ++move.weight;
-      move.active += survey_.l1_tables[reference.table].active;
-      move.l1_entries.push_back(reference);
+      add_l1_entry(by_index[reference.index], use.cluster, reference);
     }
     if (by_index.empty()) return;
     by_index.erase(by_index.begin());  // Who keeps it.
-    for (auto& [index, move] : by_index) {
-      const bool writable = std::all_of(move.l1_entries.begin(), move.l1_entries.end(),
-                                        [&](const auto& entry) { return is_own(entry.at); });
-      if (writable) moves_.push_back(std::move(move));
-    }
+    for (auto& [index, move] : by_index) plan_move(std::move(move));
   }
 
   /// A pointer that is no cluster's offset: what it should be, nobody knows.
@@ -127,6 +163,11 @@ class Separator {
     // Such an entry stays as it is, and so does what it may mean.
     if (std::any_of(references.kept.begin(), references.kept.end(),
                     [&](const auto& reference) { return is_astray(reference); })) {
+      return;
+    }
+    const auto* cell = survey_.counts.find(cluster);
+    if (!(cell && cell->aliased) && !survey_.crossed.contains(cluster)) {
+      plan_overfull(cluster, references.kept);
       return;
     }
     uint64_t counted = 0;
@@ -145,45 +186,77 @@ class Separator {
     std::map<std::pair<uint64_t, uint64_t>, Move> moves;  // By guest cluster and descriptor.
     for (const Owners::Reference& reference : references.kept) {
       if (reference.compressed()) {
-        if (metadata || crossed) add_stream(reference, moves);
+        // A stream that touches several such clusters is met in each.
+        if ((metadata || crossed) && !is_moved(reference)) {
+          const uint64_t stream = reference.entry.descriptor & ~kCopied;
+          add_stream(moves[{reference.guest.value, stream}], reference);
+        }
         continue;
       }
       if (!metadata && !compressed) {
         if (!keeps) keeps = reference.guest;
         if (*keeps == reference.guest) continue;
       }
-      Move& move = moves[{reference.guest.value, 0}];
-      move.what = Move::What::data;
-      move.from = geometry().start_of(cluster);
-      move.length = geometry().cluster_size();
-      add_entry(move, reference);
+      add_data(moves[{reference.guest.value, 0}], cluster, reference);
     }
-    for (auto& [key, move] : moves) {
-      const bool writable = std::all_of(
-          move.entries.begin(), move.entries.end(), [&](const Owners::Reference& entry) {
-            return is_own(geometry().start_of(HostCluster{entry.l2_table}));
-          });
-      if (writable && move.weight <= refcount_max(geometry().refcount_order)) {
-        moves_.push_back(std::move(move));
+    // A copy with more references than a refcount holds is the next round's.
+    for (auto& [key, move] : moves) plan_move(std::move(move));
+  }
+
+  /// As many references as a refcount holds stay; the others get copies, for as many each.
+  void plan_overfull(HostCluster cluster, const std::vector<Owners::Reference>& references) {
+    uint64_t staying = 0;
+    std::map<std::pair<uint64_t, uint64_t>, std::vector<Move>> copies;  // As in plan_cluster().
+    for (const Owners::Reference& reference : references) {
+      const uint64_t weight = use_of(reference.l2_table).weight;
+      if (weight > references_max()) return;  // The table's copies come first.
+      const bool compressed = reference.compressed();
+      if (compressed && is_moved(reference)) continue;
+      if (weight <= references_max() - staying) {
+        staying += weight;
+        continue;
       }
+      const uint64_t stream = compressed ? reference.entry.descriptor & ~kCopied : 0;
+      std::vector<Move>& of_this = copies[{reference.guest.value, stream}];
+      if (of_this.empty() || of_this.back().weight > references_max() - weight) {
+        of_this.emplace_back();
+      }
+      if (!compressed) {
+        add_data(of_this.back(), cluster, reference);
+      } else if (!add_stream(of_this.back(), reference)) {
+        return;
+      }
+    }
+    for (auto& [key, of_this] : copies) {
+      for (Move& move : of_this) plan_move(std::move(move));
     }
   }
 
-  void add_stream(const Owners::Reference& reference,
-                  std::map<std::pair<uint64_t, uint64_t>, Move>& moves) {
+  bool is_moved(const Owners::Reference& reference) const {
+    return moved_streams_.contains({reference.l2_table, reference.guest.value});
+  }
+
+  void add_data(Move& move, HostCluster cluster, const Owners::Reference& reference) const {
+    move.what = Move::What::data;
+    move.from = geometry().start_of(cluster);
+    move.length = geometry().cluster_size();
+    add_entry(move, reference);
+  }
+
+  /// False: it is none.
+  bool add_stream(Move& move, const Owners::Reference& reference) {
     const Result<Mapping> mapping = decode_l2(reference.entry, geometry());
-    if (!mapping) return;
-    // A stream that touches several such clusters is met in each.
-    if (!moved_streams_.insert({reference.l2_table, reference.guest.value}).second) return;
-    Move& move = moves[{reference.guest.value, reference.entry.descriptor & ~kCopied}];
+    if (!mapping) return false;
+    moved_streams_.insert({reference.l2_table, reference.guest.value});
     move.what = Move::What::stream;
     move.from = mapping->compressed_at;
     move.length = mapping->compressed_size;
     move.clusters = hosts(*mapping, geometry()).count;
     add_entry(move, reference);
+    return true;
   }
 
-  void add_entry(Move& move, const Owners::Reference& reference) {
+  void add_entry(Move& move, const Owners::Reference& reference) const {
     const Survey::L2Use& use = use_of(reference.l2_table);
     move.guest = reference.guest;
     move.weight += use.weight;
@@ -261,7 +334,8 @@ class Separator {
   void clear_copied(MutableBytes table) const {
     for (uint64_t i = 0; i < geometry().l2_entries(); ++i) {
       L2Entry entry = load_l2(table, i, geometry());
-      if ((entry.descriptor & kCopied) == 0) continue;
+      // The flag alone says that something is lost.
+      if ((entry.descriptor & kCopied) == 0 || has_stray_copied(entry, geometry())) continue;
       entry.descriptor &= ~kCopied;
       store_l2(table, i, entry, geometry());
     }
@@ -387,7 +461,7 @@ class Separator {
 
 bool can_separate(const Survey& survey, Repair repair) {
   return repair == Repair::all && survey.report.check_errors == 0 && !survey.snapshots_lost &&
-         (survey.counts.has_aliases() || !survey.crossed.empty());
+         (survey.counts.has_aliases() || !survey.crossed.empty() || survey.overfull);
 }
 
 Task<std::string> separate(Survey& survey, RepairLog& log, bool copy_data) {

@@ -7,6 +7,9 @@
 /// then the lowest guest cluster), and each of the others gets a copy of what is there.  What the
 /// guests read does not change; their ranges are in doubt, and named (RepairLog::in_doubt).
 ///
+/// The same for a cluster, or an L2 table, with more references than a refcount holds: as many as
+/// it holds stay, and the others get copies.  Nothing of that is in doubt.
+///
 /// Order, in each round: copies into space that nobody uses; refcounts for them, together with all
 /// others that are too small; sync; the entries; sync (docs/engine.md, O1, O2).  Nothing is freed:
 /// what an owner had before is an orphan that may be the only copy of its data (orphans.h).
@@ -22,7 +25,7 @@
 
 namespace byre {
 
-/// Is something used twice, and may it be separated?
+/// Is something used twice, or too often, and may it be separated?
 bool can_separate(const Survey& survey, Repair repair);
 
 /// One round; the survey is stale afterwards.  Gives the reason when there is no room for the
