@@ -4,11 +4,41 @@
 # benchmark program, where their libraries are there (BYRE_TESTS).  docs/architecture.md has the
 # floors and what each may include.
 
-# byre_floor(NAME [FOLDERS folder...] DEPS floor... [LIBS library...] [EXCEPTIONS] [WHOLE])
+# byre_precompile(TARGET LIBRARY): TARGET uses the headers that LIBRARY has compiled, in
+# src/LIBRARY/precompiled.h.  All that share them must have the same options.
+function(byre_precompile target library)
+  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+    return()
+  endif()
+  if(target STREQUAL "byre_${library}")
+    target_precompile_headers(${target} PRIVATE ${PROJECT_SOURCE_DIR}/src/${library}/precompiled.h)
+  else()
+    target_precompile_headers(${target} REUSE_FROM byre_${library})
+  endif()
+endfunction()
+
+# The test programs share tests/precompiled.h.  They may throw, as GoogleTest does, so they cannot
+# use what the libraries have compiled.
+function(byre_precompile_tests target)
+  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+    return()
+  endif()
+  if(NOT TARGET byre_test_headers)
+    file(WRITE ${PROJECT_BINARY_DIR}/test_headers.cc "")
+    add_library(byre_test_headers OBJECT ${PROJECT_BINARY_DIR}/test_headers.cc)
+    target_link_libraries(byre_test_headers PRIVATE byre_qcow2 byre_sim GTest::gtest)
+    target_compile_options(byre_test_headers PRIVATE -fPIE)  # As executables are compiled.
+    target_precompile_headers(byre_test_headers PRIVATE ${PROJECT_SOURCE_DIR}/tests/precompiled.h)
+  endif()
+  target_precompile_headers(${target} REUSE_FROM byre_test_headers)
+endfunction()
+
+# byre_floor(NAME [FOLDERS folder...] DEPS floor... [LIBS library...] [PRECOMPILED library] [WHOLE])
+# Nothing in a library throws.
 # FOLDERS: where its files are, when that is not the folder of its name alone.
 # WHOLE: its test program takes in every file, so that nothing may be missing.
 function(byre_floor name)
-  cmake_parse_arguments(F "EXCEPTIONS;WHOLE" "" "FOLDERS;DEPS;LIBS;TEST_DEPS" ${ARGN})
+  cmake_parse_arguments(F "WHOLE" "PRECOMPILED" "FOLDERS;DEPS;LIBS;TEST_DEPS" ${ARGN})
   if(NOT F_FOLDERS)
     set(F_FOLDERS ${name})
   endif()
@@ -38,8 +68,11 @@ function(byre_floor name)
   add_library(byre_${name} ${kind} ${code})
   target_include_directories(byre_${name} ${scope} ${PROJECT_SOURCE_DIR}/src)
   target_link_libraries(byre_${name} ${scope} ${deps} fmt::fmt ${F_LIBS})
-  if(code AND NOT F_EXCEPTIONS)
+  if(code)
     target_compile_options(byre_${name} PRIVATE -fno-exceptions)
+    if(F_PRECOMPILED)
+      byre_precompile(byre_${name} ${F_PRECOMPILED})
+    endif()
   endif()
 
   set(test_deps ${F_TEST_DEPS})
@@ -52,6 +85,7 @@ function(byre_floor name)
     endif()
     target_link_libraries(${name}_test PRIVATE ${tested} ${test_deps} GTest::gtest GTest::gtest_main)
     target_compile_definitions(${name}_test PRIVATE BYRE_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+    byre_precompile_tests(${name}_test)
     add_test(NAME ${name} COMMAND ${name}_test)
   endif()
   if(benches AND benchmark_FOUND AND NOT BYRE_FUZZ AND NOT BYRE_SANITIZE)

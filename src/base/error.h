@@ -9,8 +9,6 @@
 /// Invariant: a Result holds a value or an Error that is not null.
 #pragma once
 
-#include <fmt/format.h>
-
 #include <cstdint>
 #include <expected>
 #include <memory>
@@ -20,6 +18,7 @@
 #include <utility>
 
 #include "base/assert.h"
+#include "base/cat.h"
 
 namespace byre {
 
@@ -39,17 +38,6 @@ enum class Errc : uint8_t {
 };
 
 std::string_view name_of(Errc code);
-
-/// Joins its arguments into one string, each as {fmt} writes it by default.
-template <class... Parts>
-std::string cat(const Parts&... parts) {
-  fmt::memory_buffer out;
-  (fmt::format_to(std::back_inserter(out), "{}", parts), ...);
-  return fmt::to_string(out);
-}
-
-/// A number as people write addresses: 0x7ffdc.
-inline std::string hex(uint64_t value) { return fmt::format("{:#x}", value); }
 
 /// Text from an image or a client, safe to print: quotes around, control bytes and invalid UTF-8
 /// escaped as \xNN.

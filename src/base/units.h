@@ -6,8 +6,6 @@
 /// to an integer by itself.
 #pragma once
 
-#include <fmt/format.h>
-
 #include <compare>
 #include <cstddef>
 #include <cstdint>
@@ -51,14 +49,6 @@ constexpr uint64_t div_ceil(uint64_t value, uint64_t unit) {
 constexpr uint64_t round_up(uint64_t value, uint64_t unit) { return div_ceil(value, unit) * unit; }
 
 }  // namespace byre
-
-template <class Tag>
-struct fmt::formatter<byre::Quantity<Tag>> {
-  constexpr auto parse(format_parse_context& context) { return context.begin(); }
-  auto format(const byre::Quantity<Tag>& quantity, format_context& context) const {
-    return fmt::format_to(context.out(), "{:#x}", quantity.value);
-  }
-};
 
 template <class Tag>
 struct std::hash<byre::Quantity<Tag>> {

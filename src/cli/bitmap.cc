@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// `byre bitmap`: adds, removes, clears, enables, disables and merges the persistent bitmaps of an
 /// image, in the order of the options.
-#include <nlohmann/json.hpp>
+#include <fmt/core.h>
 
 #include "cli/commands.h"
 #include "cli/json.h"

@@ -2,8 +2,6 @@
 /// `byre check`: is an image consistent, and make it so.
 #include "qcow2/repair/check.h"
 
-#include <nlohmann/json.hpp>
-
 #include "block/raw.h"
 #include "cli/check_report.h"
 #include "cli/commands.h"

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 /// `byre create`: a new, empty disk.
-#include <nlohmann/json.hpp>
-
 #include "cli/commands.h"
 #include "cli/json.h"
 #include "cli/new_disk.h"

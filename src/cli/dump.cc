@@ -4,7 +4,7 @@
 /// Reads only, and shows what is there however wrong it is: entries are decoded one by one, and one
 /// that breaks the format says so in its own line.  A row of a dump is one JSON object; its text is
 /// the same row for people.
-#include <nlohmann/json.hpp>
+#include <fmt/core.h>
 
 #include "block/raw.h"
 #include "cli/commands.h"
@@ -41,7 +41,7 @@ class Rows {
   }
   /// For people only.
   void heading(std::string_view text) { text_ += printable(text) + "\n"; }
-  uint64_t count() const { return list_.size(); }
+  uint64_t count() const { return list_.elements().size(); }
   const std::string& text() const { return text_; }
   const Json& list() const { return list_; }
 
@@ -247,16 +247,16 @@ Json l1_json(const Dump& dump, uint64_t index, HostOffset at, uint64_t entry) {
 
 /// "0x12345  what: ERROR why"
 std::string with_error(std::string text, const Json& json) {
-  if (json.contains("error")) text += cat("  ERROR ", json["error"].get<std::string>());
+  if (json.contains("error")) text += cat("  ERROR ", json["error"].string());
   return text;
 }
 
 std::string l1_text(const Json& json) {
   return with_error(
       fmt::format("L1[{}] at {:#x}: {:#018x}  guest {:#x}: L2 table at {:#x}{}",
-                  json["index"].get<uint64_t>(), json["file-offset"].get<uint64_t>(),
-                  json["entry"].get<uint64_t>(), json["guest-offset"].get<uint64_t>(),
-                  json["l2-table"].get<uint64_t>(), json["copied"].get<bool>() ? ", COPIED" : ""),
+                  json["index"].number(), json["file-offset"].number(), json["entry"].number(),
+                  json["guest-offset"].number(), json["l2-table"].number(),
+                  json["copied"].boolean() ? ", COPIED" : ""),
       json);
 }
 
@@ -300,18 +300,17 @@ Json l2_json(const Dump& dump, GuestCluster guest, HostOffset at, L2Entry entry)
 
 std::string l2_text(const Json& json) {
   std::string text =
-      fmt::format("L2[{}] at {:#x}: {:#018x}  guest {:#x}: {}", json["index"].get<uint64_t>(),
-                  json["file-offset"].get<uint64_t>(), json["entry"].get<uint64_t>(),
-                  json["guest-offset"].get<uint64_t>(), json["kind"].get<std::string>());
+      fmt::format("L2[{}] at {:#x}: {:#018x}  guest {:#x}: {}", json["index"].number(),
+                  json["file-offset"].number(), json["entry"].number(),
+                  json["guest-offset"].number(), json["kind"].string());
   if (json.contains("host-offset")) {
-    text += fmt::format(" at {:#x}", json["host-offset"].get<uint64_t>());
+    text += fmt::format(" at {:#x}", json["host-offset"].number());
   }
-  if (json.contains("length")) text += cat(", ", json["length"].get<uint64_t>(), " bytes");
-  if (json.contains("copied") && json["copied"].get<bool>()) text += ", COPIED";
+  if (json.contains("length")) text += cat(", ", json["length"].number(), " bytes");
+  if (json.contains("copied") && json["copied"].boolean()) text += ", COPIED";
   if (json.contains("subclusters-allocated")) {
     text += fmt::format(", subclusters {:#010x} allocated, {:#010x} zero",
-                        json["subclusters-allocated"].get<uint32_t>(),
-                        json["subclusters-zero"].get<uint32_t>());
+                        json["subclusters-allocated"].number(), json["subclusters-zero"].number());
   }
   return with_error(std::move(text), json);
 }
@@ -458,7 +457,7 @@ Task<void> dump_refcounts(Dump& dump) {
         dump.geometry().start_of(dump.geometry().first_of_refcount_table(i)).value;
     json["runs"] = Json::array();
     std::string text = fmt::format("refcount block {} at {:#x}, for clusters from {:#x} on", i,
-                                   entry, json["first-cluster-offset"].get<uint64_t>());
+                                   entry, json["first-cluster-offset"].number());
     const auto at = decode_refcount_table_entry(entry, dump.geometry());
     if (!at) {
       json["error"] = at.error().message();
@@ -618,7 +617,7 @@ Task<void> dump_guest(Dump& dump) {
   const L2Entry l2 = load_l2(bytes, 0, dump.geometry());
   Json lower = l2_json(dump, guest, {table + l2_index * size}, l2);
   const bool has_host = lower.contains("host-offset") && !dump.geometry().data_file;
-  const uint64_t host = has_host ? lower["host-offset"].get<uint64_t>() : 0;
+  const uint64_t host = has_host ? lower["host-offset"].number() : 0;
   co_await add_row(dump, l2_text(lower), std::move(lower));
   if (has_host) co_await add_refcount(dump, "the data", {host});
 }
@@ -641,8 +640,8 @@ Task<void> dump_host(Dump& dump) {
   json["owner"] = std::string(name_of(cell ? cell->owner() : Owner::nobody));
   json["two-owners"] = cell && cell->aliased != 0;
   co_await add_row(dump,
-                   cat("references: ", references, ", by ", json["owner"].get<std::string>(),
-                       json["two-owners"].get<bool>() ? " and by something else" : ""),
+                   cat("references: ", references, ", by ", json["owner"].string(),
+                       json["two-owners"].boolean() ? " and by something else" : ""),
                    std::move(json));
   for (const Owners::L1Reference& reference : owners.of_table(cluster.value)) {
     const Survey::L1Table& l1 = survey.l1_tables[reference.table];

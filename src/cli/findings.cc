@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/findings.h"
 
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "cli/text.h"

@@ -6,7 +6,6 @@
 /// damaged, encrypted or of features unknown to the engine can still be looked at.
 #include <sys/stat.h>
 
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "block/raw.h"
@@ -218,7 +217,7 @@ Task<int> info(Session& session, InfoArgs args) {
   if (args.output == OutputFormat::json) {
     Json list = Json::array();
     for (const Layer& layer : layers) list.push_back(to_json_value(layer));
-    session.print(to_json(args.chain ? list : list[0]));
+    session.print(to_json(args.chain ? list : list.elements()[0]));
     co_return 0;
   }
   for (size_t i = 0; i < layers.size(); ++i) {

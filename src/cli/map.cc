@@ -3,6 +3,7 @@
 ///
 /// Each layer of the backing chain is opened by itself and asked in turn, so that what no layer has
 /// can be told from what a deeper layer has as zeros.
+#include <fmt/core.h>
 #include <sys/stat.h>
 
 #include <algorithm>

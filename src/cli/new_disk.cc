@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/new_disk.h"
 
+#include <fmt/core.h>
 #include <sys/stat.h>
 
 #include <algorithm>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// `byre repair`: what would a repair do; do it; take it back.
-#include <nlohmann/json.hpp>
+#include <fmt/core.h>
 
 #include "block/raw.h"
 #include "cli/commands.h"

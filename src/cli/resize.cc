@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 /// `byre resize`: a larger or a smaller disk.
-#include <nlohmann/json.hpp>
-
 #include "base/checked.h"
 #include "block/filter.h"
 #include "block/raw.h"

@@ -2,7 +2,6 @@
 #include "cli/salvage_report.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "cli/json.h"
 

@@ -4,6 +4,7 @@
 /// Nothing is said to be ready before it listens.  At the end requests that run are answered, the
 /// disk is flushed and closed, and only then the process ends.
 #include <fcntl.h>
+#include <fmt/core.h>
 #include <spawn.h>
 #include <sys/stat.h>
 #include <sys/wait.h>

@@ -2,8 +2,6 @@
 /// `byre snapshot`: lists, creates, applies, deletes and renames the snapshots inside an image.
 #include "qcow2/ops/snapshot.h"
 
-#include <nlohmann/json.hpp>
-
 #include "block/raw.h"
 #include "cli/commands.h"
 #include "cli/json.h"

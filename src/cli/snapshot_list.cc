@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/snapshot_list.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <ctime>
-#include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "cli/text.h"

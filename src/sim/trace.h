@@ -61,7 +61,7 @@ class Trace {
   static std::string line(const Event& event) {
     std::string text(event.what);
     for (size_t i = 0; i < event.count && i < kNumbers; ++i) {
-      text += fmt::format(" {:#x}", event.numbers[i]);
+      text += cat(" ", hex(event.numbers[i]));
     }
     return text;
   }
