@@ -27,7 +27,7 @@ const Geometry& Image::geometry() const { return disk_->geometry(); }
 const std::vector<Snapshot>& Image::snapshots() const { return disk_->snapshots; }
 Device* Image::backing() { return disk_->backing.get(); }
 Device& Image::file() { return *disk_->file; }
-Device& Image::data_file() { return disk_->data_device(); }
+Device& Image::data_file() { return disk_->store.device(); }
 bool Image::has_raw_data() const { return disk_->has_raw_data(); }
 
 ImageStats Image::stats() const {

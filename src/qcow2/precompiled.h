@@ -6,5 +6,4 @@
 
 #include "base/precompiled.h"
 #include "block/raw.h"
-#include "qcow2/guest/guest_disk.h"
 #include "qcow2/image.h"

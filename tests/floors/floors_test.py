@@ -96,6 +96,21 @@ class Floors(unittest.TestCase):
         ]
         self.assertEqual(users, ["qcow2/core/header_state.cc", "qcow2/ops/create.cc"])
 
+    def test_guest_bytes_leave_through_the_data_store_alone(self):
+        """What guest/ and ops/ do with the image's file concerns metadata; they write no data file at all."""
+        metadata = {"header_read", "l2_load", "l1_shrink_load", "l2_allocate", "l2_update", "l1_grow", "l1_shrink",
+                    "l1_update", "snapshot_update", "refcount_allocate", "refcount_table_grow"}
+        wrong = []
+        for path, floor in sources():
+            if floor != "qcow2" or path.parent.name not in ("guest", "ops") or is_test(path) or path.stem == "create":
+                continue
+            text = code(path)
+            for call in re.finditer(r"\b(file|data)->(read|write|zero|discard|allocate)\(([^;]*);", text):
+                marks = set(re.findall(r"Mark::(\w+)", call[3]))
+                if call[1] == "data" or call[2] not in ("read", "write") or not marks or not marks <= metadata:
+                    wrong.append(f"{path.relative_to(SRC)}: {call[0][:60]}")
+        self.assertEqual(wrong, [])
+
     def test_every_folder_is_a_floor(self):
         self.assertEqual({floor for _, floor in sources()} - set(FLOORS), set())
 

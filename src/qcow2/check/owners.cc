@@ -112,7 +112,7 @@ Task<void> Owners::find(const std::vector<HostCluster>& clusters, uint64_t refer
     if (references_.contains(use.cluster)) tables_[use.cluster];
     look_at(use, table, references_max);
   };
-  co_await survey_.each_l2(visit, Mark::none);
+  co_await survey_.each_l2(visit);
   if (tables_.empty()) co_return;
   for (size_t i = 0; i < survey_.l1_tables.size(); ++i) co_await look_at_l1(i);
 }

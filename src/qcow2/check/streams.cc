@@ -54,7 +54,7 @@ class StreamCheck {
                             .use = static_cast<uint32_t>(&use - first)});
       }
     };
-    co_await survey_.each_l2(visit, Mark::none);
+    co_await survey_.each_l2(visit);
   }
 
   Survey::Place place_of(const Stream& stream, FindingKind kind) const {

@@ -165,7 +165,7 @@ void Survey::look_at_readers(Header& header, Extensions& extensions) {
 
 Task<void> Survey::end() {
   const VisitL2 count = [this](const L2Use& use, MutableBytes table) { count_l2(use, table); };
-  co_await each_l2(count, Mark::l2_load);
+  co_await each_l2(count, true);
   // Last, so that a block that belongs to somebody else, too, is known before it is believed.
   co_await count_refcounts();
   if (!refcounts_unknown_) co_await compare();
@@ -421,7 +421,8 @@ struct Survey::Window {
 /// Reads the clusters that `fill` names, window by window, and has `look` at each window once it is
 /// there, then `seen`.  While a worker looks at one window the next is read.
 template <class Fill, class Look, class Seen>
-Task<void> Survey::each_window(const Fill& fill, const Look& look, const Seen& seen, Mark mark) {
+Task<void> Survey::each_window(const Fill& fill, const Look& look, const Seen& seen,
+                               std::string_view what, Mark mark) {
   Window windows[2];
   fill(windows[0]);
   co_await read_window(windows[0], mark);
@@ -438,17 +439,13 @@ Task<void> Survey::each_window(const Fill& fill, const Look& look, const Seen& s
     } else {
       co_await file.reactor().offload([&] { look(now); });
     }
-    report_unread(now, mark);
+    report_unread(now, what);
     seen();
     co_await scope.join();
   }
 }
 
-Task<void> Survey::each_l2(const VisitL2& visit, Mark mark) {
-  if (mark == Mark::l2_update) {
-    co_await change_each_l2(visit);
-    co_return;
-  }
+Task<void> Survey::each_l2(const VisitL2& visit, bool counting) {
   const uint64_t size = geometry().cluster_size();
   const uint64_t count_max = window_for(size);
   uint64_t filled = 0;
@@ -463,11 +460,11 @@ Task<void> Survey::each_l2(const VisitL2& visit, Mark mark) {
     }
   };
   const auto seen = [&] {
-    if (mark != Mark::l2_load) return;
+    if (!counting) return;
     progress(kShareOfCounting * static_cast<double>(visited) /
              static_cast<double>(l2_uses_.size()));
   };
-  co_await each_window(fill, look, seen, Mark::l2_load);
+  co_await each_window(fill, look, seen, "L2 table", Mark::l2_load);
 }
 
 /// What visit() changes is written back.
@@ -482,7 +479,7 @@ Task<void> Survey::change_each_l2(const VisitL2& visit) {
     const uint64_t end = std::min<uint64_t>(l2_uses_.size(), done + count_max);
     for (uint64_t i = done; i < end; ++i) window.wanted.push_back({l2_uses_[i].cluster});
     co_await read_window(window, Mark::l2_load);
-    report_unread(window, Mark::l2_load);
+    report_unread(window, "L2 table");
     for (uint64_t i = 0; done < end; ++i, ++done) {
       if (window.errors[i]) continue;
       const MutableBytes table = window.cluster(i, size);
@@ -527,8 +524,7 @@ Task<void> Survey::read_run(Window& window, uint64_t first, uint64_t end, Mark m
   }
 }
 
-void Survey::report_unread(Window& window, Mark mark) {
-  const std::string_view what = mark == Mark::l2_load ? "L2 table" : "refcount block";
+void Survey::report_unread(Window& window, std::string_view what) {
   for (uint64_t i = 0; i < window.wanted.size(); ++i) {
     if (!window.errors[i]) continue;
     unreadable(window.errors[i].copy().while_doing(
@@ -1093,7 +1089,7 @@ Task<void> Survey::compare() {
     progress(kShareOfCounting + (1 - kShareOfCounting) * static_cast<double>(compared) /
                                     static_cast<double>(indices.size()));
   };
-  co_await each_window(fill, look, seen, Mark::refcount_load);
+  co_await each_window(fill, look, seen, "refcount block", Mark::refcount_load);
   // What no table entry covers.
   const uint64_t covered = geometry().first_of_refcount_table(blocks.size()).value;
   for (const uint64_t region : regions) {
@@ -1236,7 +1232,11 @@ Task<void> Survey::visit_copied(Copied what) {
   const VisitL2 visit = [this, what](const L2Use& use, MutableBytes table) {
     if (use.active != 0) visit_copied_l2(what, use, table);
   };
-  co_await each_l2(visit, what == Copied::report ? Mark::none : Mark::l2_update);
+  if (what == Copied::report) {
+    co_await each_l2(visit);
+  } else {
+    co_await change_each_l2(visit);
+  }
 }
 
 Task<void> Survey::visit_copied_l1(Copied what) {
@@ -1323,7 +1323,7 @@ Task<void> Survey::fix_entries() {
       store_l2(table, i, entry, geometry());
     }
   };
-  co_await each_l2(visit, Mark::l2_update);
+  co_await change_each_l2(visit);
 }
 
 }  // namespace byre

@@ -155,9 +155,11 @@ class Survey {
     bool shared = false;        ///< By different places of the disk.
   };
   using VisitL2 = std::function<void(const L2Use&, MutableBytes)>;
-  /// Reads every L2 table, in the order of the file; with Mark::l2_update what visit() changes is
-  /// written back.  Otherwise visit() runs on a worker thread, with nothing but reads beside it.
-  Task<void> each_l2(const VisitL2& visit, Mark mark);
+  /// Reads every L2 table, in the order of the file.  visit() runs on a worker thread, with nothing
+  /// but reads beside it; `counting` tells how far the check is.
+  Task<void> each_l2(const VisitL2& visit, bool counting = false);
+  /// Likewise, one after another, and what visit() changes is written back.
+  Task<void> change_each_l2(const VisitL2& visit);
   /// Counts what an L2 table refers to.
   void count_l2(const L2Use& use, Bytes table);
   const std::vector<L2Use>& l2_uses() const { return l2_uses_; }
@@ -286,11 +288,11 @@ class Survey {
 
   struct Window;
   template <class Fill, class Look, class Seen>
-  Task<void> each_window(const Fill& fill, const Look& look, const Seen& seen, Mark mark);
+  Task<void> each_window(const Fill& fill, const Look& look, const Seen& seen,
+                         std::string_view what, Mark mark);
   Task<void> read_window(Window& window, Mark mark);
   Task<void> read_run(Window& window, uint64_t first, uint64_t end, Mark mark);
-  void report_unread(Window& window, Mark mark);
-  Task<void> change_each_l2(const VisitL2& visit);
+  void report_unread(Window& window, std::string_view what);
   void progress(double fraction) const;
 
   std::vector<uint64_t> l1_;  ///< The active one.

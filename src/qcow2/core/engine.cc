@@ -10,6 +10,7 @@ Engine::Engine(std::unique_ptr<Device> below, Head read, ImageOptions wanted)
       reactor(file->reactor()),
       head(std::move(read)),
       options(std::move(wanted)),
+      store(*file, head.geometry, metadata),
       clusters(reactor.ready()),
       shape(reactor.ready()),
       check_mutex(reactor.ready()),

@@ -13,6 +13,7 @@
 /// allocator   host clusters: free, reserved, referenced, in limbo
 /// stages      what requests have changed since the last commit, by generation
 /// epochs      which I/O may still be using a host cluster
+/// store       the one door of guest bytes
 /// committer   makes a generation durable
 /// header      the header's sector, and its one writer
 /// clusters    who may change which guest clusters now
@@ -43,6 +44,7 @@
 #include "coro/semaphore.h"
 #include "qcow2/core/allocator.h"
 #include "qcow2/core/commit.h"
+#include "qcow2/core/data_store.h"
 #include "qcow2/core/epochs.h"
 #include "qcow2/core/head.h"
 #include "qcow2/core/header_state.h"
@@ -63,8 +65,6 @@ class Engine {
   const std::string& name() const { return file->name(); }
   const Geometry& geometry() const { return head.geometry; }
   uint64_t cluster_size() const { return head.geometry.cluster_size(); }
-  /// Where guest data are: the file itself, or the external data file.
-  Device& data_device() const { return data ? *data : *file; }
   /// Must the external data file stay valid as a raw image?
   bool has_raw_data() const {
     return data && !backing && (head.header.autoclear & kRawDataFile) != 0;
@@ -121,6 +121,7 @@ class Engine {
   Stages stages;
   Epochs epochs;
   MetadataSet metadata;
+  DataStore store;
   RangeLock clusters;
   Mutex shape;
   Mutex check_mutex;  ///< Held by the one check that runs.

@@ -132,7 +132,7 @@ Task<Packer::Placed> place_stream(GuestDisk& disk, Bytes stream, bool& reclaimed
 
 Task<void> GuestDisk::write_packed(uint64_t at, Bytes bytes) {
   const Epochs::Pin pin = epochs.pin();
-  co_await write_host(*this, at, bytes, false, Mark::write_compressed);
+  co_await store.write(HostOffset{at}, bytes, false, Mark::write_compressed);
 }
 
 /// The streams of `data`'s clusters, in their order, made on all cores.

@@ -38,6 +38,7 @@ Task<void> open_data_file(GuestDisk& disk, Gate& gate) {
   }
   disk.data =
       std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = disk.options.writable});
+  disk.store.use_external(*disk.data);
   // As for the image: what a killed process wrote counts as durable from here on.
   if (disk.options.writable) co_await disk.data->flush(Mark::none);
 }
@@ -69,7 +70,7 @@ Task<void> write_own(GuestDisk& disk, uint64_t offset, Bytes data, std::span<con
   if (disk.has_raw_data()) {
     publish_all(true);
     co_await disk.committer->flush(Mark::commit_sync);
-    co_await write_host(disk, offset, data, false, Mark::write_guest);
+    co_await disk.store.write(HostOffset{offset}, data, false, Mark::write_guest);
     co_return;
   }
   const uint64_t fill_from = round_down(offset, unit);
@@ -82,17 +83,17 @@ Task<void> write_own(GuestDisk& disk, uint64_t offset, Bytes data, std::span<con
     if (middle > offset) {
       std::vector<std::byte> edge(middle - fill_from);
       co_await fill_around(disk, old.front(), fill_from, edge, offset, data);
-      co_await write_host(disk, fill_from, edge, false, Mark::copy_up_write);
+      co_await disk.store.write(HostOffset{fill_from}, edge, false, Mark::copy_up_write);
     }
     const uint64_t tail = fill_to == end ? end : std::max(middle, round_down(end, unit));
     if (tail > middle) {
-      co_await write_host(disk, middle, data.subspan(middle - offset, tail - middle), false,
-                          Mark::write_guest);
+      co_await disk.store.write(HostOffset{middle}, data.subspan(middle - offset, tail - middle),
+                                false, Mark::write_guest);
     }
     if (fill_to > tail) {
       std::vector<std::byte> edge(fill_to - tail);
       co_await fill_around(disk, old.back(), tail, edge, offset, data);
-      co_await write_host(disk, tail, edge, false, Mark::copy_up_write);
+      co_await disk.store.write(HostOffset{tail}, edge, false, Mark::copy_up_write);
     }
   }
   publish_all(false);
@@ -113,7 +114,7 @@ Task<void> zero_raw_data(GuestDisk& disk, uint64_t offset, uint64_t length, Zero
     if (!disk.bitmaps->mark_now(offset, step)) co_await disk.bitmaps->mark(offset, step);
     const uint64_t there =
         offset < disk.data->size() ? std::min(step, disk.data->size() - offset) : 0;
-    if (there != 0) co_await disk.data->zero(offset, there, options).doing("data file");
+    if (there != 0) co_await disk.store.zero(HostOffset{offset}, there, options).doing("data file");
     offset += step;
   }
 }
@@ -168,7 +169,7 @@ Task<void> punch_unowned(GuestDisk& disk, GuestCluster first, uint64_t count) {
     while (end < count && co_await unowned(end)) ++end;
     const uint64_t from = g.start_of(first + i).value;
     const uint64_t to = std::min(g.start_of(first + end).value, disk.data->size());
-    if (from < to) co_await disk.data->discard(from, to - from);
+    if (from < to) co_await disk.store.discard(HostOffset{from}, to - from);
     i = end + 1;
   }
 }

@@ -11,7 +11,7 @@
 namespace byre {
 
 static Task<void> read_compressed(GuestDisk& disk, Mapping mapping, uint64_t within,
-                                  MutableBytes data, Mark mark);
+                                  MutableBytes data, ReadFor read);
 static Task<void> read_below(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark);
 static Task<void> unpack_stream(GuestDisk& disk, Mapping mapping, MutableBytes cluster);
 
@@ -61,8 +61,7 @@ Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark
         length = std::min<uint64_t>(data.size(), length + disk.cluster_size());
         ++next;
       }
-      co_await read_host(disk, g.start_of(*mapping.host).value + in_cluster, data.first(length),
-                         mark);
+      co_await disk.store.read(g.start_of(*mapping.host) + in_cluster, data.first(length), mark);
     } else if (!mapping.compressed && mapping.allocated == 0 && mapping.zero == 0 &&
                disk.map->table_missing(cluster)) {
       // A whole table is missing: go on to its end at once.
@@ -79,11 +78,11 @@ Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark
 
 /// The bytes of one cluster, or a part of it, as `mapping` says.  The caller holds a pin or X.
 Task<void> read_mapped(GuestDisk& disk, const Mapping& mapping, uint64_t offset, MutableBytes data,
-                       Mark mark) {
+                       ReadFor read) {
   const Geometry& g = disk.head.geometry;
   uint64_t within = g.offset_in_cluster(GuestOffset{offset});
   if (mapping.compressed) {
-    co_await read_compressed(disk, mapping, within, data, mark);
+    co_await read_compressed(disk, mapping, within, data, read);
     co_return;
   }
   const uint32_t allocated = mapping.allocated;
@@ -100,28 +99,19 @@ Task<void> read_mapped(GuestDisk& disk, const Mapping& mapping, uint64_t offset,
     const uint64_t length = std::min<uint64_t>(data.size(), end * g.unit_size() - within);
     switch (kind(unit)) {
       case 0:
-        co_await read_host(disk, host + within, data.first(length), mark);
+        co_await disk.store.read(HostOffset{host + within}, data.first(length), read.mark);
         break;
       case 1:
         fill_zero(data.first(length));
         break;
       default:
-        co_await read_below(disk, offset, data.first(length), mark);
+        co_await read_below(disk, offset, data.first(length), read.mark);
         break;
     }
     offset += length;
     within += length;
     data = data.subspan(length);
   }
-}
-
-/// A file may end inside its last cluster; what is missing reads as zeros (traps 49 and 71).
-Task<void> read_host(GuestDisk& disk, uint64_t at, MutableBytes data, Mark mark) {
-  Device& device = disk.data ? *disk.data : *disk.file;
-  const uint64_t there =
-      at < device.size() ? std::min<uint64_t>(data.size(), device.size() - at) : 0;
-  if (there != 0) co_await device.read(at, data.first(there), mark);
-  fill_zero(data.subspan(there));
 }
 
 bool reads_zero(const GuestDisk& disk, const Mapping& mapping, uint32_t units,
@@ -143,7 +133,7 @@ Task<void> read_below(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark)
 }
 
 Task<void> read_compressed(GuestDisk& disk, Mapping mapping, uint64_t within, MutableBytes data,
-                           Mark mark) {
+                           ReadFor read) {
   UnpackedCache::Cluster cluster = disk.unpacked.find(mapping);
   // Who wants all of it gets it at once; it will hardly be asked for again.
   if (!cluster && data.size() == disk.cluster_size()) {
@@ -152,7 +142,7 @@ Task<void> read_compressed(GuestDisk& disk, Mapping mapping, uint64_t within, Mu
   }
   // A copy up is the last use of its stream, and waits for no reader.  Where another process may
   // write the image nothing tells when its bytes change.
-  if (!cluster && (mark == Mark::copy_up_read || disk.options.share_lock)) {
+  if (!cluster && (read.last_use || disk.options.share_lock)) {
     std::vector<std::byte> now(disk.cluster_size());
     co_await unpack_stream(disk, mapping, now);
     copy(data, Bytes(now).subspan(within, data.size()));
@@ -164,7 +154,7 @@ Task<void> read_compressed(GuestDisk& disk, Mapping mapping, uint64_t within, Mu
 
 Task<void> unpack_stream(GuestDisk& disk, Mapping mapping, MutableBytes cluster) {
   std::vector<std::byte> stream(mapping.compressed_size);
-  co_await read_host(disk, mapping.compressed_at.value, stream, Mark::read_compressed);
+  co_await disk.store.read(mapping.compressed_at, stream, Mark::read_compressed);
   Result<void> unpacked;
   const Compression compression = disk.head.header.compression;
   const auto work = [&] { unpacked = decompress(compression, stream, cluster); };

@@ -18,13 +18,19 @@ Task<void> read_disk(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark m
 Task<Extent> status_of_disk(GuestDisk& disk, uint64_t offset, uint64_t length);
 
 // For those who write.
+/// What a read is for.
+struct ReadFor {
+  ReadFor(Mark tag) : mark(tag) {}  // NOLINT: a tag alone says it nearly always.
+  ReadFor(Mark tag, bool last) : mark(tag), last_use(last) {}
+  Mark mark;
+  bool last_use = false;  ///< Of a compressed stream, which then waits for no other reader.
+};
+inline const ReadFor kCopyUp{Mark::copy_up_read, true};
 /// Guest bytes wherever they are, also behind the disk.
 Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark mark);
 /// The bytes of one cluster, or a part of it, as `mapping` says.  The caller holds a pin or X.
 Task<void> read_mapped(GuestDisk& disk, const Mapping& mapping, uint64_t offset, MutableBytes data,
-                       Mark mark);
-/// From a host offset; what lies behind the end of the file is zeros.
-Task<void> read_host(GuestDisk& disk, uint64_t at, MutableBytes data, Mark mark);
+                       ReadFor read);
 /// Do these units, read from anywhere but a host cluster, give zeros?
 bool reads_zero(const GuestDisk& disk, const Mapping& mapping, uint32_t units,
                 uint64_t cluster_start);

@@ -128,28 +128,12 @@ Task<uint64_t> write_in_place(GuestDisk& disk, uint64_t offset, Bytes data, bool
       run += length;
     }
     if (run == 0) break;
-    co_await write_host(disk, host, data.subspan(done, run), fua && durable,
-                        disk.write_mark(offset));
+    co_await disk.store.write(HostOffset{host}, data.subspan(done, run), fua && durable,
+                              disk.write_mark(offset));
     ++disk.stats.writes_in_place;
     done += run;
   }
   co_return done;
-}
-
-/// M5: no data write touches metadata, whatever the tables say.
-Task<void> write_host(GuestDisk& disk, uint64_t at, Bytes data, bool fua, Mark mark) {
-  if (disk.data) {
-    co_await disk.data->write(at, data, {.fua = fua, .mark = mark});
-    co_return;
-  }
-  const Geometry& g = disk.head.geometry;
-  const HostCluster first = g.cluster_of(HostOffset{at});
-  const HostCluster last = g.cluster_of(HostOffset{at + data.size() - 1});
-  if (const auto hit = disk.metadata.find_in({first, last - first + 1})) {
-    co_await fail(corrupt("guest data is mapped to ", g.start_of(*hit),
-                          ", which holds metadata; run check -r all"));
-  }
-  co_await disk.file->write(at, data, {.fua = fua, .mark = mark});
 }
 
 /// A piece of a write inside one L2 table, and what its clusters are.
@@ -182,7 +166,7 @@ BYRE_CORO_WRAPPER static Task<void> overwrite(const Piece& piece, uint64_t index
   const auto [start, bytes] = piece.part(index, index + 1);
   const uint64_t at =
       g.start_of(*piece.old[index].host).value + g.offset_in_cluster(GuestOffset{start});
-  return write_host(piece.disk, at, bytes, false, piece.disk.write_mark(piece.offset));
+  return piece.disk.store.write(HostOffset{at}, bytes, false, piece.disk.write_mark(piece.offset));
 }
 
 /// Writes a piece under an exclusive lock: lookup, space, data, and only then the map (M3).
@@ -264,21 +248,21 @@ Task<void> write_kept(GuestDisk& disk, uint64_t offset, Bytes data, const Mappin
   const Epochs::Pin pin = disk.epochs.pin();
   const uint64_t host = g.start_of(*old.host).value;
   if (fill_start == within && fill_end == within + data.size()) {
-    co_await write_host(disk, host + within, data, false, disk.write_mark(offset));
+    co_await disk.store.write(HostOffset{host + within}, data, false, disk.write_mark(offset));
   } else {
     std::vector<std::byte> filled(fill_end - fill_start);
     const uint64_t before = within - fill_start;
     const uint64_t after = before + data.size();
     if (before != 0) {
       co_await read_mapped(disk, old, start + fill_start, MutableBytes(filled).first(before),
-                           Mark::copy_up_read);
+                           kCopyUp);
     }
     if (after != filled.size()) {
       co_await read_mapped(disk, old, start + fill_start + after,
-                           MutableBytes(filled).subspan(after), Mark::copy_up_read);
+                           MutableBytes(filled).subspan(after), kCopyUp);
     }
     copy(MutableBytes(filled).subspan(before), data);
-    co_await write_host(disk, host + fill_start, filled, false, Mark::copy_up_write);
+    co_await disk.store.write(HostOffset{host + fill_start}, filled, false, Mark::copy_up_write);
   }
   disk.publish(cluster, mapping, old);
 }
@@ -359,8 +343,8 @@ Task<void> write_reserved(GuestDisk& disk, uint64_t offset, Bytes data,
   }
 
   if (fill_from == offset && fill_to == end) {
-    co_await write_host(disk, host_start + (offset - guest_start), data, false,
-                        disk.write_mark(offset));
+    co_await disk.store.write(HostOffset{host_start + (offset - guest_start)}, data, false,
+                              disk.write_mark(offset));
     co_return;
   }
   // The edges are composed with the part of their cluster that the request covers; what lies
@@ -374,20 +358,20 @@ Task<void> write_reserved(GuestDisk& disk, uint64_t offset, Bytes data,
     const uint64_t edge_end = one ? fill_to : head_end;
     std::vector<std::byte> edge(edge_end - fill_from);
     co_await fill_around(disk, old[0], fill_from, edge, offset, data);
-    co_await write_host(disk, host_start + (fill_from - guest_start), edge, false,
-                        Mark::copy_up_write);
+    co_await disk.store.write(HostOffset{host_start + (fill_from - guest_start)}, edge, false,
+                              Mark::copy_up_write);
     if (one) co_return;
   }
   if (tail_start > head_end) {
-    co_await write_host(disk, host_start + (head_end - guest_start),
-                        data.subspan(head_end - offset, tail_start - head_end), false,
-                        disk.write_mark(offset));
+    co_await disk.store.write(HostOffset{host_start + (head_end - guest_start)},
+                              data.subspan(head_end - offset, tail_start - head_end), false,
+                              disk.write_mark(offset));
   }
   if (fill_to > end) {
     std::vector<std::byte> edge(fill_to - tail_start);
     co_await fill_around(disk, old[mappings.size() - 1], tail_start, edge, offset, data);
-    co_await write_host(disk, host_start + (tail_start - guest_start), edge, false,
-                        Mark::copy_up_write);
+    co_await disk.store.write(HostOffset{host_start + (tail_start - guest_start)}, edge, false,
+                              Mark::copy_up_write);
   }
 }
 
@@ -398,8 +382,8 @@ Task<void> fill_around(GuestDisk& disk, const Mapping& old, uint64_t at, Mutable
   const uint64_t end = at + edge.size();
   const uint64_t from = std::max(at, offset);
   const uint64_t to = std::min(end, offset + data.size());
-  if (from > at) co_await read_mapped(disk, old, at, edge.first(from - at), Mark::copy_up_read);
-  if (end > to) co_await read_mapped(disk, old, to, edge.subspan(to - at), Mark::copy_up_read);
+  if (from > at) co_await read_mapped(disk, old, at, edge.first(from - at), kCopyUp);
+  if (end > to) co_await read_mapped(disk, old, to, edge.subspan(to - at), kCopyUp);
   copy(edge.subspan(from - at), data.subspan(from - offset, to - from));
 }
 

@@ -20,8 +20,6 @@ Task<void> write_disk(GuestDisk& disk, uint64_t offset, Bytes data, WriteOptions
 // For other changes of the disk, which hold what keeps its size.
 /// True if everything is durable: it all went, with FUA, to clusters whose mapping is.
 Task<bool> write_checked(GuestDisk& disk, uint64_t offset, Bytes data, bool fua);
-/// The one door of guest bytes to a host offset: never onto metadata, whatever the tables say (M5).
-Task<void> write_host(GuestDisk& disk, uint64_t at, Bytes data, bool fua, Mark mark);
 /// `edge` becomes guest bytes from `at` on: those of the request where it covers them, old ones
 /// elsewhere.
 Task<void> fill_around(GuestDisk& disk, const Mapping& old, uint64_t at, MutableBytes edge,

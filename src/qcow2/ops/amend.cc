@@ -409,8 +409,7 @@ Task<void> Amendment::expand_table(HostCluster table, const Place& place) {
     for (uint64_t i = 0; i < fresh.count(); ++i) {
       const HostCluster host = fresh.first() + i;
       if (!fresh.zero(i)) {
-        co_await disk_.file->zero(g().start_of(host).value, g().cluster_size(),
-                                  {.may_unmap = true});
+        co_await disk_.store.zero(g().start_of(host), g().cluster_size(), {.may_unmap = true});
       }
       if (change.owners > 1) fresh_.push_back(allocator().share(host, change.owners - 1));
       replace(filled[done + i],

@@ -119,12 +119,12 @@ Task<uint64_t> preallocate_fresh(GuestDisk& disk, GuestCluster first, std::span<
       continue;
     }
     Reservation fresh = co_await std::move(reserved);
-    const uint64_t host = g.start_of(fresh.first()).value;
+    const HostOffset host = g.start_of(fresh.first());
     const uint64_t length = fresh.count() * disk.cluster_size();
     if (mode == Preallocation::full) {
-      co_await write_zeros(*disk.file, host, length);
+      co_await disk.store.write_zeros(host, length, Mark::write_guest);
     } else if (mode == Preallocation::falloc) {
-      co_await disk.file->allocate(host, length);
+      co_await disk.store.allocate(host, length);
     }
     for (uint64_t i = 0; i < fresh.count(); ++i) {
       Mapping mapping = old[i];
@@ -134,7 +134,7 @@ Task<uint64_t> preallocate_fresh(GuestDisk& disk, GuestCluster first, std::span<
         mapping.allocated = 1;
         mapping.zero = 0;
         if (!fresh.zero(i) && mode != Preallocation::full) {
-          co_await disk.file->zero(host + i * disk.cluster_size(), disk.cluster_size(),
+          co_await disk.store.zero(host + i * disk.cluster_size(), disk.cluster_size(),
                                    {.may_unmap = mode == Preallocation::metadata});
         }
       }
@@ -156,13 +156,15 @@ Task<void> preallocate_own(GuestDisk& disk, GuestCluster first, std::span<const 
   const uint64_t end = std::min(g.start_of(first + old.size()).value, disk.data->size());
   if (start < end) {
     if (mode == Preallocation::full && !raw) {
-      co_await write_zeros(*disk.data, start, end - start).doing("data file");
+      co_await disk.store.write_zeros(HostOffset{start}, end - start, Mark::write_guest)
+          .doing("data file");
     } else {
       if (mode != Preallocation::metadata) {
-        co_await disk.data->allocate(start, end - start).doing("data file");
+        co_await disk.store.allocate(HostOffset{start}, end - start).doing("data file");
       }
       if (!raw && !g.extended_l2) {
-        co_await disk.data->zero(start, end - start, {.may_unmap = mode == Preallocation::metadata})
+        co_await disk.store
+            .zero(HostOffset{start}, end - start, {.may_unmap = mode == Preallocation::metadata})
             .doing("data file");
       }
     }

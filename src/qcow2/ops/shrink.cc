@@ -173,17 +173,16 @@ Task<void> cut_last_cluster(GuestDisk& disk, uint64_t size, MutableBytes table, 
   std::vector<std::byte> bytes(disk.cluster_size());
   Mapping copy{.copied = true, .host = off.last_cluster_copy.first()};
   if (old.compressed) {
-    co_await read_mapped(disk, old, round_down(size, disk.cluster_size()), bytes,
-                         Mark::copy_up_read);
+    co_await read_mapped(disk, old, round_down(size, disk.cluster_size()), bytes, kCopyUp);
     copy.allocated = g.all_units();
   } else {
-    co_await read_host(disk, g.start_of(*old.host).value, bytes, Mark::copy_up_read);
+    co_await disk.store.read(g.start_of(*old.host), bytes, Mark::copy_up_read);
     copy.allocated = old.allocated;
     copy.zero = old.zero;
   }
   fill_zero(MutableBytes(bytes).subspan(size % disk.cluster_size()));
   const HostOffset at = g.start_of(*copy.host);
-  co_await disk.file->write(at.value, bytes, {.mark = Mark::copy_up_write}).doing("data at ", at);
+  co_await disk.store.write(at, bytes, false, Mark::copy_up_write).doing("data at ", at);
   store_l2(table, index, encode_l2(copy, g), g);
   off.mappings.push_back(old);
 }

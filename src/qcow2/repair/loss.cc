@@ -173,7 +173,7 @@ class GivingUp {
       }
       if (any) tables_to_change_.push_back(use.cluster);
     };
-    co_await survey_.each_l2(visit, Mark::none);
+    co_await survey_.each_l2(visit);
     needed_.clusters = zero_clusters_.size();
   }
 

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/core/data_store.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace byre {
+
+namespace {
+constexpr uint64_t kZerosAtOnce = 1 * MiB;
+}  // namespace
+
+Result<void> DataStore::check(HostOffset at, uint64_t length) const {
+  if (external_ || length == 0) return {};
+  const HostCluster first = geometry_.cluster_of(at);
+  const HostCluster last = geometry_.cluster_of(at + (length - 1));
+  if (const auto hit = metadata_.find_in({first, last - first + 1})) {
+    return corrupt("guest data is mapped to ", geometry_.start_of(*hit),
+                   ", which holds metadata; run check -r all");
+  }
+  return {};
+}
+
+Task<void> DataStore::read(HostOffset at, MutableBytes bytes, Mark mark) {
+  Device& from = device();
+  const uint64_t there =
+      at.value < from.size() ? std::min<uint64_t>(bytes.size(), from.size() - at.value) : 0;
+  if (there != 0) co_await from.read(at.value, bytes.first(there), mark);
+  fill_zero(bytes.subspan(there));
+}
+
+Task<void> DataStore::write(HostOffset at, Bytes bytes, bool fua, Mark mark) {
+  co_await check(at, bytes.size());
+  co_await device().write(at.value, bytes, {.fua = fua, .mark = mark});
+}
+
+Task<void> DataStore::write_zeros(HostOffset at, uint64_t length, Mark mark) {
+  const std::vector<std::byte> zeros(std::min(length, kZerosAtOnce));
+  while (length != 0) {
+    const uint64_t step = std::min<uint64_t>(length, zeros.size());
+    co_await write(at, Bytes(zeros).first(step), false, mark);
+    at = at + step;
+    length -= step;
+  }
+}
+
+Task<void> DataStore::zero(HostOffset at, uint64_t length, ZeroOptions options) {
+  co_await check(at, length);
+  co_await device().zero(at.value, length, options);
+}
+
+Task<void> DataStore::allocate(HostOffset at, uint64_t length) {
+  co_await check(at, length);
+  co_await device().allocate(at.value, length);
+}
+
+Task<void> DataStore::discard(HostOffset at, uint64_t length) {
+  co_await check(at, length);
+  co_await device().discard(at.value, length, {});
+}
+
+}  // namespace byre
