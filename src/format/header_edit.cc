@@ -24,6 +24,7 @@ uint64_t incompatible_of(const Header& header, const HeaderEdit& edit) {
 
 Result<void> edit_sector(MutableBytes sector, const Header& header, RootEdit& edit) {
   if (edit.whole) {
+    BYRE_ASSERT(equal(sector, edit.whole->made_from));
     copy(sector, edit.whole->sector);
     return {};
   }

@@ -43,6 +43,8 @@ struct HeaderEdit {
 
 /// The header as a whole, where its version, names or extensions change.
 struct NewHeader {
+  /// The sector that it was made from, which must be the one that it replaces.
+  std::vector<std::byte> made_from;
   std::vector<std::byte> sector;
   Header header;
   Extensions extensions;

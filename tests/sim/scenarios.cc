@@ -538,7 +538,10 @@ Verdict play_header_faults(uint64_t seed, const RunOptions& options) {
   if (!knobs.bitmaps && !of_bitmaps && prng.one_in(3)) knobs.version = 2;
   if (knobs.version == 3 && prng.one_in(2)) knobs.lazy_refcounts = true;
   if (prng.one_in(2)) knobs.gap = knobs.geometry().refcount_block_entries();
-  if (prng.one_in(2)) knobs.clusters_free = prng.between(0, 12);
+  // Much is allocated, and the refcount table is about to move.
+  if (prng.one_in(2)) knobs.contents = 0;
+  if (prng.one_in(2)) knobs.clusters_free = prng.between(0, 8);
+  if (prng.one_in(3)) knobs.commit_delay = static_cast<int64_t>(prng.below(3000)) * kMicrosecond;
   const Step changes[] = {{.kind = Kind::create_snapshot},
                           {.kind = Kind::apply_snapshot},
                           {.kind = Kind::delete_snapshot},
@@ -561,7 +564,10 @@ Verdict play_header_faults(uint64_t seed, const RunOptions& options) {
     if (which == 9) life.amend->version = 5 - knobs.version;
     if (which == 10 && knobs.version == 3) life.amend->refcount_bits = 64;
     if (which == 11) life.amend->size = 2 * c + kSectorSize;
-    life.clients.push_back({{.kind = Kind::write, .offset = c, .length = c}});
+    // What they leave staged is being committed when the amendment begins, perhaps.
+    life.clients.push_back({{.kind = Kind::write, .offset = c, .length = c},
+                            {.kind = Kind::write, .offset = 0, .length = 2 * c},
+                            {.kind = Kind::write, .offset = 2 * c, .length = 2 * c}});
   } else {
     life.clients.push_back({changes[which],
                             {.kind = Kind::write, .offset = 0, .length = c},
@@ -570,12 +576,13 @@ Verdict play_header_faults(uint64_t seed, const RunOptions& options) {
                             {.kind = Kind::flush}});
   }
   // Allocates, releases and commits meanwhile.
-  life.clients.push_back({{.kind = Kind::write, .offset = 0, .length = 2 * c},
-                          {.kind = Kind::flush},
-                          {.kind = Kind::discard, .offset = 0, .length = c},
-                          {.kind = Kind::flush},
-                          {.kind = Kind::write, .offset = 0, .length = c},
-                          {.kind = Kind::flush}});
+  if (!amends || prng.one_in(2))
+    life.clients.push_back({{.kind = Kind::write, .offset = 0, .length = 2 * c},
+                            {.kind = Kind::flush},
+                            {.kind = Kind::discard, .offset = 0, .length = c},
+                            {.kind = Kind::flush},
+                            {.kind = Kind::write, .offset = 0, .length = c},
+                            {.kind = Kind::flush}});
   base.lives = {before, life};
   Verdict verdict;
   RunReport plain = run_history(base, options);
@@ -919,7 +926,7 @@ const std::vector<Scenario>& scenarios() {
        "another version, refcount width, size: cuts, faults, and the image used afterwards",
        play_amend, 24},
       {"header-faults", "every write of the header fails in turn, beside commits (M4)",
-       play_header_faults, 24},
+       play_header_faults, 48},
       {"bitmaps", "bitmaps among requests, through cuts and kills (C8)", play_bitmaps, 60},
       {"bitmap-faults", "one change of the bitmaps: a fault at each operation, or every cut",
        play_bitmap_faults, 14},

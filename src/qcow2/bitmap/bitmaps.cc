@@ -470,6 +470,12 @@ void Bitmaps::add_clusters(const BitmapList& list, std::set<HostCluster>& to) co
 Task<void> Bitmaps::move_extension(std::vector<std::byte>& first_cluster) {
   const auto far = far_bitmaps_extension(first_cluster, head_.header);
   if (!far) co_return;
+  if (*far < kSectorSize) {
+    co_await fail(
+        Error(Errc::no_space, cat("the bitmaps extension at ", hex(*far),
+                                  " lies across the end of the header's first sector; remove the "
+                                  "bitmaps with the program that made them")));
+  }
   if ((head_.header.autoclear & kBitmaps) != 0) {
     BitmapsEdit same{.extension = head_.extensions.bitmaps, .first_cluster = first_cluster};
     co_await header_.change({.bitmaps = std::move(same)});
@@ -477,7 +483,7 @@ Task<void> Bitmaps::move_extension(std::vector<std::byte>& first_cluster) {
   }
   const std::array<std::byte, 8> head = unused_extension_head(first_cluster, head_.header, *far);
   copy(MutableBytes(first_cluster).subspan(*far), head);
-  co_await header_.write_behind(*far, head);
+  co_await header_.write_past_sector(*far, head);
 }
 
 Task<Bitmaps::Change> Bitmaps::prepare(BitmapList list) {

@@ -18,9 +18,10 @@
 /// (edit_for()), the same that changes the disk's size where that is what happens; only then is the
 /// old one given up (keep()).
 ///
-/// Cost: memory for the bits that are mixed; a load reads them.
-/// Not here: the operations on bitmaps (ops/bitmap_ops.h), where the extension lies in the header
-/// (format/bitmaps_place.h).
+/// One class with many methods, because marks, the exact store at the end and the change of the
+/// list share what is known of each table entry, and none may see it half changed. Cost: memory for
+/// the bits that are mixed; a load reads them. Not here: the operations on bitmaps
+/// (ops/bitmap_ops.h), where the extension lies in the header (format/bitmaps_place.h).
 #pragma once
 
 #include <functional>
@@ -56,7 +57,7 @@ class Bitmaps {
 
   /// [offset, offset + length) of the disk is about to change; behind its end nothing is recorded.
   /// True when that is recorded already; else await mark().  Once writing has been given up
-  /// (Committer::latch) nobody knows which list the disk has, so nothing counts as recorded.
+  /// (SyncLatch) nobody knows which list the disk has, so nothing counts as recorded.
   bool mark_now(uint64_t offset, uint64_t length) {
     bool done = !committer_.latched();
     if (tracking_.empty()) return done;

@@ -123,7 +123,7 @@ Task<void> Allocator::load_all() {
 }
 
 Task<void> Allocator::clear_shared(MutableBytes table) {
-  if (geometry_.data_file) co_return;  // Where a cluster is, not whose (2.11).
+  if (geometry_.data_file) co_return;  // Where a cluster is, not whose (X).
   for (uint64_t i = 0; i < geometry_.l2_entries(); ++i) {
     L2Entry entry = load_l2(table, i, geometry_);
     if ((entry.descriptor & kCopied) == 0) continue;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Allocation of host clusters, and their refcounts.
 ///
-/// A cluster goes round like this (docs/engine.md, 2.2):
+/// A cluster goes round like this (docs/engine.md, H):
 ///   free      refcount 0 in memory; only these are handed out (H4).
 ///   reserved  reserve() raised its refcount in memory; nobody points to it.  The increase belongs
 ///   to
@@ -18,9 +18,11 @@
 /// above 254.  A region is loaded when it is first needed and stays. A region without a refcount
 /// block gets one in its own first cluster, which therefore counts itself; when the refcount table
 /// is too short, a larger one is planned to a fixpoint together with the blocks that count it (A1,
-/// A2).  So no block is ever uncounted. Cost: reserve() is a memchr from the hint.  Memory: one
-/// byte for each cluster of loaded regions. Not here: who points to what (map.h), when refcounts
-/// are written (commit.cc).
+/// A2).  So no block is ever uncounted.
+/// One class with many methods, because reserving, releasing, planning and composing what a commit
+/// writes must change the same counts in one step, without a wait in between.  Cost: reserve() is a
+/// memchr from the hint.  Memory: one byte for each cluster of loaded regions. Not here: who points
+/// to what (map.h), when refcounts are written (commit.cc).
 #pragma once
 
 #include <cstdint>

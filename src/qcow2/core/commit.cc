@@ -87,6 +87,12 @@ Task<void> Committer::finish() {
   if (header_.dirty()) co_await header_.change({.dirty = false});  // O7
 }
 
+bool Committer::writes_refcounts() const {
+  // A table that moves cannot wait: its old place is given up with this generation (O4).
+  return !lazy_ || write_all_ != 0 || stages_.open.refcount_table ||
+         stages_.open.refcounts.size() > kPostponedMax;
+}
+
 Task<void> Committer::run(Mark mark) {
   if (latch_) co_await fail(latch_.error().copy());
   if (stages_.committing) {  // Its pointers could not be written; nothing else goes before it.
@@ -94,9 +100,7 @@ Task<void> Committer::run(Mark mark) {
     co_await step_cluster_pointers(mark);
     finish_generation();
   }
-  // A table that moves cannot wait: its old place is given up with this generation (O4).
-  const bool with_refcounts = !lazy_ || write_all_ != 0 || stages_.open.refcount_table ||
-                              stages_.open.refcounts.size() > kPostponedMax;
+  bool with_refcounts = writes_refcounts();
   if (!has_work(with_refcounts)) {
     // Nothing is staged, but limbo may wait for this generation: a reservation that was dropped, a
     // table that was switched without a commit.
@@ -110,7 +114,10 @@ Task<void> Committer::run(Mark mark) {
     allocator_.reclaim();
     co_return;
   }
-  if (!with_refcounts && !header_.dirty()) co_await header_.change({.dirty = true});  // O7
+  if (!with_refcounts && !header_.dirty()) {
+    co_await header_.change({.dirty = true});  // O7
+    with_refcounts = writes_refcounts();
+  }
   stages_.rotate();
   if (!with_refcounts) postpone_refcounts();
   const Generation& generation = *stages_.committing;

@@ -5,8 +5,7 @@
 ///   1. what nobody points to yet: refcounts, new refcount blocks, new L2 tables, a new refcount
 ///   table;
 ///   2. pointers to new refcount blocks: refcount table entries, or the header's refcount table
-///   fields
-///      (left out when there are none);
+///      fields (left out when there are none);
 ///   3. pointers to clusters: L2 entries and L1 entries.
 /// Then the generation is durable; what it removed can leave limbo, and the decrements that follow
 /// from that belong to a later generation. When step 1 fails, or the header could be written back
@@ -46,15 +45,12 @@ class Committer {
   Task<void> finish();
   /// Is there anything that a commit would write?
   bool has_work() const { return has_work(!lazy_); }
-  bool running() const { return running_; }
   /// Nothing is written any more; reads go on.
   const Error& latched() const { return latch_.error(); }
   /// Syncs the file.
   BYRE_CORO_WRAPPER Task<void> sync(Mark mark) { return latch_.sync(mark); }
   /// Told when a generation has become durable.
   void set_on_durable(std::function<void()> told) { on_durable_ = std::move(told); }
-  /// For those who wait for room to stage: notified after every commit, failed or not.
-  Event& finished() { return finished_; }
   uint64_t commits() const { return commits_; }
   uint64_t failures() const { return failures_; }
 
@@ -69,6 +65,7 @@ class Committer {
   void finish_generation();
   void postpone_refcounts();
   bool has_work(bool with_refcounts) const;
+  bool writes_refcounts() const;
 
   Task<void> perform(Jobs& jobs);
   Task<void> worker(Jobs& jobs);

@@ -20,7 +20,7 @@ struct Head {
   Extensions extensions;
   std::optional<std::string> backing_file;
   Geometry geometry;
-  /// The first 512 bytes as they are in the file; fields are changed here and written back.
+  /// The first 512 bytes as they are in the file.
   std::vector<std::byte> sector;
 };
 

@@ -19,7 +19,7 @@ Task<void> HeaderState::change(const Quiesced& quiesced, RootEdit edit) {
 Task<void> HeaderState::apply(RootEdit edit) {
   const Mutex::Hold hold = co_await mutex_.lock();
   if (latch_) co_await fail(latch_.error().copy());
-  if (keep_dirty_ && edit.fields.dirty) edit.fields.dirty = true;
+  if (keep_dirty_) keep_dirty(edit);
   Head next{.header = head_.header,
             .extensions = head_.extensions,
             .backing_file = head_.backing_file,
@@ -42,20 +42,31 @@ Task<void> HeaderState::apply(RootEdit edit) {
   head_ = std::move(next);
 }
 
+void HeaderState::keep_dirty(RootEdit& edit) {
+  if (edit.fields.dirty) edit.fields.dirty = true;
+  if (!edit.whole || edit.whole->header.version < 3) return;
+  edit.whole->header.incompatible |= kDirty;
+  store_incompatible(edit.whole->sector, edit.whole->header.incompatible);
+}
+
 /// Fails with `why`.
 Task<void> HeaderState::put_back(Error why) {
   Result<void> back = co_await latch_.sync(Mark::commit_sync).result();
   if (back) back = co_await file_.write(0, head_.sector, {.mark = Mark::header_update}).result();
   if (back) back = co_await latch_.sync(Mark::commit_sync).result();
-  if (!back) latch_.latch(why);
+  if (!back) latch_.latch(why, "the header could not be written back");
   co_await fail(std::move(why));
 }
 
-Task<void> HeaderState::write_behind(uint64_t at, Bytes bytes) {
+Task<void> HeaderState::write_past_sector(uint64_t at, Bytes bytes) {
   BYRE_ASSERT(at >= kSectorSize && within(at, bytes.size(), head_.geometry.cluster_size()));
+  // Alone: with O_DIRECT the first sector may be in the same block of the file.
+  const Mutex::Hold hold = co_await mutex_.lock();
   if (latch_) co_await fail(latch_.error().copy());
-  co_await file_.write(at, bytes, {.mark = Mark::header_update}).doing("header");
-  co_await latch_.sync(Mark::commit_sync);
+  Result<void> written =
+      co_await file_.write(at, bytes, {.mark = Mark::header_update}).doing("header").result();
+  co_await latch_.sync(Mark::commit_sync);  // What failed lands now or never.
+  co_await std::move(written);
 }
 
 }  // namespace byre

@@ -43,12 +43,13 @@ class HeaderState {
   /// Durably?
   bool dirty() const { return head_.header.has(kDirty); }
 
-  /// Writes to the first cluster, behind the first sector, where what the sector says leads to
-  /// nothing or does not care; durable.
-  Task<void> write_behind(uint64_t at, Bytes bytes);
+  /// Writes to the first cluster past its first sector, where what the sector says leads to nothing
+  /// or does not care; durable.  Takes its turn with the changes.
+  Task<void> write_past_sector(uint64_t at, Bytes bytes);
 
  private:
   Task<void> apply(RootEdit edit);
+  static void keep_dirty(RootEdit& edit);
   Task<void> put_back(Error why);
 
   Device& file_;

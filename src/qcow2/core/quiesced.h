@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Quiesced: the right to change what the disk is found by; the one way to quiesce.
+/// Quiesced: the right to change what the disk is found by.
 ///
 /// Whoever has it holds all guest clusters exclusively: no request that changes the map runs, none
 /// will begin, and what those before staged can be committed to the last.  Reads go on: they hold
@@ -17,9 +17,8 @@ namespace byre {
 class Quiesced {
  public:
   enum class Of : uint8_t {
-    clusters,    ///< Alone: requests that depend on where the disk ends may wait in the middle.
-    disk_size,   ///< And no such request runs.
-    everything,  ///< And no other change of size, tables, snapshots or bitmaps.
+    clusters,    ///< The caller holds the mutex of shape already.
+    everything,  ///< Shape, disk size and clusters: no write, resize or change of bitmaps runs.
   };
   explicit Quiesced(Engine& engine, Of what = Of::clusters)
       : engine_(engine),
@@ -29,8 +28,10 @@ class Quiesced {
   Quiesced(const Quiesced&) = delete;
 
   Task<void> begin() {
-    if (what_ == Of::everything) shape_ = co_await engine_.shape.lock();
-    if (what_ != Of::clusters) co_await size_;
+    if (what_ == Of::everything) {
+      shape_ = co_await engine_.shape.lock();
+      co_await size_;
+    }
     co_await clusters_;
   }
   bool held() const { return clusters_.held(); }

@@ -3,10 +3,10 @@
 
 namespace byre {
 
-void SyncLatch::latch(const Error& error) {
+void SyncLatch::latch(const Error& error, std::string_view what) {
   if (error_) return;
   error_ = Error(Errc::io,
-                 cat("a sync failed (", error.message(),
+                 cat(what, " (", error.message(),
                      "): what was written since the last flush may be lost; open the image again"),
                  error.sys_errno());
 }

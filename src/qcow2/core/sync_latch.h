@@ -8,6 +8,8 @@
 /// Cost: nothing but the sync.  Not here: which order syncs stand for (committer, header state).
 #pragma once
 
+#include <string_view>
+
 #include "block/device.h"
 
 namespace byre {
@@ -21,8 +23,8 @@ class SyncLatch {
   /// The error of the sync that failed, if one has.
   const Error& error() const { return error_; }
   explicit operator bool() const { return bool(error_); }
-  /// Nobody knows any more what the disk says.
-  void latch(const Error& error);
+  /// Nobody knows any more what the disk says, because of `error`; `what` begins the sentence.
+  void latch(const Error& error, std::string_view what = "a sync failed");
   Task<void> sync(Mark mark);
   /// Nothing without a data file.
   Task<void> sync_data(Mark mark);

@@ -30,7 +30,7 @@ Task<void> read_disk(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark m
   }
 }
 
-/// One pin for all pieces (docs/engine.md, 2.3).  Clusters that follow each other on the host are
+/// One pin for all pieces (docs/engine.md, H1).  Clusters that follow each other on the host are
 /// one I/O; so are those that come from the backing device or read as zeros.
 Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark mark) {
   const Geometry& g = disk.head.geometry;

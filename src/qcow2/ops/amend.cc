@@ -25,7 +25,7 @@ constexpr std::string_view kNeedsVersion3 =
 class Amendment {
  public:
   Amendment(GuestDisk& disk, AmendOptions options)
-      : disk_(disk), options_(std::move(options)), quiesced_(disk, Quiesced::Of::disk_size) {}
+      : disk_(disk), options_(std::move(options)), quiesced_(disk, Quiesced::Of::everything) {}
   Amendment(const Amendment&) = delete;
 
   /// Refuses what cannot be; writes nothing.
@@ -239,11 +239,13 @@ Task<void> Amendment::plan() {
 Task<void> Amendment::run() {
   if (version() > g().version) {
     co_await complete_snapshots(disk_);
+    // Nothing commits from here on: the new header must not carry an old field along.
+    Quiesced quiesced(disk_, Quiesced::Of::everything);
+    co_await quiesced.begin();
+    co_await quiesced.settle();
     const std::vector<std::byte> first = co_await first_cluster();
     Wanted wanted = co_await current(first);
     upgrade(wanted);
-    Quiesced quiesced(disk_);
-    co_await quiesced.begin();
     co_await put(quiesced, first, wanted);
   }
   if (options_.size && *options_.size != disk_.size) {
@@ -282,7 +284,7 @@ Task<Amendment::Wanted> Amendment::current(Bytes first) {
   wanted.header = co_await parse_header(first);
   wanted.extensions = co_await parse_extensions(first, wanted.header);
   wanted.backing_file = (co_await parse_backing_file(first, wanted.header)).value_or("");
-  wanted.header.incompatible &= ~kDirty;  // finish() sees to it.
+  wanted.header.incompatible &= ~kDirty;  // Committer::finish() sees to it.
   co_return wanted;
 }
 
@@ -324,10 +326,11 @@ Task<void> Amendment::put(const Quiesced& quiesced, Bytes first, const Wanted& w
   HeaderChange change =
       co_await change_header(first, wanted.header, wanted.extensions, wanted.backing_file);
   if (!change.name.empty()) {
-    co_await disk_.header->write_behind(change.name_at, change.name);
+    co_await disk_.header->write_past_sector(change.name_at, change.name);
   }
   RootEdit edit;
-  edit.whole = NewHeader{.sector = std::move(change.sector),
+  edit.whole = NewHeader{.made_from = {first.begin(), first.begin() + kSectorSize},
+                         .sector = std::move(change.sector),
                          .header = wanted.header,
                          .extensions = wanted.extensions,
                          .backing_file = {}};
@@ -556,7 +559,7 @@ Task<void> Amendment::give_up_old_refcounts(const OtherWidth& other) {
   co_await committer().sync(Mark::commit_sync);
 }
 
-// --- Operation-----------------------------------------------------------------------------------
+// --- Operations ---------------------------------------------------------------------------------
 
 Task<void> amend_image(GuestDisk& disk, AmendOptions options) {
   const Request request(disk);

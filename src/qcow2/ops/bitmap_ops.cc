@@ -163,6 +163,9 @@ Task<void> merge_into_bitmap(GuestDisk& disk, std::string name, const DirtyBits&
 }
 
 Task<std::unique_ptr<DirtyBits>> read_bitmap(GuestDisk& disk, std::string name) {
+  const Request request(disk);
+  co_await request.begin();
+  const Epochs::Pin pin = disk.epochs.pin();  // It may be removed meanwhile (H3).
   const BitmapList& list = disk.bitmaps ? disk.bitmaps->list() : disk.bitmap_list;
   const std::shared_ptr<BitmapSlot> slot = list[co_await find_bitmap(list, name)];
   co_await must_be_usable(*slot);

@@ -70,7 +70,7 @@ Result<void> check_online_options(const CheckOptions& options) {
   return {};
 }
 
-/// Step 1.  When it ends, writes go on, and the survey has the rest before it.
+/// Step 1 of online_check.h.  When it ends, writes go on, and the survey has the rest before it.
 Task<void> begin_online_check(GuestDisk& disk, OnlineCheck& check) {
   // What is staged by now goes down while others go on, so that little is left for the pause.
   co_await disk.check_can_write();
@@ -93,7 +93,7 @@ Task<void> begin_online_check(GuestDisk& disk, OnlineCheck& check) {
   check.keep(disk.head.geometry);
 }
 
-/// Step 3.
+/// Step 3 of online_check.h.
 Task<void> free_leaks(GuestDisk& disk, Survey& survey) {
   CheckReport& report = survey.report;
   if (report.corruptions != 0 || report.check_errors != 0 || survey.damaged) co_return;

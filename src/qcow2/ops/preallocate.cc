@@ -42,6 +42,7 @@ Task<void> write_zeros(Device& device, uint64_t offset, uint64_t length) {
     length -= step;
   }
 }
+
 Task<void> preallocate_disk(GuestDisk& disk, uint64_t offset, uint64_t length, Preallocation mode) {
   const Request request(disk);
   co_await request.begin();

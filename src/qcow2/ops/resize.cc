@@ -16,10 +16,6 @@ static Task<void> grow(GuestDisk& disk, uint64_t size, Preallocation mode);
 static Task<void> switch_size(GuestDisk& disk, uint64_t size);
 static Task<void> undo_preallocation(GuestDisk& disk, uint64_t start, uint64_t end);
 
-Task<void> resize_disk(GuestDisk& disk, uint64_t size) {
-  co_await resize_disk(disk, size, Preallocation::off);
-}
-
 Task<void> resize_disk(GuestDisk& disk, uint64_t size, Preallocation mode) {
   const Request request(disk);
   co_await request.begin();

@@ -120,7 +120,7 @@ class SnapshotChange {
   Task<void> replace(std::vector<Snapshot> snapshots);
   HeaderEdit::Table place_of(const NewTable& table) const;
   void keep_table(NewTable table, HostSpan old);
-  Task<void> switch_to(NewTable table, HeaderEdit fields = {});
+  Task<void> switch_to(NewTable& table, HeaderEdit fields = {});
   Task<void> mark_dirty();
   Task<void> lower(const RefcountChanges& references);
   Task<void> finish(Result<void> done);
@@ -325,7 +325,7 @@ void SnapshotChange::keep_table(NewTable table, HostSpan old) {
 
 /// The header leads to `table`, and its other fields change as `fields` says; then the old table is
 /// given up.
-Task<void> SnapshotChange::switch_to(NewTable table, HeaderEdit fields) {
+Task<void> SnapshotChange::switch_to(NewTable& table, HeaderEdit fields) {
   const HostSpan old = table_of_snapshots();
   RootEdit edit{.fields = std::move(fields)};
   edit.snapshot_table = place_of(table);
@@ -395,7 +395,7 @@ Task<void> SnapshotChange::create(NewSnapshot wanted) {
     allocator().raise(tree.references);
     done = co_await committer().flush_all().result();
   }
-  if (done) done = co_await switch_to(std::move(table), {.dirty = false}).result();
+  if (done) done = co_await switch_to(table, {.dirty = false}).result();
   if (!done) {
     (void)co_await undo_create(tree, raised).result();
     co_await std::move(done);
@@ -437,7 +437,7 @@ Task<void> SnapshotChange::remove(size_t index) {
   snapshots.erase(snapshots.begin() + static_cast<std::ptrdiff_t>(index));
   NewTable table = co_await put_table(std::move(snapshots));
   co_await committer().flush_all();
-  co_await switch_to(std::move(table), {.dirty = true});
+  co_await switch_to(table, {.dirty = true});
 
   // The snapshot is gone; what follows makes room and restores COPIED.
   disk_.metadata.remove_run(l1_at);
@@ -575,11 +575,11 @@ Task<void> SnapshotChange::complete() {
 Task<void> SnapshotChange::replace(std::vector<Snapshot> snapshots) {
   NewTable table = co_await put_table(std::move(snapshots));
   co_await committer().flush_all();
-  co_await switch_to(std::move(table));
+  co_await switch_to(table);
   disk_.staged();
 }
 
-// --- Operations----------------------------------------------------------------------------------
+// --- Operations ---------------------------------------------------------------------------------
 
 Task<void> complete_snapshots(GuestDisk& disk) {
   if (disk.snapshots.empty()) co_return;
