@@ -11,9 +11,7 @@
 #include <vector>
 
 #include "block/borrowed_testing.h"
-#include "export/test_client.h"
-#include "export/test_device.h"
-#include "io/io_testing.h"
+#include "export/test_sockets.h"
 
 namespace byre::nbd {
 namespace {
@@ -36,16 +34,10 @@ class Noting final : public Borrowed {
   std::vector<std::string>& log_;
 };
 
-class NbdServerRun : public ::testing::TestWithParam<ReactorKind> {
+class NbdServerRun : public SocketServerTest {
  public:
-  void SetUp() override {
-    auto made = make_reactor(GetParam());
-    if (!made) GTEST_SKIP() << made.error().message();
-    reactor = *std::move(made);
-    disk = std::make_unique<TestDevice>(*reactor, 1 * MiB);
-    options.report = [this](const Error& error) { log.push_back(error.message()); };
-  }
   void make() {
+    options.report = [this](const Error& error) { log.push_back(error.message()); };
     run.emplace(*reactor, std::make_unique<Noting>(*disk, log), "'disk'", std::move(options));
   }
   Result<void> listen(ListenPlan plan) {
@@ -70,25 +62,16 @@ class NbdServerRun : public ::testing::TestWithParam<ReactorKind> {
     if (!result) co_await fail(result.error().copy());
   }
   static Task<std::unique_ptr<TestClient>> attach(NbdServerRun& t) {
-    auto client = std::make_unique<TestClient>(co_await Socket::connect_unix(*t.reactor, t.path));
+    std::unique_ptr<TestClient> client = co_await connect(t);
     co_await client->attach();
     co_return std::move(client);
   }
 
-  std::unique_ptr<Reactor> reactor;
-  TemporaryFolder folder;
-  std::string path = folder / "socket";
-  std::unique_ptr<TestDevice> disk;
   std::vector<std::string> log;
-  ServerOptions options;
   std::optional<ServerRun> run;
 };
 
-INSTANTIATE_TEST_SUITE_P(Real, NbdServerRun,
-                         ::testing::Values(ReactorKind::uring, ReactorKind::posix),
-                         [](const auto& info) {
-                           return info.param == ReactorKind::uring ? "uring" : "threads";
-                         });
+INSTANTIATE_TEST_SUITE_P(Real, NbdServerRun, kRealReactors, reactor_name);
 
 TEST_P(NbdServerRun, WhatWasAnsweredIsDurableAtTheEnd) {
   serve_while([](NbdServerRun& t) -> Task<void> {
