@@ -115,6 +115,103 @@ Parsed assign_operands(const AnyCommand& command, const std::vector<std::string>
   return {};
 }
 
+/// The options of a command as getopt_long(3) wants them, with those that every command has.
+struct Accepted {
+  Accepted(const AnyCommand& command, Dialect dialect) {
+    bool own_quiet = false;
+    bool own_output = false;
+    for (const Argument& argument : command.args) {
+      own_quiet |= argument.is_option() && (argument.letter == 'q' || argument.name == "quiet");
+      own_output |= argument.is_option() && argument.name == "output";
+    }
+    adds_quiet = dialect == Dialect::byre && !own_quiet;
+    names.reserve(command.args.size());
+    for (size_t i = 0; i < command.args.size(); ++i) {
+      const Argument& argument = command.args[i];
+      if (!argument.is_option()) continue;
+      if (argument.letter != 0) {
+        letters += argument.letter;
+        if (argument.takes_value()) letters += ':';
+      }
+      if (argument.name.empty()) continue;
+      longs.push_back({.name = names.emplace_back(argument.name).c_str(),
+                       .has_arg = argument.takes_value() ? required_argument : no_argument,
+                       .flag = nullptr,
+                       .val = kLongOnly + static_cast<int>(i)});
+    }
+    if (adds_quiet) {
+      letters += 'q';
+      longs.push_back({"quiet", no_argument, nullptr, kQuiet});
+    }
+    if (dialect == Dialect::byre && !own_output && command.has_json)
+      longs.push_back({"output", required_argument, nullptr, kOutput});
+    longs.push_back({"help", no_argument, nullptr, kHelp});
+    longs.push_back({"version", no_argument, nullptr, kVersion});
+    longs.push_back({nullptr, 0, nullptr, 0});
+  }
+  Accepted(const Accepted&) = delete;  // `longs` points into `names`.
+
+  bool adds_quiet = false;
+  std::string letters = ":hV";  // ':' first: a missing value is told apart from a wrong option.
+  std::vector<::option> longs;
+  std::vector<std::string> names;  // getopt wants them terminated.
+};
+
+/// Where a command's last word is an operand even if it looks like an option: takes it out.
+std::optional<std::string> take_last_operand(const AnyCommand& command,
+                                             std::vector<std::string>& words, Dialect dialect) {
+  if (!command.last_word_is_operand) return std::nullopt;
+  bool takes = words.size() > 1 && words.back() != "--help" && words.back() != "-h";
+  auto taken = words.empty() ? words.end() : words.end() - 1;
+  if (dialect == Dialect::byre) {
+    // qemu-img takes the last word, whatever it is; "-1G" is enough, and may stand anywhere.
+    const auto is_negative = [](const std::string& word) {
+      return word.size() > 1 && word[0] == '-' && word[1] >= '0' && word[1] <= '9';
+    };
+    taken = std::ranges::find_if(words, is_negative);
+    takes = taken != words.end();
+  }
+  if (!takes) return std::nullopt;
+  std::string last = std::move(*taken);
+  words.erase(taken);
+  return last;
+}
+
+/// Stores the option that getopt has `found`, with its value in optarg.  Something when it ends the
+/// parse: an error, help or the version.
+std::optional<Parsed> take_option(const AnyCommand& command, const Accepted& accepted, int found,
+                                  void* args, Parsed& parsed) {
+  if (found == kQuiet || (found == 'q' && accepted.adds_quiet)) {
+    parsed.quiet = true;
+    return std::nullopt;
+  }
+  if (found == kOutput) {
+    OutputFormat format = OutputFormat::human;
+    if (Result<void> stored = parse_value(optarg, format); !stored) {
+      return Parsed{.outcome = Parsed::Outcome::failed, .error = stored.error().message()};
+    }
+    parsed.json = format == OutputFormat::json;
+    return std::nullopt;
+  }
+  const Argument* argument = found >= kLongOnly && found < kHelp
+                                 ? &command.args[static_cast<size_t>(found - kLongOnly)]
+                                 : find_letter(command, found);
+  if (!argument && (found == kHelp || found == 'h'))
+    return Parsed{.outcome = Parsed::Outcome::help};
+  if (!argument) return Parsed{.outcome = Parsed::Outcome::version};
+  if (argument->is_refused()) {
+    const std::string spelled =
+        argument->name.empty() ? cat("-", argument->letter) : cat("--", argument->name);
+    return Parsed{.outcome = Parsed::Outcome::failed,
+                  .error = cat("option '", spelled, "' is not supported: ", argument->help)};
+  }
+  if (argument->name == "output") parsed.json = std::string_view(optarg) == "json";
+  if (Result<void> stored = argument->store(args, optarg ? optarg : ""); !stored) {
+    return Parsed{.outcome = Parsed::Outcome::failed, .error = stored.error().message()};
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 std::vector<std::string> wrap(std::string_view text, size_t width) {
@@ -166,57 +263,9 @@ std::string Argument::spelling() const {
 
 Parsed parse(const AnyCommand& command, const std::vector<std::string>& words, void* args,
              Dialect dialect) {
-  bool own_quiet = false;
-  bool own_output = false;
-  for (const Argument& argument : command.args) {
-    own_quiet |= argument.is_option() && (argument.letter == 'q' || argument.name == "quiet");
-    own_output |= argument.is_option() && argument.name == "output";
-  }
-  const bool adds_quiet = dialect == Dialect::byre && !own_quiet;
-  const bool adds_output = dialect == Dialect::byre && !own_output && command.has_json;
-  std::string letters = ":hV";  // ':' first: a missing value is told apart from a wrong option.
-  std::vector<::option> longs;
-  std::vector<std::string> names;  // getopt wants them terminated.
-  names.reserve(command.args.size());
-  for (size_t i = 0; i < command.args.size(); ++i) {
-    const Argument& argument = command.args[i];
-    if (!argument.is_option()) continue;
-    if (argument.letter != 0) {
-      letters += argument.letter;
-      if (argument.takes_value()) letters += ':';
-    }
-    if (argument.name.empty()) continue;
-    longs.push_back({.name = names.emplace_back(argument.name).c_str(),
-                     .has_arg = argument.takes_value() ? required_argument : no_argument,
-                     .flag = nullptr,
-                     .val = kLongOnly + static_cast<int>(i)});
-  }
-  if (adds_quiet) {
-    letters += 'q';
-    longs.push_back({"quiet", no_argument, nullptr, kQuiet});
-  }
-  if (adds_output) longs.push_back({"output", required_argument, nullptr, kOutput});
-  longs.push_back({"help", no_argument, nullptr, kHelp});
-  longs.push_back({"version", no_argument, nullptr, kVersion});
-  longs.push_back({nullptr, 0, nullptr, 0});
-
+  const Accepted accepted(command, dialect);
   std::vector<std::string> copy = words;  // getopt reorders and wants char*.
-  std::string last;
-  bool take_last = command.last_word_is_operand && copy.size() > 1 && copy.back() != "--help" &&
-                   copy.back() != "-h";
-  auto taken = copy.empty() ? copy.end() : copy.end() - 1;
-  if (command.last_word_is_operand && dialect == Dialect::byre) {
-    // qemu-img takes the last word, whatever it is; "-1G" is enough, and may stand anywhere.
-    const auto is_negative = [](const std::string& word) {
-      return word.size() > 1 && word[0] == '-' && word[1] >= '0' && word[1] <= '9';
-    };
-    taken = std::ranges::find_if(copy, is_negative);
-    take_last = taken != copy.end();
-  }
-  if (take_last) {
-    last = std::move(*taken);
-    copy.erase(taken);
-  }
+  std::optional<std::string> last = take_last_operand(command, copy, dialect);
   std::string program(command.name);
   std::vector<char*> argv{program.data()};
   for (std::string& word : copy) argv.push_back(word.data());
@@ -227,48 +276,20 @@ Parsed parse(const AnyCommand& command, const std::vector<std::string>& words, v
   optind = 0;  // Starts afresh (glibc).
   const int argc = static_cast<int>(argv.size()) - 1;
   for (;;) {
-    const int found = getopt_long(argc, argv.data(), letters.c_str(), longs.data(), nullptr);
+    const int found =
+        getopt_long(argc, argv.data(), accepted.letters.c_str(), accepted.longs.data(), nullptr);
     if (found == -1) break;
-    if (found == ':') {
-      return usage(
-          cat("missing argument for option '", argv[static_cast<size_t>(optind) - 1], "'"));
-    }
+    const std::string_view word = argv[static_cast<size_t>(optind) - 1];
+    if (found == ':') return usage(cat("missing argument for option '", word, "'"));
     if (found == '?') {
-      const std::string word = argv[static_cast<size_t>(optind) - 1];
       Parsed failed = usage(cat("unrecognized option '", word, "'"));
       failed.advice = advice_for(word, command, dialect);
       return failed;
     }
-    if (found == kQuiet || (found == 'q' && adds_quiet)) {
-      parsed.quiet = true;
-      continue;
-    }
-    if (found == kOutput) {
-      OutputFormat format = OutputFormat::human;
-      if (Result<void> stored = parse_value(optarg, format); !stored) {
-        return {.outcome = Parsed::Outcome::failed, .error = stored.error().message()};
-      }
-      parsed.json = format == OutputFormat::json;
-      continue;
-    }
-    const Argument* argument = found >= kLongOnly && found < kHelp
-                                   ? &command.args[static_cast<size_t>(found - kLongOnly)]
-                                   : find_letter(command, found);
-    if (!argument && (found == kHelp || found == 'h')) return {.outcome = Parsed::Outcome::help};
-    if (!argument) return {.outcome = Parsed::Outcome::version};
-    if (argument->is_refused()) {
-      const std::string spelled =
-          argument->name.empty() ? cat("-", argument->letter) : cat("--", argument->name);
-      return {.outcome = Parsed::Outcome::failed,
-              .error = cat("option '", spelled, "' is not supported: ", argument->help)};
-    }
-    if (argument->name == "output") parsed.json = std::string_view(optarg) == "json";
-    if (Result<void> stored = argument->store(args, optarg ? optarg : ""); !stored) {
-      return {.outcome = Parsed::Outcome::failed, .error = stored.error().message()};
-    }
+    if (auto ended = take_option(command, accepted, found, args, parsed)) return *std::move(ended);
   }
   std::vector<std::string> rest(argv.begin() + optind, argv.begin() + argc);
-  if (take_last) rest.push_back(std::move(last));
+  if (last) rest.push_back(*std::move(last));
   if (dialect == Dialect::byre) {
     if (std::string swapped = swapped_operands(command, words, rest); !swapped.empty()) {
       return usage(std::move(swapped));

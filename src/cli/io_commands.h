@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The command language of `byre io`, as pure functions: lines into commands, results into the
-/// lines that scripts for qemu-io read, option strings into what to open.
+/// The command language of `byre io`, as pure functions: lines into commands.
 ///
 /// A line is words between spaces; options are found among the words as getopt finds them.  What is
 /// wrong with a line is said in the stream and the order in which qemu-io says it: unknown command,
 /// no file, number of arguments, right to write, then the words from left to right.
-/// Not here: doing anything (io.cc).
+/// Not here: what results look like (io_texts.h), what `open` means (io_layers.h), doing anything
+/// (io_shell.h).
 #pragma once
 
 #include <cstdint>
 #include <expected>
-#include <map>
-#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -19,7 +17,7 @@
 #include <vector>
 
 #include "base/bytes.h"
-#include "block/filter_fault.h"
+#include "block/device.h"
 #include "cli/values.h"
 
 namespace byre {
@@ -136,49 +134,5 @@ std::expected<IoCommand, IoComplaint> parse_io_command(std::string_view line,
 /// What `help` and `help COMMAND` print; an empty answer: no such command.
 std::string io_help();
 std::string io_help(std::string_view command);
-
-/// A count of bytes in the largest unit below it, with three decimals unless they are zero:
-/// "64 KiB", "1.500 MiB", "40 bytes".
-std::string io_size_text(double bytes);
-/// The lines after a request: how much, how long, how fast.
-struct IoReport {
-  std::string_view verb;  ///< "read", "wrote", "discard".
-  uint64_t offset = 0;
-  uint64_t length = 0;
-  int64_t nanoseconds = 0;
-  bool machine = false;
-};
-std::string io_report_text(const IoReport& report);
-/// Lines of sixteen bytes, in hexadecimal and as letters and digits.
-std::string io_dump_text(uint64_t offset, Bytes data);
-/// A line of `map`.
-std::string io_map_text(uint64_t offset, uint64_t length, bool allocated);
-
-/// What to open, from the top layer down.
-struct IoLayer {
-  enum class Driver : uint8_t { file, raw, qcow2, blkdebug, probe } driver = Driver::probe;
-  std::string file_name;     ///< Of a `file`.
-  std::string fault_config;  ///< Of a `blkdebug`: a file with rules; may be empty.
-  FaultRules faults;         ///< Of a `blkdebug`: those in its options.
-  std::optional<DiscardPolicy> discard;
-  std::optional<bool> read_only;
-  std::optional<bool> direct;
-  bool lock = true;
-  bool without_backing = false;
-  /// How an image is run, whatever it says itself; of `qcow2`, and of `probe` if that finds one.
-  struct Runtime {
-    std::optional<bool> lazy_refcounts;
-    std::optional<uint64_t> table_cache_size;
-    bool discard_keeps = false;
-    std::string first;    ///< The first of these that was given: what a raw disk refuses.
-    std::string unknown;  ///< What no format takes; refused once it is known which one it is.
-  } runtime;
-  std::unique_ptr<IoLayer> below;
-};
-/// What a disk of this format says to a setting that it does not have.
-Error no_such_option(std::string_view format, std::string_view option);
-
-/// The layers that `open` means; only names and settings are checked, nothing is opened.
-Result<IoLayer> plan_io_layers(const IoOpen& open);
 
 }  // namespace byre

@@ -12,6 +12,7 @@
 #include "block/whole_sectors.h"
 #include "cli/check_report.h"
 #include "cli/findings.h"
+#include "cli/io_texts.h"
 #include "cli/json.h"
 #include "cli/options.h"
 #include "io/buffer.h"

@@ -5,7 +5,7 @@
 /// (aio_read, aio_write, aio_discard) is joined by aio_flush and close.  Closing lets go whatever
 /// breakpoints hold: nobody could do it any more.
 /// Invariant: a request that passes the end of the disk fails with EIO and reaches no device.
-/// Not here: words and texts (io_commands.h), where lines come from (io.cc).
+/// Not here: words and texts (io_commands.h, io_texts.h), where lines come from (io.cc).
 #pragma once
 
 #include <functional>
@@ -16,6 +16,7 @@
 
 #include "block/filter_fault.h"
 #include "cli/io_commands.h"
+#include "cli/io_layers.h"
 #include "cli/text.h"
 #include "coro/scope.h"
 #include "io/gate.h"

@@ -8,22 +8,13 @@
 #include <string>
 #include <vector>
 
-#include "export/test_client.h"
-#include "export/test_device.h"
-#include "io/io_testing.h"
+#include "export/test_sockets.h"
 
 namespace byre::nbd {
 namespace {
 
-class NbdServer : public ::testing::TestWithParam<ReactorKind> {
+class NbdServer : public SocketServerTest {
  public:
-  void SetUp() override {
-    auto made = make_reactor(GetParam());
-    if (!made) GTEST_SKIP() << made.error().message();
-    reactor = *std::move(made);
-    disk = std::make_unique<TestDevice>(*reactor, 1 * MiB);
-  }
-
   using Body = Task<void> (*)(NbdServer&);
   /// Serves the disk while `body` runs, then stops.
   void serve_for(Body body, DoorOptions door = {}) {
@@ -47,10 +38,6 @@ class NbdServer : public ::testing::TestWithParam<ReactorKind> {
     co_await scope.join();
     if (!result) co_await fail(std::move(result).error());
   }
-  static Task<std::unique_ptr<TestClient>> connect(NbdServer& t) {
-    Socket socket = co_await Socket::connect_unix(*t.reactor, t.path);
-    co_return std::make_unique<TestClient>(std::move(socket));
-  }
   /// Waits until `done` holds.
   template <class Done>
   Task<void> until(Done done) {
@@ -58,18 +45,10 @@ class NbdServer : public ::testing::TestWithParam<ReactorKind> {
     EXPECT_TRUE(done(*this));
   }
 
-  std::unique_ptr<Reactor> reactor;
-  TemporaryFolder folder;
-  std::string path = folder / "socket";
-  std::unique_ptr<TestDevice> disk;
   std::unique_ptr<Server> server;
-  ServerOptions options;
 };
 
-INSTANTIATE_TEST_SUITE_P(Real, NbdServer, ::testing::Values(ReactorKind::uring, ReactorKind::posix),
-                         [](const auto& info) {
-                           return info.param == ReactorKind::uring ? "uring" : "threads";
-                         });
+INSTANTIATE_TEST_SUITE_P(Real, NbdServer, kRealReactors, reactor_name);
 
 Task<void> check_read(TestClient& client) {
   const Answer answer = co_await client.call({.cookie = 1, .length = 4096});

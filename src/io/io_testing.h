@@ -7,11 +7,14 @@
 #include <linux/seccomp.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
+#include <sys/wait.h>
 
 #include <cstddef>
+#include <cstdio>
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/prng.h"
@@ -40,6 +43,18 @@ class TemporaryFolder {
  private:
   std::string path_;
 };
+
+/// What a shell command that runs in `folder` prints, and its exit code; -1 when it has none.
+inline std::pair<int, std::string> run_shell(const TemporaryFolder& folder,
+                                             const std::string& command) {
+  std::FILE* pipe = popen(cat("cd ", folder.path(), " && ", command).c_str(), "r");
+  if (!pipe) return {-1, "popen failed"};
+  std::string out;
+  char buffer[4096];
+  while (const size_t n = std::fread(buffer, 1, sizeof buffer, pipe)) out.append(buffer, n);
+  const int status = pclose(pipe);
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, out};
+}
 
 class IoTest : public testing::TestWithParam<ReactorKind> {
  protected:

@@ -101,7 +101,7 @@ Task<void> check_chain_memory(Gate& gate, Device& top) {
       co_await fail(unsupported(
           "backing file ", quoted(name), ": with its L1 table those of the chain take ", total,
           " bytes, at most ", kChainL1SizeMax, "; make one image of it and what is below it (byre ",
-          "convert -O qcow2 ", quoted(name), " COPY), then name that instead (byre amend --force ",
+          "convert -O qcow2 ", quoted(name), " COPY), then name that instead (byre amend --force "
           "-o backing_file=COPY,backing_fmt=qcow2 IMAGE)"));
     }
     if (!head->backing_file) co_return;

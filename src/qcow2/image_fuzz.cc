@@ -3,20 +3,10 @@
 /// nothing may crash, hang, or touch memory that is not ours.
 #include "block/memory.h"
 #include "qcow2/image.h"
+#include "qcow2/image_testing.h"
 
 namespace byre {
 namespace {
-
-class ClosedGate final : public Gate {
- public:
-  Result<std::unique_ptr<File>> open(std::string_view, FileOptions) override {
-    return Error(Errc::denied, "closed");
-  }
-  Result<std::unique_ptr<File>> open_named_by_image(std::string_view, std::string_view,
-                                                    FileOptions) override {
-    return Error(Errc::denied, "closed");
-  }
-};
 
 Task<void> use(std::unique_ptr<Device> device, bool writable) {
   ClosedGate gate;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What tests of images share: a gate that opens nothing, and a disk that outlives the image on it.
-/// Tests that count, fail or ignore requests derive from the latter.
+/// What tests of images share: a gate that opens nothing, and disks that outlive the image on them
+/// (block/borrowed_testing.h).
 #pragma once
 
 #include <memory>
 #include <string>
 
-#include "block/filter.h"
+#include "block/borrowed_testing.h"
 #include "io/gate.h"
 
 namespace byre {
@@ -21,15 +21,6 @@ class ClosedGate final : public Gate {
                                                     FileOptions) override {
     return Error(Errc::denied, cat("open ", quoted(name)));
   }
-};
-
-/// The disk below, borrowed: closing it closes nothing.
-class Borrowed : public Forwarder {
- public:
-  using Forwarder::Forwarder;
-  bool writable() const override { return true; }
-  Task<void> close() override { co_return; }
-  void abandon() override {}
 };
 
 }  // namespace byre

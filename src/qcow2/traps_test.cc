@@ -4,57 +4,19 @@
 #include <gtest/gtest.h>
 
 #include "base/prng.h"
-#include "block/memory.h"
 #include "format/header.h"
 #include "format/l2.h"
 #include "format/refcount.h"
-#include "qcow2/image.h"
-#include "qcow2/image_testing.h"
-#include "qcow2/ops/create.h"
-#include "qcow2/repair/check.h"
+#include "qcow2/memory_image_testing.h"
 
 namespace byre {
 namespace {
 
-/// The memory below, with two habits of real disks: syncs that fail, holes that are not made.
-class Below final : public Borrowed {
- public:
-  using Borrowed::Borrowed;
-  BYRE_CORO_WRAPPER Task<void> write(uint64_t o, Bytes d, WriteOptions p) override {
-    written_before_sync |= flushes == 0;
-    if (fail_streams && p.mark == Mark::write_compressed) return failed_write();
-    return below_.write(o, d, p);
-  }
-  Task<void> zero(uint64_t o, uint64_t l, ZeroOptions p) override {
-    if (!holes) co_await fail(unsupported("no holes here"));
-    co_await below_.zero(o, l, p);
-  }
-  Task<void> discard(uint64_t, uint64_t, DiscardOptions) override { co_return; }
-  Task<void> flush(Mark m) override {
-    if (fail_flushes) co_await fail(Error(Errc::io, "the disk is gone"));
-    ++flushes;
-    co_await below_.flush(m);
-  }
-
-  static Task<void> failed_write() { co_await fail(Error(Errc::io, "no stream today")); }
-
-  bool fail_streams = false;
-  bool holes = true;
-  bool fail_flushes = false;
-  int flushes = 0;
-  bool written_before_sync = false;
-};
-
-class Traps : public testing::Test {
+class Traps : public MemoryImageTest {
  protected:
-  void create(CreateOptions options = {.size = 1 * MiB}) {
-    const Result<void> made = reactor_->run(create_image(memory_, options));
-    ASSERT_TRUE(made) << made.error().message();
-  }
   Result<std::unique_ptr<Image>> open(ImageOptions options = {.writable = true}) {
-    auto below = std::make_unique<Below>(memory_);
-    below_ = below.get();
-    return reactor_->run(Image::open_over(std::move(below), gate_, std::move(options)));
+    script_ = {.discards = false};
+    return try_open(std::move(options));
   }
   uint64_t word(uint64_t at) {
     std::byte bytes[8];
@@ -72,29 +34,6 @@ class Traps : public testing::Test {
     store_be(bytes, 0, count);
     memory_.poke(block + cluster * 2, bytes);
   }
-  void write(Image& image, uint64_t at, uint64_t length, int value) {
-    const std::vector<std::byte> data(length, static_cast<std::byte>(value));
-    const Result<void> done = reactor_->run(image.write(at, data, {}));
-    ASSERT_TRUE(done) << done.error().message();
-  }
-  /// The one value that all bytes of the range have, or -1.
-  int value_at(Image& image, uint64_t at, uint64_t length) {
-    std::vector<std::byte> data(length);
-    if (!reactor_->run(image.read(at, data, Mark::none))) return -2;
-    for (const std::byte b : data) {
-      if (b != data[0]) return -1;
-    }
-    return std::to_integer<int>(data[0]);
-  }
-  void close(Image& image) {
-    const Result<void> closed = reactor_->run(image.close());
-    EXPECT_TRUE(closed) << closed.error().message();
-  }
-
-  std::unique_ptr<Reactor> reactor_ = *make_reactor(ReactorKind::posix);
-  MemoryDevice memory_{*reactor_};
-  ClosedGate gate_;
-  Below* below_ = nullptr;
 };
 
 TEST_F(Traps, Trap8UnknownAutoclearBitsGoAtAWritableOpenOnly) {
@@ -227,9 +166,7 @@ TEST_F(Traps, Trap30CopiedInATableOfASnapshotMeansNothing) {
   set_word(l1, table ^ (uint64_t{1} << 63));
   const uint64_t entry = word(table & 0x00fffffffffffe00);
   set_word(table & 0x00fffffffffffe00, entry ^ (uint64_t{1} << 63));
-  const Result<CheckReport> report = reactor_->run(check_image(memory_, {}));
-  ASSERT_TRUE(report) << report.error().message();
-  EXPECT_EQ(report->corruptions + report->leaks, 0u);
+  expect_sound();
   auto reader = open({.snapshot = "s"});
   ASSERT_TRUE(reader) << reader.error().message();
   EXPECT_EQ(value_at(**reader, 0, 64 * KiB), 1);
@@ -257,12 +194,7 @@ TEST_F(Traps, Trap56And57AStreamGivesUpEachOfItsClustersAndNoneOfItsNeighbours) 
     ASSERT_TRUE(done) << done.error().message();
   }
   close(**writer);
-  const auto leaks_and_errors = [&] {
-    const Result<CheckReport> report = reactor_->run(check_image(memory_, {}));
-    EXPECT_TRUE(report);
-    return report ? report->leaks + report->corruptions : ~uint64_t{0};
-  };
-  EXPECT_EQ(leaks_and_errors(), 0u);
+  expect_sound();
 
   for (const bool discard : {false, true}) {
     auto again = open();
@@ -273,7 +205,7 @@ TEST_F(Traps, Trap56And57AStreamGivesUpEachOfItsClustersAndNoneOfItsNeighbours) 
       write(**again, 4 * KiB, 512, 7);  // Trap 56: the stream becomes an ordinary cluster.
     }
     close(**again);
-    EXPECT_EQ(leaks_and_errors(), 0u);
+    expect_sound();
     auto reader = open({});
     ASSERT_TRUE(reader);
     std::vector<std::byte> data(4 * KiB);
@@ -291,15 +223,13 @@ TEST_F(Traps, Trap58AStreamThatCouldNotBeWrittenIsNotPointedTo) {
   auto writer = open();
   ASSERT_TRUE(writer);
   write(**writer, 0, 64 * KiB, 1);
-  below_->fail_streams = true;
+  script_.failing_writes_of = Mark::write_compressed;
   const std::vector<std::byte> data(64 * KiB, std::byte{2});
   EXPECT_FALSE(reactor_->run((*writer)->write(0, data, {.compressed = true})));
   EXPECT_EQ(value_at(**writer, 0, 64 * KiB), 1);
-  below_->fail_streams = false;
+  script_.failing_writes_of = Mark::none;
   close(**writer);
-  const Result<CheckReport> report = reactor_->run(check_image(memory_, {}));
-  ASSERT_TRUE(report);
-  EXPECT_EQ(report->corruptions + report->leaks, 0u);
+  expect_sound();
 }
 
 // The refcount block that nobody counted: a writer that goes on hands it out and overwrites it.
@@ -334,7 +264,7 @@ TEST_F(Traps, ARecycledClusterOnADiskWithoutHolesIsFilled) {
   create();
   auto image = open();
   ASSERT_TRUE(image);
-  below_->holes = false;
+  script_.holes = false;
   write(**image, 0, 64 * KiB, 0x77);
   ASSERT_TRUE(reactor_->run((*image)->discard(0, 64 * KiB, {})));
   for (int i = 0; i < 3; ++i) ASSERT_TRUE(reactor_->run((*image)->flush()));
@@ -353,9 +283,9 @@ TEST_F(Traps, AfterAFailedSyncFreshDataAreAnErrorAndOldDataAreRead) {
   ASSERT_TRUE(reactor_->run((*image)->flush()));
   write(**image, 64 * KiB, 64 * KiB, 2);
   EXPECT_EQ(value_at(**image, 64 * KiB, 64 * KiB), 2);
-  below_->fail_flushes = true;
+  script_.fail_flushes = true;
   EXPECT_FALSE(reactor_->run((*image)->flush()));
-  below_->fail_flushes = false;
+  script_.fail_flushes = false;
   EXPECT_FALSE(reactor_->run((*image)->flush())) << "the error latches";
   EXPECT_EQ(value_at(**image, 0, 64 * KiB), 1);
   EXPECT_EQ(value_at(**image, 64 * KiB, 64 * KiB), -2);
@@ -399,10 +329,7 @@ TEST_F(Traps, GrowingTheL1TableLeavesNoLeak) {
     ASSERT_TRUE(image);
     ASSERT_TRUE(reactor_->run((*image)->resize(1 * TiB)));
     close(**image);
-    const Result<CheckReport> report = reactor_->run(check_image(memory_, {}));
-    ASSERT_TRUE(report);
-    EXPECT_EQ(report->leaks, 0u);
-    EXPECT_EQ(report->corruptions, 0u);
+    expect_sound();
   }
 }
 
@@ -461,13 +388,13 @@ TEST_F(Traps, WhatAKilledProcessWroteIsSyncedBeforeItCounts) {
   }
   auto image = open();
   ASSERT_TRUE(image);
-  EXPECT_EQ(below_->flushes, 1);
-  EXPECT_FALSE(below_->written_before_sync);
+  EXPECT_EQ(script_.flushes, 1u);
+  EXPECT_FALSE(script_.written_before_flush);
   close(**image);
 
   auto reader = open({});
   ASSERT_TRUE(reader);
-  EXPECT_EQ(below_->flushes, 0);  // Who only reads does not make others wait for the disk.
+  EXPECT_EQ(script_.flushes, 0u);  // Who only reads does not make others wait for the disk.
   close(**reader);
 }
 

@@ -11,45 +11,18 @@
 #include "format/extension.h"
 #include "format/refcount.h"
 #include "qcow2/image.h"
-#include "qcow2/image_testing.h"
+#include "qcow2/memory_image_testing.h"
 #include "qcow2/ops/create.h"
-#include "qcow2/repair/check.h"
 
 namespace byre {
 namespace {
 
-/// Counts writes of bitmaps, and syncs.
-class Counting final : public Borrowed {
- public:
-  Counting(Device& below, uint64_t* writes, uint64_t* syncs)
-      : Borrowed(below), writes_(writes), syncs_(syncs) {}
-  Task<void> write(uint64_t o, Bytes d, WriteOptions p) override {
-    if (writes_ && p.mark == Mark::bitmap_update) ++*writes_;
-    co_await below_.write(o, d, p);
-  }
-  Task<void> flush(Mark m) override {
-    if (syncs_) ++*syncs_;
-    co_await below_.flush(m);
-  }
-
- private:
-  uint64_t* writes_;
-  uint64_t* syncs_;
-};
-
-Task<std::unique_ptr<Image>> open(Device& memory, ImageOptions options, uint64_t* writes = nullptr,
-                                  uint64_t* syncs = nullptr) {
+Task<std::unique_ptr<Image>> open(Device& memory, ImageOptions options,
+                                  DiskScript* script = nullptr) {
   ClosedGate gate;
-  co_return co_await Image::open_over(std::make_unique<Counting>(memory, writes, syncs), gate,
-                                      std::move(options));
-}
-
-Task<void> expect_sound(Device& memory, bool may_leak) {
-  const CheckReport report = co_await check_image(memory, {});
-  if (report.corruptions != 0 || (report.leaks != 0 && !may_leak)) {
-    co_await fail(corrupt("check: ", report.corruptions, " corruptions, ", report.leaks,
-                          " leaks: ", report.findings.empty() ? "" : report.findings[0].text));
-  }
+  std::unique_ptr<Device> file = std::make_unique<Borrowed>(memory);
+  if (script) file = std::make_unique<ScriptedDisk>(memory, *script);
+  co_return co_await Image::open_over(std::move(file), gate, std::move(options));
 }
 
 /// What a bitmap must say and may say, by granule.
@@ -272,16 +245,7 @@ Task<void> play(Reactor& reactor, uint64_t seed) {
   }
 }
 
-class PersistentBitmaps : public testing::Test {
- protected:
-  template <class Make>
-  void run(Make make, const std::string& what = "") {
-    Result<std::unique_ptr<Reactor>> reactor = make_reactor();
-    ASSERT_TRUE(reactor);
-    Result<void> result = (*reactor)->run(make(**reactor));
-    EXPECT_TRUE(result) << what << result.error().message();
-  }
-};
+class PersistentBitmaps : public CoroutineTest {};
 
 TEST_F(PersistentBitmaps, AgreeWithSetsOfGranulesThroughClosingAndKills) {
   for (uint64_t seed = 1; seed <= 300 && !HasFailure(); ++seed) {
@@ -295,23 +259,22 @@ TEST_F(PersistentBitmaps, ASteadyWriterPaysOnceForEach256MiB) {
   run([&](Reactor& reactor) -> Task<void> {
     MemoryDevice memory(reactor);
     co_await create_image(memory, {.size = 64 * GiB});
-    uint64_t writes = 0;
-    uint64_t syncs = 0;
+    DiskScript script;
     std::unique_ptr<Image> image =
-        co_await open(memory, {.writable = true, .commit_delay = 3600 * kSecond}, &writes, &syncs);
+        co_await open(memory, {.writable = true, .commit_delay = 3600 * kSecond}, &script);
     co_await image->add_bitmap({.name = "daily"});
     const std::vector<std::byte> data(64 * KiB, std::byte{1});
     co_await image->write(0, data, {});
-    writes = syncs = 0;
+    script = {};
     for (uint64_t i = 1; i < 500; ++i) co_await image->write(i * 64 * KiB, data, {});
-    EXPECT_EQ(writes, 0u);
-    EXPECT_EQ(syncs, 0u);
+    EXPECT_EQ(script.writes_of[Mark::bitmap_update], 0u);
+    EXPECT_EQ(script.flushes, 0u);
     co_await image->write(256 * MiB, data, {});
-    EXPECT_EQ(writes, 1u);
-    EXPECT_EQ(syncs, 1u);
+    EXPECT_EQ(script.writes_of[Mark::bitmap_update], 1u);
+    EXPECT_EQ(script.flushes, 1u);
     // The second cluster of bitmap data is 32 GiB on: it is allocated, filled and linked.
     co_await image->write(32 * GiB, data, {});
-    EXPECT_EQ(writes, 3u);
+    EXPECT_EQ(script.writes_of[Mark::bitmap_update], 3u);
     co_await image->close();
     std::unique_ptr<Image> again = co_await open(memory, {});
     const std::unique_ptr<DirtyBits> bits = co_await again->read_bitmap("daily");
@@ -357,7 +320,7 @@ TEST_F(PersistentBitmaps, OneThatDoesNotFitTheDiskIsKeptUnusedAndCanBeRemoved) {
     co_await image->remove_bitmap("daily");
     EXPECT_TRUE(image->bitmaps().empty());
     co_await image->close();
-    co_await expect_sound(memory, false);
+    co_await expect_sound(memory);
   });
 }
 
@@ -411,7 +374,7 @@ TEST_F(PersistentBitmaps, OneThatNoReaderTakesCanBeRemoved) {
     co_await image->write(MiB, data, {});
     co_await image->remove_bitmap("x");
     co_await image->close();
-    co_await expect_sound(memory, false);
+    co_await expect_sound(memory);
   });
 }
 
@@ -575,7 +538,7 @@ TEST_F(PersistentBitmaps, DefaultsAndBoundsAreThoseOfQemu) {
       co_await image->resize(0);
       EXPECT_FALSE(co_await image->add_bitmap({.name = "none"}).result());
       co_await image->close();
-      co_await expect_sound(memory, false);
+      co_await expect_sound(memory);
     }
     MemoryDevice memory(reactor);
     co_await create_image(memory, {.size = 1 * MiB, .version = 2});

@@ -2,16 +2,14 @@
 #include "qcow2/ops/create.h"
 
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <bit>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 
 #include "block/memory.h"
 #include "format/refcount.h"
+#include "io/io_testing.h"
 #include "qcow2/core/head.h"
 
 namespace byre {
@@ -19,17 +17,6 @@ namespace {
 
 class CreateTest : public testing::Test {
  protected:
-  CreateTest() {
-    Result<std::unique_ptr<Reactor>> made = make_reactor();
-    if (!made) std::abort();
-    reactor_ = *std::move(made);
-    folder_ = std::filesystem::path(testing::TempDir()) /
-              cat("byre-create-", getpid(), "-",
-                  testing::UnitTest::GetInstance()->current_test_info()->name());
-    std::filesystem::create_directories(folder_);
-  }
-  ~CreateTest() override { std::filesystem::remove_all(folder_); }
-
   /// The message of the refusal; empty when it is accepted.
   static std::string refusal(const CreateOptions& options) {
     const Result<Geometry> geometry = check_create(options);
@@ -81,14 +68,7 @@ class CreateTest : public testing::Test {
 
   /// What qemu-img prints and how it ends.
   std::pair<int, std::string> qemu_img(const std::string& arguments) {
-    std::FILE* pipe =
-        popen(cat("cd ", folder_.string(), " && qemu-img ", arguments, " 2>&1").c_str(), "r");
-    if (!pipe) return {-1, "popen failed"};
-    std::string out;
-    char buffer[4096];
-    while (const size_t n = std::fread(buffer, 1, sizeof buffer, pipe)) out.append(buffer, n);
-    const int status = pclose(pipe);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, out};
+    return run_shell(folder_, cat("qemu-img ", arguments, " 2>&1"));
   }
   void save(const MemoryDevice& file, const std::string& name) {
     const std::vector<std::byte> bytes = file.bytes();
@@ -96,8 +76,8 @@ class CreateTest : public testing::Test {
     out.write(text_of(bytes).data(), static_cast<std::streamsize>(bytes.size()));
   }
 
-  std::unique_ptr<Reactor> reactor_;
-  std::filesystem::path folder_;
+  std::unique_ptr<Reactor> reactor_ = *make_reactor();
+  TemporaryFolder folder_;
 };
 
 TEST_F(CreateTest, EveryShapeCountsItselfExactlyOnce) {

@@ -13,6 +13,7 @@
 #include "block/raw.h"
 #include "coro/scope.h"
 #include "format/refcount.h"
+#include "io/io_testing.h"
 #include "qcow2/image.h"
 #include "qcow2/ops/create.h"
 #include "qcow2/repair/check.h"
@@ -22,10 +23,6 @@ namespace {
 
 class Growth : public testing::Test {
  protected:
-  Growth() : folder_(parent() / cat("byre-growth-", getpid())) {
-    std::filesystem::create_directory(folder_);
-  }
-  ~Growth() override { std::filesystem::remove_all(folder_); }
   /// In memory where there is room: to remove a file of 80,000 pieces takes minutes on a file
   /// system that tells its disk of each.
   static std::filesystem::path parent() {
@@ -36,7 +33,7 @@ class Growth : public testing::Test {
   }
   std::string path() const { return folder_ / "disk.qcow2"; }
 
-  std::filesystem::path folder_;
+  TemporaryFolder folder_{(parent() / "byre-growth-XXXXXX").string()};
   std::unique_ptr<Reactor> reactor_ = *make_reactor();
 };
 

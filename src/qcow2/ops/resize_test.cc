@@ -3,65 +3,27 @@
 /// the file gives back what was cut off.
 #include <gtest/gtest.h>
 
-#include "block/memory.h"
 #include "format/header.h"
-#include "qcow2/image.h"
-#include "qcow2/image_testing.h"
-#include "qcow2/ops/create.h"
-#include "qcow2/repair/check.h"
+#include "qcow2/memory_image_testing.h"
 
 namespace byre {
 namespace {
 
-/// The memory below, which outlives the image.
-class Below final : public Borrowed {
- public:
-  using Borrowed::Borrowed;
-  Task<void> discard(uint64_t, uint64_t, DiscardOptions) override { co_return; }
-};
-
-class Resize : public testing::Test {
+class Resize : public MemoryImageTest {
  protected:
-  void create(CreateOptions options) {
-    const Result<void> made = reactor_->run(create_image(memory_, options));
-    ASSERT_TRUE(made) << made.error().message();
-  }
   std::unique_ptr<Image> open() {
-    Result<std::unique_ptr<Image>> image = reactor_->run(
-        Image::open_over(std::make_unique<Below>(memory_), gate_, {.writable = true}));
+    Result<std::unique_ptr<Image>> image = try_open();
     EXPECT_TRUE(image) << image.error().message();
     return image ? *std::move(image) : nullptr;
-  }
-  void write(Image& image, uint64_t at, uint64_t length, int value) {
-    const std::vector<std::byte> data(length, static_cast<std::byte>(value));
-    const Result<void> done = reactor_->run(image.write(at, data, {}));
-    ASSERT_TRUE(done) << done.error().message();
-  }
-  /// The one value that all bytes of the range have, or -1.
-  int value_at(Image& image, uint64_t at, uint64_t length) {
-    std::vector<std::byte> data(length);
-    if (!reactor_->run(image.read(at, data, Mark::none))) return -2;
-    for (const std::byte b : data) {
-      if (b != data[0]) return -1;
-    }
-    return std::to_integer<int>(data[0]);
   }
   void resize(Image& image, uint64_t size) {
     const Result<void> done = reactor_->run(image.resize(size));
     ASSERT_TRUE(done) << done.error().message();
   }
   void close_and_check(Image& image) {
-    const Result<void> closed = reactor_->run(image.close());
-    EXPECT_TRUE(closed) << closed.error().message();
-    const Result<CheckReport> report = reactor_->run(check_image(memory_, {}));
-    ASSERT_TRUE(report) << report.error().message();
-    EXPECT_EQ(report->leaks, 0u);
-    EXPECT_EQ(report->corruptions, 0u);
+    close(image);
+    expect_sound();
   }
-
-  std::unique_ptr<Reactor> reactor_ = *make_reactor(ReactorKind::posix);
-  MemoryDevice memory_{*reactor_};
-  ClosedGate gate_;
 };
 
 // Defect E2: the bytes behind the new end, in the cluster that stays, are zeros in the file, so

@@ -12,27 +12,12 @@
 #include "format/l2.h"
 #include "format/refcount.h"
 #include "qcow2/image.h"
-#include "qcow2/image_testing.h"
+#include "qcow2/memory_image_testing.h"
 #include "qcow2/ops/create.h"
 #include "qcow2/repair/check.h"
 
 namespace byre {
 namespace {
-
-/// Counts writes, and fails the k-th.
-class Failing final : public Borrowed {
- public:
-  Failing(Device& below, uint64_t* writes, uint64_t fails_at)
-      : Borrowed(below), writes_(writes), fails_at_(fails_at) {}
-  Task<void> write(uint64_t o, Bytes d, WriteOptions p) override {
-    if (++*writes_ == fails_at_) co_await fail(Error(Errc::io, "it was to fail"));
-    co_await below_.write(o, d, p);
-  }
-
- private:
-  uint64_t* writes_;
-  uint64_t fails_at_;
-};
 
 using Contents = std::vector<std::byte>;
 
@@ -52,17 +37,9 @@ Task<Contents> read_all(Device& image) {
   co_return std::move(bytes);
 }
 
-Task<void> expect_sound(Device& memory, std::string_view when) {
-  const CheckReport report = co_await check_image(memory, {});
-  if (report.corruptions != 0 || report.leaks != 0) {
-    co_await fail(corrupt(when, ": check: ", report.corruptions, " corruptions, ", report.leaks,
-                          " leaks: ", report.findings.empty() ? "" : report.findings[0].text));
-  }
-}
-
 /// Everything is as the model has it.
 Task<void> expect_same(Device& memory, const Disk& disk, std::string_view when) {
-  co_await expect_sound(memory, when);
+  co_await expect_sound(memory).doing(when);
   {
     std::unique_ptr<Image> image = co_await open(memory, {});
     const Contents active = co_await read_all(*image);
@@ -173,16 +150,7 @@ Task<void> history(Reactor& reactor, uint64_t seed) {
   }
 }
 
-class Snapshots : public testing::Test {
- protected:
-  template <class Make>
-  void run(Make make, const std::string& what = "") {
-    Result<std::unique_ptr<Reactor>> reactor = make_reactor();
-    ASSERT_TRUE(reactor);
-    Result<void> result = (*reactor)->run(make(**reactor));
-    ASSERT_TRUE(result) << what << ": " << result.error().message();
-  }
-};
+class Snapshots : public CoroutineTest {};
 
 TEST_F(Snapshots, AgreeWithCopiesAndCheckClean) {
   const char* from = std::getenv("BYRE_SEED");
@@ -273,10 +241,10 @@ TEST_F(Snapshots, AFailureAtTheKthWriteChangesNothing) {
                 co_await scribble(*image, disk.active, prng, 5);
                 co_await image->close();
               }
-              uint64_t writes = 0;
+              DiskScript script{.failing_write = k};
               ClosedGate gate;
               const Disk before = disk;
-              auto file = std::make_unique<Failing>(memory, &writes, k);
+              auto file = std::make_unique<ScriptedDisk>(memory, script);
               std::unique_ptr<Image> image =
                   co_await Image::open_over(std::move(file), gate, {.writable = true});
               Result<void> done;

@@ -383,7 +383,7 @@ TEST_F(CheckTest, RepairOfWhatIsReadOnlyIsRefused) {
   const ImageBytes image = made.bytes();
   save(image, "image");
   Result<std::unique_ptr<File>> opened =
-      File::open(*reactor_, (folder_ / "image").string(), {.writable = false});
+      File::open(*reactor_, folder_ / "image", {.writable = false});
   ASSERT_TRUE(opened) << opened.error().message();
   RawDevice file(*std::move(opened));
   const Result<CheckReport> refused = reactor_->run(check_image(file, {.repair = Repair::all}));

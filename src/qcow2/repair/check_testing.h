@@ -4,11 +4,7 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cstdio>
-#include <filesystem>
 #include <fstream>
 #include <map>
 #include <set>
@@ -19,6 +15,7 @@
 #include "format/header.h"
 #include "format/l2.h"
 #include "format/refcount.h"
+#include "io/io_testing.h"
 #include "qcow2/core/head.h"
 #include "qcow2/ops/create.h"
 #include "qcow2/repair/check.h"
@@ -96,27 +93,10 @@ struct Places {
 
 class CheckTest : public testing::Test {
  protected:
-  CheckTest() {
-    Result<std::unique_ptr<Reactor>> made = make_reactor();
-    if (!made) std::abort();
-    reactor_ = *std::move(made);
-    folder_ = std::filesystem::path(testing::TempDir()) /
-              cat("byre-check-", getpid(), "-",
-                  testing::UnitTest::GetInstance()->current_test_info()->name());
-    std::filesystem::create_directories(folder_);
-  }
-  ~CheckTest() override { std::filesystem::remove_all(folder_); }
-
   // The real programs.
 
   std::pair<int, std::string> run(const std::string& command) {
-    std::FILE* pipe = popen(cat("cd ", folder_.string(), " && ", command).c_str(), "r");
-    if (!pipe) return {-1, "popen failed"};
-    std::string out;
-    char buffer[4096];
-    while (const size_t n = std::fread(buffer, 1, sizeof buffer, pipe)) out.append(buffer, n);
-    const int status = pclose(pipe);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, out};
+    return run_shell(folder_, command);
   }
   void must(const std::string& command) {
     const auto [code, out] = run(command + " 2>&1");
@@ -320,8 +300,8 @@ class CheckTest : public testing::Test {
     file.poke(at, block);
   }
 
-  std::unique_ptr<Reactor> reactor_;
-  std::filesystem::path folder_;
+  std::unique_ptr<Reactor> reactor_ = *make_reactor();
+  TemporaryFolder folder_;
 };
 
 }  // namespace byre

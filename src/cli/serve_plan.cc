@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/serve_plan.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cerrno>
+#include <utility>
+
+#include "cli/serve_reporter.h"
+#include "cli/served_disk.h"
+#include "cli/text.h"
+#include "export/background.h"
+#include "export/nbd_server_run.h"
+
+namespace byre {
+
+namespace {
+
+/// In single quotes, for a shell, when it needs any.
+std::string shell_quoted(const std::string& text) {
+  const bool plain = !text.empty() && std::all_of(text.begin(), text.end(), [](unsigned char c) {
+    return isalnum(c) ||
+           std::string_view("-._/:=+@%,").find(static_cast<char>(c)) != std::string_view::npos;
+  });
+  if (plain) return text;
+  std::string out = "'";
+  for (char c : text) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return out + "'";
+}
+
+std::string attach_lines(const std::vector<nbd::Uri>& addresses, const std::string& export_name) {
+  std::string out;
+  for (const nbd::Uri& address : addresses) out += address.text() + "\n";
+  const nbd::Uri& first = addresses[0];
+  const std::string uri = shell_quoted(first.text());
+  const std::string client =
+      first.socket ? cat("-unix ", shell_quoted(*first.socket)) : cat(first.host, " ", first.port);
+  const std::string name = export_name.empty() ? "" : cat(" -N ", shell_quoted(export_name));
+  out += cat("  copy it    nbdcopy ", uri, " copy.raw\n",
+             "  boot it    qemu-system-x86_64 -m 2G -drive ",
+             shell_quoted(cat("format=raw,if=virtio,file=", first.text())), "\n",
+             "  attach it  nbd-client ", client, name, " /dev/nbd0\n");
+  return out;
+}
+
+/// It listens: says so to the user, to the file that names our process, and to a waiting parent.
+Task<void> announce(Session& session, const ServePlan& plan, nbd::ServerRun& run,
+                    DiskFormat format) {
+  if (!plan.pid_file.empty()) co_await write_pid_file(plan.pid_file);
+  if (plan.announce) {
+    const Device& disk = run.disk();
+    session.print(attach_lines(run.addresses(), plan.export_name));
+    session.print(cat("ready: ", plan.image, " (", name_of(format), ", ",
+                      size_text(round_up(disk.size(), kSectorSize)),
+                      disk.writable() ? "" : ", read-only", "); ctrl-C ends\n"));
+    if (!session.flush_output()) co_await fail(errno_error(errno, "write to stdout"));
+  }
+  if (plan.ready_fd >= 0) co_await detach(plan.ready_fd);
+}
+
+/// The contexts of the plan's bitmaps; what is wrong is told once all were looked at.
+Task<std::vector<nbd::ExportContext>> contexts_of(Image* image, std::vector<std::string> bitmaps) {
+  std::vector<nbd::ExportContext> contexts;
+  Result<void> failed;
+  for (const std::string& name : bitmaps) {
+    Result<nbd::ExportContext> context = co_await context_of(image, name).result();
+    if (context) {
+      contexts.push_back(*std::move(context));
+    } else if (failed) {
+      failed = std::move(context).error();
+    }
+  }
+  co_await std::move(failed);
+  co_return contexts;
+}
+
+nbd::ListenPlan listen_plan_of(const ServePlan& plan) {
+  nbd::ListenPlan listen{.socket = plan.socket,
+                         .default_socket_hint = "; --socket chooses another place",
+                         .port = plan.port,
+                         .address = plan.address};
+  if (plan.default_socket) listen.default_socket = cat(plan.image, ".sock");
+  return listen;
+}
+
+/// Serves, and tells the user about it; until the end of the last request.
+Task<void> run_and_report(nbd::ServerRun& run, ServeReporter& reporter, const ServePlan& plan,
+                          Image* image, SignalWatch* check_signals) {
+  const auto check = [&]() -> Task<void> {
+    co_await reporter.check(image, [&run] { return run.ending(); });
+  };
+  reporter.begin(!plan.quiet);
+  if (check_signals) run.on_signal(*check_signals, check);
+  if (plan.check_every) run.every(static_cast<int64_t>(*plan.check_every) * kSecond, check);
+  if (!plan.quiet) {
+    run.every(reporter.pause_ns(), [&]() -> Task<void> {
+      reporter.show(run.statistics());
+      co_return;
+    });
+  }
+  const Result<void> served = co_await run.serve().result();
+  reporter.end();
+  if (!served) co_await fail(served.error().copy());
+}
+
+}  // namespace
+
+Result<uint16_t> parse_port(const std::string& text) {
+  const Result<uint64_t> port = parse_number(text, 0, 65535);
+  if (!port) return invalid("Invalid port: ", quoted(text), " (0 to 65535; 0 is any that is free)");
+  return static_cast<uint16_t>(*port);
+}
+
+Result<DetectZeroesMode> parse_detect_zeroes(const std::string& text, DiscardPolicy discard) {
+  if (text == "off") return DetectZeroesMode::off;
+  if (text == "on") return DetectZeroesMode::on;
+  if (text != "unmap") {
+    return invalid("Failed to parse detect_zeroes mode: invalid parameter value: ", text,
+                   " (off, on or unmap)");
+  }
+  if (discard != DiscardPolicy::unmap) {
+    return invalid(
+        "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap");
+  }
+  return DetectZeroesMode::unmap;
+}
+
+Task<int> serve_plan(Session& session, ServePlan plan) {
+  // Before there are threads that would get the signal.
+  std::optional<SignalWatch> signals;
+  if (plan.check_on_signal) {
+    signals.emplace(co_await SignalWatch::make(session.reactor(), {SIGUSR1}));
+  }
+  SystemGate gate(session.reactor(), session.policy(plan.open.follow));
+  co_await make_if_missing(session, gate, plan);
+  Disk disk = co_await open_served(session, gate, plan);
+  if (plan.check_every && !disk.image) {
+    co_await disk.device->close();
+    co_return invalid(quoted(plan.image), " is raw, which has no checks; leave --check-every out");
+  }
+  Result<std::vector<nbd::ExportContext>> contexts =
+      co_await contexts_of(disk.image, plan.bitmaps).result();
+  put_layers(plan, disk);
+
+  ServeReporter reporter(session, plan.image, plan.report);
+  nbd::ServerRun run(session.reactor(), std::move(disk.device), quoted(plan.image),
+                     {.connections_max = plan.connections_max,
+                      .end_with_last_client = plan.until_last_client,
+                      .report = [&](const Error& error) { reporter.error(error); }});
+  Result<void> served;
+  if (contexts) {
+    nbd::Export target{.name = plan.export_name,
+                       .description = plan.description,
+                       .writable = run.disk().writable(),
+                       .depth = plan.depth,
+                       .contexts = *std::move(contexts)};
+    served = co_await run.listen(std::move(target), listen_plan_of(plan)).result();
+  } else {
+    served = std::move(contexts).error();
+  }
+  const Session::Interruptible guard(session, {.about = quoted(plan.image),
+                                               .stop = [&] { run.stop(); },
+                                               .waiting_for = [&] { return run.waiting_for(); },
+                                               .is_server = true});
+  if (served) served = co_await announce(session, plan, run, disk.format).result();
+  if (served && session.interrupted() == 0) {
+    SignalWatch* const check_signals = signals ? &*signals : nullptr;
+    served = co_await run_and_report(run, reporter, plan, disk.image, check_signals).result();
+  }
+
+  // Everything that was answered becomes durable, whatever ended the server.
+  Result<void> ended = co_await run.end().result();
+  if (!plan.pid_file.empty()) unlink(plan.pid_file.c_str());
+  co_await std::move(served);
+  co_await std::move(ended);
+  if (plan.announce) session.print(cat("ended: ", ServeReporter::summary(run.statistics()), "\n"));
+  co_return 0;
+}
+
+}  // namespace byre

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/served_disk.h"
+
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <memory>
+#include <utility>
+
+#include "block/compress.h"
+#include "block/filter.h"
+#include "block/slice.h"
+#include "cli/new_disk.h"
+#include "export/nbd_dirty_context.h"
+
+namespace byre {
+
+namespace {
+
+constexpr uint64_t kDefaultSize = 10 * GiB;
+
+bool is_there(const std::string& path) {
+  struct stat status;
+  return stat(path.c_str(), &status) == 0;
+}
+
+/// The word by which the engine knows the snapshot.
+Task<std::string> find_served(Session& session, Gate& gate, const ServePlan& plan) {
+  Disk disk = co_await open_named(session, gate, plan.image, plan.open, {.without_backing = true});
+  Result<std::string> word = unsupported("A raw disk has no snapshots");
+  if (disk.image) word = plan.snapshot->find(disk.image->snapshots());
+  co_await disk.device->close();
+  if (!word) co_return std::move(word).error().while_doing("Failed to load snapshot");
+  co_return *std::move(word);
+}
+
+/// Before anything is written: do the layers that are to lie over the disk fit it?
+Result<void> check_layers(const ServePlan& plan, const Disk& disk) {
+  const uint64_t size = disk.device->size();
+  if (plan.offset > size || (plan.offset == size && plan.offset != 0)) {
+    return invalid("Offset (", plan.offset, ") has to be smaller than the image size (", size, ")");
+  }
+  if (plan.slice_size && *plan.slice_size > size - plan.offset) {
+    return invalid("a part of ", *plan.slice_size, " bytes from ", plan.offset,
+                   " on passes the end of the disk, which has ", size, " bytes");
+  }
+  if (plan.offset % disk.device->alignment() != 0) {
+    return invalid("the offset ", plan.offset, " is no multiple of ", disk.device->alignment());
+  }
+  if ((plan.offset != 0 || plan.slice_size) && !plan.bitmaps.empty()) {
+    return unsupported("a part of a disk is served without bitmaps");
+  }
+  if (plan.compress && (!disk.image || disk.image->geometry().data_file)) {
+    return invalid("Compression not supported for this file format");
+  }
+  // A client that zeroes or discards would mean "zeros", and the whole chain would show old data.
+  if (plan.without_backing && disk.device->writable() && disk.image &&
+      disk.image->head().backing_file) {
+    return unsupported("an image is served without its backing file read-only only (-r)");
+  }
+  return {};
+}
+
+/// A bitmap of an image: its bits as they are now while it records, else as they were.
+class BitmapRuns final : public nbd::DirtyRuns {
+ public:
+  BitmapRuns(const Image& image, std::string name, std::unique_ptr<DirtyBits> bits)
+      : image_(image), name_(std::move(name)), bits_(std::move(bits)) {}
+
+  std::optional<std::pair<uint64_t, uint64_t>> next_run(uint64_t from) const override {
+    const DirtyBits* now = bits_.get();
+    for (const auto& slot : image_.bitmaps()) {
+      if (slot->entry.name == name_ && slot->bits) now = slot->bits.get();
+    }
+    return now->next_run(from);
+  }
+
+ private:
+  const Image& image_;
+  std::string name_;
+  std::unique_ptr<DirtyBits> bits_;
+};
+
+}  // namespace
+
+Task<void> make_if_missing(Session& session, Gate& gate, const ServePlan& plan) {
+  const std::string path = co_await path_of(plan.image);
+  if (is_there(path)) co_return;
+  if (!plan.create) co_return;  // Opening it says what is wrong.
+  const DiskFormat format =
+      plan.open.format ? co_await parse_format(*plan.open.format) : DiskFormat::qcow2;
+  NewDisk disk = co_await read_new_disk(format, plan.create_options);
+  if (!disk.size) disk.size = plan.size.value_or(kDefaultSize);
+  if (plan.announce) session.print(formatting_line(plan.image, disk));
+  co_await make_disk(session, gate, plan.image, disk, {});
+}
+
+Task<Disk> open_served(Session& session, Gate& gate, const ServePlan& plan) {
+  std::string snapshot;
+  if (plan.snapshot) snapshot = co_await find_served(session, gate, plan);
+  const ImageOptions options{.writable = !plan.read_only && snapshot.empty(),
+                             .direct = is_direct(plan.cache),
+                             .discard = plan.discard,
+                             .snapshot = snapshot,
+                             .without_backing = plan.without_backing};
+  Disk disk = co_await open_named(session, gate, plan.image, plan.open, options);
+  if (plan.size && disk.size() != round_up(*plan.size, kSectorSize)) {
+    const uint64_t there = disk.size();
+    co_await disk.device->close();
+    co_return invalid(quoted(plan.image), " is there, and its disk has ", there, " bytes, not ",
+                      *plan.size, "; leave --size out, or resize it");
+  }
+  if (disk.guessed && disk.format == DiskFormat::raw && disk.device->writable()) {
+    warn_of_guess(session, plan.image);
+  }
+  if (Result<void> can = check_layers(plan, disk); !can) {
+    co_await disk.device->close();
+    co_return std::move(can).error();
+  }
+  co_return std::move(disk);
+}
+
+void put_layers(const ServePlan& plan, Disk& disk) {
+  std::unique_ptr<Device>& device = disk.device;
+  if (plan.offset != 0 || plan.slice_size) {
+    const uint64_t size = plan.slice_size.value_or(device->size() - plan.offset);
+    device = std::make_unique<Slice>(std::move(device), plan.offset, size);
+  }
+  if (plan.compress) {
+    const uint64_t cluster = disk.image->geometry().cluster_size();
+    device = std::make_unique<Compress>(std::move(device), cluster);
+  }
+  if (plan.detect_zeroes != DetectZeroesMode::off)
+    device = std::make_unique<DetectZeroes>(std::move(device), plan.detect_zeroes);
+  if (is_write_through(plan.cache)) device = std::make_unique<WriteThrough>(std::move(device));
+}
+
+Task<nbd::ExportContext> context_of(Image* image, std::string name) {
+  Result<std::unique_ptr<DirtyBits>> loaded =
+      Error(Errc::not_found, cat("Bitmap '", name, "' is not found"), ENOENT);
+  if (image) {
+    Result<std::unique_ptr<DirtyBits>> read = co_await image->read_bitmap(name).result();
+    if (read || read.error().code() != Errc::not_found) loaded = std::move(read);
+  }
+  std::unique_ptr<DirtyBits> bits = co_await std::move(loaded);
+  co_return nbd::dirty_bitmap_context(name,
+                                      std::make_shared<BitmapRuns>(*image, name, std::move(bits)));
+}
+
+}  // namespace byre

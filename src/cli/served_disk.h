@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The disk of a ServePlan: made if it is missing, opened, and put under the layers through which
+/// clients see it.
+///
+/// Invariant: an error leaves no disk open, and what does not fit the plan is refused before
+/// anything is written.
+/// Not here: serving it (serve_plan.h).
+#pragma once
+
+#include <string>
+
+#include "cli/serve_plan.h"
+#include "export/nbd_handshake.h"
+
+namespace byre {
+
+/// Makes the image if there is none and that was asked for.
+Task<void> make_if_missing(Session& session, Gate& gate, const ServePlan& plan);
+
+/// As it is in its file; put_layers() comes next.
+Task<Disk> open_served(Session& session, Gate& gate, const ServePlan& plan);
+
+/// What clients see of the disk, and how what they write gets there.
+void put_layers(const ServePlan& plan, Disk& disk);
+
+/// The bits of a bitmap as a metadata context: as they are now while it records, else as they were.
+Task<nbd::ExportContext> context_of(Image* image, std::string name);
+
+}  // namespace byre
