@@ -76,7 +76,7 @@ namespace {
 class SnapshotChange {
  public:
   explicit SnapshotChange(GuestDisk& disk)
-      : disk_(disk), quiesced_(disk, Quiesced::Of::everything) {}
+      : disk_(disk), request_(disk), quiesced_(disk, Quiesced::Of::everything) {}
   SnapshotChange(const SnapshotChange&) = delete;
 
   Task<void> begin();
@@ -128,6 +128,7 @@ class SnapshotChange {
   Task<void> undo_create(const Tree& tree, bool raised);
 
   GuestDisk& disk_;
+  const Request request_;
   Quiesced quiesced_;
   std::unordered_set<HostCluster> blocks_;  ///< Refcount blocks.
 };
@@ -137,6 +138,8 @@ class SnapshotChange {
 /// Takes the locks, in the order of resize(); then nothing is staged and limbo is empty, so that
 /// the disk, and the refcounts in memory, say the whole truth.
 Task<void> SnapshotChange::begin() {
+  co_await request_.begin();
+  co_await disk_.check_can_write();
   co_await quiesced_.begin();
   co_await disk_.check_can_write();
   if (g().data_file) {
@@ -589,9 +592,6 @@ Task<void> complete_snapshots(GuestDisk& disk) {
 }
 
 Task<void> create_snapshot(GuestDisk& disk, NewSnapshot snapshot) {
-  const Request request(disk);
-  co_await request.begin();
-  co_await disk.check_can_write();
   SnapshotChange change(disk);
   co_await change.begin();
   const std::string name = snapshot.name;
@@ -601,9 +601,6 @@ Task<void> create_snapshot(GuestDisk& disk, NewSnapshot snapshot) {
 }
 
 Task<void> apply_snapshot(GuestDisk& disk, SnapshotKey which) {
-  const Request request(disk);
-  co_await request.begin();
-  co_await disk.check_can_write();
   SnapshotChange change(disk);
   co_await change.begin();
   const size_t index = co_await find_snapshot(disk.snapshots, which);
@@ -613,9 +610,6 @@ Task<void> apply_snapshot(GuestDisk& disk, SnapshotKey which) {
 }
 
 Task<void> delete_snapshot(GuestDisk& disk, SnapshotKey which) {
-  const Request request(disk);
-  co_await request.begin();
-  co_await disk.check_can_write();
   SnapshotChange change(disk);
   co_await change.begin();
   const size_t index = co_await find_snapshot(disk.snapshots, which);
@@ -623,9 +617,6 @@ Task<void> delete_snapshot(GuestDisk& disk, SnapshotKey which) {
 }
 
 Task<void> rename_snapshot(GuestDisk& disk, SnapshotKey which, std::string name) {
-  const Request request(disk);
-  co_await request.begin();
-  co_await disk.check_can_write();
   SnapshotChange change(disk);
   co_await change.begin();
   const size_t index = co_await find_snapshot(disk.snapshots, which);
