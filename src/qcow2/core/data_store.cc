@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/checked.h"
+
 namespace byre {
 
 namespace {
@@ -21,17 +23,30 @@ Result<void> DataStore::check(HostOffset at, uint64_t length) const {
   return {};
 }
 
-Task<void> DataStore::read(HostOffset at, MutableBytes bytes, Mark mark) {
-  Device& from = device();
+// The hot path: no coroutine of its own where nothing is wrong, so that no frame is added.
+
+namespace {
+Task<void> refuse(Error error) { co_await fail(std::move(error)); }
+
+Task<void> read_past_end(Device& from, HostOffset at, MutableBytes bytes, Mark mark) {
   const uint64_t there =
       at.value < from.size() ? std::min<uint64_t>(bytes.size(), from.size() - at.value) : 0;
   if (there != 0) co_await from.read(at.value, bytes.first(there), mark);
   fill_zero(bytes.subspan(there));
 }
+}  // namespace
 
-Task<void> DataStore::write(HostOffset at, Bytes bytes, bool fua, Mark mark) {
-  co_await check(at, bytes.size());
-  co_await device().write(at.value, bytes, {.fua = fua, .mark = mark});
+BYRE_CORO_WRAPPER Task<void> DataStore::read(HostOffset at, MutableBytes bytes, Mark mark) {
+  Device& from = device();
+  if (within(at.value, bytes.size(), from.size())) return from.read(at.value, bytes, mark);
+  return read_past_end(from, at, bytes, mark);
+}
+
+BYRE_CORO_WRAPPER Task<void> DataStore::write(HostOffset at, Bytes bytes, bool fua, Mark mark) {
+  if (Result<void> sound = check(at, bytes.size()); !sound) {
+    return refuse(std::move(sound).error());
+  }
+  return device().write(at.value, bytes, {.fua = fua, .mark = mark});
 }
 
 Task<void> DataStore::write_zeros(HostOffset at, uint64_t length, Mark mark) {
