@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """What the engine itself costs: CPU and heap allocations for a request to a mapped cluster, over a disk that does nothing
-with guest data; and what the floors below it cost.  There is no peer to compare with: QEMU's block layer has no such test.
+with guest data; and what the layers below it cost.  There is no peer to compare with: QEMU's block layer has no such test.
     ./run bench engine [--rounds 5]
 """
 import argparse
@@ -16,12 +16,12 @@ BUILD = os.path.join(HERE, "..", "build", "release", "src")
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--floors", default="qcow2", help="which benchmarks: qcow2,format,io,export")
+    options.add_argument("--layers", default="qcow2", help="which benchmarks: qcow2,format,io,export")
     args = options.parse_args()
     print(f"{'benchmark':<48} {'CPU, us':>10} {'heap allocations':>18}   (medians of {args.rounds})")
-    for floor in args.floors.split(","):
+    for layer in args.layers.split(","):
         done = subprocess.run(
-            [os.path.join(BUILD, f"{floor}_bench"), f"--benchmark_repetitions={args.rounds}",
+            [os.path.join(BUILD, f"{layer}_bench"), f"--benchmark_repetitions={args.rounds}",
              "--benchmark_report_aggregates_only=true", "--benchmark_format=json"],
             stdout=subprocess.PIPE, check=True)
         scale = {"ns": 1e-3, "us": 1, "ms": 1e3, "s": 1e6}

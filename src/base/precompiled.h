@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What nearly every file includes, compiled once for all libraries (cmake/floors.cmake).
+/// What nearly every file includes, compiled once for all libraries (cmake/layers.cmake).
 ///
 /// No file includes this one, and each file still includes what it uses: a build with
 /// -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON must pass as well.

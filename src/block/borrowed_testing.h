@@ -26,11 +26,11 @@ struct DiskScript {
   bool discards = true;  ///< Off: they succeed and do nothing.
   bool holes = true;     ///< Off: zero() is not supported.
   bool fail_flushes = false;
-  uint64_t failing_write = 0;           ///< The number of the write that fails, from 1; 0: none.
-  Mark failing_writes_of = Mark::none;  ///< All of these fail.
+  uint64_t failing_write = 0;             ///< The number of the write that fails, from 1; 0: none.
+  IoTag failing_writes_of = IoTag::none;  ///< All of these fail.
 
   uint64_t writes = 0;
-  std::map<Mark, uint64_t> writes_of;
+  std::map<IoTag, uint64_t> writes_of;
   uint64_t flushes = 0;
   bool written_before_flush = false;
 };
@@ -40,10 +40,10 @@ class ScriptedDisk final : public Borrowed {
   ScriptedDisk(Device& below, DiskScript& script) : Borrowed(below), script_(script) {}
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     ++script_.writes;
-    ++script_.writes_of[options.mark];
+    ++script_.writes_of[options.tag];
     script_.written_before_flush |= script_.flushes == 0;
     const bool fails_by_kind =
-        options.mark != Mark::none && options.mark == script_.failing_writes_of;
+        options.tag != IoTag::none && options.tag == script_.failing_writes_of;
     if (script_.writes == script_.failing_write || fails_by_kind)
       co_await fail(Error(Errc::io, "it was to fail"));
     co_await below_.write(offset, data, options);
@@ -55,10 +55,10 @@ class ScriptedDisk final : public Borrowed {
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override {
     if (script_.discards) co_await below_.discard(offset, length, options);
   }
-  Task<void> flush(Mark mark) override {
+  Task<void> flush(IoTag tag) override {
     if (script_.fail_flushes) co_await fail(Error(Errc::io, "the disk is gone"));
     ++script_.flushes;
-    co_await below_.flush(mark);
+    co_await below_.flush(tag);
   }
 
  private:

@@ -3,73 +3,73 @@
 
 namespace byre {
 
-std::string_view name_of(Mark mark) {
-  switch (mark) {
-    case Mark::none:
+std::string_view name_of(IoTag tag) {
+  switch (tag) {
+    case IoTag::none:
       return "none";
-    case Mark::read_guest:
+    case IoTag::read_guest:
       return "read_guest";
-    case Mark::read_backing:
+    case IoTag::read_backing:
       return "read_backing";
-    case Mark::read_compressed:
+    case IoTag::read_compressed:
       return "read_compressed";
-    case Mark::write_guest:
+    case IoTag::write_guest:
       return "write_guest";
-    case Mark::write_compressed:
+    case IoTag::write_compressed:
       return "write_compressed";
-    case Mark::vm_state_read:
+    case IoTag::vm_state_read:
       return "vm_state_read";
-    case Mark::vm_state_write:
+    case IoTag::vm_state_write:
       return "vm_state_write";
-    case Mark::copy_up_read:
+    case IoTag::copy_up_read:
       return "copy_up_read";
-    case Mark::copy_up_write:
+    case IoTag::copy_up_write:
       return "copy_up_write";
-    case Mark::header_read:
+    case IoTag::header_read:
       return "header_read";
-    case Mark::header_update:
+    case IoTag::header_update:
       return "header_update";
-    case Mark::l1_load:
+    case IoTag::l1_load:
       return "l1_load";
-    case Mark::l1_update:
+    case IoTag::l1_update:
       return "l1_update";
-    case Mark::l1_grow:
+    case IoTag::l1_grow:
       return "l1_grow";
-    case Mark::l1_shrink:
+    case IoTag::l1_shrink:
       return "l1_shrink";
-    case Mark::l1_shrink_load:
+    case IoTag::l1_shrink_load:
       return "l1_shrink_load";
-    case Mark::l2_load:
+    case IoTag::l2_load:
       return "l2_load";
-    case Mark::l2_update:
+    case IoTag::l2_update:
       return "l2_update";
-    case Mark::l2_allocate:
+    case IoTag::l2_allocate:
       return "l2_allocate";
-    case Mark::refcount_load:
+    case IoTag::refcount_load:
       return "refcount_load";
-    case Mark::refcount_update:
+    case IoTag::refcount_update:
       return "refcount_update";
-    case Mark::refcount_allocate:
+    case IoTag::refcount_allocate:
       return "refcount_allocate";
-    case Mark::refcount_table_load:
+    case IoTag::refcount_table_load:
       return "refcount_table_load";
-    case Mark::refcount_table_update:
+    case IoTag::refcount_table_update:
       return "refcount_table_update";
-    case Mark::refcount_table_grow:
+    case IoTag::refcount_table_grow:
       return "refcount_table_grow";
-    case Mark::snapshot_load:
+    case IoTag::snapshot_load:
       return "snapshot_load";
-    case Mark::snapshot_update:
+    case IoTag::snapshot_update:
       return "snapshot_update";
-    case Mark::bitmap_load:
+    case IoTag::bitmap_load:
       return "bitmap_load";
-    case Mark::bitmap_update:
+    case IoTag::bitmap_update:
       return "bitmap_update";
-    case Mark::flush:
+    case IoTag::flush:
       return "flush";
-    case Mark::commit_sync:
+    case IoTag::commit_sync:
       return "commit_sync";
-    case Mark::cluster_punch:
+    case IoTag::cluster_punch:
       return "cluster_punch";
   }
   return "unknown";

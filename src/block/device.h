@@ -7,7 +7,7 @@
 /// 512-byte sector old or new (docs/engine.md, L3).  A request that was answered is ordered before
 /// every request that begins after it.
 /// Buffers belong to the caller and stay valid until the task ends.
-/// Not here: who may open what (io/gate.h), how requests come in (export/).
+/// Not here: who may open what (io/file_opener.h), how requests come in (export/).
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ namespace byre {
 
 /// What a request is for, as its sender says; devices only observe it (the fault filter's events
 /// and statistics), none decides by it.
-enum class Mark : uint8_t {
+enum class IoTag : uint8_t {
   none,
   read_guest,       ///< Guest data from a data cluster.
   read_backing,     ///< From the backing device.
@@ -59,7 +59,7 @@ enum class Mark : uint8_t {
   commit_sync,    ///< A sync between the steps of a commit.
   cluster_punch,  ///< A hole for a freed cluster.
 };
-std::string_view name_of(Mark mark);
+std::string_view name_of(IoTag tag);
 
 struct WriteOptions {
   bool fua = false;  ///< Durable, with the mapping that leads to it, before it is answered.
@@ -67,7 +67,7 @@ struct WriteOptions {
   /// smaller; a device that cannot refuses with Errc::unsupported.
   bool compressed = false;
   int compression_level = 0;  ///< format/codec.h; 0: the default.
-  Mark mark = Mark::write_guest;
+  IoTag tag = IoTag::write_guest;
 };
 struct ZeroOptions {
   bool may_unmap = false;    ///< Blocks may be given back.
@@ -109,14 +109,14 @@ class Device {
   virtual const std::string& name() const = 0;
   virtual Reactor& reactor() = 0;
 
-  virtual Task<void> read(uint64_t offset, MutableBytes data, Mark mark = Mark::read_guest) = 0;
+  virtual Task<void> read(uint64_t offset, MutableBytes data, IoTag tag = IoTag::read_guest) = 0;
   virtual Task<void> write(uint64_t offset, Bytes data, WriteOptions options = {}) = 0;
   /// The range reads as zeros afterwards.
   virtual Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options = {}) = 0;
   /// The range's contents are no longer wanted; advisory, whole clusters only.
   virtual Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options = {}) = 0;
   /// Everything answered before this call is durable when it is answered.
-  virtual Task<void> flush(Mark mark = Mark::flush) = 0;
+  virtual Task<void> flush(IoTag tag = IoTag::flush) = 0;
   /// What the range starting at `offset` is; the extent ends inside `length`.  Adjacent extents may
   /// be alike.
   virtual Task<Extent> status(uint64_t offset, uint64_t length) = 0;

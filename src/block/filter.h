@@ -27,8 +27,8 @@ class Forwarder : public Device {
   uint32_t preferred_size() const override { return below_.preferred_size(); }
   const std::string& name() const override { return below_.name(); }
   Reactor& reactor() override { return below_.reactor(); }
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override {
-    return below_.read(offset, data, mark);
+  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+    return below_.read(offset, data, tag);
   }
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     return below_.write(offset, data, options);
@@ -41,7 +41,7 @@ class Forwarder : public Device {
                                        DiscardOptions options) override {
     return below_.discard(offset, length, options);
   }
-  BYRE_CORO_WRAPPER Task<void> flush(Mark mark) override { return below_.flush(mark); }
+  BYRE_CORO_WRAPPER Task<void> flush(IoTag tag) override { return below_.flush(tag); }
   BYRE_CORO_WRAPPER Task<Extent> status(uint64_t offset, uint64_t length) override {
     return below_.status(offset, length);
   }

@@ -82,46 +82,46 @@ namespace {
 /// What requests raise by their mark; marks that are not here raise nothing.  Room that is not
 /// used is FaultEvent::none.
 struct Raised {
-  Mark mark;
+  IoTag tag;
   std::array<FaultEvent, 3> events;
 };
 using enum FaultEvent;
 constexpr Raised kRaised[] = {
-    {Mark::read_guest, {read_aio}},
-    {Mark::read_backing, {read_backing_aio}},
-    {Mark::read_compressed, {read_compressed}},
-    {Mark::write_guest, {write_aio}},
-    {Mark::write_compressed, {write_compressed}},
-    {Mark::vm_state_read, {vmstate_load, read_aio}},
-    {Mark::vm_state_write, {vmstate_save, write_aio}},
-    {Mark::copy_up_read, {cow_read}},
+    {IoTag::read_guest, {read_aio}},
+    {IoTag::read_backing, {read_backing_aio}},
+    {IoTag::read_compressed, {read_compressed}},
+    {IoTag::write_guest, {write_aio}},
+    {IoTag::write_compressed, {write_compressed}},
+    {IoTag::vm_state_read, {vmstate_load, read_aio}},
+    {IoTag::vm_state_write, {vmstate_save, write_aio}},
+    {IoTag::copy_up_read, {cow_read}},
     // One write takes the guest's bytes down with the old ones around them.
-    {Mark::copy_up_write, {write_aio, cow_write}},
-    {Mark::header_update, {l1_grow_activate_table, refblock_alloc_switch_table}},
-    {Mark::l1_update, {l1_update}},
-    {Mark::l1_grow, {l1_grow_alloc_table, l1_grow_write_table}},
-    {Mark::l1_shrink, {l1_shrink_write_table}},
-    {Mark::l1_shrink_load, {l1_shrink_free_l2_clusters, l2_load}},
-    {Mark::l2_load, {l2_load}},
+    {IoTag::copy_up_write, {write_aio, cow_write}},
+    {IoTag::header_update, {l1_grow_activate_table, refblock_alloc_switch_table}},
+    {IoTag::l1_update, {l1_update}},
+    {IoTag::l1_grow, {l1_grow_alloc_table, l1_grow_write_table}},
+    {IoTag::l1_shrink, {l1_shrink_write_table}},
+    {IoTag::l1_shrink_load, {l1_shrink_free_l2_clusters, l2_load}},
+    {IoTag::l2_load, {l2_load}},
     // Entries of compressed clusters go down with all others.
-    {Mark::l2_update, {l2_update, l2_update_compressed}},
-    {Mark::l2_allocate, {l2_alloc_write}},
-    {Mark::refcount_load, {refblock_load}},
-    {Mark::refcount_update, {refblock_update, refblock_update_part}},
-    {Mark::refcount_allocate, {refblock_alloc, refblock_alloc_write, refblock_alloc_write_blocks}},
-    {Mark::refcount_table_load, {reftable_load}},
-    {Mark::refcount_table_update, {reftable_update, refblock_alloc_hookup}},
-    {Mark::refcount_table_grow, {reftable_grow, refblock_alloc_write_table}},
-    {Mark::flush, {flush_to_os, flush_to_disk}},
-    {Mark::commit_sync, {flush_to_disk}},
-    {Mark::cluster_punch, {cluster_free}},
+    {IoTag::l2_update, {l2_update, l2_update_compressed}},
+    {IoTag::l2_allocate, {l2_alloc_write}},
+    {IoTag::refcount_load, {refblock_load}},
+    {IoTag::refcount_update, {refblock_update, refblock_update_part}},
+    {IoTag::refcount_allocate, {refblock_alloc, refblock_alloc_write, refblock_alloc_write_blocks}},
+    {IoTag::refcount_table_load, {reftable_load}},
+    {IoTag::refcount_table_update, {reftable_update, refblock_alloc_hookup}},
+    {IoTag::refcount_table_grow, {reftable_grow, refblock_alloc_write_table}},
+    {IoTag::flush, {flush_to_os, flush_to_disk}},
+    {IoTag::commit_sync, {flush_to_disk}},
+    {IoTag::cluster_punch, {cluster_free}},
 };
 
 }  // namespace
 
-std::span<const FaultEvent> raised_by(Mark mark) {
+std::span<const FaultEvent> raised_by(IoTag tag) {
   for (const Raised& row : kRaised) {
-    if (row.mark != mark) continue;
+    if (row.tag != tag) continue;
     const auto end = std::find(row.events.begin(), row.events.end(), none);
     return {row.events.begin(), end};
   }
@@ -332,8 +332,8 @@ Task<void> FaultFilter::reach(std::span<const FaultEvent> events) {
 }
 
 /// What every request passes first.  `own` is raised beside what its mark raises; none: nothing is.
-Task<void> FaultFilter::admit(Request request, Mark mark, FaultEvent own) {
-  co_await reach(raised_by(mark));
+Task<void> FaultFilter::admit(Request request, IoTag tag, FaultEvent own) {
+  co_await reach(raised_by(tag));
   if (own != FaultEvent::none) co_await reach({&own, 1});
 
   const InjectError* rule = take_armed(request);
@@ -344,53 +344,53 @@ Task<void> FaultFilter::admit(Request request, Mark mark, FaultEvent own) {
   co_await fail(errno_error(error, cat("fault filter: injected at ", name_of(event))));
 }
 
-Task<void> FaultFilter::read(uint64_t offset, MutableBytes data, Mark mark) {
+Task<void> FaultFilter::read(uint64_t offset, MutableBytes data, IoTag tag) {
   const Request request{.io = FaultIo::read, .offset = offset, .length = data.size()};
-  co_await admit(request, mark, FaultEvent::none);
-  co_await below_.read(offset, data, mark);
+  co_await admit(request, tag, FaultEvent::none);
+  co_await below_.read(offset, data, tag);
 }
 
 Task<void> FaultFilter::write(uint64_t offset, Bytes data, WriteOptions options) {
   const Request request{.io = FaultIo::write, .offset = offset, .length = data.size()};
-  co_await admit(request, options.mark, FaultEvent::pwritev);
+  co_await admit(request, options.tag, FaultEvent::pwritev);
   co_await below_.write(offset, data, options);
   co_await end_write(options.fua);
 }
 
 Task<void> FaultFilter::zero(uint64_t offset, uint64_t length, ZeroOptions options) {
   const Request request{.io = FaultIo::write_zeroes, .offset = offset, .length = length};
-  co_await admit(request, Mark::none, FaultEvent::pwritev_zero);
+  co_await admit(request, IoTag::none, FaultEvent::pwritev_zero);
   co_await below_.zero(offset, length, options);
   co_await end_write(options.fua);
 }
 
 /// A durable write is a flush as well.
 Task<void> FaultFilter::end_write(bool fua) {
-  if (fua) co_await admit(kFlush, Mark::flush, FaultEvent::none);
+  if (fua) co_await admit(kFlush, IoTag::flush, FaultEvent::none);
   constexpr FaultEvent kDone = FaultEvent::pwritev_done;
   co_await reach({&kDone, 1});
 }
 
 Task<void> FaultFilter::discard(uint64_t offset, uint64_t length, DiscardOptions options) {
   const Request request{.io = FaultIo::discard, .offset = offset, .length = length};
-  co_await admit(request, Mark::cluster_punch, FaultEvent::none);
+  co_await admit(request, IoTag::cluster_punch, FaultEvent::none);
   co_await below_.discard(offset, length, options);
 }
 
-Task<void> FaultFilter::flush(Mark mark) {
-  co_await admit(kFlush, mark, FaultEvent::none);
-  co_await below_.flush(mark);
+Task<void> FaultFilter::flush(IoTag tag) {
+  co_await admit(kFlush, tag, FaultEvent::none);
+  co_await below_.flush(tag);
 }
 
 Task<Extent> FaultFilter::status(uint64_t offset, uint64_t length) {
   const Request request{.io = FaultIo::block_status, .offset = offset, .length = length};
-  co_await admit(request, Mark::none, FaultEvent::none);
+  co_await admit(request, IoTag::none, FaultEvent::none);
   co_return co_await below_.status(offset, length);
 }
 
 Task<void> FaultFilter::allocate(uint64_t offset, uint64_t length) {
   const Request request{.io = FaultIo::write_zeroes, .offset = offset, .length = length};
-  co_await admit(request, Mark::none, FaultEvent::cluster_alloc_space);
+  co_await admit(request, IoTag::none, FaultEvent::cluster_alloc_space);
   co_await below_.allocate(offset, length);
 }
 

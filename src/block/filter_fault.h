@@ -4,7 +4,7 @@
 ///
 /// It knows rules and breakpoints, named as QEMU's blkdebug names them:
 ///   1. A request that comes raises events.  They follow from what it is (a write, a flush) and
-///      from its Mark (what it is for); raised_by() is the one table of them.  A write that is to
+///      from its IoTag (what it is for); raised_by() is the one table of them.  A write that is to
 ///      be durable is a write and then a flush.
 ///   2. An event counts through the rules that name it: set-state moves the state, inject-error
 ///      arms its rule.  Arming a rule disarms those that earlier events have armed.
@@ -99,7 +99,7 @@ std::optional<FaultEvent> find_fault_event(std::string_view name);
 enum class FaultIo : uint8_t { read, write, write_zeroes, discard, flush, block_status };
 
 /// What a request raises before it goes on.
-std::span<const FaultEvent> raised_by(Mark mark);
+std::span<const FaultEvent> raised_by(IoTag tag);
 
 struct InjectError {
   FaultEvent event = FaultEvent::none;
@@ -152,11 +152,11 @@ class FaultFilter final : public Filter {
 
   uint64_t state() const { return state_; }
 
-  Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override;
+  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;
-  Task<void> flush(Mark mark) override;
+  Task<void> flush(IoTag tag) override;
   Task<Extent> status(uint64_t offset, uint64_t length) override;
   Task<void> allocate(uint64_t offset, uint64_t length) override;
   /// Lets everything go on first: what is held would keep the device below open for ever.
@@ -180,7 +180,7 @@ class FaultFilter final : public Filter {
     Event go;  ///< Set when the request may go on.
   };
 
-  Task<void> admit(Request request, Mark mark, FaultEvent own);
+  Task<void> admit(Request request, IoTag tag, FaultEvent own);
   Task<void> reach(std::span<const FaultEvent> events);
   Task<void> end_write(bool fua);
   void count(FaultEvent event);

@@ -21,14 +21,14 @@ class FaultFilterTest : public testing::Test {
     memory_ = memory.get();
     filter_ = std::make_unique<FaultFilter>(std::move(memory), std::move(rules));
   }
-  Result<void> write(uint64_t offset, Mark mark = Mark::write_guest) {
-    return reactor_.run(filter_->write(offset, bytes_of(kOne), {.mark = mark}));
+  Result<void> write(uint64_t offset, IoTag tag = IoTag::write_guest) {
+    return reactor_.run(filter_->write(offset, bytes_of(kOne), {.tag = tag}));
   }
-  Result<void> read(uint64_t offset, Mark mark = Mark::read_guest) {
+  Result<void> read(uint64_t offset, IoTag tag = IoTag::read_guest) {
     std::byte byte;
-    return reactor_.run(filter_->read(offset, {&byte, 1}, mark));
+    return reactor_.run(filter_->read(offset, {&byte, 1}, tag));
   }
-  Result<void> flush() { return reactor_.run(filter_->flush(Mark::flush)); }
+  Result<void> flush() { return reactor_.run(filter_->flush(IoTag::flush)); }
   /// Has a write to `offset` reached the device below?
   bool written(uint64_t offset) const {
     std::byte byte;
@@ -37,8 +37,8 @@ class FaultFilterTest : public testing::Test {
   }
   int error_of(const Result<void>& result) { return result ? 0 : result.error().sys_errno(); }
   /// Starts a write in the background.
-  void start_write(uint64_t offset, Mark mark = Mark::write_guest) {
-    background_.spawn(filter_->write(offset, bytes_of(kOne), {.mark = mark}));
+  void start_write(uint64_t offset, IoTag tag = IoTag::write_guest) {
+    background_.spawn(filter_->write(offset, bytes_of(kOne), {.tag = tag}));
   }
   void wait_for(std::string tag) {
     const Result<void> waited = reactor_.run(filter_->wait_break(std::move(tag)));
@@ -69,17 +69,17 @@ TEST(FaultEvents, EachNameIsFoundAndUnique) {
 
 TEST(FaultEvents, MarksRaiseWhatRequestsDo) {
   using Events = std::vector<FaultEvent>;
-  const auto raised = [](Mark mark) {
-    const std::span<const FaultEvent> events = raised_by(mark);
+  const auto raised = [](IoTag tag) {
+    const std::span<const FaultEvent> events = raised_by(tag);
     return Events(events.begin(), events.end());
   };
-  EXPECT_EQ(raised(Mark::none), Events());
-  EXPECT_EQ(raised(Mark::write_guest), Events{FaultEvent::write_aio});
+  EXPECT_EQ(raised(IoTag::none), Events());
+  EXPECT_EQ(raised(IoTag::write_guest), Events{FaultEvent::write_aio});
   // A write that copies up holds the guest's bytes, too.
-  EXPECT_EQ(raised(Mark::copy_up_write), (Events{FaultEvent::write_aio, FaultEvent::cow_write}));
-  EXPECT_EQ(raised(Mark::flush), (Events{FaultEvent::flush_to_os, FaultEvent::flush_to_disk}));
-  EXPECT_EQ(raised(Mark::commit_sync), Events{FaultEvent::flush_to_disk});
-  EXPECT_EQ(raised(Mark::refcount_allocate).size(), 3u);
+  EXPECT_EQ(raised(IoTag::copy_up_write), (Events{FaultEvent::write_aio, FaultEvent::cow_write}));
+  EXPECT_EQ(raised(IoTag::flush), (Events{FaultEvent::flush_to_os, FaultEvent::flush_to_disk}));
+  EXPECT_EQ(raised(IoTag::commit_sync), Events{FaultEvent::flush_to_disk});
+  EXPECT_EQ(raised(IoTag::refcount_allocate).size(), 3u);
 }
 
 TEST_F(FaultFilterTest, WithoutRulesEverythingPasses) {
@@ -110,14 +110,14 @@ TEST_F(FaultFilterTest, AnErrorComesWithItsErrnoAndStopsTheRequest) {
 
 TEST_F(FaultFilterTest, ARuleWaitsForItsEvent) {
   make({.inject_errors = {{.event = FaultEvent::l2_update}}});
-  EXPECT_TRUE(write(0, Mark::write_guest));
-  EXPECT_EQ(error_of(write(0, Mark::l2_update)), EIO);
+  EXPECT_TRUE(write(0, IoTag::write_guest));
+  EXPECT_EQ(error_of(write(0, IoTag::l2_update)), EIO);
 }
 
 TEST_F(FaultFilterTest, AnArmedRuleFailsLaterRequestsToo) {
   make({.inject_errors = {{.event = FaultEvent::l1_update, .io = FaultIo::flush}}});
   EXPECT_TRUE(flush());
-  EXPECT_TRUE(write(0, Mark::l1_update));  // Arms it, but is no flush.
+  EXPECT_TRUE(write(0, IoTag::l1_update));  // Arms it, but is no flush.
   EXPECT_EQ(error_of(flush()), EIO);
   EXPECT_EQ(error_of(flush()), EIO);
   EXPECT_TRUE(write(0));
@@ -133,9 +133,9 @@ TEST_F(FaultFilterTest, ArmingDisarmsWhatEarlierEventsArmed) {
   make({.inject_errors = {{.event = FaultEvent::write_aio, .error = ENOSPC},
                           {.event = FaultEvent::read_aio, .error = EPERM}}});
   EXPECT_EQ(error_of(write(0)), ENOSPC);
-  EXPECT_EQ(error_of(write(0, Mark::l2_update)), ENOSPC);
+  EXPECT_EQ(error_of(write(0, IoTag::l2_update)), ENOSPC);
   EXPECT_EQ(error_of(read(0)), EPERM);
-  EXPECT_EQ(error_of(write(0, Mark::l2_update)), EPERM);
+  EXPECT_EQ(error_of(write(0, IoTag::l2_update)), EPERM);
 }
 
 TEST_F(FaultFilterTest, ASectorIsHitByWhatTouchesIt) {
@@ -214,7 +214,7 @@ TEST_F(FaultFilterTest, WaitingForABreakpointLetsTimersRun) {
   filter_->set_break(FaultEvent::l2_update, "A");
   const auto later = [&]() -> Task<void> {
     co_await reactor_.sleep(kSecond);
-    co_await filter_->write(0, bytes_of(kOne), {.mark = Mark::l2_update});
+    co_await filter_->write(0, bytes_of(kOne), {.tag = IoTag::l2_update});
   };
   background_.spawn(later());
   wait_for("A");
@@ -246,9 +246,9 @@ TEST_F(FaultFilterTest, TwoBreakpointsOfOneEventBothHoldTheRequest) {
 TEST_F(FaultFilterTest, ATagUsedTwiceResumesTheOldestFirst) {
   make();
   filter_->set_break(FaultEvent::write_aio, "A");
-  start_write(0, Mark::write_guest);
+  start_write(0, IoTag::write_guest);
   filter_->set_break(FaultEvent::l2_update, "A");
-  start_write(512, Mark::l2_update);
+  start_write(512, IoTag::l2_update);
   EXPECT_TRUE(filter_->resume("A"));
   while (!written(0) && !written(512)) reactor_.turn(Reactor::Wait::no);
   EXPECT_FALSE(written(512));

@@ -18,7 +18,7 @@ MemoryDevice::MemoryDevice(Reactor& reactor, Bytes bytes, std::string name)
   poke(0, bytes);
 }
 
-Task<void> MemoryDevice::read(uint64_t offset, MutableBytes data, Mark) {
+Task<void> MemoryDevice::read(uint64_t offset, MutableBytes data, IoTag) {
   co_await check_inside("read", offset, data.size());
   peek(offset, data);
 }
@@ -39,7 +39,7 @@ Task<void> MemoryDevice::discard(uint64_t offset, uint64_t length, DiscardOption
   clear(offset, length);
 }
 
-Task<void> MemoryDevice::flush(Mark) { co_return; }
+Task<void> MemoryDevice::flush(IoTag) { co_return; }
 
 Task<Extent> MemoryDevice::status(uint64_t offset, uint64_t length) {
   co_await check_inside("status", offset, length);

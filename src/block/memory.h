@@ -29,11 +29,11 @@ class MemoryDevice final : public Device {
   const std::string& name() const override { return name_; }
   Reactor& reactor() override { return reactor_; }
 
-  Task<void> read(uint64_t offset, MutableBytes data, Mark mark = Mark::read_guest) override;
+  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag = IoTag::read_guest) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options = {}) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options = {}) override;
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options = {}) override;
-  Task<void> flush(Mark mark = Mark::flush) override;
+  Task<void> flush(IoTag tag = IoTag::flush) override;
   Task<Extent> status(uint64_t offset, uint64_t length) override;
   Task<void> resize(uint64_t size) override;
   bool new_space_is_zero() const override { return !fixed; }

@@ -16,7 +16,7 @@ class NullDevice final : public Device {
   const std::string& name() const override { return name_; }
   Reactor& reactor() override { return reactor_; }
 
-  Task<void> read(uint64_t, MutableBytes data, Mark) override {
+  Task<void> read(uint64_t, MutableBytes data, IoTag) override {
     fill_zero(data);
     co_return;
   }
@@ -29,7 +29,7 @@ class NullDevice final : public Device {
     co_return;
   }
   Task<void> discard(uint64_t, uint64_t, DiscardOptions) override { co_return; }
-  Task<void> flush(Mark) override { co_return; }
+  Task<void> flush(IoTag) override { co_return; }
   Task<Extent> status(uint64_t, uint64_t length) override {
     co_return Extent{.length = length, .data = false, .zero = true};
   }

@@ -8,18 +8,18 @@
 
 namespace byre {
 
-Task<void> OverlayDevice::read_below(uint64_t offset, MutableBytes data, Mark mark) {
+Task<void> OverlayDevice::read_below(uint64_t offset, MutableBytes data, IoTag tag) {
   const uint64_t there =
       offset < below_.size() ? std::min<uint64_t>(below_.size() - offset, data.size()) : 0;
-  if (there != 0) co_await below_.read(offset, data.first(there), mark);
+  if (there != 0) co_await below_.read(offset, data.first(there), tag);
   fill_zero(data.subspan(there));
 }
 
-Task<void> OverlayDevice::read(uint64_t offset, MutableBytes data, Mark mark) {
+Task<void> OverlayDevice::read(uint64_t offset, MutableBytes data, IoTag tag) {
   if (offset > size_ || data.size() > size_ - offset) {
     co_await fail(out_of_range("read", offset, data.size()));
   }
-  co_await read_below(offset, data, mark);
+  co_await read_below(offset, data, tag);
   if (pages_.empty()) co_return;
   for (uint64_t at = offset; at < offset + data.size();) {
     const uint64_t count = std::min(kPage - at % kPage, offset + data.size() - at);
@@ -41,7 +41,7 @@ Task<void> OverlayDevice::write(uint64_t offset, Bytes data, WriteOptions) {
     std::unique_ptr<Page>& page = pages_[at / kPage];
     if (!page) {
       page = std::make_unique<Page>();
-      co_await read_below(round_down(at, kPage), page->bytes, Mark::none);
+      co_await read_below(round_down(at, kPage), page->bytes, IoTag::none);
     }
     copy(MutableBytes(page->bytes).subspan(at % kPage), data.subspan(at - offset, count));
     at += count;
@@ -58,7 +58,7 @@ Task<void> OverlayDevice::zero(uint64_t offset, uint64_t length, ZeroOptions) {
 }
 
 Task<void> OverlayDevice::discard(uint64_t, uint64_t, DiscardOptions) { co_return; }
-Task<void> OverlayDevice::flush(Mark) { co_return; }
+Task<void> OverlayDevice::flush(IoTag) { co_return; }
 Task<Extent> OverlayDevice::status(uint64_t, uint64_t length) {
   co_return Extent{.length = length};
 }

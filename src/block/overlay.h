@@ -26,12 +26,12 @@ class OverlayDevice final : public Device {
   bool can_grow() const override { return below_.can_grow(); }
   bool new_space_is_zero() const override { return below_.new_space_is_zero(); }
 
-  Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override;
+  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
   /// Changes nothing.
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;
-  Task<void> flush(Mark mark) override;
+  Task<void> flush(IoTag tag) override;
   Task<Extent> status(uint64_t offset, uint64_t length) override;
   Task<void> resize(uint64_t size) override;
   Task<void> close() override;
@@ -44,7 +44,7 @@ class OverlayDevice final : public Device {
     std::byte bytes[kPage];
   };
 
-  Task<void> read_below(uint64_t offset, MutableBytes data, Mark mark);
+  Task<void> read_below(uint64_t offset, MutableBytes data, IoTag tag);
 
   Device& below_;
   uint64_t size_;

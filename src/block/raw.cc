@@ -19,7 +19,7 @@ Result<void> RawDevice::check(std::string_view what, uint64_t offset, uint64_t l
   return {};
 }
 
-Task<void> RawDevice::read(uint64_t offset, MutableBytes data, Mark) {
+Task<void> RawDevice::read(uint64_t offset, MutableBytes data, IoTag) {
   if (!within(offset, data.size(), size())) {
     co_await fail(out_of_range("read", offset, data.size()));
   }
@@ -56,7 +56,7 @@ Task<void> RawDevice::discard(uint64_t offset, uint64_t length, DiscardOptions o
   if (options.fua) co_await file_->sync();
 }
 
-Task<void> RawDevice::flush(Mark) { return file_->sync(); }
+Task<void> RawDevice::flush(IoTag) { return file_->sync(); }
 
 Task<Extent> RawDevice::status(uint64_t offset, uint64_t length) {
   if (!within(offset, length, size())) co_return out_of_range("status", offset, length);

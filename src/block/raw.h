@@ -29,11 +29,11 @@ class RawDevice final : public Device {
   const std::string& name() const override { return file_->properties().name; }
   Reactor& reactor() override { return file_->reactor(); }
 
-  Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override;
+  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;
-  BYRE_CORO_WRAPPER Task<void> flush(Mark mark) override;
+  BYRE_CORO_WRAPPER Task<void> flush(IoTag tag) override;
   Task<Extent> status(uint64_t offset, uint64_t length) override;
   BYRE_CORO_WRAPPER Task<void> allocate(uint64_t offset, uint64_t length) override;
   BYRE_CORO_WRAPPER Task<void> resize(uint64_t size) override;

@@ -41,7 +41,7 @@ TEST_P(RawTest, AGrowableOneGrowsAndAnyOtherKeepsItsSize) {
   EXPECT_FALSE(device->can_grow());
   std::vector<std::byte> data(10);
   EXPECT_EQ(error_of(device->write(1491, data, {})).code(), Errc::invalid);
-  EXPECT_EQ(error_of(device->read(1491, data, Mark::none)).code(), Errc::invalid);
+  EXPECT_EQ(error_of(device->read(1491, data, IoTag::none)).code(), Errc::invalid);
   EXPECT_EQ(error_of(device->zero(1491, 10, {})).code(), Errc::invalid);
   EXPECT_EQ(error_of(device->discard(~uint64_t{0}, 10, {})).code(), Errc::invalid);
   EXPECT_EQ(device->size(), 1500u);
@@ -61,7 +61,7 @@ TEST_P(RawTest, ZeroAndDiscardAndStatusAgree) {
   std::fill_n(model.begin() + 100, 50, std::byte{0});
   std::fill_n(model.begin() + static_cast<ptrdiff_t>(3 * MiB), 1 * MiB, std::byte{0});
   EXPECT_TRUE(read(*device, 0, model.size()) == model);
-  run(device->flush(Mark::flush));
+  run(device->flush(IoTag::flush));
 
   // Whatever status says is zero is zero, and it gets to the end.
   for (uint64_t offset = 0; offset < model.size();) {
@@ -85,7 +85,7 @@ TEST_P(RawTest, AReadOnlyOneIsReadOnly) {
   auto device = make(true, {});
   EXPECT_FALSE(device->writable());
   EXPECT_EQ(error_of(device->write(0, noise(10), {})).code(), Errc::read_only);
-  run(device->flush(Mark::flush));
+  run(device->flush(IoTag::flush));
   run(device->close());
 }
 

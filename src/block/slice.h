@@ -18,9 +18,9 @@ class Slice final : public Filter {
   }
 
   uint64_t size() const override { return size_; }
-  Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override {
+  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
     co_await check("read", offset, data.size());
-    co_await below_.read(offset_ + offset, data, mark);
+    co_await below_.read(offset_ + offset, data, tag);
   }
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     co_await check("write", offset, data.size());

@@ -35,7 +35,7 @@ TEST(Slice, SeesItsPartAndNothingElse) {
   EXPECT_EQ(below.bytes(), want);
 
   std::vector<std::byte> read(kSize);
-  EXPECT_TRUE(reactor.run(slice.read(0, read, Mark::read_guest)));
+  EXPECT_TRUE(reactor.run(slice.read(0, read, IoTag::read_guest)));
   EXPECT_TRUE(std::equal(read.begin(), read.end(), want.begin() + kAt));
   const Result<Extent> extent = reactor.run(slice.status(0, kSize));
   ASSERT_TRUE(extent);
@@ -46,7 +46,7 @@ TEST(Slice, SeesItsPartAndNothingElse) {
   for (const auto& [offset, length] :
        {std::pair<uint64_t, uint64_t>{kSize, 1}, {kSize - 499, 500}, {UINT64_MAX, 1}}) {
     std::vector<std::byte> bytes(length);
-    EXPECT_FALSE(reactor.run(slice.read(offset, bytes, Mark::read_guest)));
+    EXPECT_FALSE(reactor.run(slice.read(offset, bytes, IoTag::read_guest)));
     EXPECT_FALSE(reactor.run(slice.write(offset, bytes, {})));
     EXPECT_FALSE(reactor.run(slice.zero(offset, length, {})));
     EXPECT_FALSE(reactor.run(slice.discard(offset, length, {})));

@@ -10,10 +10,10 @@ Task<void> WholeSectors::grow() {
   if (below_.size() < size()) co_await below_.resize(size());
 }
 
-Task<void> WholeSectors::read_rest(uint64_t offset, MutableBytes data, Mark mark) {
+Task<void> WholeSectors::read_rest(uint64_t offset, MutableBytes data, IoTag tag) {
   const uint64_t there = offset < below_.size() ? below_.size() - offset : 0;
   const uint64_t own = std::min<uint64_t>(there, data.size());
-  if (own != 0) co_await below_.read(offset, data.first(own), mark);
+  if (own != 0) co_await below_.read(offset, data.first(own), tag);
   fill_zero(data.subspan(own));
 }
 

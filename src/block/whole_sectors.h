@@ -19,9 +19,9 @@ class WholeSectors final : public Filter {
       : Filter(std::move(below)), grow_mutex_(reactor().ready()) {}
 
   uint64_t size() const override { return round_up(below_.size(), kSectorSize); }
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override {
-    if (ends_below(offset, data.size())) return below_.read(offset, data, mark);
-    return read_rest(offset, data, mark);
+  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+    if (ends_below(offset, data.size())) return below_.read(offset, data, tag);
+    return read_rest(offset, data, tag);
   }
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     if (ends_below(offset, data.size())) return below_.write(offset, data, options);
@@ -44,7 +44,7 @@ class WholeSectors final : public Filter {
     return offset + length <= below_.size() || offset + length > size();
   }
   Task<void> grow();
-  Task<void> read_rest(uint64_t offset, MutableBytes data, Mark mark);
+  Task<void> read_rest(uint64_t offset, MutableBytes data, IoTag tag);
   Task<void> write_rest(uint64_t offset, Bytes data, WriteOptions options);
   Task<void> zero_rest(uint64_t offset, uint64_t length, ZeroOptions options);
   Task<void> discard_rest(uint64_t offset, uint64_t length, DiscardOptions options);

@@ -19,7 +19,7 @@ class WholeSectorsTest : public testing::Test {
   }
   std::vector<std::byte> read(uint64_t offset, uint64_t length) {
     std::vector<std::byte> data(length, std::byte{9});
-    EXPECT_TRUE(reactor_.run(disk_->read(offset, data, Mark::none)));
+    EXPECT_TRUE(reactor_.run(disk_->read(offset, data, IoTag::none)));
     return data;
   }
   std::vector<std::byte> expected(uint64_t ones, uint64_t zeros) {
@@ -41,7 +41,7 @@ TEST_F(WholeSectorsTest, TheRestOfTheLastSectorIsZeros) {
   EXPECT_EQ(read(1010, 10), expected(0, 10));
   EXPECT_EQ(read(0, 1000), expected(1000, 0));
   std::vector<std::byte> more(1025);
-  EXPECT_FALSE(reactor_.run(disk_->read(0, more, Mark::none)));
+  EXPECT_FALSE(reactor_.run(disk_->read(0, more, IoTag::none)));
 }
 
 TEST_F(WholeSectorsTest, TheMapSaysWhereItBegins) {

@@ -75,7 +75,7 @@ Result<AmendOptions> read_options(OptionList options) {
 Result<void> check_force(const Image& image, const AmendOptions& wanted, bool force,
                          bool may_shrink) {
   if (force) return {};
-  const Head& head = image.head();
+  const ImageHeader& head = image.head();
   const std::string backing = head.backing_file.value_or("");
   const std::string format = head.extensions.backing_format.value_or("");
   // An empty word takes away what there is, or is a slip where there is nothing.
@@ -99,21 +99,22 @@ Result<void> check_force(const Image& image, const AmendOptions& wanted, bool fo
 }
 
 /// What would read a qcow2 image as raw needs --force; nobody opens the file for anything else.
-Task<void> check_raw_backing(Session& session, Gate& gate, const AmendArgs& args, const Head& head,
-                             const AmendOptions& wanted) {
-  if (wanted.backing_format != "raw" || session.stand_in()) co_return;
+Task<void> check_raw_backing(Session& session, FileOpener& opener, const AmendArgs& args,
+                             const ImageHeader& head, const AmendOptions& wanted) {
+  if (wanted.backing_format != "raw" || session.compatibility_name()) co_return;
   constexpr FileOptions kLook{.lock = false};
   const bool is_new = wanted.backing_file.has_value();
   const std::string named = is_new ? *wanted.backing_file : head.backing_file.value_or("");
   const Result<std::string> path = plain_name(named);
   if (!path || path->empty()) co_return;
-  Result<std::unique_ptr<File>> file = is_new ? gate.open(resolve_name(*args.image, *path), kLook)
-                                              : gate.open_named_by_image(*args.image, *path, kLook);
+  Result<std::unique_ptr<File>> file = is_new
+                                           ? opener.open(resolve_name(*args.image, *path), kLook)
+                                           : opener.open_named_by_image(*args.image, *path, kLook);
   co_await check_backing_is_raw(session, *path, std::move(file), args.force,
                                 "-o backing_fmt=qcow2");
 }
 
-Task<void> apply(Session& session, Gate& gate, AmendArgs args, AmendOptions wanted) {
+Task<void> apply(Session& session, FileOpener& opener, AmendArgs args, AmendOptions wanted) {
   const CacheMode cache = co_await cache_mode(args.cache, "cache");
   ImageOptions options{.writable = true, .direct = is_direct(cache)};
   // Only what reads from it needs the backing file, and the new name may be what makes it whole.
@@ -122,14 +123,14 @@ Task<void> apply(Session& session, Gate& gate, AmendArgs args, AmendOptions want
     const std::string path = co_await path_of(*wanted.data_file);
     options.data_file = resolve_name(*args.image, path);
   }
-  Disk disk = co_await open_named(session, gate, *args.image, args, options);
+  Disk disk = co_await open_named(session, opener, *args.image, args, options);
   Result<void> done;
   if (!disk.image) {
     done = unsupported("Format driver 'raw' does not support option amendment");
   } else {
-    done = check_force(*disk.image, wanted, args.force, session.stand_in());
+    done = check_force(*disk.image, wanted, args.force, session.compatibility_name());
     if (done) {
-      done = co_await check_raw_backing(session, gate, args, disk.image->head(), wanted).result();
+      done = co_await check_raw_backing(session, opener, args, disk.image->head(), wanted).result();
     }
   }
   if (done) {
@@ -166,9 +167,9 @@ Task<int> amend(Session& session, AmendArgs args) {
     co_return 0;
   }
   if (!args.image) co_return usage("Expecting one image file name");
-  SystemGate gate(session.reactor(), session.policy(args.follow));
+  SystemGate opener(session.reactor(), session.policy(args.follow));
   if (args.options.help) {
-    Disk disk = co_await open_named(session, gate, *args.image, args, {.without_backing = true});
+    Disk disk = co_await open_named(session, opener, *args.image, args, {.without_backing = true});
     const bool is_image = disk.image != nullptr;
     co_await disk.device->close();
     if (!is_image) co_return unsupported("Format driver 'raw' does not support option amendment");
@@ -178,7 +179,7 @@ Task<int> amend(Session& session, AmendArgs args) {
   AmendOptions wanted = co_await read_options(args.options);
   const std::string image = *args.image;
   const std::string below = wanted.backing_file.value_or("");
-  co_await apply(session, gate, std::move(args), std::move(wanted));
+  co_await apply(session, opener, std::move(args), std::move(wanted));
   warn_of_policy(session, image, below);
   co_return 0;
 }

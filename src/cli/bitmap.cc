@@ -163,10 +163,10 @@ std::string table_of(const BitmapList& list) {
 }
 
 Task<int> list(Session& session, BitmapArgs args) {
-  SystemGate gate(session.reactor(), session.policy(args.follow));
+  SystemGate opener(session.reactor(), session.policy(args.follow));
   const std::string& file = args.words[0];
   args.has_share = false;
-  Disk disk = co_await open_named(session, gate, file, args, {.without_backing = true});
+  Disk disk = co_await open_named(session, opener, file, args, {.without_backing = true});
   BitmapList none;
   const BitmapList& bitmaps = disk.image ? disk.image->bitmaps() : none;
   session.print(session.json() ? to_json(json_of(file, bitmaps)) : table_of(bitmaps));
@@ -175,15 +175,16 @@ Task<int> list(Session& session, BitmapArgs args) {
 }
 
 Task<int> bitmap(Session& session, BitmapArgs args) {
-  if (args.actions.empty() && args.words.size() == 1 && !session.stand_in()) args.list = true;
+  if (args.actions.empty() && args.words.size() == 1 && !session.compatibility_name())
+    args.list = true;
   co_await check(args);
   if (args.list) co_return co_await list(session, std::move(args));
   if (args.source_file) co_await check_source(args);
-  SystemGate gate(session.reactor(), session.policy(args.follow));
+  SystemGate opener(session.reactor(), session.policy(args.follow));
   const std::string& file = args.words[0];
   // No guest data is read here, so what lies below may be in use.
   const ImageOptions options{.writable = true, .without_backing = true};
-  Disk disk = co_await open_named(session, gate, file, args, options);
+  Disk disk = co_await open_named(session, opener, file, args, options);
   if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, file);
   const Session::Interruptible guard(
       session, {.about = byre::quoted(file),
@@ -194,7 +195,7 @@ Task<int> bitmap(Session& session, BitmapArgs args) {
   if (args.source_file) {
     const OpenArgs source_args{
         .format = args.source_format, .follow = args.follow, .has_share = false};
-    Result<Disk> opened = co_await open_named(session, gate, *args.source_file, source_args,
+    Result<Disk> opened = co_await open_named(session, opener, *args.source_file, source_args,
                                               {.without_backing = true})
                               .result();
     if (opened) {

@@ -42,10 +42,10 @@ struct Opened {
   DiskFormat format = DiskFormat::raw;
 };
 
-Task<Opened> open_file(Gate& gate, const CheckArgs& args, FileOptions options) {
+Task<Opened> open_file(FileOpener& opener, const CheckArgs& args, FileOptions options) {
   Opened opened;
   const std::string path = co_await path_of(args.image);
-  std::unique_ptr<File> file = co_await gate.open(path, options);
+  std::unique_ptr<File> file = co_await opener.open(path, options);
   opened.format = co_await format_of(*file, args.format);
   opened.file = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
   co_return std::move(opened);
@@ -53,14 +53,14 @@ Task<Opened> open_file(Gate& gate, const CheckArgs& args, FileOptions options) {
 
 /// Checks, and repairs if that is asked for; a repair is followed by another look, whose result
 /// this is.
-Task<CheckReport> check_and_repair(Session& session, Gate& gate, RawDevice& file, CheckArgs args,
-                                   Repair repair) {
+Task<CheckReport> check_and_repair(Session& session, FileOpener& opener, RawDevice& file,
+                                   CheckArgs args, Repair repair) {
   const bool talks = args.output == OutputFormat::human && !args.quiet;
   CheckReport report;
   {
     Progress progress(session, args.progress && talks);
     CheckOptions options{.repair = repair,
-                         .attribute = args.findings || (talks && !session.stand_in()),
+                         .attribute = args.findings || (talks && !session.compatibility_name()),
                          .decode = args.decode,
                          .bitmaps = args.bitmaps,
                          .snapshots = args.snapshots};
@@ -72,10 +72,10 @@ Task<CheckReport> check_and_repair(Session& session, Gate& gate, RawDevice& file
                              .bitmaps = args.bitmaps,
                              .snapshots = args.snapshots};
     report = co_await check_image(file, std::move(options));
-    if (args.chain) co_await verify_chain(gate, args.share, file, below, report);
+    if (args.chain) co_await verify_chain(opener, args.share, file, below, report);
   }
-  show_findings(session,
-                session.stand_in() ? report.findings : one_for_each_damage(report.findings));
+  show_findings(session, session.compatibility_name() ? report.findings
+                                                      : one_for_each_damage(report.findings));
   for (const Finding::Guest& guest : report.in_doubt) {
     std::string seen = guest.active ? "the disk" : "";
     for (const std::string& name : guest.snapshots) {
@@ -95,8 +95,8 @@ Task<CheckReport> check_and_repair(Session& session, Gate& gate, RawDevice& file
                      " kept, which may be the only copy of something; ", way_on, "\n"));
   }
   if (report.corruptions_fixed == 0 && report.leaks_fixed == 0) co_return report;
-  co_await file.flush(Mark::flush);
-  if (talks && !session.stand_in()) {
+  co_await file.flush(IoTag::flush);
+  if (talks && !session.compatibility_name()) {
     session.print(cat("Repaired: ", report.corruptions_fixed,
                       report.corruptions_fixed == 1 ? " error, " : " errors, ", report.leaks_fixed,
                       report.leaks_fixed == 1 ? " leaked cluster.\n" : " leaked clusters.\n"));
@@ -158,14 +158,14 @@ Task<int> check(Session& session, CheckArgs args) {
                              invalid("force-share=on can only be used with read-only images"));
   }
 
-  SystemGate gate(session.reactor(),
-                  args.chain ? session.policy(args.follow) : OpenPolicy::nothing);
+  SystemGate opener(session.reactor(),
+                    args.chain ? session.policy(args.follow) : OpenPolicy::nothing);
   const FileOptions options{
       .writable = repair != Repair::none, .direct = is_direct(cache), .share_lock = args.share};
-  Result<Opened> opened = co_await open_file(gate, args, options).result();
+  Result<Opened> opened = co_await open_file(opener, args, options).result();
   if (!opened) {
     Error error = std::move(opened).error();
-    if (error.code() == Errc::busy && !session.stand_in()) {
+    if (error.code() == Errc::busy && !session.compatibility_name()) {
       error =
           Error(Errc::busy,
                 cat(error.message(), "; `byre serve` checks what it serves when it gets SIGUSR1"),
@@ -178,8 +178,10 @@ Task<int> check(Session& session, CheckArgs args) {
     co_return kNotChecked;
   }
   RawDevice& file = *opened->file;
-  Result<Head> head =
-      co_await load_head(file, session.stand_in() ? OpenFor::repair : OpenFor::check).result();
+  Result<ImageHeader> head =
+      co_await load_image_header(file,
+                                 session.compatibility_name() ? OpenFor::repair : OpenFor::check)
+          .result();
   if (!head) co_return could_not_open(args.image, std::move(head).error());
 
   // A repair that was begun is ended: a half-repaired image helps nobody.
@@ -192,7 +194,7 @@ Task<int> check(Session& session, CheckArgs args) {
             .waiting_for = [&] { return cat("the repair of ", byre::quoted(args.image)); }});
   }
   Result<CheckReport> report =
-      co_await check_and_repair(session, gate, file, args, repair).result();
+      co_await check_and_repair(session, opener, file, args, repair).result();
   Result<void> closed = co_await file.close().result();
   guard.reset();
   if (!report) {
@@ -207,7 +209,8 @@ Task<int> check(Session& session, CheckArgs args) {
     if (args.findings) json["findings"] = json_of_findings(report->findings);
     session.print(to_json(json));
   } else {
-    session.print(session.stand_in() ? check_text(*report) : sentences(session, *report, args));
+    session.print(session.compatibility_name() ? check_text(*report)
+                                               : sentences(session, *report, args));
   }
   if (report->check_errors != 0) {
     session.error("Check failed");

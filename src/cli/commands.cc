@@ -88,7 +88,7 @@ constexpr std::array<std::string_view, 6> kNotYet = {"bench", "commit",  "compar
 std::string not_found(const Session& session, std::span<const AnyCommand* const> commands,
                       std::string_view word) {
   std::string text = cat("Command not found: ", word);
-  if (session.stand_in()) return text;
+  if (session.compatibility_name()) return text;
   if (std::ranges::find(kNotYet, word) != kNotYet.end()) {
     return text + " (qemu-img has it, byre does not yet)";
   }
@@ -113,10 +113,10 @@ int run_subcommand(Session& session, std::span<const AnyCommand* const> commands
     return session.flush_output() ? 0 : 1;
   };
   if (words.empty()) {
-    return usage(session.stand_in() ? "Not enough arguments" : "No command was given");
+    return usage(session.compatibility_name() ? "Not enough arguments" : "No command was given");
   }
   const std::string& first = words[0];
-  const bool own = !session.stand_in();
+  const bool own = !session.compatibility_name();
   session.set_json(std::ranges::find(words, "--output=json") != words.end());
   if (own && first == "help" && words.size() > 1 && !words[1].starts_with('-')) {
     const AnyCommand* command = find_command(commands, words[1]);
@@ -186,7 +186,7 @@ int run_program(const std::vector<std::string>& words) {
     return role == Role::byre ? kExitUsage : kExitFailure;
   }
   Session session(**reactor, {.program = program,
-                              .stand_in = role != Role::byre,
+                              .compatibility_name = role != Role::byre,
                               .follow = environment->follow,
                               .chain_max = environment->chain_max,
                               .words = rest});

@@ -189,13 +189,13 @@ Result<DiskFormat> target_format(Session& session, const ConvertArgs& args) {
 }
 
 /// -n: what is there must be what the name says.
-Task<DiskFormat> format_there(Session& session, Gate& gate, ConvertArgs args) {
+Task<DiskFormat> format_there(Session& session, FileOpener& opener, ConvertArgs args) {
   const std::string& name = args.images.back();
   Result<DiskFormat> named = target_format(session, args);
-  if (args.target_format || session.stand_in()) co_return co_await std::move(named);
+  if (args.target_format || session.compatibility_name()) co_return co_await std::move(named);
   const Result<std::string> path = path_of(name);
-  Result<std::unique_ptr<File>> file =
-      path ? gate.open(*path, {.lock = false}) : Result<std::unique_ptr<File>>(path.error().copy());
+  Result<std::unique_ptr<File>> file = path ? opener.open(*path, {.lock = false})
+                                            : Result<std::unique_ptr<File>>(path.error().copy());
   if (!file) co_return could_not_open(name, std::move(file).error());
   Result<DiskFormat> found = co_await find_format(**file, std::nullopt).result();
   if (!found) co_return could_not_open(name, std::move(found).error());
@@ -249,11 +249,11 @@ struct Stop {
 
 constexpr std::string_view kSalvageHelps = "; --salvage copies what can be read";
 
-Task<void> open_sources(Session& session, Gate& gate, ConvertArgs args, const Plan& plan,
+Task<void> open_sources(Session& session, FileOpener& opener, ConvertArgs args, const Plan& plan,
                         Disks& disks) {
   for (const std::string& name : plan.sources) {
     ImageOptions options{.direct = is_direct(plan.source_cache), .salvage = args.salvage};
-    Result<Disk> disk = co_await open_named(session, gate, name, args, options).result();
+    Result<Disk> disk = co_await open_named(session, opener, name, args, options).result();
     if (!disk && disk.error().code() == Errc::corrupt && !args.salvage) {
       co_await fail(Error(Errc::corrupt, cat(disk.error().message(), kSalvageHelps)));
     }
@@ -264,7 +264,7 @@ Task<void> open_sources(Session& session, Gate& gate, ConvertArgs args, const Pl
 
 /// A snapshot is a disk of its own: the image is opened again at it, so that what is wrong with the
 /// image is told apart from a snapshot that is not there.
-Task<void> go_to_snapshot(Session& session, Gate& gate, ConvertArgs args, const Plan& plan,
+Task<void> go_to_snapshot(Session& session, FileOpener& opener, ConvertArgs args, const Plan& plan,
                           Disks& disks) {
   Disk& source = disks.sources[0];
   const auto failed = [](std::string_view why) {
@@ -282,7 +282,7 @@ Task<void> go_to_snapshot(Session& session, Gate& gate, ConvertArgs args, const 
   ImageOptions options{
       .direct = is_direct(plan.source_cache), .snapshot = *word, .salvage = args.salvage};
   disks.sources.push_back(
-      co_await open_named(session, gate, plan.sources[0], args, std::move(options)));
+      co_await open_named(session, opener, plan.sources[0], args, std::move(options)));
 }
 
 uint64_t total_size(const Disks& disks) {
@@ -310,17 +310,17 @@ Result<void> check_target(const Plan& plan) {
 }
 
 /// Makes the target, which is no disk before it is finished.
-Task<void> make_target(Session& session, Gate& gate, ConvertArgs args, Plan& plan, Disks& disks,
-                       Stop& stop) {
+Task<void> make_target(Session& session, FileOpener& opener, ConvertArgs args, Plan& plan,
+                       Disks& disks, Stop& stop) {
   plan.disk.size = total_size(disks);
   const std::string doing = cat(plan.target, ": error while converting ", name_of(plan.format));
   co_await check_target(plan).doing(doing);
   if (plan.disk.backing_file && plan.disk.backing_format == "raw") {
     const std::string below = resolve_name(plan.target, *plan.disk.backing_file);
-    co_await check_backing_is_raw(session, gate, below, args.force);
+    co_await check_backing_is_raw(session, opener, below, args.force);
   }
-  disks.made = co_await begin_disk(session, gate, plan.target, plan.disk,
-                                   {.replace = args.force || session.stand_in(),
+  disks.made = co_await begin_disk(session, opener, plan.target, plan.disk,
+                                   {.replace = args.force || session.compatibility_name(),
                                     .to_be_filled = true,
                                     .direct = is_direct(plan.cache),
                                     .sync = plan.cache != CacheMode::unsafe,
@@ -331,7 +331,7 @@ Task<void> make_target(Session& session, Gate& gate, ConvertArgs args, Plan& pla
     ImageOptions options{.writable = true, .direct = is_direct(plan.cache)};
     options.message = [&session](const std::string& text) { session.warn(text); };
     Result<std::unique_ptr<Image>> image =
-        co_await Image::open_over(std::move(target.device), gate, std::move(options)).result();
+        co_await Image::open_over(std::move(target.device), opener, std::move(options)).result();
     if (!image) co_await fail(could_not_open(plan.target, std::move(image).error()));
     target.image = image->get();
     target.device = *std::move(image);
@@ -340,23 +340,23 @@ Task<void> make_target(Session& session, Gate& gate, ConvertArgs args, Plan& pla
 }
 
 /// Opens the target that is there.
-Task<void> open_there(Session& session, Gate& gate, ConvertArgs args, const Plan& plan,
+Task<void> open_there(Session& session, FileOpener& opener, ConvertArgs args, const Plan& plan,
                       Disks& disks) {
   if (Result<void> other = check_target(plan); !other) {
     co_await fail(could_not_open(plan.target, std::move(other).error()));
   }
   const OpenArgs target_args{.format = std::string(name_of(plan.format)), .follow = args.follow};
   ImageOptions options{.writable = true, .direct = is_direct(plan.cache)};
-  disks.target = co_await open_named(session, gate, plan.target, target_args, options);
+  disks.target = co_await open_named(session, opener, plan.target, target_args, options);
 }
 
 /// Makes the target unless it is there, and opens it.
-Task<void> open_target(Session& session, Gate& gate, ConvertArgs args, Plan& plan, Disks& disks,
-                       Stop& stop) {
+Task<void> open_target(Session& session, FileOpener& opener, ConvertArgs args, Plan& plan,
+                       Disks& disks, Stop& stop) {
   if (args.no_create) {
-    co_await open_there(session, gate, args, plan, disks);
+    co_await open_there(session, opener, args, plan, disks);
   } else {
-    co_await make_target(session, gate, args, plan, disks, stop);
+    co_await make_target(session, opener, args, plan, disks, stop);
   }
   if (!args.compress) co_return;
   if (!disks.target->image || disks.target->image->geometry().data_file) {
@@ -464,9 +464,9 @@ Task<void> copy_bitmaps(Session& session, Disks& disks) {
   }
 }
 
-Task<void> fill_target(Session& session, Gate& gate, ConvertArgs args, Plan& plan, Disks& disks,
-                       Stop& stop) {
-  co_await open_target(session, gate, args, plan, disks, stop);
+Task<void> fill_target(Session& session, FileOpener& opener, ConvertArgs args, Plan& plan,
+                       Disks& disks, Stop& stop) {
+  co_await open_target(session, opener, args, plan, disks, stop);
   const bool bitmaps = args.bitmaps;
   co_await copy(session, std::move(args), plan, disks, stop);
   if (bitmaps) co_await copy_bitmaps(session, disks);
@@ -480,7 +480,7 @@ std::string what_is_left(const Plan& plan, Disks& disks) {
 }
 
 /// From the moment at which there may be a target: all of it, or what was made goes away.
-Task<void> fill_and_finish(Session& session, Gate& gate, ConvertArgs args, Plan& plan,
+Task<void> fill_and_finish(Session& session, FileOpener& opener, ConvertArgs args, Plan& plan,
                            Disks& disks) {
   Stop stop;
   std::string about = quoted(plan.target);
@@ -490,7 +490,7 @@ Task<void> fill_and_finish(Session& session, Gate& gate, ConvertArgs args, Plan&
                 .stop = [&] { stop.now(); },
                 .waiting_for = [&] { return stop.job ? stop.job->waiting_for() : ""; }});
   Result<void> done =
-      co_await fill_target(session, gate, std::move(args), plan, disks, stop).result();
+      co_await fill_target(session, opener, std::move(args), plan, disks, stop).result();
   // What is going to be removed need not be written.
   if (!done && disks.made) stop.wanted = true;
   Result<void> closed = co_await disks.close().result();
@@ -502,11 +502,11 @@ Task<void> fill_and_finish(Session& session, Gate& gate, ConvertArgs args, Plan&
   co_await std::move(done);
 }
 
-Task<void> run(Session& session, Gate& gate, ConvertArgs args, Plan& plan, Disks& disks) {
-  co_await open_sources(session, gate, args, plan, disks);
-  if (plan.snapshot) co_await go_to_snapshot(session, gate, args, plan, disks);
+Task<void> run(Session& session, FileOpener& opener, ConvertArgs args, Plan& plan, Disks& disks) {
+  co_await open_sources(session, opener, args, plan, disks);
+  if (plan.snapshot) co_await go_to_snapshot(session, opener, args, plan, disks);
   if (args.bitmaps) co_await check_bitmaps(args, plan, disks);
-  co_await fill_and_finish(session, gate, std::move(args), plan, disks);
+  co_await fill_and_finish(session, opener, std::move(args), plan, disks);
 }
 
 Task<int> convert(Session& session, ConvertArgs args) {
@@ -519,13 +519,13 @@ Task<int> convert(Session& session, ConvertArgs args) {
     co_return 0;
   }
   co_await read_images(args, plan);
-  SystemGate gate(session.reactor(), session.policy(args.follow));
-  const DiskFormat format = args.no_create ? co_await format_there(session, gate, args)
+  SystemGate opener(session.reactor(), session.policy(args.follow));
+  const DiskFormat format = args.no_create ? co_await format_there(session, opener, args)
                                            : co_await target_format(session, args);
   co_await plan_target(args, format, plan);
-  if (!args.cache && session.stand_in()) plan.cache = CacheMode::unsafe;
+  if (!args.cache && session.compatibility_name()) plan.cache = CacheMode::unsafe;
   Disks disks;
-  Result<void> done = co_await run(session, gate, args, plan, disks).result();
+  Result<void> done = co_await run(session, opener, args, plan, disks).result();
   Result<void> closed = co_await disks.close().result();
   if (!done && done.error().code() == Errc::cancelled) co_await std::move(done);
   if (!done) {
@@ -539,7 +539,7 @@ Task<int> convert(Session& session, ConvertArgs args) {
     }
   }
   if (args.salvage) report_lost(session, lost, plan.target);
-  co_return !lost.empty() && !session.stand_in() ? kLostExit : 0;
+  co_return !lost.empty() && !session.compatibility_name() ? kLostExit : 0;
 }
 
 /// With -o help there need not be any.

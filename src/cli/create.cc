@@ -25,11 +25,12 @@ struct CreateArgs {
 
 /// The size that the new disk takes from its backing disk, which may be in use: only headers are
 /// read.  Those of the whole chain: one that cannot be opened is no use below a new disk.
-Task<uint64_t> backing_size(Session& session, Gate& gate, std::string name, std::string format) {
+Task<uint64_t> backing_size(Session& session, FileOpener& opener, std::string name,
+                            std::string format) {
   const Result<DiskFormat> known = parse_format(format);
   if (!known) co_return invalid(known.error().message(), "\nCould not open backing image.");
   Result<std::vector<ChainFile>> chain =
-      co_await read_chain(gate, name, *known, session.chain_max()).result();
+      co_await read_chain(opener, name, *known, session.chain_max()).result();
   if (!chain) {
     Error error = could_not_open(name, std::move(chain).error());
     // Here qemu-img names the file once.
@@ -64,24 +65,24 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
         invalid("Parameter 'backing-fmt' does not accept value '", *disk.backing_format, "'"));
   }
 
-  SystemGate gate(session.reactor(), session.policy(args.follow));
+  SystemGate opener(session.reactor(), session.policy(args.follow));
   // qemu-img -u does not look at the file.
-  if (disk.backing_format == "raw" && (opens_backing || !session.stand_in())) {
+  if (disk.backing_format == "raw" && (opens_backing || !session.compatibility_name())) {
     const Result<std::string> path = path_of(*disk.backing_file);
     const std::string name = path ? resolve_name(args.image, *path) : *disk.backing_file;
-    if (path) co_await check_backing_is_raw(session, gate, name, args.force);
+    if (path) co_await check_backing_is_raw(session, opener, name, args.force);
   }
   if (opens_backing) {
     const std::string path = co_await path_of(*disk.backing_file);
-    const uint64_t size =
-        co_await backing_size(session, gate, resolve_name(args.image, path), *disk.backing_format);
+    const uint64_t size = co_await backing_size(session, opener, resolve_name(args.image, path),
+                                                *disk.backing_format);
     if (!disk.size) disk.size = size;
   }
   if (!disk.size) co_await fail(invalid("Image creation needs a size parameter"));
-  const bool replace = args.force || session.stand_in();
+  const bool replace = args.force || session.compatibility_name();
   // Nothing is announced that is not going to happen.
   if (!replace) co_await refuse_existing(args.image);
-  if (!session.stand_in()) co_await check_new_disk(disk);
+  if (!session.compatibility_name()) co_await check_new_disk(disk);
   if (!args.quiet) session.say(formatting_line(args.image, disk));
   const Json result = {{"filename", args.image},
                        {"format", name_of(format)},
@@ -92,7 +93,7 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
       {.about = byre::quoted(args.image),
        .stop = [&] { stopped = true; },
        .waiting_for = [&] { return cat("what was begun in ", byre::quoted(args.image)); }});
-  co_await make_disk(session, gate, args.image, std::move(disk),
+  co_await make_disk(session, opener, args.image, std::move(disk),
                      {.replace = replace, .stopped = [&] { return stopped; }});
   if (session.json()) session.print(to_json(result));
 }

@@ -54,7 +54,7 @@ struct Dump {
   Device& file;
   const DumpArgs& args;
   Rows rows;
-  Head head;
+  ImageHeader head;
 
   const Geometry& geometry() const { return head.geometry; }
   uint64_t cluster_size() const { return geometry().cluster_size(); }
@@ -63,7 +63,7 @@ struct Dump {
 Task<void> read_padded(Device& file, uint64_t offset, MutableBytes data) {
   const uint64_t size = file.size();
   const uint64_t there = offset < size ? std::min<uint64_t>(size - offset, data.size()) : 0;
-  if (there != 0) co_await file.read(offset, data.first(there), Mark::none);
+  if (there != 0) co_await file.read(offset, data.first(there), IoTag::none);
   fill_zero(data.subspan(there));
 }
 
@@ -153,7 +153,7 @@ Task<void> dump_header(Dump& dump) {
                               field.name, value, value, meaning),
                   std::move(json));
   }
-  const Result<Head> head = co_await load_head(dump.file, OpenFor::repair).result();
+  const Result<ImageHeader> head = co_await load_image_header(dump.file, OpenFor::repair).result();
   if (!head) {
     Json json = Json::object();
     json["error"] = head.error().message();
@@ -628,13 +628,13 @@ Task<void> dump_host(Dump& dump) {
   const HostCluster cluster = dump.geometry().cluster_of(HostOffset{offset});
   co_await add_refcount(dump, "the cluster", {offset});
   const CheckOptions options{.findings_max = 0};
-  Survey survey(dump.file, options);
-  co_await survey.run();
-  Owners owners(survey);
+  MetadataScan scan(dump.file, options);
+  co_await scan.run();
+  Owners owners(scan);
   co_await owners.find({cluster}, kRowsMax);
 
-  const auto* cell = survey.counts.find(cluster);
-  const uint64_t references = survey.counts.references(cluster);
+  const auto* cell = scan.counts.find(cluster);
+  const uint64_t references = scan.counts.references(cluster);
   Json json = Json::object();
   json["references"] = references;
   json["owner"] = std::string(name_of(cell ? cell->owner() : Owner::nobody));
@@ -644,7 +644,7 @@ Task<void> dump_host(Dump& dump) {
                        json["two-owners"].boolean() ? " and by something else" : ""),
                    std::move(json));
   for (const Owners::L1Reference& reference : owners.of_table(cluster.value)) {
-    const Survey::L1Table& l1 = survey.l1_tables[reference.table];
+    const MetadataScan::L1Table& l1 = scan.l1_tables[reference.table];
     std::vector<std::byte> bytes(8);
     co_await read_padded(dump.file, reference.at.value, bytes);
     Json row = l1_json(dump, reference.index, reference.at, load_l1_entry(bytes, 0));
@@ -701,7 +701,7 @@ Result<const Structure*> find_structure(const DumpArgs& args) {
 Task<void> show(Session& session, RawDevice& file, DumpArgs args) {
   const Structure* structure = co_await find_structure(args);
   Dump dump{.file = file, .args = args, .rows = {}, .head = {}};
-  if (structure->name != "header") dump.head = co_await load_head(file, OpenFor::repair);
+  if (structure->name != "header") dump.head = co_await load_image_header(file, OpenFor::repair);
   co_await structure->run(dump);
   if (args.output == OutputFormat::human) {
     session.print(dump.rows.text());
@@ -715,9 +715,9 @@ Task<void> show(Session& session, RawDevice& file, DumpArgs args) {
 }
 
 Task<int> dump(Session& session, DumpArgs args) {
-  SystemGate gate(session.reactor(), OpenPolicy::nothing);
+  SystemGate opener(session.reactor(), OpenPolicy::nothing);
   const std::string path = co_await path_of(args.image);
-  Result<std::unique_ptr<File>> opened = gate.open(path, {.share_lock = args.share});
+  Result<std::unique_ptr<File>> opened = opener.open(path, {.share_lock = args.share});
   if (!opened) co_await fail(could_not_open(args.image, std::move(opened).error(), true));
   RawDevice file(*std::move(opened), {});
   Result<void> shown = co_await show(session, file, std::move(args)).result();

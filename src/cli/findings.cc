@@ -59,7 +59,7 @@ Json json_of(const Finding& finding) {
   }
   json["cause"] = std::string(byre::name_of(finding.cause));
   if (finding.intended != 0) json["intended-offset"] = finding.intended;
-  json["remedy"] = std::string(byre::name_of(finding.remedy));
+  json["repair"] = std::string(byre::name_of(finding.repair));
   json["repaired"] = finding.repaired;
   json["text"] = finding.text;
   return json;
@@ -141,7 +141,7 @@ std::vector<Finding> one_for_each_damage(const std::vector<Finding>& findings) {
 }
 
 void show_findings(Session& session, const std::vector<Finding>& findings) {
-  session.note(lines_of_findings(findings, !session.stand_in()));
+  session.note(lines_of_findings(findings, !session.compatibility_name()));
 }
 
 }  // namespace byre

@@ -5,7 +5,7 @@
 /// Known are a format (raw or qcow2) over a file, no backing file (`"backing": null`), the filter
 /// `compress` on top, and a part of a raw file (`offset`, `size`).  Everything else is an error
 /// that names it; nothing is ignored.  Such names come from a command line only: what an image
-/// names is a path (io/gate.h).
+/// names is a path (io/file_opener.h).
 #pragma once
 
 #include <cstdint>

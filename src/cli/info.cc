@@ -15,7 +15,7 @@
 #include "cli/snapshot_list.h"
 #include "cli/text.h"
 #include "format/bitmap.h"
-#include "qcow2/core/head.h"
+#include "qcow2/core/image_header.h"
 
 namespace byre {
 
@@ -33,7 +33,7 @@ struct Layer {
   DiskFormat format = DiskFormat::raw;
   uint64_t size = 0;         ///< Virtual.
   uint64_t actual_size = 0;  ///< Blocks in use.
-  std::optional<Head> head;
+  std::optional<ImageHeader> head;
   std::vector<Snapshot> snapshots;
   std::vector<Bitmap> bitmaps;
   uint64_t device = 0;
@@ -46,11 +46,11 @@ uint64_t blocks_in_use(const File& file) {
   return static_cast<uint64_t>(status.st_blocks) * 512;
 }
 
-Task<std::vector<Bitmap>> load_bitmaps(Device& file, const Head& head) {
+Task<std::vector<Bitmap>> load_bitmaps(Device& file, const ImageHeader& head) {
   const auto& extension = head.extensions.bitmaps;
   if (!extension || (head.header.autoclear & kBitmaps) == 0) co_return std::vector<Bitmap>();
   std::vector<std::byte> directory(extension->directory_size);
-  co_await file.read(extension->directory_offset.value, directory, Mark::bitmap_load)
+  co_await file.read(extension->directory_offset.value, directory, IoTag::bitmap_load)
       .doing("bitmap directory");
   co_return co_await parse_bitmap_directory(directory, extension->count, head.geometry)
       .doing("bitmap directory");
@@ -68,35 +68,35 @@ Task<Layer> read_layer(std::unique_ptr<File> file, std::string name,
   if (layer.format == DiskFormat::raw) co_return layer;
 
   RawDevice device(std::move(file));
-  layer.head = co_await load_head(device);
+  layer.head = co_await load_image_header(device);
   layer.size = round_up(layer.head->header.size, kSectorSize);  // As guests see it.
   layer.snapshots = co_await load_snapshots(device, *layer.head).doing("snapshot table");
   layer.bitmaps = co_await load_bitmaps(device, *layer.head);
   co_return layer;
 }
 
-Task<Layer> open_layer(Gate& gate, std::string name, std::optional<std::string> format,
+Task<Layer> open_layer(FileOpener& opener, std::string name, std::optional<std::string> format,
                        bool share) {
   const std::string path = co_await path_of(name);
-  std::unique_ptr<File> file = co_await gate.open(path, {.share_lock = share});
+  std::unique_ptr<File> file = co_await opener.open(path, {.share_lock = share});
   co_return co_await read_layer(std::move(file), path, format);
 }
 
-Task<Layer> open_backing(Gate& gate, const Layer& above, bool share) {
+Task<Layer> open_backing(FileOpener& opener, const Layer& above, bool share) {
   const std::string named = *above.head->backing_file;
   const auto& format = above.head->extensions.backing_format;
   const std::string path = co_await path_of(named);
   std::unique_ptr<File> file =
-      co_await gate.open_named_by_image(above.name, path, {.share_lock = share});
+      co_await opener.open_named_by_image(above.name, path, {.share_lock = share});
   co_return co_await read_layer(std::move(file), resolve_name(above.name, path), *format);
 }
 
 /// The layers from `image` down, as many as are wanted.
 Task<std::vector<Layer>> load_layers(Session& session, InfoArgs args) {
-  SystemGate gate(session.reactor(), session.policy(args.follow));
+  SystemGate opener(session.reactor(), session.policy(args.follow));
   std::vector<Layer> layers;
   std::set<std::pair<uint64_t, uint64_t>> seen;
-  Result<Layer> first = co_await open_layer(gate, args.image, args.format, args.share).result();
+  Result<Layer> first = co_await open_layer(opener, args.image, args.format, args.share).result();
   if (!first) co_return could_not_open(args.image, std::move(first).error(), true);
   layers.push_back(*std::move(first));
   layers[0].name = args.image;
@@ -115,7 +115,7 @@ Task<std::vector<Layer>> load_layers(Session& session, InfoArgs args) {
       co_return could_not_open(above.name, backing_of(*above.head).error().copy());
     }
     const std::string name = resolve_name(above.name, *above.head->backing_file);
-    Result<Layer> next = co_await open_backing(gate, above, args.share).result();
+    Result<Layer> next = co_await open_backing(opener, above, args.share).result();
     if (!next) co_return could_not_open(name, std::move(next).error(), true);
     layers.push_back(*std::move(next));
   }

@@ -85,7 +85,7 @@ Task<void> run_lines(Session& session, IoShell& shell, const std::vector<std::st
   if (!commands.empty()) co_return;
 
   LineReader lines(reactor);
-  const std::string prompt = session.stand_in() ? "qemu-io> " : "byre> ";
+  const std::string prompt = session.compatibility_name() ? "qemu-io> " : "byre> ";
   while (!shell.quit()) {
     session.print(prompt);
     session.flush_output();
@@ -112,10 +112,10 @@ Task<int> io(Session& session, IoArgs args) {
     co_return invalid("Invalid aio option: ", *args.aio);
   }
 
-  SystemGate gate(session.reactor(), session.policy(args.follow));
-  IoShell shell(session.reactor(), gate,
+  SystemGate opener(session.reactor(), session.policy(args.follow));
+  IoShell shell(session.reactor(), opener,
                 {.program = session.program(),
-                 .explain = !session.stand_in(),
+                 .explain = !session.compatibility_name(),
                  .out = [&](std::string_view text) { session.print(text); },
                  .err =
                      [&](std::string_view text) {
@@ -125,7 +125,7 @@ Task<int> io(Session& session, IoArgs args) {
                  .flush = [&] { session.flush_output(); },
                  .guessed_raw = [&](const std::string& name) { warn_of_guess(session, name); }});
   if (open && !co_await shell.open(*std::move(open))) {
-    co_return session.stand_in() ? kExitFailure : exit_code(shell.open_failure());
+    co_return session.compatibility_name() ? kExitFailure : exit_code(shell.open_failure());
   }
   const Result<void> ran = co_await run_lines(session, shell, args.commands).result();
   if (!ran) session.error(ran.error().message());

@@ -45,8 +45,11 @@ std::string why_not_opened(const std::string& name, const Error& error, bool can
 
 }  // namespace
 
-IoShell::IoShell(Reactor& reactor, Gate& gate, Options options)
-    : reactor_(reactor), gate_(gate), options_(std::move(options)), background_(reactor.ready()) {}
+IoShell::IoShell(Reactor& reactor, FileOpener& opener, Options options)
+    : reactor_(reactor),
+      opener_(opener),
+      options_(std::move(options)),
+      background_(reactor.ready()) {}
 
 IoShell::~IoShell() { BYRE_ASSERT(!device_); }
 
@@ -114,7 +117,7 @@ Task<std::unique_ptr<File>> IoShell::open_file(const IoLayer& layer, const IoOpe
                             .direct = direct,
                             .lock = layer.lock,
                             .share_lock = open.share_lock};
-  co_return co_await gate_.open(path, options);
+  co_return co_await opener_.open(path, options);
 }
 
 /// Nobody said what is in the file.
@@ -122,7 +125,7 @@ Task<void> IoShell::build_probed(const IoLayer& layer, const IoOpen& open, Opene
   if (layer.below->driver == IoLayer::Driver::file) {
     std::unique_ptr<File> file = co_await open_file(*layer.below, open);
     OpenDiskOptions options{.image = image_options(layer, open), .growable = true};
-    Disk disk = co_await open_disk_over(std::move(file), gate_, std::move(options));
+    Disk disk = co_await open_disk_over(std::move(file), opener_, std::move(options));
     if (disk.format == DiskFormat::raw && !open.read_only) options_.guessed_raw(open.path);
     opened.device = std::move(disk.device);
     opened.image = disk.image;
@@ -132,7 +135,7 @@ Task<void> IoShell::build_probed(const IoLayer& layer, const IoOpen& open, Opene
   co_await build(*layer.below, open, opened);
   const Buffer start(kClassifySize);
   const uint64_t length = std::min(kClassifySize, opened.device->size());
-  co_await opened.device->read(0, start.bytes().first(length), Mark::none);
+  co_await opened.device->read(0, start.bytes().first(length), IoTag::none);
   const DiskFormat format = co_await classify(start.bytes().first(length));
   co_await check_settings(layer.runtime, format);
   if (format == DiskFormat::qcow2) {
@@ -157,7 +160,7 @@ Task<void> IoShell::build_faults(const IoLayer& layer, Opened& opened) {
 Task<FaultRules> IoShell::load_faults(const IoLayer& layer) {
   if (layer.fault_config.empty()) co_return layer.faults;
   constexpr uint64_t kConfigMax = 1 * MiB;
-  Result<std::unique_ptr<File>> opened = gate_.open(layer.fault_config, {.lock = false});
+  Result<std::unique_ptr<File>> opened = opener_.open(layer.fault_config, {.lock = false});
   if (!opened) {
     co_return Error(opened.error().code(),
                     cat("Could not read blkdebug config file: ", errno_text(opened.error())));
@@ -192,9 +195,9 @@ ImageOptions IoShell::image_options(const IoLayer& layer, const IoOpen& open) {
 }
 
 Task<void> IoShell::build_image(const IoLayer& layer, const IoOpen& open, Opened& opened) {
-  if (!layer.without_backing) co_await check_chain_memory(gate_, *opened.device);
+  if (!layer.without_backing) co_await check_chain_memory(opener_, *opened.device);
   std::unique_ptr<Image> image =
-      co_await Image::open_over(std::move(opened.device), gate_, image_options(layer, open));
+      co_await Image::open_over(std::move(opened.device), opener_, image_options(layer, open));
   opened.image = image.get();
   opened.device = std::move(image);
 }
@@ -302,7 +305,7 @@ Task<void> IoShell::perform(IoTransfer command) {
   std::string source;
   if (!command.source_file.empty()) {
     // Read it first: a background request would race with later commands.
-    Result<std::unique_ptr<File>> file = gate_.open(command.source_file, {.lock = false});
+    Result<std::unique_ptr<File>> file = opener_.open(command.source_file, {.lock = false});
     if (!file || (*file)->size() == 0) {
       complain(file ? cat(command.source_file, ": file is empty\n")
                     : cat(command.source_file, ": ", errno_text(file.error()), "\n"));

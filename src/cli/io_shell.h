@@ -19,7 +19,7 @@
 #include "cli/io_layers.h"
 #include "cli/text.h"
 #include "coro/scope.h"
-#include "io/gate.h"
+#include "io/file_opener.h"
 #include "qcow2/image.h"
 
 namespace byre {
@@ -35,7 +35,7 @@ class IoShell {
     /// Nobody said that the file of this name is raw, and it may be written.
     std::function<void(const std::string&)> guessed_raw = [](const std::string&) {};
   };
-  IoShell(Reactor& reactor, Gate& gate, Options options);
+  IoShell(Reactor& reactor, FileOpener& opener, Options options);
   /// finish() has ended.
   ~IoShell();
 
@@ -110,7 +110,7 @@ class IoShell {
   Result<FaultFilter*> filter() const;
 
   Reactor& reactor_;
-  Gate& gate_;
+  FileOpener& opener_;
   Options options_;
   Scope background_;
   std::unique_ptr<Device> device_;

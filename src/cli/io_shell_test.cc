@@ -13,9 +13,9 @@ namespace {
 /// A shell on simulated disks: "disk" is an empty image of 1 MiB, "raw" 64 KiB of zeros.
 class Simulated {
  public:
-  explicit Simulated(uint64_t seed) : reactor(seed), gate(reactor, disks) {
+  explicit Simulated(uint64_t seed) : reactor(seed), opener(reactor, disks) {
     disks["raw"].set_size(64 * KiB);
-    Result<std::unique_ptr<File>> file = gate.open("disk", {.writable = true, .create = true});
+    Result<std::unique_ptr<File>> file = opener.open("disk", {.writable = true, .create = true});
     EXPECT_TRUE(file);
     RawDevice device(*std::move(file), {.growable = true});
     const Result<void> created = reactor.finish(create_image(device, {.size = 1 * MiB}));
@@ -25,7 +25,7 @@ class Simulated {
   /// Opens `file` and plays `lines`; what was printed, without speeds.
   std::string play(IoOpen file, const std::vector<std::string>& lines) {
     std::string printed;
-    IoShell shell(reactor, gate,
+    IoShell shell(reactor, opener,
                   {.program = "tool",
                    .out = [&](std::string_view text) { printed += without_speeds(text); },
                    .err = [&](std::string_view text) { printed += text; }});
@@ -37,7 +37,7 @@ class Simulated {
 
   SimReactor reactor;
   SimDisks disks;
-  SimGate gate;
+  SimGate opener;
   bool failed = false;
 
  private:

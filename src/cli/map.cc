@@ -52,8 +52,8 @@ constexpr uint64_t kTableCache = 64 * KiB;
 /// The layers of a disk, top first.  Closed by close_all(), whatever happened.
 using Chain = std::vector<Disk>;
 
-Task<Disk> open_below(Gate& gate, const Disk& above, OpenArgs args) {
-  const Head& head = above.image->head();
+Task<Disk> open_below(FileOpener& opener, const Disk& above, OpenArgs args) {
+  const ImageHeader& head = above.image->head();
   const std::string named = *head.backing_file;
   const std::string upper = above.device->name();
   OpenDiskOptions options;
@@ -63,17 +63,17 @@ Task<Disk> open_below(Gate& gate, const Disk& above, OpenArgs args) {
   options.image.table_cache_size = kTableCache;
   const std::string path = co_await path_of(named);
   std::unique_ptr<File> file =
-      co_await gate.open_named_by_image(upper, path, {.share_lock = args.share});
-  co_return co_await open_disk_over(std::move(file), gate, std::move(options));
+      co_await opener.open_named_by_image(upper, path, {.share_lock = args.share});
+  co_return co_await open_disk_over(std::move(file), opener, std::move(options));
 }
 
-Task<void> open_chain(Session& session, Gate& gate, MapArgs args, Chain& chain) {
-  chain.push_back(co_await open_named(session, gate, args.image, args,
+Task<void> open_chain(Session& session, FileOpener& opener, MapArgs args, Chain& chain) {
+  chain.push_back(co_await open_named(session, opener, args.image, args,
                                       {.without_backing = true, .table_cache_size = kTableCache}));
   const Result<std::string> top = path_of(args.image);
   if (top && chain.back().image && chain.back().image->head().backing_file) {
-    RawDevice file(co_await gate.open(*top, {.lock = false}));
-    co_await check_chain_memory(gate, file).doing("Could not open '", args.image, "'");
+    RawDevice file(co_await opener.open(*top, {.lock = false}));
+    co_await check_chain_memory(opener, file).doing("Could not open '", args.image, "'");
   }
   std::set<std::pair<uint64_t, uint64_t>> seen;
   while (chain.back().image && chain.back().image->head().backing_file) {
@@ -95,7 +95,7 @@ Task<void> open_chain(Session& session, Gate& gate, MapArgs args, Chain& chain) 
     }
     const std::string below =
         resolve_name(chain.back().device->name(), *chain.back().image->head().backing_file);
-    Result<Disk> disk = co_await open_below(gate, chain.back(), args).result();
+    Result<Disk> disk = co_await open_below(opener, chain.back(), args).result();
     if (!disk) {
       Error inner = could_not_open(below, std::move(disk).error(), true);
       std::string why = inner.message();
@@ -186,7 +186,7 @@ class Printer {
       first_ = false;
       return {};
     }
-    if (entry.compressed && !session_.stand_in()) {
+    if (entry.compressed && !session_.compatibility_name()) {
       session_.print(fmt::format("{:<16}{:<16}{:<16}{}\n", address(entry.start),
                                  address(entry.length), "compressed", printable(entry.file)));
       return {};
@@ -233,9 +233,9 @@ Task<void> print_map(Session& session, Chain& chain, MapArgs args) {
 }
 
 Task<int> map(Session& session, MapArgs args) {
-  SystemGate gate(session.reactor(), session.policy(args.follow));
+  SystemGate opener(session.reactor(), session.policy(args.follow));
   Chain chain;
-  Result<void> done = co_await open_chain(session, gate, args, chain).result();
+  Result<void> done = co_await open_chain(session, opener, args, chain).result();
   if (done) done = co_await print_map(session, chain, args).result();
   Result<void> closed = co_await close_all(chain).result();
   co_await std::move(done);

@@ -11,7 +11,7 @@
 #include "block/raw.h"
 #include "cli/options.h"
 #include "io/buffer.h"
-#include "qcow2/core/head.h"
+#include "qcow2/core/image_header.h"
 
 namespace byre {
 
@@ -259,7 +259,7 @@ Result<DiskFormat> format_by_name(Session& session, const std::string& name,
                                   std::string_view option) {
   const std::string suffix = suffix_of(name);
   const bool is_qcow2 = contains(kQcow2Suffixes, suffix);
-  if (session.stand_in()) {
+  if (session.compatibility_name()) {
     if (is_qcow2) {
       session.warn(cat(quoted(name), " becomes a raw disk, because no format was given; ", option,
                        " qcow2 makes it an image"));
@@ -272,10 +272,11 @@ Result<DiskFormat> format_by_name(Session& session, const std::string& name,
                  option, " qcow2 or ", option, " raw");
 }
 
-Task<void> check_backing_is_raw(Session& session, Gate& gate, std::string name, bool force) {
+Task<void> check_backing_is_raw(Session& session, FileOpener& opener, std::string name,
+                                bool force) {
   const Result<std::string> path = path_of(name);
   if (!path) co_return;
-  co_await check_backing_is_raw(session, name, gate.open(*path, {.lock = false}), force,
+  co_await check_backing_is_raw(session, name, opener.open(*path, {.lock = false}), force,
                                 "-F qcow2");
 }
 
@@ -289,7 +290,7 @@ Task<void> check_backing_is_raw(Session& session, std::string name,
   if (!looks_like_qcow2(buffer.bytes())) co_return;
   const std::string text = cat("the backing file ", quoted(name), " begins like a qcow2 image; as ",
                                "raw its tables would be the disk");
-  if (!session.stand_in() && !force) {
+  if (!session.compatibility_name() && !force) {
     co_await fail(invalid(text, ". Give ", instead, ", or --force if it is meant"));
   }
   session.warn(text);
@@ -400,8 +401,8 @@ Result<void> check_new_disk(const NewDisk& disk) {
   return {};
 }
 
-Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, Gate& gate, std::string name,
-                                              NewDisk disk, MakeOptions make) {
+Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, FileOpener& opener,
+                                              std::string name, NewDisk disk, MakeOptions make) {
   co_await check(disk);
   const std::string path = co_await path_of(name);
   const auto backing_file = disk.backing_file;
@@ -417,7 +418,7 @@ Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, Gate& gate, std:
                             .sync = make.sync,
                             .stopped = std::move(make.stopped)};
   Result<std::unique_ptr<NewDiskFile>> made =
-      co_await byre::begin_disk(session.reactor(), gate, path, std::move(options)).result();
+      co_await byre::begin_disk(session.reactor(), opener, path, std::move(options)).result();
   const std::string open_failed = cat("open ", quoted(path), ": ");
   const bool is_target = !made && made.error().message().starts_with(open_failed);
   if (is_target && made.error().code() == Errc::exists) co_return exists_already(path);
@@ -432,10 +433,10 @@ Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, Gate& gate, std:
   co_return co_await std::move(made);
 }
 
-Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk disk,
+Task<void> make_disk(Session& session, FileOpener& opener, std::string name, NewDisk disk,
                      MakeOptions options) {
   const std::unique_ptr<NewDiskFile> made =
-      co_await begin_disk(session, gate, std::move(name), std::move(disk), std::move(options));
+      co_await begin_disk(session, opener, std::move(name), std::move(disk), std::move(options));
   co_await made->finish();
 }
 

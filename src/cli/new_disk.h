@@ -65,8 +65,8 @@ Result<DiskFormat> format_by_name(Session& session, const std::string& name,
 Task<void> check_backing_is_raw(Session& session, std::string name,
                                 Result<std::unique_ptr<File>> file, bool force,
                                 std::string_view instead);
-/// The same for a file that the user names, opened as `gate` allows.
-Task<void> check_backing_is_raw(Session& session, Gate& gate, std::string name, bool force);
+/// The same for a file that the user names, opened as `opener` allows.
+Task<void> check_backing_is_raw(Session& session, FileOpener& opener, std::string name, bool force);
 
 /// "Formatting 'x', fmt=qcow2 cluster_size=65536 ...": what qemu-img says before it makes a disk.
 std::string formatting_line(const std::string& name, const NewDisk& disk);
@@ -98,10 +98,10 @@ struct MakeOptions {
   std::function<bool()> stopped = nullptr;  ///< Is an end wanted?
 };
 /// Makes the disk, but for NewDiskFile::finish().
-Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, Gate& gate, std::string name,
-                                              NewDisk disk, MakeOptions options);
+Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, FileOpener& opener,
+                                              std::string name, NewDisk disk, MakeOptions options);
 /// Makes the disk.
-Task<void> make_disk(Session& session, Gate& gate, std::string name, NewDisk disk,
+Task<void> make_disk(Session& session, FileOpener& opener, std::string name, NewDisk disk,
                      MakeOptions options);
 
 }  // namespace byre

@@ -8,7 +8,7 @@ namespace byre {
 std::string_view advice_on_follow(const Error& error) {
   const std::string& text = error.message();
   const auto has = [&](std::string_view part) { return text.find(part) != std::string::npos; };
-  // A gate says "image 'x' names 'y', which the policy P does not allow: why".
+  // A opener says "image 'x' names 'y', which the policy P does not allow: why".
   if (error.code() == Errc::denied && has(", which the policy ") && !has("--follow")) {
     return "; --follow any (or BYRE_FOLLOW=any) opens it";
   }
@@ -22,8 +22,8 @@ std::string_view advice_on_follow(const Error& error) {
 void warn_of_policy(Session& session, const std::string& path, std::string_view name) {
   const Result<std::string> plain = plain_name(name);
   if (!plain || name.empty()) return;
-  const SystemGate gate(session.reactor(), session.policy(std::nullopt));
-  const Result<void> allowed = gate.allows(path, *plain);
+  const SystemGate opener(session.reactor(), session.policy(std::nullopt));
+  const Result<void> allowed = opener.allows(path, *plain);
   if (allowed || allowed.error().code() != Errc::denied) return;
   session.warn(cat(allowed.error().message(), advice_on_follow(allowed.error())));
 }
@@ -54,7 +54,7 @@ Error could_not_open(std::string_view name, Error error, bool can_share) {
                error.where());
 }
 
-Task<Disk> open_named(Session& session, Gate& gate, std::string name, OpenArgs args,
+Task<Disk> open_named(Session& session, FileOpener& opener, std::string name, OpenArgs args,
                       ImageOptions options,
                       std::function<std::unique_ptr<Device>(std::unique_ptr<Device>)> over_file) {
   OpenDiskOptions open{.image = std::move(options), .over_file = std::move(over_file)};
@@ -71,7 +71,7 @@ Task<Disk> open_named(Session& session, Gate& gate, std::string name, OpenArgs a
                              invalid("force-share=on can only be used with read-only images"));
   }
   const bool open_writable = open.image.writable;
-  Result<Disk> disk = co_await open_disk(gate, name, std::move(open)).result();
+  Result<Disk> disk = co_await open_disk(opener, name, std::move(open)).result();
   if (!disk) {
     const bool can_share = args.has_share && !open_writable;
     co_return could_not_open(name, std::move(disk).error(), can_share);

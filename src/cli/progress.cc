@@ -42,7 +42,7 @@ std::string progress_line(uint64_t done, uint64_t total, double rate) {
 Progress::Progress(Session& session, bool enabled, Unit unit)
     : session_(session),
       enabled_(enabled && !session.json()),
-      in_bytes_(unit == Unit::bytes && !session.stand_in() && isatty(STDOUT_FILENO) == 1),
+      in_bytes_(unit == Unit::bytes && !session.compatibility_name() && isatty(STDOUT_FILENO) == 1),
       begun_(session.reactor().now()),
       drawn_(begun_) {
   if (!in_bytes_) show(0);

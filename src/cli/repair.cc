@@ -38,10 +38,10 @@ struct RepairArgs : OpenArgs {
   bool quiet = false;
 };
 
-Task<std::unique_ptr<RawDevice>> open_image(Gate& gate, RepairArgs args, bool writable) {
+Task<std::unique_ptr<RawDevice>> open_image(FileOpener& opener, RepairArgs args, bool writable) {
   const std::string path = co_await path_of(args.image);
   Result<std::unique_ptr<File>> file =
-      gate.open(path, {.writable = writable, .share_lock = args.share && !writable});
+      opener.open(path, {.writable = writable, .share_lock = args.share && !writable});
   if (!file) co_await fail(could_not_open(args.image, std::move(file).error(), !writable));
   if (co_await format_of(**file, args.format) != DiskFormat::qcow2) {
     co_await fail(unsupported(byre::quoted(args.image), " is not a qcow2 image"));
@@ -240,11 +240,12 @@ Task<void> go_on_with(Journal& opened, RawDevice& image) {
 }
 
 /// A new journal, or the one of a repair that was cut off.
-Task<Journal> open_journal(Session& session, Gate& gate, RawDevice& image, std::string path) {
+Task<Journal> open_journal(Session& session, FileOpener& opener, RawDevice& image,
+                           std::string path) {
   Journal opened;
-  Result<std::unique_ptr<File>> file = gate.open(path, {.writable = true, .create = true});
+  Result<std::unique_ptr<File>> file = opener.open(path, {.writable = true, .create = true});
   const bool is_new = file.has_value();
-  if (!file && file.error().code() == Errc::exists) file = gate.open(path, {.writable = true});
+  if (!file && file.error().code() == Errc::exists) file = opener.open(path, {.writable = true});
   if (!file) co_await fail(std::move(file).error().while_doing("undo journal"));
   opened.file = std::make_unique<RawDevice>(*std::move(file), RawOptions{.growable = true});
   // One that was made and never written is new, too.
@@ -267,7 +268,7 @@ Task<Journal> open_journal(Session& session, Gate& gate, RawDevice& image, std::
   co_return std::move(opened);
 }
 
-Task<Recovery> apply(Session& session, Gate& gate, RawDevice& image, RepairArgs args,
+Task<Recovery> apply(Session& session, FileOpener& opener, RawDevice& image, RepairArgs args,
                      const Recovery& plan) {
   const std::string path = args.journal.value_or(args.image + ".undo");
   std::unique_ptr<RawDevice> orphans;
@@ -275,12 +276,12 @@ Task<Recovery> apply(Session& session, Gate& gate, RawDevice& image, RepairArgs 
       .free_orphans = args.free_orphans, .accept_loss = args.accept_loss, .decode = args.decode};
   if (args.save_orphans && plan.orphan_clusters != 0) {
     std::unique_ptr<File> file =
-        co_await gate.open(*args.save_orphans, {.writable = true, .create = true});
+        co_await opener.open(*args.save_orphans, {.writable = true, .create = true});
     orphans = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
     options.save_orphans_to = orphans.get();
     co_await sync_folder(session.reactor(), *args.save_orphans);
   }
-  Journal journal = co_await open_journal(session, gate, image, path);
+  Journal journal = co_await open_journal(session, opener, image, path);
   UndoDevice device(image, *journal.journal);
   Result<Recovery> done = co_await apply_recovery(device, options).result();
   Result<void> closed = co_await journal.file->close().result();
@@ -309,9 +310,9 @@ Result<void> check_journal(const RepairArgs& args, const std::string& journal) {
 
 Task<int> undo(Session& session, RepairArgs args) {
   co_await check_journal(args, *args.undo);
-  SystemGate gate(session.reactor(), OpenPolicy::nothing);
-  std::unique_ptr<RawDevice> image = co_await open_image(gate, args, true);
-  std::unique_ptr<File> file = co_await gate.open(*args.undo, {});
+  SystemGate opener(session.reactor(), OpenPolicy::nothing);
+  std::unique_ptr<RawDevice> image = co_await open_image(opener, args, true);
+  std::unique_ptr<File> file = co_await opener.open(*args.undo, {});
   RawDevice journal(std::move(file), {});
   Session::Interruptible guard(
       session,
@@ -400,10 +401,11 @@ Task<int> repair(Session& session, RepairArgs args) {
   if (args.undo) co_return co_await undo(session, std::move(args));
 
   if (args.journal) co_await check_journal(args, *args.journal);
-  SystemGate gate(session.reactor(), OpenPolicy::nothing);
-  std::unique_ptr<RawDevice> image = co_await open_image(gate, args, args.apply);
+  SystemGate opener(session.reactor(), OpenPolicy::nothing);
+  std::unique_ptr<RawDevice> image = co_await open_image(opener, args, args.apply);
   uint64_t marks = 0;
-  if (const Result<Head> head = co_await load_head(*image, OpenFor::check).result(); head) {
+  if (const Result<ImageHeader> head = co_await load_image_header(*image, OpenFor::check).result();
+      head) {
     marks = head->header.incompatible & (kDirty | kCorrupt);
   }
   const bool talks = args.output == OutputFormat::human && !args.quiet;
@@ -426,7 +428,7 @@ Task<int> repair(Session& session, RepairArgs args) {
         session, {.stop = [] {},
                   .waiting_for = [&] { return cat("the repair of ", byre::quoted(args.image)); }});
     const Recovery plan = *std::move(recovery);
-    recovery = co_await apply(session, gate, *image, args, plan).result();
+    recovery = co_await apply(session, opener, *image, args, plan).result();
   }
   std::string way_on;
   if (recovery && !recovery->refused.empty()) {

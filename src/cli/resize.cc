@@ -179,7 +179,7 @@ Task<void> apply(Disk& disk, uint64_t total, Preallocation mode, Steps& steps) {
   } else {
     co_await resize_raw(*disk.device, total, mode, steps);
   }
-  co_await disk.device->flush(Mark::flush);
+  co_await disk.device->flush(IoTag::flush);
   steps.finish();
 }
 
@@ -194,14 +194,14 @@ Task<int> resize(Session& session, ResizeArgs args) {
   }
   const Result<Preallocation> mode = parse_preallocation(args.preallocation.value_or("off"));
   if (!mode) co_return invalid("Invalid preallocation mode '", *args.preallocation, "'");
-  SystemGate gate(session.reactor(), session.policy(args.follow));
+  SystemGate opener(session.reactor(), session.policy(args.follow));
   Steps* watching = nullptr;
   const auto over_file = [&](std::unique_ptr<Device> file) -> std::unique_ptr<Device> {
     return std::make_unique<Watched>(std::move(file), [&](uint64_t bytes) {
       if (watching) watching->add(bytes);
     });
   };
-  Disk disk = co_await open_named(session, gate, args.image, args, {.writable = true}, over_file);
+  Disk disk = co_await open_named(session, opener, args.image, args, {.writable = true}, over_file);
   if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, args.image);
   const Session::Interruptible guard(
       session, {.about = byre::quoted(args.image),
@@ -217,7 +217,7 @@ Task<int> resize(Session& session, ResizeArgs args) {
     watching = nullptr;
   }
   Result<void> closed = co_await disk.device->close().result();
-  if (!total && !session.stand_in()) co_return std::move(total).error();
+  if (!total && !session.compatibility_name()) co_return std::move(total).error();
   if (!total) {
     // One message a line, as qemu-img has them.
     const std::string text = total.error().message();

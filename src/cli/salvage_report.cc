@@ -33,7 +33,7 @@ void report_lost(Session& session, const std::vector<LostRange>& lost, const std
   }
   if (lost.size() > kShown) {
     session.warn(cat("and ", lost.size() - kShown, " more",
-                     session.stand_in() ? "" : "; --output=json lists all"));
+                     session.compatibility_name() ? "" : "; --output=json lists all"));
   }
   session.warn(cat(bytes, " bytes in ", lost.size(), lost.size() == 1 ? " range" : " ranges",
                    " could not be read, and are zeros in ", byre::quoted(target)));

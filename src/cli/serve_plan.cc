@@ -133,9 +133,9 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
   if (plan.check_on_signal) {
     signals.emplace(co_await SignalWatch::make(session.reactor(), {SIGUSR1}));
   }
-  SystemGate gate(session.reactor(), session.policy(plan.open.follow));
-  co_await make_if_missing(session, gate, plan);
-  Disk disk = co_await open_served(session, gate, plan);
+  SystemGate opener(session.reactor(), session.policy(plan.open.follow));
+  co_await make_if_missing(session, opener, plan);
+  Disk disk = co_await open_served(session, opener, plan);
   if (plan.check_every && !disk.image) {
     co_await disk.device->close();
     co_return invalid(quoted(plan.image), " is raw, which has no checks; leave --check-every out");

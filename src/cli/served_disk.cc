@@ -25,8 +25,9 @@ bool is_there(const std::string& path) {
 }
 
 /// The word by which the engine knows the snapshot.
-Task<std::string> find_served(Session& session, Gate& gate, const ServePlan& plan) {
-  Disk disk = co_await open_named(session, gate, plan.image, plan.open, {.without_backing = true});
+Task<std::string> find_served(Session& session, FileOpener& opener, const ServePlan& plan) {
+  Disk disk =
+      co_await open_named(session, opener, plan.image, plan.open, {.without_backing = true});
   Result<std::string> word = unsupported("A raw disk has no snapshots");
   if (disk.image) word = plan.snapshot->find(disk.image->snapshots());
   co_await disk.device->close();
@@ -83,7 +84,7 @@ class BitmapRuns final : public nbd::DirtyRuns {
 
 }  // namespace
 
-Task<void> make_if_missing(Session& session, Gate& gate, const ServePlan& plan) {
+Task<void> make_if_missing(Session& session, FileOpener& opener, const ServePlan& plan) {
   const std::string path = co_await path_of(plan.image);
   if (is_there(path)) co_return;
   if (!plan.create) co_return;  // Opening it says what is wrong.
@@ -92,18 +93,18 @@ Task<void> make_if_missing(Session& session, Gate& gate, const ServePlan& plan) 
   NewDisk disk = co_await read_new_disk(format, plan.create_options);
   if (!disk.size) disk.size = plan.size.value_or(kDefaultSize);
   if (plan.announce) session.print(formatting_line(plan.image, disk));
-  co_await make_disk(session, gate, plan.image, disk, {});
+  co_await make_disk(session, opener, plan.image, disk, {});
 }
 
-Task<Disk> open_served(Session& session, Gate& gate, const ServePlan& plan) {
+Task<Disk> open_served(Session& session, FileOpener& opener, const ServePlan& plan) {
   std::string snapshot;
-  if (plan.snapshot) snapshot = co_await find_served(session, gate, plan);
+  if (plan.snapshot) snapshot = co_await find_served(session, opener, plan);
   const ImageOptions options{.writable = !plan.read_only && snapshot.empty(),
                              .direct = is_direct(plan.cache),
                              .discard = plan.discard,
                              .snapshot = snapshot,
                              .without_backing = plan.without_backing};
-  Disk disk = co_await open_named(session, gate, plan.image, plan.open, options);
+  Disk disk = co_await open_named(session, opener, plan.image, plan.open, options);
   if (plan.size && disk.size() != round_up(*plan.size, kSectorSize)) {
     const uint64_t there = disk.size();
     co_await disk.device->close();

@@ -15,10 +15,10 @@
 namespace byre {
 
 /// Makes the image if there is none and that was asked for.
-Task<void> make_if_missing(Session& session, Gate& gate, const ServePlan& plan);
+Task<void> make_if_missing(Session& session, FileOpener& opener, const ServePlan& plan);
 
 /// As it is in its file; put_layers() comes next.
-Task<Disk> open_served(Session& session, Gate& gate, const ServePlan& plan);
+Task<Disk> open_served(Session& session, FileOpener& opener, const ServePlan& plan);
 
 /// What clients see of the disk, and how what they write gets there.
 void put_layers(const ServePlan& plan, Disk& disk);

@@ -42,11 +42,11 @@ Session::~Session() { flush_output(); }
 OpenPolicy Session::policy(const std::optional<OpenPolicy>& chosen) const {
   if (chosen) return *chosen;
   if (options_.follow) return *options_.follow;
-  return stand_in() ? OpenPolicy::any_file : OpenPolicy::same_directory;
+  return compatibility_name() ? OpenPolicy::any_file : OpenPolicy::same_directory;
 }
 
 std::string Session::version_line() const {
-  if (!stand_in()) return cat(program(), " version ", BYRE_VERSION, "\n");
+  if (!compatibility_name()) return cat(program(), " version ", BYRE_VERSION, "\n");
   // Scripts take the version apart as each program prints it.
   const bool is_server = program() == "qemu-nbd";
   return cat(program(), is_server ? " " : " version ", "7.2.0 (byre ", BYRE_VERSION, ")\n");
@@ -108,8 +108,8 @@ int Session::report(Errc code, std::string_view message) {
 }
 
 int Session::report(const Error& error) {
-  const int exit = stand_in() ? kExitFailure : exit_code(error.code());
-  const std::string message = stand_in() ? error.message() : said_once(error.message());
+  const int exit = compatibility_name() ? kExitFailure : exit_code(error.code());
+  const std::string message = compatibility_name() ? error.message() : said_once(error.message());
   if (!json_) {
     this->error(message);
     return exit;
@@ -240,7 +240,8 @@ Parsed begin_parse(Session& session, const AnyCommand& command,
     json |= command.has_json && (next || words[i] == "--output=json");
   }
   session.set_json(json);
-  Parsed parsed = parse(command, words, args, session.stand_in() ? Dialect::qemu : Dialect::byre);
+  Parsed parsed =
+      parse(command, words, args, session.compatibility_name() ? Dialect::qemu : Dialect::byre);
   if (parsed.outcome != Parsed::Outcome::run) return parsed;
   session.set_json(parsed.json);
   if (parsed.quiet) session.set_quiet();
@@ -248,7 +249,7 @@ Parsed begin_parse(Session& session, const AnyCommand& command,
 }
 
 int finish_parse(Session& session, const AnyCommand& command, const Parsed& parsed) {
-  const Dialect dialect = session.stand_in() ? Dialect::qemu : Dialect::byre;
+  const Dialect dialect = session.compatibility_name() ? Dialect::qemu : Dialect::byre;
   switch (parsed.outcome) {
     case Parsed::Outcome::run:
       return 0;
@@ -262,8 +263,8 @@ int finish_parse(Session& session, const AnyCommand& command, const Parsed& pars
       break;
   }
   std::string text = parsed.error;
-  if (!session.stand_in() && !parsed.advice.empty()) text += cat("; ", parsed.advice);
-  if (!session.stand_in()) {
+  if (!session.compatibility_name() && !parsed.advice.empty()) text += cat("; ", parsed.advice);
+  if (!session.compatibility_name()) {
     const int code = session.report(Errc::invalid, text);
     if (parsed.usage && !session.json()) {
       const bool named = !command.name.empty();

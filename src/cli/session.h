@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "coro/scope.h"
-#include "io/gate.h"
+#include "io/file_opener.h"
 #include "io/interrupts.h"
 #include "io/reactor.h"
 #include "qcow2/image.h"
@@ -29,7 +29,7 @@ class Session {
   struct Options {
     std::string program = "byre";
     /// Called by the name of a QEMU program: where byre is stricter by default, it is not.
-    bool stand_in = false;
+    bool compatibility_name = false;
     /// What images may name where no option says it; none: as the name demands.
     std::optional<OpenPolicy> follow = std::nullopt;
     uint32_t chain_max = kChainMax;
@@ -43,7 +43,7 @@ class Session {
   Reactor& reactor() { return reactor_; }
   const std::string& program() const { return options_.program; }
   const std::vector<std::string>& words() const { return options_.words; }
-  bool stand_in() const { return options_.stand_in; }
+  bool compatibility_name() const { return options_.compatibility_name; }
   /// "byre version 0.1.0"; a stand-in names the QEMU whose behaviour it has first, since scripts
   /// look for that.
   std::string version_line() const;
@@ -56,7 +56,7 @@ class Session {
   /// Under the name byre, --output=json: what is printed is one JSON value, and each message on
   /// stderr a JSON object in a line of its own.
   bool json() const { return json_; }
-  void set_json(bool json) { json_ = json && !stand_in(); }
+  void set_json(bool json) { json_ = json && !compatibility_name(); }
   /// Nothing goes to stdout from here on.
   void set_quiet() { quiet_ = true; }
 

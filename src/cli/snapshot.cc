@@ -40,14 +40,14 @@ SnapshotKey key_of(std::string_view word) {
 }
 
 /// Reads the first cluster and the snapshot table, nothing else.
-Task<std::vector<Snapshot>> load_list(Gate& gate, SnapshotArgs args) {
+Task<std::vector<Snapshot>> load_list(FileOpener& opener, SnapshotArgs args) {
   std::unique_ptr<File> file =
-      co_await gate.open(co_await path_of(args.image), {.share_lock = args.share});
+      co_await opener.open(co_await path_of(args.image), {.share_lock = args.share});
   if (co_await format_of(*file, args.format) == DiskFormat::raw) {
     co_return std::vector<Snapshot>();
   }
   RawDevice device(std::move(file));
-  const Head head = co_await load_head(device);
+  const ImageHeader head = co_await load_image_header(device);
   co_return co_await load_snapshots(device, head);
 }
 
@@ -62,8 +62,8 @@ Json json_list(const std::vector<Snapshot>& snapshots) {
 }
 
 Task<int> list(Session& session, SnapshotArgs args) {
-  SystemGate gate(session.reactor(), session.policy(args.follow));
-  Result<std::vector<Snapshot>> snapshots = co_await load_list(gate, args).result();
+  SystemGate opener(session.reactor(), session.policy(args.follow));
+  Result<std::vector<Snapshot>> snapshots = co_await load_list(opener, args).result();
   if (!snapshots) co_return could_not_open(args.image, std::move(snapshots).error(), true);
   if (session.json()) {
     session.print(to_json({{"filename", args.image}, {"snapshots", json_list(*snapshots)}}));
@@ -141,10 +141,10 @@ Error in_words(const Action& action, Error error) {
 }
 
 Task<int> change(Session& session, SnapshotArgs args, Action action) {
-  SystemGate gate(session.reactor(), session.policy(args.follow));
+  SystemGate opener(session.reactor(), session.policy(args.follow));
   // A snapshot is made of tables; no guest data is read.
   const ImageOptions options{.writable = true, .without_backing = true};
-  Disk disk = co_await open_named(session, gate, args.image, args, options);
+  Disk disk = co_await open_named(session, opener, args.image, args, options);
   if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, args.image);
   const Session::Interruptible guard(
       session, {.about = byre::quoted(args.image),
@@ -152,7 +152,7 @@ Task<int> change(Session& session, SnapshotArgs args, Action action) {
                 .waiting_for = [&] { return cat("the snapshots of ", byre::quoted(args.image)); }});
   Result<void> done;
   if (disk.image) done = check_name(*disk.image, action);
-  if (!done && session.stand_in()) {
+  if (!done && session.compatibility_name()) {
     // Scripts that want no name get none without a word, as from qemu-img.
     if (action.verb == "rename" || !action.word.empty()) session.warn(done.error().message());
     done = {};
@@ -178,13 +178,14 @@ Task<int> snapshot(Session& session, SnapshotArgs args) {
     return finish_parse(session, kSnapshot, parsed);
   };
   if (args.actions() > 1)
-    co_return wrong(
-        cat("Cannot mix '-l', '-a', '-c', '-d'", session.stand_in() ? "" : ", '--rename'"));
+    co_return wrong(cat("Cannot mix '-l', '-a', '-c', '-d'",
+                        session.compatibility_name() ? "" : ", '--rename'"));
   if (args.to.has_value() != !args.rename.empty()) {
     co_return wrong("--rename SNAPSHOT and --to NAME go together");
   }
   // qemu-img opens the image, and does nothing with it.
-  if (args.actions() == 0 && session.stand_in()) co_return co_await change(session, args, {});
+  if (args.actions() == 0 && session.compatibility_name())
+    co_return co_await change(session, args, {});
   if (!args.apply.empty()) co_return co_await change(session, args, {"apply", args.apply[0], ""});
   if (!args.create.empty())
     co_return co_await change(session, args, {"create", args.create[0], ""});

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "io/gate.h"
+#include "io/file_opener.h"
 #include "qcow2/image.h"
 
 namespace byre {

@@ -3,7 +3,7 @@
 ///
 /// spawn() starts a Task at once, in the caller's turn, until its first wait; join() waits for all
 /// and gives the first error.  A Scope that dies with children running is a bug (asserted).
-/// forget() is for a simulated power cut: the children are abandoned with their process, and
+/// forget() is for a simulated power loss: the children are abandoned with their process, and
 /// destroyed where they stand.
 /// Cost: one frame a child.
 #pragma once

@@ -39,7 +39,7 @@ Task<void> ServerRun::serve() {
 Task<void> ServerRun::end() {
   closing_ = true;
   Result<void> flushed;
-  if (disk_->writable()) flushed = co_await disk_->flush(Mark::flush).result();
+  if (disk_->writable()) flushed = co_await disk_->flush(IoTag::flush).result();
   Result<void> closed = co_await disk_->close().result();
   disk_.reset();
   co_await std::move(flushed);

@@ -21,9 +21,9 @@ class Noting final : public Borrowed {
  public:
   Noting(Device& below, std::vector<std::string>& log) : Borrowed(below), log_(log) {}
   ~Noting() override { log_.push_back("gone"); }
-  Task<void> flush(Mark mark) override {
+  Task<void> flush(IoTag tag) override {
     log_.push_back("flush");
-    co_await below_.flush(mark);
+    co_await below_.flush(tag);
   }
   Task<void> close() override {
     log_.push_back("close");

@@ -228,7 +228,7 @@ TEST_P(NbdServer, StopFinishesRequestsAndEndsIdleClients) {
     co_await idle->attach();
     const std::unique_ptr<TestClient> busy = co_await connect(t);
     co_await busy->attach();
-    t.disk->gate.reset();
+    t.disk->opener.reset();
     const std::vector<std::byte> data(4096, std::byte{7});
     co_await busy->ask({.command = Command::write, .cookie = 1, .length = 4096}, data);
     co_await t.until([](NbdServer& s) { return s.disk->running == 1; });
@@ -238,7 +238,7 @@ TEST_P(NbdServer, StopFinishesRequestsAndEndsIdleClients) {
     Answer answer = co_await busy->answer();
     EXPECT_EQ(answer.cookie, 2u);
     EXPECT_EQ(answer.status, Status::eshutdown);
-    t.disk->gate.set();
+    t.disk->opener.set();
     answer = co_await busy->answer();
     EXPECT_EQ(answer.cookie, 1u);
     EXPECT_EQ(answer.status, Status::ok);

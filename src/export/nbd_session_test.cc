@@ -260,11 +260,11 @@ TEST_P(NbdSession, AStormOfRequestsKeepsEveryByte) {
 TEST_P(NbdSession, AnswersComeInTheOrderOfTheirEnd) {
   converse([](NbdSession& t, TestClient& client) -> Task<void> {
     co_await client.attach();
-    t.disk->gate.reset();
+    t.disk->opener.reset();
     co_await client.ask({.command = Command::read, .cookie = 1, .length = 512});
     co_await client.ask({.command = Command::cache, .cookie = 2, .length = 512});
     EXPECT_EQ((co_await client.answer()).cookie, 2u);
-    t.disk->gate.set();
+    t.disk->opener.set();
     EXPECT_EQ((co_await client.answer()).cookie, 1u);
   });
 }
@@ -638,13 +638,13 @@ TEST_P(NbdSession, AHangUpInsideAWriteHarmsNobody) {
 TEST_P(NbdSession, RequestsOfAClientThatLeftAreCarriedOut) {
   converse([](NbdSession& t, TestClient& client) -> Task<void> {
     co_await client.attach();
-    t.disk->gate.reset();
+    t.disk->opener.reset();
     const auto data = pattern(4096, 2);
     for (uint64_t i = 0; i < 8; ++i)
       co_await client.ask(
           {.command = Command::write, .cookie = i, .offset = i * 4096, .length = 4096}, data);
     while (t.disk->running < 8) co_await t.reactor->sleep(kMillisecond);
-    t.disk->gate.set();
+    t.disk->opener.set();
   });
   EXPECT_EQ(disk->writes, 8u);
   EXPECT_EQ(statistics.requests_running, 0u);
@@ -755,7 +755,7 @@ TEST_P(NbdSession, AWriteThatHangsStarvesNoSmallRequests) {
 TEST_P(NbdSession, StopFinishesWhatRunsAndRefusesWhatComes) {
   converse([](NbdSession& t, TestClient& client) -> Task<void> {
     co_await client.attach();
-    t.disk->gate.reset();
+    t.disk->opener.reset();
     const auto data = pattern(4096, 4);
     co_await client.ask({.command = Command::write, .cookie = 1, .length = 4096}, data);
     while (t.disk->running == 0) co_await t.reactor->sleep(kMillisecond);
@@ -765,7 +765,7 @@ TEST_P(NbdSession, StopFinishesWhatRunsAndRefusesWhatComes) {
     Answer answer = co_await client.answer();
     EXPECT_EQ(answer.cookie, 2u);
     EXPECT_EQ(answer.status, Status::eshutdown);
-    t.disk->gate.set();
+    t.disk->opener.set();
     answer = co_await client.answer();
     EXPECT_EQ(answer.cookie, 1u);
     EXPECT_EQ(answer.status, Status::ok);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/// TestDevice: a disk in memory for the tests of this floor.
+/// TestDevice: a disk in memory for the tests of this layer.
 ///
-/// Requests take a time drawn from the reactor, so that they end out of order; a gate can hold them
-/// all; each kind can be made to fail.  What a flush or FUA has made durable is kept beside what
-/// was written.  Extents of 4 KiB are data, zeros or holes as their bytes and discards say.
+/// Requests take a time drawn from the reactor, so that they end out of order; a opener can hold
+/// them all; each kind can be made to fail.  What a flush or FUA has made durable is kept beside
+/// what was written.  Extents of 4 KiB are data, zeros or holes as their bytes and discards say.
 #pragma once
 
 #include <algorithm>
@@ -21,12 +21,12 @@ class TestDevice final : public Device {
   static constexpr uint64_t kExtent = 4096;
 
   TestDevice(Reactor& reactor, uint64_t size)
-      : gate(reactor.ready()),
+      : opener(reactor.ready()),
         bytes(size),
         durable(size),
         allocated(div_ceil(size, kExtent)),
         reactor_(reactor) {
-    gate.set();
+    opener.set();
   }
 
   uint64_t size() const override { return bytes.size(); }
@@ -36,7 +36,7 @@ class TestDevice final : public Device {
   const std::string& name() const override { return name_; }
   Reactor& reactor() override { return reactor_; }
 
-  Task<void> read(uint64_t offset, MutableBytes data, Mark) override {
+  Task<void> read(uint64_t offset, MutableBytes data, IoTag) override {
     ++reads;
     co_await begin(fail_read, "read");
     copy(data, Bytes(bytes).subspan(offset, data.size()));
@@ -68,7 +68,7 @@ class TestDevice final : public Device {
     }
     if (options.fua) keep(offset, length);
   }
-  Task<void> flush(Mark) override {
+  Task<void> flush(IoTag) override {
     ++flushes;
     const std::vector<std::byte> begun = bytes;  // What was answered before is in here.
     co_await begin(fail_flush, "flush");
@@ -88,7 +88,7 @@ class TestDevice final : public Device {
   uint32_t align = 1;
   uint32_t preferred = 65536;
   int64_t delay_ns_max = 0;
-  Event gate;  ///< Requests wait while it is not set.
+  Event opener;  ///< Requests wait while it is not set.
   int fail_read = 0, fail_write = 0, fail_discard = 0, fail_flush = 0, fail_status = 0;
   std::vector<std::byte> bytes, durable;
   std::vector<bool> allocated;
@@ -102,7 +102,7 @@ class TestDevice final : public Device {
     if (delay_ns_max > 0)
       co_await reactor_.sleep(
           static_cast<int64_t>(reactor_.random() % static_cast<uint64_t>(delay_ns_max)));
-    while (!gate.is_set()) co_await gate.wait();
+    while (!opener.is_set()) co_await opener.wait();
     --running;
     if (error != 0) co_await fail(errno_error(error, cat("/secret/path/disk: ", what)));
   }

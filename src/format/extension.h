@@ -8,7 +8,7 @@
 /// An extension that means nothing in this image (a data file name without its feature bit, unsound
 /// bitmaps without theirs) counts as unknown: kept, never used.
 /// Invariant: crypto_header is there if and only if the header says LUKS.
-/// Not here: whether the files named are opened (io/gate.h decides).
+/// Not here: whether the files named are opened (io/file_opener.h decides).
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Changing a header that is in use, so that a power cut leaves the old one or the new one.
+/// Changing a header that is in use, so that a power loss leaves the old one or the new one.
 ///
 /// One sector is written at once or not at all; a header with its extensions and the name of a
 /// backing file may be longer.  So everything that changes must be in the first sector:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The format floor alone against the qemu-img at hand, both directions: an image put together from
+/// The format layer alone against the qemu-img at hand, both directions: an image put together from
 /// these functions is checked and read by QEMU; an image that QEMU made is read, and each of its
 /// refcounts accounted for, with these functions.
 #include <gtest/gtest.h>
@@ -76,7 +76,7 @@ std::vector<std::byte> some_bytes(size_t size, uint64_t seed) {
   return bytes;
 }
 
-/// Reads an image that is in memory, with nothing but the format floor.
+/// Reads an image that is in memory, with nothing but the format layer.
 class Reader {
  public:
   explicit Reader(Bytes file) : file_(file) {}

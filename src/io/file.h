@@ -11,7 +11,7 @@
 ///    again; reads go on (docs/engine.md, M4).
 ///  * EFBIG and ENOSPC come back as such; the file is not changed beyond the failed range.
 /// Cost: one frame and one Op for an aligned request.
-/// Not here: caching, formats, which files may be opened (gate.h).
+/// Not here: caching, formats, which files may be opened (file_opener.h).
 #pragma once
 
 #include <cstdint>
@@ -41,7 +41,7 @@ class File {
  public:
   /// What is known of an open file.
   struct Properties {
-    std::string name;  ///< As the user or the gate named it; for messages.
+    std::string name;  ///< As the user or the opener named it; for messages.
     int fd = -1;
     uint64_t size = 0;  ///< Bytes; follows what this File writes and truncates.
     /// What O_DIRECT demands of offset and length, and of memory; 1 when buffered.

@@ -186,7 +186,7 @@ void unlock_image(int fd) {
   lock.l_whence = SEEK_SET;
   lock.l_start = kUses;
   lock.l_len = kForbids + 100 - kUses;
-  // It cannot fail in a way that anybody could mend, and close() follows.
+  // It cannot fail in a way that anybody could repair, and close() follows.
   (void)fcntl(fd, F_OFD_SETLK, &lock);
 }
 

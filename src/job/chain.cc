@@ -5,7 +5,7 @@
 #include <set>
 
 #include "block/raw.h"
-#include "qcow2/core/head.h"
+#include "qcow2/core/image_header.h"
 
 namespace byre {
 
@@ -15,14 +15,15 @@ constexpr FileOptions kLook{.lock = false};
 constexpr int kReads = 3;
 
 /// The header, read again while it looks damaged.
-Task<Head> read_head(Device& file) {
+Task<ImageHeader> read_head(Device& file) {
   for (int tried = 1;; ++tried) {
-    Result<Head> head = co_await load_head(file).result();
+    Result<ImageHeader> head = co_await load_image_header(file).result();
     if (head || head.error().code() != Errc::corrupt || tried == kReads) co_return std::move(head);
   }
 }
 
-Task<void> look_at_data_file(Gate& gate, const std::string& image, const Head& head) {
+Task<void> look_at_data_file(FileOpener& opener, const std::string& image,
+                             const ImageHeader& head) {
   if (!head.header.has(kDataFile)) co_return;
   const std::optional<std::string>& named = head.extensions.data_file_name;
   if (!named) {
@@ -30,7 +31,7 @@ Task<void> look_at_data_file(Gate& gate, const std::string& image, const Head& h
         invalid("the image has an external data file but does not name it; give its name"));
   }
   const std::string name = co_await plain_name(*named);
-  const std::unique_ptr<File> file = co_await gate.open_named_by_image(image, name, kLook);
+  const std::unique_ptr<File> file = co_await opener.open_named_by_image(image, name, kLook);
 }
 
 struct Look {
@@ -38,16 +39,16 @@ struct Look {
   std::optional<BackingFile> below;
 };
 
-Task<Look> look_at(Gate& gate, std::unique_ptr<File> file, DiskFormat format) {
+Task<Look> look_at(FileOpener& opener, std::unique_ptr<File> file, DiskFormat format) {
   Look look{.file = {.name = file->properties().name, .format = format, .size = file->size()}};
   (void)co_await find_format(*file, format);
   if (format == DiskFormat::qcow2) {
     RawDevice device(std::move(file));
-    const Head head = co_await read_head(device);
+    const ImageHeader head = co_await read_head(device);
     if (head.header.crypt_method != CryptMethod::none) {
       co_await fail(unsupported("the image is encrypted"));
     }
-    co_await look_at_data_file(gate, look.file.name, head).doing("data file");
+    co_await look_at_data_file(opener, look.file.name, head).doing("data file");
     look.file.size = head.header.size;
     if (head.backing_file) look.below = co_await backing_of(head);
   }
@@ -57,11 +58,11 @@ Task<Look> look_at(Gate& gate, std::unique_ptr<File> file, DiskFormat format) {
 
 }  // namespace
 
-Task<std::vector<ChainFile>> read_chain(Gate& gate, std::string path, DiskFormat format,
+Task<std::vector<ChainFile>> read_chain(FileOpener& opener, std::string path, DiskFormat format,
                                         uint64_t files_max) {
   std::vector<ChainFile> chain;
   std::set<std::pair<uint64_t, uint64_t>> seen;
-  std::unique_ptr<File> file = co_await gate.open(path, kLook);
+  std::unique_ptr<File> file = co_await opener.open(path, kLook);
   for (;;) {
     const File::Properties& properties = file->properties();
     const std::string name = properties.name;
@@ -72,13 +73,14 @@ Task<std::vector<ChainFile>> read_chain(Gate& gate, std::string path, DiskFormat
     if (chain.size() == files_max) {
       co_await fail(unsupported("the backing chain is longer than ", files_max, " images"));
     }
-    Result<Look> look = co_await look_at(gate, std::move(file), format).result();
+    Result<Look> look = co_await look_at(opener, std::move(file), format).result();
     if (!look && chain.empty()) co_return std::move(look).error();
     if (!look) co_return std::move(look).error().while_doing(cat("backing file ", quoted(name)));
     chain.push_back(std::move(look->file));
     if (!look->below) co_return std::move(chain);
     format = look->below->is_image ? DiskFormat::qcow2 : DiskFormat::raw;
-    Result<std::unique_ptr<File>> below = gate.open_named_by_image(name, look->below->name, kLook);
+    Result<std::unique_ptr<File>> below =
+        opener.open_named_by_image(name, look->below->name, kLook);
     if (!below) {
       co_return std::move(below).error().while_doing(
           cat("backing file ", quoted(look->below->name)));
@@ -87,27 +89,28 @@ Task<std::vector<ChainFile>> read_chain(Gate& gate, std::string path, DiskFormat
   }
 }
 
-Task<void> check_chain_memory(Gate& gate, Device& top) {
+Task<void> check_chain_memory(FileOpener& opener, Device& top) {
   uint64_t total = 0;
   std::set<std::pair<uint64_t, uint64_t>> seen;
   std::unique_ptr<RawDevice> below;
   for (;;) {
     Device& file = below ? *below : top;
     const std::string name = file.name();
-    const Result<Head> head = co_await load_head(file, OpenFor::repair).result();
+    const Result<ImageHeader> head = co_await load_image_header(file, OpenFor::repair).result();
     if (!head) co_return;
     total += uint64_t{head->header.l1_entries} * 8;
     if (total > kChainL1SizeMax) {
       co_await fail(unsupported(
           "backing file ", quoted(name), ": with its L1 table those of the chain take ", total,
           " bytes, at most ", kChainL1SizeMax, "; make one image of it and what is below it (byre ",
-          "convert -O qcow2 ", quoted(name), " COPY), then name that instead (byre amend --force "
+          "convert -O qcow2 ", quoted(name),
+          " COPY), then name that instead (byre amend --force "
           "-o backing_file=COPY,backing_fmt=qcow2 IMAGE)"));
     }
     if (!head->backing_file) co_return;
     const Result<BackingFile> next = backing_of(*head);
     if (!next || !next->is_image) co_return;
-    Result<std::unique_ptr<File>> opened = gate.open_named_by_image(name, next->name, kLook);
+    Result<std::unique_ptr<File>> opened = opener.open_named_by_image(name, next->name, kLook);
     if (!opened) co_return;
     const File::Properties& properties = (*opened)->properties();
     if (!seen.emplace(properties.device, properties.inode).second) co_return;

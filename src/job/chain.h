@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "io/gate.h"
+#include "io/file_opener.h"
 #include "job/open.h"
 
 namespace byre {
@@ -26,13 +26,13 @@ struct ChainFile {
 /// because of a header is an error: a file that is missing or may not be opened, a format that is
 /// missing or unknown, encryption, a chain that goes in a circle or has more than `files_max`
 /// files.  Errors about a file below begin with "backing file 'x': ".
-Task<std::vector<ChainFile>> read_chain(Gate& gate, std::string path, DiskFormat format,
+Task<std::vector<ChainFile>> read_chain(FileOpener& opener, std::string path, DiskFormat format,
                                         uint64_t files_max);
 
 /// All L1 tables of a backing chain are in memory while it is open: together they may take as much.
 inline constexpr uint64_t kChainL1SizeMax = 128 * MiB;
 /// Do those of the image in `top` and of the images below it?  From the headers, before a table is
 /// read; what keeps a file from being opened is not said here.
-Task<void> check_chain_memory(Gate& gate, Device& top);
+Task<void> check_chain_memory(FileOpener& opener, Device& top);
 
 }  // namespace byre

@@ -18,14 +18,14 @@ class ChainTest : public testing::Test {
     options.image.size = size;
     options.image.backing_file = below;
     if (!below.empty()) options.image.backing_format = format;
-    ASSERT_TRUE(reactor_.run(create_disk(reactor_, gate_, name, std::move(options))));
+    ASSERT_TRUE(reactor_.run(create_disk(reactor_, opener_, name, std::move(options))));
   }
   Result<std::vector<ChainFile>> read(const std::string& name, uint64_t max = 100) {
-    return reactor_.run(read_chain(gate_, name, DiskFormat::qcow2, max));
+    return reactor_.run(read_chain(opener_, name, DiskFormat::qcow2, max));
   }
   std::optional<Errc> open(const std::string& name, uint32_t below_max) {
     Result<Disk> disk =
-        reactor_.run(open_disk(gate_, name, {.image = {.chain_depth_max = below_max}}));
+        reactor_.run(open_disk(opener_, name, {.image = {.chain_depth_max = below_max}}));
     if (!disk) return disk.error().code();
     EXPECT_TRUE(reactor_.run(disk->device->close()));
     return std::nullopt;
@@ -33,7 +33,7 @@ class ChainTest : public testing::Test {
 
   SimReactor reactor_{1};
   SimDisks disks_;
-  SimGate gate_{reactor_, disks_};
+  SimGate opener_{reactor_, disks_};
 };
 
 TEST_F(ChainTest, TopFirstWithTheSizeOfEachDisk) {
@@ -83,7 +83,7 @@ TEST_F(ChainTest, AMissingFileIsNamedOnce) {
   make("a", MiB, "b");
   EXPECT_EQ(read("a").error().code(), Errc::not_found);
   EXPECT_EQ(read("a").error().message(), "backing file 'none': no disk 'none'");
-  Result<Disk> disk = reactor_.run(open_disk(gate_, "a", {}));
+  Result<Disk> disk = reactor_.run(open_disk(opener_, "a", {}));
   ASSERT_FALSE(disk);
   EXPECT_EQ(disk.error().message(), "open 'a': backing file 'none': no disk 'none'");
 }

@@ -53,7 +53,7 @@ Task<void> Convert::run() {
   }
   if (stopped_) co_await fail(Error(Errc::cancelled, "interrupted"));
   const Counted counted(under_way_.flushes);
-  co_await target_.flush(Mark::flush);
+  co_await target_.flush(IoTag::flush);
 }
 
 std::string Convert::waiting_for() const {
@@ -199,7 +199,7 @@ Task<void> Convert::read(uint64_t at, MutableBytes data) {
     const uint64_t offset = from - source.start;
     const uint64_t there = std::min<uint64_t>(part.size(), source.device->size() - offset);
     Result<void> read =
-        co_await source.device->read(offset, part.first(there), Mark::read_guest).result();
+        co_await source.device->read(offset, part.first(there), IoTag::read_guest).result();
     if (!read) {
       source_failed_ = true;
       co_await fail(std::move(read).error().while_doing(

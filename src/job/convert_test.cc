@@ -49,13 +49,13 @@ class Watched final : public Filter {
     --running;
     if (!done) co_await fail(done.error().copy());
   }
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override {
+  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
     read_bytes += data.size();
-    return below().read(offset, data, mark);
+    return below().read(offset, data, tag);
   }
-  Task<void> flush(Mark mark) override {
+  Task<void> flush(IoTag tag) override {
     ++flushes;
-    co_await below().flush(mark);
+    co_await below().flush(tag);
   }
   std::vector<uint64_t> writes;
   uint64_t written = 0;
@@ -79,7 +79,7 @@ class ConvertTest : public testing::TestWithParam<int> {
     return open(name, growable);
   }
   std::unique_ptr<Device> open(const std::string& name, bool growable) {
-    Result<std::unique_ptr<File>> file = gate_.open(name, {.writable = true});
+    Result<std::unique_ptr<File>> file = opener_.open(name, {.writable = true});
     EXPECT_TRUE(file);
     return std::make_unique<RawDevice>(*std::move(file), RawOptions{.growable = growable});
   }
@@ -91,7 +91,7 @@ class ConvertTest : public testing::TestWithParam<int> {
   SimReactor reactor_;
   Prng prng_;
   SimDisks disks_;
-  SimGate gate_{reactor_, disks_};
+  SimGate opener_{reactor_, disks_};
 };
 INSTANTIATE_TEST_SUITE_P(Seeds, ConvertTest, testing::Range(1, 13));
 

@@ -84,19 +84,19 @@ Task<void> fill_data_file(Device& device, CreateDiskOptions options) {
   co_await give_blocks(device, image.size, mode);
 }
 
-Task<std::unique_ptr<TargetFile>> make_data_file(Gate& gate, std::string path,
+Task<std::unique_ptr<TargetFile>> make_data_file(FileOpener& opener, std::string path,
                                                  CreateDiskOptions options) {
   const std::string name = resolve_name(path, options.image.data_file);
   FileOptions how = file_options(options);
   how.create = true;
   bool existed = false;
-  Result<std::unique_ptr<File>> file = gate.open(name, how);
+  Result<std::unique_ptr<File>> file = opener.open(name, how);
   if (file) {
     tell_of_wishes(**file, options);
   } else if (file.error().code() == Errc::exists) {
     existed = true;
     how.create = false;
-    file = gate.open(name, how);
+    file = opener.open(name, how);
   }
   if (!file) co_return std::move(file).error().while_doing("data file");
   auto target = std::make_unique<TargetFile>(**file, existed);
@@ -111,7 +111,7 @@ Task<std::unique_ptr<TargetFile>> make_data_file(Gate& gate, std::string path,
   if (empties && raw.can_grow()) target->set_overwritten();
   const bool sync = options.sync;
   Result<void> filled = co_await fill_data_file(device, std::move(options)).result();
-  if (filled && sync) filled = co_await raw.flush(Mark::flush).result();
+  if (filled && sync) filled = co_await raw.flush(IoTag::flush).result();
   if (!filled) co_return std::move(filled).error();
   co_return std::move(target);
 }
@@ -137,23 +137,23 @@ struct Opened {
 };
 
 /// The file that is there is opened only where it may be overwritten, and is empty then.
-Task<Opened> open_target(Gate& gate, std::string path, CreateDiskOptions options) {
+Task<Opened> open_target(FileOpener& opener, std::string path, CreateDiskOptions options) {
   FileOptions how = file_options(options);
   Opened opened;
   // A block device is there already, and is never made.
   if (options.replace && is_block_device(path)) {
     opened.existed = true;
-    opened.file = co_await gate.open(path, how);
+    opened.file = co_await opener.open(path, how);
     co_return std::move(opened);
   }
   how.create = true;
-  Result<std::unique_ptr<File>> file = gate.open(path, how);
+  Result<std::unique_ptr<File>> file = opener.open(path, how);
   if (!file && file.error().code() == Errc::exists && options.replace) {
     struct stat status;
     opened.existed = !is_dangling(path);
     opened.had_contents = stat(path.c_str(), &status) == 0 && status.st_size != 0;
     how.replace = true;
-    file = gate.open(path, how);
+    file = opener.open(path, how);
   }
   opened.file = co_await std::move(file);
   co_return std::move(opened);
@@ -235,13 +235,13 @@ std::string NewDiskFile::give_up() {
   return left + data;
 }
 
-Task<std::unique_ptr<NewDiskFile>> begin_disk(Reactor& reactor, Gate& gate, std::string path,
-                                              CreateDiskOptions options) {
+Task<std::unique_ptr<NewDiskFile>> begin_disk(Reactor& reactor, FileOpener& opener,
+                                              std::string path, CreateDiskOptions options) {
   // Before the first file is touched.
   if (options.format == DiskFormat::qcow2) co_await check_create(options.image);
   std::unique_ptr<TargetFile> data;
-  if (!options.image.data_file.empty()) data = co_await make_data_file(gate, path, options);
-  Opened opened = co_await open_target(gate, path, options);
+  if (!options.image.data_file.empty()) data = co_await make_data_file(opener, path, options);
+  Opened opened = co_await open_target(opener, path, options);
   tell_of_wishes(*opened.file, options);
   auto disk =
       std::make_unique<NewDiskFile>(reactor, std::move(opened.file), opened.existed, options);
@@ -255,9 +255,10 @@ Task<std::unique_ptr<NewDiskFile>> begin_disk(Reactor& reactor, Gate& gate, std:
   co_return std::move(written).error();
 }
 
-Task<void> create_disk(Reactor& reactor, Gate& gate, std::string path, CreateDiskOptions options) {
+Task<void> create_disk(Reactor& reactor, FileOpener& opener, std::string path,
+                       CreateDiskOptions options) {
   const std::unique_ptr<NewDiskFile> disk =
-      co_await begin_disk(reactor, gate, path, std::move(options));
+      co_await begin_disk(reactor, opener, path, std::move(options));
   co_await disk->finish();
 }
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Creating a disk under a name: the file, what it must contain to be a disk, and that both survive
-/// a power cut.
+/// a power loss.
 ///
 /// An external data file that is there is kept with its contents, which a raw one shows; one that
 /// is not there is made.  An image is never its own data file, under whatever name.
 ///
 /// Until it is finished the disk is none (job/unfinished.h): an image gets its first sector last, a
-/// raw disk that will be filled its length.  So a process that is killed, or a power cut, leaves an
-/// image that every program refuses, or a raw file that is too short (unless its end was written
+/// raw disk that will be filled its length.  So a process that is killed, or a power loss, leaves
+/// an image that every program refuses, or a raw file that is too short (unless its end was written
 /// first, or it was preallocated).  When something fails or is interrupted:
 ///   a file that was made here   is removed;
 ///   one that was there          keeps its name, its inode and its links, and is emptied; where an
@@ -24,7 +24,7 @@
 #include <string>
 
 #include "block/raw.h"
-#include "io/gate.h"
+#include "io/file_opener.h"
 #include "job/open.h"
 #include "job/unfinished.h"
 #include "qcow2/ops/create.h"
@@ -108,11 +108,12 @@ class NewDiskFile {
 };
 
 /// Makes the disk, but for finish().  Errc::exists when there is one and `replace` is not set.
-Task<std::unique_ptr<NewDiskFile>> begin_disk(Reactor& reactor, Gate& gate, std::string path,
-                                              CreateDiskOptions options);
+Task<std::unique_ptr<NewDiskFile>> begin_disk(Reactor& reactor, FileOpener& opener,
+                                              std::string path, CreateDiskOptions options);
 
 /// Makes the disk.
-Task<void> create_disk(Reactor& reactor, Gate& gate, std::string path, CreateDiskOptions options);
+Task<void> create_disk(Reactor& reactor, FileOpener& opener, std::string path,
+                       CreateDiskOptions options);
 
 /// Makes the names in the folder of `path` durable.
 Task<void> sync_folder(Reactor& reactor, std::string path);

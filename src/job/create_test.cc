@@ -33,16 +33,16 @@ class CreateDiskTest : public testing::TestWithParam<int> {
     const DiskFormat format = options.format;
     std::unique_ptr<NewDiskFile> made;
     if (disks_[kTarget].options().block_device) {
-      // The gate would make a new one of it.
-      std::unique_ptr<File> file = co_await gate_.open(kTarget, {.writable = true});
+      // The opener would make a new one of it.
+      std::unique_ptr<File> file = co_await opener_.open(kTarget, {.writable = true});
       made = std::make_unique<NewDiskFile>(reactor_, std::move(file), true, options);
       co_await create_image(made->being_made(), options.image);
     } else {
-      made = co_await begin_disk(reactor_, gate_, kTarget, std::move(options));
+      made = co_await begin_disk(reactor_, opener_, kTarget, std::move(options));
     }
     std::unique_ptr<Device> device = made->device();
     if (format == DiskFormat::qcow2) {
-      device = co_await Image::open_over(std::move(device), gate_, {.writable = true});
+      device = co_await Image::open_over(std::move(device), opener_, {.writable = true});
     }
     for (uint64_t at = 0; at < data.size(); at += 64 * KiB) {
       const uint64_t length = std::min<uint64_t>(64 * KiB, data.size() - at);
@@ -61,9 +61,9 @@ class CreateDiskTest : public testing::TestWithParam<int> {
     SimReactor reactor(1);
     SimDisks disks;
     disks[kTarget] = cut;
-    SimGate gate(reactor, disks);
+    SimGate opener(reactor, disks);
     const auto read = [&]() -> Task<Data> {
-      Disk disk = co_await open_disk(gate, kTarget, {.format = format});
+      Disk disk = co_await open_disk(opener, kTarget, {.format = format});
       Data found(disk.device->size());
       Result<void> done = co_await disk.device->read(0, found).result();
       co_await disk.device->close();
@@ -78,7 +78,7 @@ class CreateDiskTest : public testing::TestWithParam<int> {
   SimReactor reactor_;
   Prng prng_;
   SimDisks disks_;
-  SimGate gate_{reactor_, disks_};
+  SimGate opener_{reactor_, disks_};
 };
 INSTANTIATE_TEST_SUITE_P(Seeds, CreateDiskTest, testing::Range(1, 9));
 
@@ -146,9 +146,9 @@ TEST_P(CreateDiskTest, StoppedItWritesNothingMore) {
   CreateDiskOptions options{.format = DiskFormat::qcow2, .stopped = [&] { return stopped; }};
   const Result<void> made = reactor_.finish([&]() -> Task<void> {
     const std::unique_ptr<NewDiskFile> disk =
-        co_await begin_disk(reactor_, gate_, kTarget, options);
+        co_await begin_disk(reactor_, opener_, kTarget, options);
     std::unique_ptr<Image> image =
-        co_await Image::open_over(disk->device(), gate_, {.writable = true});
+        co_await Image::open_over(disk->device(), opener_, {.writable = true});
     Result<void> written = co_await image->write(0, Bytes(data).first(0), {}).result();
     for (int i = 0; i < 1000 && written; ++i) written = co_await image->flush().result();
     (void)co_await image->close().result();
@@ -169,9 +169,9 @@ TEST(Unfinished, EveryReaderIsToldWhatItIs) {
   SimReactor reactor(1);
   SimDisks disks;
   disks["x"].put(0, sector);
-  SimGate gate(reactor, disks);
+  SimGate opener(reactor, disks);
   for (const auto format : {std::optional<DiskFormat>(), std::optional(DiskFormat::qcow2)}) {
-    const Result<Disk> disk = reactor.finish(open_disk(gate, "x", {.format = format}));
+    const Result<Disk> disk = reactor.finish(open_disk(opener, "x", {.format = format}));
     ASSERT_FALSE(disk);
     EXPECT_NE(disk.error().message().find("never finished"), std::string::npos);
   }

@@ -13,7 +13,7 @@
 #include "io/buffer.h"
 #include "job/chain.h"
 #include "job/unfinished.h"
-#include "qcow2/core/head.h"
+#include "qcow2/core/image_header.h"
 
 namespace byre {
 
@@ -62,7 +62,7 @@ class GuessedRaw final : public Filter {
     const auto hold = co_await first_sector_.lock();
     std::array<std::byte, kSectorSize> sector{};
     const uint64_t there = std::min(kSectorSize, size());
-    co_await below().read(0, MutableBytes(sector).first(there), Mark::none);
+    co_await below().read(0, MutableBytes(sector).first(there), IoTag::none);
     copy(MutableBytes(sector).subspan(offset),
          data.first(std::min<uint64_t>(data.size(), kSectorSize - offset)));
     if (const Result<DiskFormat> format = classify(sector); !format || *format != DiskFormat::raw) {
@@ -150,27 +150,27 @@ bool same_file(const std::string& left, const std::string& right) {
   return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
-Task<Disk> open_disk(Gate& gate, std::string name, OpenDiskOptions options) {
+Task<Disk> open_disk(FileOpener& opener, std::string name, OpenDiskOptions options) {
   const std::string path = co_await path_of(name);
   const FileOptions file_options{.writable = options.image.writable,
                                  .direct = options.image.direct,
                                  .lock = options.image.lock,
                                  .share_lock = options.image.share_lock};
-  std::unique_ptr<File> file = co_await gate.open(path, file_options);
-  co_return co_await open_disk_over(std::move(file), gate, std::move(options));
+  std::unique_ptr<File> file = co_await opener.open(path, file_options);
+  co_return co_await open_disk_over(std::move(file), opener, std::move(options));
 }
 
-Task<Disk> open_disk_over(std::unique_ptr<File> file, Gate& gate, OpenDiskOptions options) {
+Task<Disk> open_disk_over(std::unique_ptr<File> file, FileOpener& opener, OpenDiskOptions options) {
   Disk disk;
   disk.guessed = !options.format;
   disk.format = co_await find_format(*file, options.format);
   if (disk.format == DiskFormat::qcow2) {
     std::unique_ptr<Device> raw =
         std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
-    if (!options.image.without_backing) co_await check_chain_memory(gate, *raw);
+    if (!options.image.without_backing) co_await check_chain_memory(opener, *raw);
     if (options.over_file) raw = options.over_file(std::move(raw));
     std::unique_ptr<Image> image =
-        co_await Image::open_over(std::move(raw), gate, std::move(options.image));
+        co_await Image::open_over(std::move(raw), opener, std::move(options.image));
     disk.image = image.get();
     disk.device = std::move(image);
     make_whole(disk);

@@ -7,7 +7,7 @@
 /// write that would turn the start of the disk into the start of an image is refused, because the
 /// next program to probe the file would believe it (rule 1 of safe by default). Names are paths.
 /// `file:x` is x; other `protocol:` names and `json:` are refused. Not here: what an image names
-/// (its Gate decides), creating (job/create_disk.h).
+/// (its FileOpener decides), creating (job/create_disk.h).
 #pragma once
 
 #include <functional>
@@ -17,7 +17,7 @@
 #include <string_view>
 
 #include "block/device.h"
-#include "io/gate.h"
+#include "io/file_opener.h"
 #include "qcow2/image.h"
 
 namespace byre {
@@ -63,9 +63,9 @@ struct Disk {
 };
 
 /// The caller must close() the device.
-Task<Disk> open_disk(Gate& gate, std::string name, OpenDiskOptions options);
+Task<Disk> open_disk(FileOpener& opener, std::string name, OpenDiskOptions options);
 
 /// The same over a file that is open already.
-Task<Disk> open_disk_over(std::unique_ptr<File> file, Gate& gate, OpenDiskOptions options);
+Task<Disk> open_disk_over(std::unique_ptr<File> file, FileOpener& opener, OpenDiskOptions options);
 
 }  // namespace byre

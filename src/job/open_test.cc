@@ -77,18 +77,18 @@ TEST(PathOf, TakesPathsAndNothingElse) {
 class OpenDiskTest : public testing::Test {
  protected:
   Result<Disk> open(const char* name, OpenDiskOptions options) {
-    return reactor_.run(open_disk(gate_, name, std::move(options)));
+    return reactor_.run(open_disk(opener_, name, std::move(options)));
   }
   void make(const char* name, DiskFormat format, uint64_t size) {
     CreateDiskOptions options{.format = format, .sync = false};
     options.image.size = size;
-    ASSERT_TRUE(reactor_.run(create_disk(reactor_, gate_, name, std::move(options))));
+    ASSERT_TRUE(reactor_.run(create_disk(reactor_, opener_, name, std::move(options))));
   }
   void close(Disk& disk) { EXPECT_TRUE(reactor_.run(disk.device->close())); }
 
   SimReactor reactor_{1};
   SimDisks disks_;
-  SimGate gate_{reactor_, disks_};
+  SimGate opener_{reactor_, disks_};
 };
 
 TEST_F(OpenDiskTest, TheFormatIsGivenOrFound) {
@@ -140,9 +140,10 @@ TEST_F(OpenDiskTest, AGuessedRawDiskCannotBeMadeAnImage) {
 TEST_F(OpenDiskTest, CreatingOverwritesOnlyWhenTold) {
   make("x", DiskFormat::qcow2, MiB);
   CreateDiskOptions options{.format = DiskFormat::raw, .sync = false};
-  EXPECT_EQ(reactor_.run(create_disk(reactor_, gate_, "x", options)).error().code(), Errc::exists);
+  EXPECT_EQ(reactor_.run(create_disk(reactor_, opener_, "x", options)).error().code(),
+            Errc::exists);
   options.replace = true;
-  EXPECT_TRUE(reactor_.run(create_disk(reactor_, gate_, "x", options)));
+  EXPECT_TRUE(reactor_.run(create_disk(reactor_, opener_, "x", options)));
 }
 
 TEST_F(OpenDiskTest, ARawDiskHasNoSnapshots) {

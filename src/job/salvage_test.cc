@@ -32,10 +32,10 @@ class Bad final : public Filter {
     }
     return {};
   }
-  Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override {
+  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
     ++reads;
     co_await check(offset, data.size());
-    co_await below().read(offset, data, mark);
+    co_await below().read(offset, data, tag);
   }
   Task<Extent> status(uint64_t offset, uint64_t length) override {
     for (const Range& bad : ranges) {

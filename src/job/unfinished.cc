@@ -56,23 +56,23 @@ Task<void> BeingMade::begin_change() {
   if (begun_) co_return;
   if (options_.keep_start) {
     const std::vector<std::byte> sector = unfinished_sector();
-    co_await below().write(0, sector, {.mark = Mark::header_update});
-    if (options_.sync_start) co_await below().flush(Mark::commit_sync);
+    co_await below().write(0, sector, {.tag = IoTag::header_update});
+    if (options_.sync_start) co_await below().flush(IoTag::commit_sync);
   }
   begun_ = true;
 }
 
 Task<void> BeingMade::reveal(bool durable) {
   co_await check_stopped();
-  if (durable) co_await below().flush(Mark::flush);
+  if (durable) co_await below().flush(IoTag::flush);
   if (!options_.keep_start) co_return;
   co_await check_stopped();  // Syncing may have taken long.
-  co_await below().write(0, start_, {.mark = Mark::header_update});
-  if (durable) co_await below().flush(Mark::flush);
+  co_await below().write(0, start_, {.tag = IoTag::header_update});
+  if (durable) co_await below().flush(IoTag::flush);
 }
 
-Task<void> BeingMade::read(uint64_t offset, MutableBytes data, Mark mark) {
-  co_await below().read(offset, data, mark);
+Task<void> BeingMade::read(uint64_t offset, MutableBytes data, IoTag tag) {
+  co_await below().read(offset, data, tag);
   if (const uint64_t here = in_start(offset, data.size()); here != 0)
     copy(data, Bytes(start_).subspan(offset, here));
 }
@@ -97,7 +97,7 @@ Task<void> BeingMade::discard(uint64_t offset, uint64_t length, DiscardOptions o
   if (here < length) co_await below().discard(offset + here, length - here, options);
 }
 
-Task<void> BeingMade::flush(Mark) { co_await check_stopped(); }
+Task<void> BeingMade::flush(IoTag) { co_await check_stopped(); }
 
 Task<void> BeingMade::allocate(uint64_t offset, uint64_t length) {
   co_await begin_change();

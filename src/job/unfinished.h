@@ -49,7 +49,7 @@ class BeingMade final : public Forwarder {
   /// Has anything been written?
   bool changed() const { return begun_; }
 
-  Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override;
+  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     if (is_plain(offset)) return below().write(offset, data, options);
     return write_start(offset, data, options);
@@ -60,7 +60,7 @@ class BeingMade final : public Forwarder {
     return zero_start(offset, length, options);
   }
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;
-  Task<void> flush(Mark mark) override;
+  Task<void> flush(IoTag tag) override;
   Task<void> allocate(uint64_t offset, uint64_t length) override;
   Task<void> resize(uint64_t size) override;
   Task<void> close() override { co_return; }

@@ -12,14 +12,14 @@ namespace {
 
 class ChainCheck {
  public:
-  ChainCheck(Gate& gate, bool share_lock, CheckOptions options, CheckReport& report)
-      : gate_(gate), share_lock_(share_lock), options_(std::move(options)), report_(report) {
+  ChainCheck(FileOpener& opener, bool share_lock, CheckOptions options, CheckReport& report)
+      : opener_(opener), share_lock_(share_lock), options_(std::move(options)), report_(report) {
     options_.repair = Repair::none;
     options_.progress = nullptr;
   }
 
   Task<void> run(Device& top) {
-    Head head = co_await load_head(top, OpenFor::repair);
+    ImageHeader head = co_await load_image_header(top, OpenFor::repair);
     seen_.insert(top.name());
     std::string image = top.name();
     if (head.header.has(kDataFile)) co_await look_at_data_file(image, head);
@@ -37,7 +37,7 @@ class ChainCheck {
         co_return broken(*name, "the chain goes in a circle");
       }
       Result<std::unique_ptr<File>> file =
-          gate_.open_named_by_image(image, *name, {.share_lock = share_lock_});
+          opener_.open_named_by_image(image, *name, {.share_lock = share_lock_});
       if (!file) co_return unopened("backing file", *name, file.error());
       RawDevice layer(*std::move(file));
       const Result<bool> further = co_await look_at(layer, format, head).result();
@@ -55,7 +55,7 @@ class ChainCheck {
         {.severity = severity,
          .kind = FindingKind::backing,
          .structure = "backing file",
-         .remedy = severity == Severity::note ? Remedy::none : Remedy::refuse,
+         .repair = severity == Severity::note ? RepairKind::none : RepairKind::refuse,
          .text = cat(parts...),
          .file = file});
     if (severity == Severity::corruption) {
@@ -77,10 +77,10 @@ class ChainCheck {
   }
 
   /// One layer; true when there is another below it, which `head` then names.
-  Task<bool> look_at(RawDevice& file, const std::optional<std::string>& format, Head& head) {
+  Task<bool> look_at(RawDevice& file, const std::optional<std::string>& format, ImageHeader& head) {
     const uint64_t above = head.header.size;
     std::byte start[4] = {};
-    if (file.size() >= sizeof start) co_await file.read(0, start, Mark::header_read);
+    if (file.size() >= sizeof start) co_await file.read(0, start, IoTag::header_read);
     const bool is_image = looks_like_qcow2(start);
     const bool as_image = format ? *format == "qcow2" : is_image;
     if (!as_image) {
@@ -92,7 +92,7 @@ class ChainCheck {
       co_return false;
     }
     if (!is_image) co_return corrupt("the image above says that it is qcow2, and it is not");
-    head = co_await load_head(file, OpenFor::repair);
+    head = co_await load_image_header(file, OpenFor::repair);
     say_size(file.name(), "qcow2", head.header.size, above);
     if (head.header.has(kDataFile)) co_await look_at_data_file(file.name(), head);
     CheckReport own = co_await check_image(file, options_);
@@ -118,13 +118,13 @@ class ChainCheck {
         size < above ? ": behind it are zeros" : ": its end is hidden");
   }
 
-  Task<void> look_at_data_file(const std::string& image, const Head& head) {
+  Task<void> look_at_data_file(const std::string& image, const ImageHeader& head) {
     const std::optional<std::string>& named = head.extensions.data_file_name;
     if (!named) co_return data_broken(image, "the image does not name its external data file");
     const Result<std::string> name = plain_name(*named);
     if (!name) co_return data_broken(*named, name.error().message());
     Result<std::unique_ptr<File>> file =
-        gate_.open_named_by_image(image, *name, {.share_lock = share_lock_});
+        opener_.open_named_by_image(image, *name, {.share_lock = share_lock_});
     if (!file) co_return unopened("data file", *name, file.error());
     if ((*file)->size() < head.header.size && head.extensions.data_file_name &&
         (head.header.autoclear & kRawDataFile) != 0) {
@@ -141,7 +141,7 @@ class ChainCheck {
     report_.findings.back().structure = "data file";
   }
 
-  Gate& gate_;
+  FileOpener& opener_;
   const bool share_lock_;
   CheckOptions options_;
   CheckReport& report_;
@@ -150,9 +150,9 @@ class ChainCheck {
 
 }  // namespace
 
-Task<void> verify_chain(Gate& gate, bool share_lock, Device& file, CheckOptions options,
+Task<void> verify_chain(FileOpener& opener, bool share_lock, Device& file, CheckOptions options,
                         CheckReport& report) {
-  ChainCheck check(gate, share_lock, std::move(options), report);
+  ChainCheck check(opener, share_lock, std::move(options), report);
   co_await check.run(file).doing("backing chain of ", quoted(file.name()));
 }
 

@@ -22,7 +22,7 @@ Reactor& Image::reactor() { return disk_->reactor; }
 const BitmapList& Image::bitmaps() const {
   return disk_->bitmaps ? disk_->bitmaps->list() : disk_->bitmap_list;
 }
-const Head& Image::head() const { return disk_->head; }
+const ImageHeader& Image::head() const { return disk_->head; }
 const Geometry& Image::geometry() const { return disk_->geometry(); }
 const std::vector<Snapshot>& Image::snapshots() const { return disk_->snapshots; }
 Device* Image::backing() { return disk_->backing.get(); }
@@ -45,8 +45,8 @@ ImageStats Image::stats() const {
 
 // --- Requests and operations --------------------------------------------------------------------
 
-BYRE_CORO_WRAPPER Task<void> Image::read(uint64_t offset, MutableBytes data, Mark mark) {
-  return byre::read_disk(*disk_, offset, data, mark);
+BYRE_CORO_WRAPPER Task<void> Image::read(uint64_t offset, MutableBytes data, IoTag tag) {
+  return byre::read_disk(*disk_, offset, data, tag);
 }
 BYRE_CORO_WRAPPER Task<void> Image::write(uint64_t offset, Bytes data, WriteOptions options) {
   return byre::write_disk(*disk_, offset, data, options);
@@ -118,12 +118,12 @@ BYRE_CORO_WRAPPER Task<CheckReport> Image::check_online(CheckOptions options) {
 }
 uint64_t Image::vm_state_offset() const { return byre::vm_state_offset(*disk_); }
 
-Task<void> Image::flush(Mark mark) {
+Task<void> Image::flush(IoTag tag) {
   if (!disk_->options.writable) co_return;
   const Request request(*disk_);
   co_await request.begin();
   co_await disk_->check_can_write();
-  co_await disk_->committer->flush(mark).doing("flush ", quoted(name()));
+  co_await disk_->committer->flush(tag).doing("flush ", quoted(name()));
 }
 
 // --- The end ------------------------------------------------------------------------------------

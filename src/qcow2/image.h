@@ -5,7 +5,7 @@
 /// (guest/, ops/), and adds no coroutine to it.  There are more than two dozen methods because a
 /// device has a dozen, and commands and jobs find the operations in one place.
 /// Invariants, threads and memory: core/engine.h.  Not here: format (format/), files and locks on
-/// them (io/), what may be opened (io/gate.h).
+/// them (io/), what may be opened (io/file_opener.h).
 #pragma once
 
 #include <cstdint>
@@ -14,10 +14,10 @@
 #include <vector>
 
 #include "block/device.h"
-#include "io/gate.h"
+#include "io/file_opener.h"
 #include "qcow2/bitmap/bitmap_slot.h"
 #include "qcow2/check/report.h"
-#include "qcow2/core/head.h"
+#include "qcow2/core/image_header.h"
 #include "qcow2/image_options.h"
 #include "qcow2/ops/amend.h"
 #include "qcow2/ops/bitmap_ops.h"
@@ -30,11 +30,12 @@ class GuestDisk;
 
 class Image final : public Device {
  public:
-  /// Opens the image that `gate` has under `name`, with its backing chain and data file.
-  static Task<std::unique_ptr<Image>> open(Reactor& reactor, Gate& gate, std::string name,
+  /// Opens the image that `opener` has under `name`, with its backing chain and data file.
+  static Task<std::unique_ptr<Image>> open(Reactor& reactor, FileOpener& opener, std::string name,
                                            ImageOptions options);
-  /// Opens the image inside `file` (a fault filter over a file, say).  `gate` opens what it names.
-  static Task<std::unique_ptr<Image>> open_over(std::unique_ptr<Device> file, Gate& gate,
+  /// Opens the image inside `file` (a fault filter over a file, say).  `opener` opens what it
+  /// names.
+  static Task<std::unique_ptr<Image>> open_over(std::unique_ptr<Device> file, FileOpener& opener,
                                                 ImageOptions options);
   /// close() has ended, or abandon() was called; asserted.
   ~Image() override;
@@ -44,12 +45,12 @@ class Image final : public Device {
   uint32_t preferred_size() const override;
   const std::string& name() const override;
   Reactor& reactor() override;
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override;
+  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
   BYRE_CORO_WRAPPER Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
   BYRE_CORO_WRAPPER Task<void> discard(uint64_t offset, uint64_t length,
                                        DiscardOptions options) override;
-  Task<void> flush(Mark mark = Mark::flush) override;
+  Task<void> flush(IoTag tag = IoTag::flush) override;
   BYRE_CORO_WRAPPER Task<Extent> status(uint64_t offset, uint64_t length) override;
   /// A new size, durable when this ends.  What is added reads as zeros; what is cut off is lost,
   /// and the file ends behind the last cluster in use (ops/shrink.h).
@@ -92,7 +93,7 @@ class Image final : public Device {
   /// The simulated process died: forget everything without I/O.
   void abandon() override;
 
-  const Head& head() const;
+  const ImageHeader& head() const;
   const Geometry& geometry() const;
   const std::vector<Snapshot>& snapshots() const;
   /// Null when there is none.

@@ -31,11 +31,11 @@ namespace {
 class HollowDevice final : public Filter {
  public:
   explicit HollowDevice(Reactor& reactor) : Filter(std::make_unique<MemoryDevice>(reactor)) {}
-  Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override {
-    if (mark != Mark::read_guest) co_await below_.read(offset, data, mark);
+  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+    if (tag != IoTag::read_guest) co_await below_.read(offset, data, tag);
   }
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
-    if (options.mark != Mark::write_guest) co_await below_.write(offset, data, options);
+    if (options.tag != IoTag::write_guest) co_await below_.write(offset, data, options);
   }
   Task<void> close() override { co_return; }
 };
@@ -45,13 +45,13 @@ constexpr int kBatch = 1000;
 
 struct Subject {
   std::unique_ptr<Reactor> reactor = *make_reactor();
-  ClosedGate gate;
+  ClosedGate opener;
   std::unique_ptr<Image> image;
   explicit Subject(bool recorded) {
     const auto open = [recorded](Subject& s) -> Task<void> {
       auto hollow = std::make_unique<HollowDevice>(*s.reactor);
       co_await create_image(hollow->below(), {.size = kSize});
-      s.image = co_await Image::open_over(std::move(hollow), s.gate, {.writable = true});
+      s.image = co_await Image::open_over(std::move(hollow), s.opener, {.writable = true});
       const std::vector<std::byte> data(64 * KiB, std::byte{1});
       for (uint64_t at = 0; at < kSize; at += data.size()) co_await s.image->write(at, data, {});
       co_await s.image->flush();
@@ -103,7 +103,7 @@ BENCHMARK(bm_overwrite_recorded)->Unit(benchmark::kMicrosecond);
 void bm_read(benchmark::State& state) {
   static std::vector<std::byte> data(4096);
   measure(state, [](Image& image, uint64_t at) -> Task<void> {
-    co_await image.read(at, data, Mark::read_guest);
+    co_await image.read(at, data, IoTag::read_guest);
   });
 }
 BENCHMARK(bm_read)->Unit(benchmark::kMicrosecond);

@@ -9,8 +9,8 @@ namespace byre {
 namespace {
 
 Task<void> use(std::unique_ptr<Device> device, bool writable) {
-  ClosedGate gate;
-  std::unique_ptr<Image> image = co_await Image::open_over(std::move(device), gate,
+  ClosedGate opener;
+  std::unique_ptr<Image> image = co_await Image::open_over(std::move(device), opener,
                                                            {.writable = writable,
                                                             .without_backing = true,
                                                             .table_cache_size = 64 * KiB,
@@ -22,7 +22,7 @@ Task<void> use(std::unique_ptr<Device> device, bool writable) {
   };
   uint64_t at = 0;
   for (int i = 0; i < 12 && at < size; ++i) {
-    (void)co_await image->read(at, clipped(at), Mark::none).result();
+    (void)co_await image->read(at, clipped(at), IoTag::none).result();
     (void)co_await image->status(at, size - at).result();
     if (writable) {
       (void)co_await image

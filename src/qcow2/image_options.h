@@ -53,8 +53,8 @@ struct ImageStats {
   uint64_t commit_failures = 0;
   uint64_t writes_in_place = 0;  ///< Runs of clusters, not requests.
   uint64_t writes_allocating = 0;
-  uint64_t clusters_compressed = 0;  ///< Written as streams.
-  uint64_t clusters_unpacked = 0;    ///< Streams read.
+  uint64_t clusters_compressed = 0;    ///< Written as streams.
+  uint64_t clusters_decompressed = 0;  ///< Streams read.
   uint64_t clusters_allocated = 0;
   uint64_t clusters_freed = 0;
   uint64_t clusters_peak = 0;  ///< The most in use at once beyond what was when it was opened.

@@ -95,7 +95,7 @@ Task<void> client(Image& image, std::vector<std::byte>& model, uint64_t seed, ui
         std::vector<std::byte> before(range.begin(), range.end());
         co_await image.discard(first * 512, range.size(), {});
         std::vector<std::byte> now(range.size());
-        co_await image.read(first * 512, now, Mark::none);
+        co_await image.read(first * 512, now, IoTag::none);
         for (uint64_t s = 0; s < count; ++s) {
           const Bytes sector = Bytes(now).subspan(s * 512, 512);
           if (!is_zero(sector) && !equal(sector, Bytes(before).subspan(s * 512, 512))) {
@@ -110,7 +110,7 @@ Task<void> client(Image& image, std::vector<std::byte>& model, uint64_t seed, ui
         break;
       default: {
         std::vector<std::byte> now(range.size());
-        co_await image.read(first * 512, now, Mark::none);
+        co_await image.read(first * 512, now, IoTag::none);
         if (!equal(now, range)) {
           uint64_t at = 0;
           while (now[at] == range[at]) ++at;
@@ -125,9 +125,9 @@ Task<void> client(Image& image, std::vector<std::byte>& model, uint64_t seed, ui
 
 Task<void> life(Reactor& reactor, Device& memory, Shape shape, std::vector<std::byte>& model,
                 uint64_t seed) {
-  ClosedGate gate;
+  ClosedGate opener;
   std::unique_ptr<Image> image =
-      co_await Image::open_over(std::make_unique<Borrowed>(memory), gate, shape.open);
+      co_await Image::open_over(std::make_unique<Borrowed>(memory), opener, shape.open);
   Scope scope(reactor.ready());
   for (uint64_t slot = 0; slot < 4; ++slot)
     scope.spawn(client(*image, model, seed * 4 + slot, slot, 4));

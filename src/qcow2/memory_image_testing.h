@@ -36,7 +36,7 @@ class MemoryImageTest : public testing::Test {
     ASSERT_TRUE(made) << made.error().message();
   }
   Result<std::unique_ptr<Image>> try_open(ImageOptions options = {.writable = true}) {
-    return reactor_->run(Image::open_over(std::make_unique<ScriptedDisk>(memory_, script_), gate_,
+    return reactor_->run(Image::open_over(std::make_unique<ScriptedDisk>(memory_, script_), opener_,
                                           std::move(options)));
   }
   void write(Image& image, uint64_t at, uint64_t length, int value) {
@@ -47,7 +47,7 @@ class MemoryImageTest : public testing::Test {
   /// The one value that all bytes of the range have, or -1; -2 when they cannot be read.
   int value_at(Image& image, uint64_t at, uint64_t length) {
     std::vector<std::byte> data(length);
-    if (!reactor_->run(image.read(at, data, Mark::none))) return -2;
+    if (!reactor_->run(image.read(at, data, IoTag::none))) return -2;
     for (const std::byte b : data) {
       if (b != data[0]) return -1;
     }
@@ -66,7 +66,7 @@ class MemoryImageTest : public testing::Test {
   MemoryDevice memory_{*reactor_};
   /// Old bytes stay where a host cluster was given back, so that whoever reads them shows it.
   DiskScript script_{.discards = false};
-  ClosedGate gate_;
+  ClosedGate opener_;
 };
 
 /// Runs a test's coroutine, which has everything it needs in its frame, on a reactor of its own.

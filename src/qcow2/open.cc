@@ -15,7 +15,7 @@ namespace {
 /// As load_table(), but what cannot be read becomes entries that are no entries, sector by sector.
 Task<std::vector<uint64_t>> salvage_table(Device& file, HostOffset at, uint64_t entries) {
   Result<std::vector<uint64_t>> whole =
-      co_await load_table(file, at, entries, Mark::l1_load).result();
+      co_await load_table(file, at, entries, IoTag::l1_load).result();
   if (whole) co_return *std::move(whole);
   constexpr uint64_t kNoEntry = UINT64_MAX;
   constexpr uint64_t kStep = kSectorSize / 8;
@@ -23,7 +23,7 @@ Task<std::vector<uint64_t>> salvage_table(Device& file, HostOffset at, uint64_t 
   for (uint64_t first = 0; first < entries; first += kStep) {
     const uint64_t count = std::min(kStep, entries - first);
     const Result<std::vector<uint64_t>> part =
-        co_await load_table(file, at + first * 8, count, Mark::l1_load).result();
+        co_await load_table(file, at + first * 8, count, IoTag::l1_load).result();
     if (part) std::copy(part->begin(), part->end(), table.begin() + static_cast<ptrdiff_t>(first));
   }
   co_return table;
@@ -87,15 +87,15 @@ HostSpan refcount_table(const GuestDisk& disk) {
 
 /// What may make an Image.
 struct Image::Opening {
-  static Task<std::unique_ptr<Image>> open_layer(std::unique_ptr<Device> file, Gate& gate,
+  static Task<std::unique_ptr<Image>> open_layer(std::unique_ptr<Device> file, FileOpener& opener,
                                                  ImageOptions options, Layer self);
-  static Task<void> load(GuestDisk& disk, Gate& gate, const Layer& self);
-  static Task<void> open_backing(GuestDisk& disk, Gate& gate, const Layer& self);
+  static Task<void> load(GuestDisk& disk, FileOpener& opener, const Layer& self);
+  static Task<void> open_backing(GuestDisk& disk, FileOpener& opener, const Layer& self);
   static void share_caches(Image& top);
 };
 
 static Result<void> check_writable(const GuestDisk& disk);
-static Task<void> load_tables(GuestDisk& disk, Gate& gate);
+static Task<void> load_tables(GuestDisk& disk, FileOpener& opener);
 static Task<void> begin_writing(GuestDisk& disk);
 
 /// What keeps this image from being written, apart from its refcounts.
@@ -115,13 +115,13 @@ static Result<void> check_writable(const GuestDisk& disk) {
   return {};
 }
 
-Task<void> Image::Opening::load(GuestDisk& disk, Gate& gate, const Layer& self) {
-  Result<void> loaded = co_await load_tables(disk, gate).result();
+Task<void> Image::Opening::load(GuestDisk& disk, FileOpener& opener, const Layer& self) {
+  Result<void> loaded = co_await load_tables(disk, opener).result();
   if (!loaded && self.depth > 0)
     co_await fail(named_once(std::move(loaded).error(), "backing file", disk.name()));
   co_await std::move(loaded);
   if (disk.head.backing_file && !disk.options.without_backing)
-    co_await open_backing(disk, gate, self);
+    co_await open_backing(disk, opener, self);
   if (disk.options.writable) {
     co_await begin_writing(disk);
   } else if (disk.options.snapshot.empty() && self.depth == 0) {
@@ -135,7 +135,7 @@ Task<void> Image::Opening::load(GuestDisk& disk, Gate& gate, const Layer& self) 
   }
 }
 
-static Task<void> load_tables(GuestDisk& disk, Gate& gate) {
+static Task<void> load_tables(GuestDisk& disk, FileOpener& opener) {
   if (disk.head.header.crypt_method != CryptMethod::none)
     co_await fail(unsupported("the image is encrypted"));
   Result<std::vector<Snapshot>> snapshots = co_await load_snapshots(*disk.file, disk.head).result();
@@ -167,7 +167,7 @@ static Task<void> load_tables(GuestDisk& disk, Gate& gate) {
     co_await check_writable(disk);
     // What a process that was killed wrote may be in the page cache alone; from here on what is
     // read counts as durable (O4, O8).
-    co_await disk.file->flush(Mark::none);
+    co_await disk.file->flush(IoTag::none);
     if (disk.head.header.has(kDirty)) {
       const CheckReport report = co_await rebuild_refcounts(*disk.file).doing("rebuild refcounts");
       if (disk.options.message) {
@@ -175,7 +175,7 @@ static Task<void> load_tables(GuestDisk& disk, Gate& gate) {
                                  ": the image was not closed cleanly; its refcounts were rebuilt (",
                                  report.leaks_fixed + report.corruptions_fixed, " changed)"));
       }
-      disk.head = co_await load_head(*disk.file);
+      disk.head = co_await load_image_header(*disk.file);
       l1_at = disk.head.header.l1_offset;
     }
   }
@@ -183,16 +183,16 @@ static Task<void> load_tables(GuestDisk& disk, Gate& gate) {
   if (disk.options.salvage) {
     l1 = co_await salvage_table(*disk.file, l1_at, l1_entries);
   } else {
-    l1 = co_await load_table(*disk.file, l1_at, l1_entries, Mark::l1_load);
+    l1 = co_await load_table(*disk.file, l1_at, l1_entries, IoTag::l1_load);
   }
   // VM state lies behind the disk; the map keeps only what the disk needs when it is not written.
   disk.map =
       std::make_unique<Map>(disk.reactor.ready(), *disk.file, disk.head.geometry, disk.stages,
                             disk.metadata, disk.options.table_cache_size, std::move(l1));
-  if (disk.head.header.has(kDataFile)) co_await open_data_file(disk, gate).doing("data file");
+  if (disk.head.header.has(kDataFile)) co_await open_data_file(disk, opener).doing("data file");
 }
 
-Task<void> Image::Opening::open_backing(GuestDisk& disk, Gate& gate, const Layer& self) {
+Task<void> Image::Opening::open_backing(GuestDisk& disk, FileOpener& opener, const Layer& self) {
   const BackingFile below = co_await backing_of(disk.head);
   if (self.depth + 1 > disk.options.chain_depth_max) {
     co_await fail(
@@ -205,13 +205,14 @@ Task<void> Image::Opening::open_backing(GuestDisk& disk, Gate& gate, const Layer
   const FileOptions how{.direct = disk.options.direct,
                         .lock = disk.options.lock,
                         .share_lock = disk.options.share_lock};
-  Result<std::unique_ptr<File>> file = gate.open_named_by_image(disk.file->name(), below.name, how);
+  Result<std::unique_ptr<File>> file =
+      opener.open_named_by_image(disk.file->name(), below.name, how);
   if (!file && file.error().code() == Errc::busy) {
     // Locked by ourselves, perhaps.
     FileOptions unlocked = how;
     unlocked.lock = false;
     const Result<std::unique_ptr<File>> peek =
-        gate.open_named_by_image(disk.file->name(), below.name, unlocked);
+        opener.open_named_by_image(disk.file->name(), below.name, unlocked);
     if (peek && self.has(id_of(**peek))) co_await fail(circle());
   }
   if (!file) co_await fail(named_once(std::move(file).error(), "backing file", below.name));
@@ -226,7 +227,7 @@ Task<void> Image::Opening::open_backing(GuestDisk& disk, Gate& gate, const Layer
   options.writable = false;
   options.snapshot.clear();
   options.data_file.clear();
-  disk.backing = co_await open_layer(std::move(raw), gate, std::move(options),
+  disk.backing = co_await open_layer(std::move(raw), opener, std::move(options),
                                      {.above = &self, .depth = self.depth + 1, .id = id});
 }
 
@@ -276,7 +277,7 @@ static Task<std::vector<uint64_t>> claim_tables(GuestDisk& disk) {
   const Geometry& g = disk.geometry();
   const uint64_t entries = header.refcount_table_clusters * g.refcount_table_entries_per_cluster();
   std::vector<uint64_t> refcounts = co_await load_table(*disk.file, header.refcount_table_offset,
-                                                        entries, Mark::refcount_table_load);
+                                                        entries, IoTag::refcount_table_load);
   for (uint64_t i = 0; i < refcounts.size(); ++i) {
     if (refcounts[i] == 0) continue;
     const std::optional<HostCluster> at =
@@ -310,8 +311,8 @@ static void make_writable(GuestDisk& disk, std::vector<uint64_t> refcounts) {
       ready, *disk.file, disk.data != nullptr, *disk.latch, *disk.header, disk.stages, disk.epochs,
       *disk.map, *disk.allocator, disk.metadata,
       disk.options.lazy_refcounts.value_or((disk.head.header.compatible & kLazyRefcounts) != 0));
-  disk.allocator->set_on_free([&disk](HostCluster cluster) { disk.unpacked.forget(cluster); });
-  disk.packer = std::make_unique<Packer>(ready, g, *disk.allocator, disk.stream_writer());
+  disk.allocator->set_on_free([&disk](HostCluster cluster) { disk.decompressed.forget(cluster); });
+  disk.packer = std::make_unique<CompressedPacker>(ready, g, *disk.allocator, disk.stream_writer());
   if (disk.data) {
     disk.on_removed = [&disk](GuestCluster cluster) { note_removed(disk, cluster); };
     disk.committer->set_on_durable([&disk] { punch_what_is_durable(disk); });
@@ -319,7 +320,7 @@ static void make_writable(GuestDisk& disk, std::vector<uint64_t> refcounts) {
   disk.epochs.on_quiet([&disk] {
     if (disk.closed()) return;
     disk.allocator->reclaim();
-    disk.staged();
+    disk.schedule_commit();
   });
 }
 
@@ -347,16 +348,17 @@ static Task<void> begin_writing(GuestDisk& disk) {
 
 // --- Layers -------------------------------------------------------------------------------------
 
-Task<std::unique_ptr<Image>> Image::Opening::open_layer(std::unique_ptr<Device> file, Gate& gate,
-                                                        ImageOptions options, Layer self) {
+Task<std::unique_ptr<Image>> Image::Opening::open_layer(std::unique_ptr<Device> file,
+                                                        FileOpener& opener, ImageOptions options,
+                                                        Layer self) {
   const std::string name = file->name();
   // Reading needs no refcounts.
   const OpenFor purpose = options.salvage ? OpenFor::repair : OpenFor::use;
-  Result<Head> head = co_await load_head(*file, purpose).result();
+  Result<ImageHeader> head = co_await load_image_header(*file, purpose).result();
   if (!head && self.depth > 0) co_return named_once(std::move(head).error(), "backing file", name);
   if (!head) co_return std::move(head).error();
   auto disk = std::make_unique<GuestDisk>(std::move(file), *std::move(head), std::move(options));
-  Result<void> loaded = co_await load(*disk, gate, self).result();
+  Result<void> loaded = co_await load(*disk, opener, self).result();
   if (!loaded) {
     disk->abandon();
     co_return std::move(loaded).error();
@@ -373,28 +375,29 @@ void Image::Opening::share_caches(Image& top) {
   if (chain.size() == 1) return;
   for (GuestDisk* disk : chain) {
     disk->map->cache().limit(top.disk_->options.table_cache_size / chain.size());
-    disk->unpacked.limit(UnpackedCache::kBytesMax / chain.size());
+    disk->decompressed.limit(DecompressedCache::kBytesMax / chain.size());
   }
 }
 
-Task<std::unique_ptr<Image>> Image::open(Reactor& reactor, Gate& gate, std::string name,
+Task<std::unique_ptr<Image>> Image::open(Reactor& reactor, FileOpener& opener, std::string name,
                                          ImageOptions options) {
   (void)reactor;
-  std::unique_ptr<File> file = co_await gate.open(name, {.writable = options.writable,
-                                                         .direct = options.direct,
-                                                         .lock = options.lock,
-                                                         .share_lock = options.share_lock});
+  std::unique_ptr<File> file = co_await opener.open(name, {.writable = options.writable,
+                                                           .direct = options.direct,
+                                                           .lock = options.lock,
+                                                           .share_lock = options.share_lock});
   co_return co_await open_over(
-      std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = options.writable}), gate,
-      std::move(options));
+      std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = options.writable}),
+      opener, std::move(options));
 }
 
-Task<std::unique_ptr<Image>> Image::open_over(std::unique_ptr<Device> file, Gate& gate,
+Task<std::unique_ptr<Image>> Image::open_over(std::unique_ptr<Device> file, FileOpener& opener,
                                               ImageOptions options) {
   const FileId id = id_of(*file);
   const std::string name = file->name();
   Result<std::unique_ptr<Image>> image =
-      co_await Opening::open_layer(std::move(file), gate, std::move(options), {.id = id}).result();
+      co_await Opening::open_layer(std::move(file), opener, std::move(options), {.id = id})
+          .result();
   if (!image) co_return std::move(image).error().while_doing(cat("open ", quoted(name)));
   Opening::share_caches(**image);
   co_return std::move(image);

@@ -209,9 +209,9 @@ TEST_F(Traps, Trap56And57AStreamGivesUpEachOfItsClustersAndNoneOfItsNeighbours) 
     auto reader = open({});
     ASSERT_TRUE(reader);
     std::vector<std::byte> data(4 * KiB);
-    ASSERT_TRUE(reactor_->run((*reader)->read(8 * KiB, data, Mark::none)));
+    ASSERT_TRUE(reactor_->run((*reader)->read(8 * KiB, data, IoTag::none)));
     EXPECT_EQ(data, half_random(2));  // Trap 57: what it shared a cluster with is still there.
-    ASSERT_TRUE(reactor_->run((*reader)->read(4 * KiB, data, Mark::none)));
+    ASSERT_TRUE(reactor_->run((*reader)->read(4 * KiB, data, IoTag::none)));
     EXPECT_TRUE(std::equal(data.begin() + 512, data.end(), half_random(1).begin() + 512));
     close(**reader);
   }
@@ -223,11 +223,11 @@ TEST_F(Traps, Trap58AStreamThatCouldNotBeWrittenIsNotPointedTo) {
   auto writer = open();
   ASSERT_TRUE(writer);
   write(**writer, 0, 64 * KiB, 1);
-  script_.failing_writes_of = Mark::write_compressed;
+  script_.failing_writes_of = IoTag::write_compressed;
   const std::vector<std::byte> data(64 * KiB, std::byte{2});
   EXPECT_FALSE(reactor_->run((*writer)->write(0, data, {.compressed = true})));
   EXPECT_EQ(value_at(**writer, 0, 64 * KiB), 1);
-  script_.failing_writes_of = Mark::none;
+  script_.failing_writes_of = IoTag::none;
   close(**writer);
   expect_sound();
 }
@@ -377,7 +377,7 @@ TEST_F(Traps, ADiscardDoesNotFreeMetadataThatAnEntryPointsTo) {
 
 // Found by the simulator (mix 1452): a process was killed between writing its L2 entries and
 // syncing them; the next one read them from the page cache, took the mapping for durable, and a FUA
-// write in place was answered that a power cut then unmapped.
+// write in place was answered that a power loss then unmapped.
 TEST_F(Traps, WhatAKilledProcessWroteIsSyncedBeforeItCounts) {
   create();
   {

@@ -550,7 +550,8 @@ std::vector<LogEntry> SimDisk::log() const {
   return log;
 }
 
-// --- Power cuts ---------------------------------------------------------------------------------
+// --- Power losses
+// ---------------------------------------------------------------------------------
 
 SimDisk::Versions SimDisk::versions_for_cut() const {
   Versions versions = unsynced_;

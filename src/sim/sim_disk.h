@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// SimDisk: a file whose unsynced writes a power cut may lose, tear or reorder
+/// SimDisk: a file whose unsynced writes a power loss may lose, tear or reorder
 /// (docs/simulation.md, "The world").
 ///
 /// The file is an array of 512-byte sectors.  A sector has a durable content and a list of versions
@@ -9,7 +9,7 @@
 ///    *completed before the sync began*; never less, here also never more.
 /// 2. A dsync write makes its own versions durable when it completes.
 /// 3. The size has versions like a sector.
-/// 4. At a power cut every sector independently takes any version from the durable one on, entries
+/// 4. At a power loss every sector independently takes any version from the durable one on, entries
 ///    still under way included.  CutChoice says which; cut() gives the disk as it would be, and
 ///    does not disturb the running one.
 /// 5. The death of the process alone keeps all that landed; it stays unsynced.
@@ -46,7 +46,7 @@ struct LogEntry {
   bool completed = false;  ///< Answered; else under way, or cut off by the death of its process.
 };
 
-/// What a power cut leaves of the unsynced.
+/// What a power loss leaves of the unsynced.
 struct CutChoice {
   enum class Mode : uint8_t {
     none,      ///< Only what is durable.
@@ -121,9 +121,9 @@ class SimDisk {
     uint32_t versions;  ///< Beside the durable one.
   };
   std::vector<UnsyncedSector> unsynced_sectors() const;
-  /// The disk after a power cut, with all of it durable and no faults to come.
+  /// The disk after a power loss, with all of it durable and no faults to come.
   SimDisk cut(const CutChoice& choice) const;
-  /// The power cut itself.  No process may have this disk open.
+  /// The power loss itself.  No process may have this disk open.
   void power_cut(const CutChoice& choice);
 
   /// What failed and may still land (Fault::Applied::late) does so now, or never.
@@ -138,7 +138,7 @@ class SimDisk {
 
   /// Bytes issued to this disk by kind, and how often; for tests that count.
   uint64_t operations(Op::Kind kind) const { return options_.faults.count(kind); }
-  /// Syncs that failed and lost something for good: only a power cut makes this disk honest again.
+  /// Syncs that failed and lost something for good: only a power loss makes this disk honest again.
   uint64_t syncs_lost() const { return syncs_lost_; }
   /// A rule that the program broke; empty while there is none.
   const std::string& failure() const { return failure_; }

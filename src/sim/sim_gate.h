@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/// SimGate: simulated disks by name, for code that opens files through a Gate.
+/// SimGate: simulated disks by name, for code that opens files through a FileOpener.
 ///
-/// Images may name any other disk of the gate.  Locks are not simulated.  A disk is created by
+/// Images may name any other disk of the opener.  Locks are not simulated.  A disk is created by
 /// open() with `create`, or put there by the test; it outlives the process that uses it.
 #pragma once
 
@@ -11,7 +11,7 @@
 #include <string_view>
 #include <utility>
 
-#include "io/gate.h"
+#include "io/file_opener.h"
 #include "sim/sim_disk.h"
 
 namespace byre {
@@ -19,7 +19,7 @@ namespace byre {
 /// The disks that simulated processes, one after another, find.
 using SimDisks = std::map<std::string, SimDisk, std::less<>>;
 
-class SimGate final : public Gate {
+class SimGate final : public FileOpener {
  public:
   struct Options {
     uint32_t block_size =

@@ -93,7 +93,7 @@ class SimReactor final : public Reactor {
   Step step();
 
   /// Runs `task` to its end.  When that cannot be reached (idle, limit), the process is killed, the
-  /// task buried, and failure() says why; the error returned says the same.
+  /// task abandoned, and failure() says why; the error returned says the same.
   template <class T>
   Result<T> finish(Task<T> task) {
     auto scope = std::make_shared<Scope>(ready());

@@ -639,8 +639,8 @@ TEST(SimFile, NeighboursInOneBlockDoNotHurtEachOther) {
     disks["disk"].options() = {.seed = seed};
     disks["disk"].options().faults.rates = FaultPlan::harmless();
     const uint32_t block_sizes[] = {1, 512, 4096};
-    SimGate gate(reactor, disks, {.block_size = block_sizes[seed % 3], .direct = true});
-    auto file = gate.open("disk", {.writable = true});
+    SimGate opener(reactor, disks, {.block_size = block_sizes[seed % 3], .direct = true});
+    auto file = opener.open("disk", {.writable = true});
     ASSERT_TRUE(file.has_value());
     std::vector<std::byte> model(40 * 1024);
     const Result<void> result = reactor.finish(write_lanes(**file, seed, model));
@@ -654,8 +654,8 @@ TEST(SimFile, AFailedSyncLatchesUntilTheFileIsOpenedAgain) {
   SimReactor reactor(1);
   SimDisks disks;
   disks["disk"].options().faults.add({.kind = Op::Kind::sync});
-  SimGate gate(reactor, disks);
-  auto file = gate.open("disk", {.writable = true});
+  SimGate opener(reactor, disks);
+  auto file = opener.open("disk", {.writable = true});
   ASSERT_TRUE(file.has_value());
   std::vector<std::byte> data = filled(100, 1);
   EXPECT_TRUE(reactor.finish((*file)->write(0, data)).has_value());
@@ -663,7 +663,7 @@ TEST(SimFile, AFailedSyncLatchesUntilTheFileIsOpenedAgain) {
   EXPECT_FALSE(reactor.finish((*file)->write(0, data)).has_value());
   EXPECT_FALSE(reactor.finish((*file)->sync()).has_value());
   EXPECT_TRUE(reactor.finish((*file)->read(0, data)).has_value());
-  file = gate.open("disk", {.writable = true});
+  file = opener.open("disk", {.writable = true});
   EXPECT_TRUE(reactor.finish((*file)->write(0, data)).has_value());
   EXPECT_TRUE(reactor.finish((*file)->sync()).has_value());
 }

@@ -199,7 +199,7 @@ class Options(Case):
         self.assertIn("4 errors", qemu_img("check", path, ok=(2,)).text)
         findings, text = self.check(path, code=2)
         self.assertEqual(self.kinds(findings), ["snapshot"] * 4)
-        self.assertEqual({f["remedy"] for f in findings}, {"drop"})
+        self.assertEqual({f["repair"] for f in findings}, {"drop"})
         run(BYRE, "check", "-r", "leaks", path, ok=(2,))
         run(BYRE, "repair", "--apply", path)
         self.assert_sound(path)

@@ -173,13 +173,13 @@ class Compress(Case):
         image, raw = self.path("image"), self.path("plain")
         qemu_img("create", "-q", "-f", "qcow2", image, MIB + 512)
         qemu_img("create", "-q", "-f", "raw", raw, MIB)
-        stand_in = self.path("qemu-io")
-        os.symlink(BYRE, stand_in)
+        compatibility_name = self.path("qemu-io")
+        os.symlink(BYRE, compatibility_name)
         for form, path, command in (("qcow2", image, "write -c 0 4k"), ("qcow2", image, "write -c 4k 64k"),
                                     ("qcow2", image, "write -c 100 64k"), ("qcow2", image, "write -c 0 100"),
                                     ("qcow2", image, "write -c -f 0 64k"), ("raw", raw, "write -c 0 64k")):
             with self.subTest(command=command):
-                ours = run(stand_in, "-f", form, "-c", command, path, ok=None)
+                ours = run(compatibility_name, "-f", form, "-c", command, path, ok=None)
                 theirs = run("qemu-io", "-f", form, "-c", command, path, ok=None)
                 self.assertEqual((ours.code, ours.out, ours.err), (theirs.code, theirs.out, theirs.err))
 

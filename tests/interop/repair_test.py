@@ -350,7 +350,7 @@ class Repair(Case):
         self.assertEqual(json.loads(plain), full)
         alias = [each for each in findings if each["kind"] == "two-owners"]
         self.assertEqual([guest["offset"] for guest in alias[0]["guests"]], [0, 64 * KIB])
-        self.assertEqual((alias[0]["cause"], alias[0]["remedy"]), ("reuse-race", "copy-for-each-owner"))
+        self.assertEqual((alias[0]["cause"], alias[0]["repair"]), ("reuse-race", "copy-for-each-owner"))
         self.assertEqual(run(BYRE, "check", "--findings", path, ok=(1,)).out, b"")
 
     def test_check_r_all_separates_and_keeps_orphans(self):

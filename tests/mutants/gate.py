@@ -25,7 +25,7 @@ import mutate  # noqa: E402
 ROOT = mutate.FOLDER.parent.parent
 LIMIT = float(os.environ.get("BYRE_MUTANT_SECONDS", "60"))
 # In the order in which they find most, soonest.
-SCENARIOS = ("mix faults ghosts readers late no-space kth-fault cuts pairs snapshots snapshot-faults online amend "
+SCENARIOS = ("mix faults late-landing readers late no-space kth-fault cuts pairs snapshots snapshot-faults online amend "
              "snapshot-pairs bitmaps bitmap-faults header-faults repair").split()
 
 

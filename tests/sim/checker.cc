@@ -369,7 +369,7 @@ class Checker {
         error(pointer.what, ": COPIED, but ", hex(pointer.cluster * cluster_), " has refcount ",
               count);
       }
-      if (!pointer.copied && count == 1) ++verdict_.copied_drift;
+      if (!pointer.copied && count == 1) ++verdict_.copied_mismatch;
     }
   }
 
@@ -408,7 +408,7 @@ bool FoundBitmap::dirty(uint64_t granule) const {
 }
 
 std::string ImageVerdict::text() const {
-  std::string text = cat(errors.size(), " errors, ", leaks, " leaks, ", copied_drift,
+  std::string text = cat(errors.size(), " errors, ", leaks, " leaks, ", copied_mismatch,
                          " COPIED missing", dirty ? ", dirty" : "");
   for (const std::string& error : errors) text += cat("\n  ", error);
   return text;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// A small checker of the bytes of an image, independent of the engine and of the format floor: it
+/// A small checker of the bytes of an image, independent of the engine and of the format layer: it
 /// decodes everything itself, from the specification.
 ///
 /// It counts every reference (header, refcount table and blocks, L1 and L2 tables of the active
@@ -37,9 +37,9 @@ struct FoundBitmap {
 
 struct ImageVerdict {
   std::vector<std::string> errors;
-  uint64_t leaks = 0;          ///< Host clusters with a refcount above their references.
-  uint64_t leaks_in_file = 0;  ///< Of those, not behind its end.
-  uint64_t copied_drift = 0;   ///< COPIED clear although the refcount and the references are 1.
+  uint64_t leaks = 0;            ///< Host clusters with a refcount above their references.
+  uint64_t leaks_in_file = 0;    ///< Of those, not behind its end.
+  uint64_t copied_mismatch = 0;  ///< COPIED clear although the refcount and the references are 1.
   bool dirty = false;
   uint64_t clusters = 0;  ///< Host clusters with references.
   uint64_t size = 0;      ///< Of the disk.

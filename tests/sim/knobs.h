@@ -4,7 +4,7 @@
 /// cluster left, a refcount table about to overflow.
 ///
 /// Guests work in a few windows of the disk; the rest of it is never touched.
-/// build_disks() writes the starting images by itself, from the format floor: no engine involved.
+/// build_disks() writes the starting images by itself, from the format layer: no engine involved.
 #pragma once
 
 #include <cstdint>

@@ -8,7 +8,7 @@
 ///     --hashes: print the hash of each seed's trace.  A change that only moves code keeps them
 ///     all;
 ///               write them to a file before it, and compare after it.
-///     --judge DIR: also qemu-img check, and the reference checker, on what each life leaves
+///     --judge DIR: also qemu-img check, and the reference checker, on what each incarnation leaves
 ///
 /// A failure prints its scenario and seed; the same two repeat it exactly.  Seeds are played in
 /// child processes, so that an assertion of the engine is reported with its seed like any failure.
@@ -167,15 +167,16 @@ bool fails(const History& history) {
 
 /// All steps of a history in one row.
 struct Position {
-  size_t life;
+  size_t incarnation;
   size_t client;
   size_t step;
 };
 std::vector<Position> positions(const History& history) {
   std::vector<Position> all;
-  for (size_t l = 0; l < history.lives.size(); ++l) {
-    for (size_t c = 0; c < history.lives[l].clients.size(); ++c) {
-      for (size_t s = 0; s < history.lives[l].clients[c].size(); ++s) all.push_back({l, c, s});
+  for (size_t l = 0; l < history.incarnations.size(); ++l) {
+    for (size_t c = 0; c < history.incarnations[l].clients.size(); ++c) {
+      for (size_t s = 0; s < history.incarnations[l].clients[c].size(); ++s)
+        all.push_back({l, c, s});
     }
   }
   return all;
@@ -184,7 +185,7 @@ History without(const History& history, const std::vector<Position>& all, size_t
                 size_t count) {
   History shorter = history;
   for (size_t i = std::min(first + count, all.size()); i-- > first;) {
-    auto& steps = shorter.lives[all[i].life].clients[all[i].client];
+    auto& steps = shorter.incarnations[all[i].incarnation].clients[all[i].client];
     steps.erase(steps.begin() + static_cast<ptrdiff_t>(all[i].step));
   }
   return shorter;
@@ -196,9 +197,9 @@ History shrink(History history) {
     history = smaller;
     return true;
   };
-  for (size_t l = history.lives.size(); l-- > 0 && history.lives.size() > 1;) {
+  for (size_t l = history.incarnations.size(); l-- > 0 && history.incarnations.size() > 1;) {
     History smaller = history;
-    smaller.lives.erase(smaller.lives.begin() + static_cast<ptrdiff_t>(l));
+    smaller.incarnations.erase(smaller.incarnations.begin() + static_cast<ptrdiff_t>(l));
     attempt(smaller);
   }
   for (size_t chunk = std::max<size_t>(positions(history).size() / 2, 1); chunk > 0; chunk /= 2) {
@@ -221,8 +222,8 @@ History shrink(History history) {
   simplify([](History& h) { h.knobs.staged_max = 64 * 1024; });
   simplify([](History& h) { h.knobs.lazy_refcounts = false; });
   simplify([](History& h) {
-    for (Life& life : h.lives) {
-      std::erase_if(life.clients, [](const auto& client) { return client.empty(); });
+    for (Incarnation& incarnation : h.incarnations) {
+      std::erase_if(incarnation.clients, [](const auto& client) { return client.empty(); });
     }
   });
   return history;

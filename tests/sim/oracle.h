@@ -5,7 +5,7 @@
 /// whether it surely happened.  Time is the order of these calls.
 ///  * A read that began at r may return candidate V unless a certain W exists that was issued after
 ///    V was answered, and answered before r.
-///  * After a power cut V may be there unless a certain, durable W was issued after V was answered
+///  * After a power loss V may be there unless a certain, durable W was issued after V was answered
 ///    (docs/engine.md, C3).  W is durable when it was answered before a flush began that succeeded,
 ///    or carried FUA.
 ///  * What failed, and a discard that promises nothing, is not certain: it never rules others out.
@@ -74,7 +74,7 @@ class Oracle {
   void end_read(uint64_t read);
   Result<void> end_read(uint64_t read, uint64_t offset, Bytes data);
 
-  /// May a power cut at this moment leave `data`?  `not_yet`: changes under way that have surely
+  /// May a power loss at this moment leave `data`?  `not_yet`: changes under way that have surely
   /// not taken effect.
   Result<void> check_after_cut(uint64_t offset, Bytes data,
                                const std::set<uint64_t>& not_yet = {}) const;
@@ -83,10 +83,10 @@ class Oracle {
   /// For the end of changes from here on: the time.
   void set_time(int64_t now_ns) { now_ns_ = now_ns; }
   /// What was answered before this time survives the death of the process, flushed or not
-  /// (docs/engine.md, M6): the next observe() insists on it, unless it sees a power cut.
+  /// (docs/engine.md, M6): the next observe() insists on it, unless it sees a power loss.
   void survives_kill_if_before(int64_t ns) { settled_ns_ = ns; }
   /// Checks what a new process found, and takes it for true from now on.  `durable`: after a power
-  /// cut; otherwise a later power cut may still bring older contents back.
+  /// cut; otherwise a later power loss may still bring older contents back.
   Result<void> observe(uint64_t offset, Bytes data, bool durable);
 
   /// Sectors that were ever written or set.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Damaged images, repaired under an undo journal, with power cuts at every step: of the repair and
-/// of the undo (docs/engine.md, R1 to R5, R8 and R9).
+/// Damaged images, repaired under an undo journal, with power losses at every step: of the repair
+/// and of the undo (docs/engine.md, R1 to R5, R8 and R9).
 ///
 /// A small image is made by hand, some entries are then led astray, and tables of snapshots and
 /// bitmaps spoilt (R8); sometimes entries lead nowhere, and losses are accepted (R9).  At each cut:

@@ -29,7 +29,7 @@ Task<void> read_windows(Device& image, const std::vector<Window>& windows,
     for (uint64_t at = 0; at < there; at += kReadAtOnce) {
       const uint64_t length = std::min(kReadAtOnce, there - at);
       co_await image.read(window.offset + at, MutableBytes(data).subspan(at, length),
-                          Mark::read_guest);
+                          IoTag::read_guest);
     }
     out.push_back(std::move(data));
   }
@@ -50,12 +50,12 @@ RunReport Run::run() {
     return late_data && op.length >= kSectorSize && is_stamped(bytes_at(op.buffer, kSectorSize));
   };
   judge("the starting image");
-  for (size_t i = 0; i < history_.lives.size() && ok(); ++i) {
-    life_ = i;
-    live(history_.lives[i]);
+  for (size_t i = 0; i < history_.incarnations.size() && ok(); ++i) {
+    incarnation_ = i;
+    live(history_.incarnations[i]);
   }
   if (ok()) {
-    life_ = history_.lives.size();
+    incarnation_ = history_.incarnations.size();
     live({.seed = mix_seeds(history_.seed, 2)});  // Sees what the last one left.
   }
   report_.hash = hash_;
@@ -63,9 +63,9 @@ RunReport Run::run() {
   return std::move(report_);
 }
 
-void Run::live(const Life& life) {
+void Run::live(const Incarnation& incarnation) {
   const auto process =
-      std::make_shared<Process>(SimReactor::Options{.seed = life.seed,
+      std::make_shared<Process>(SimReactor::Options{.seed = incarnation.seed,
                                                     .delays = knobs_.delays,
                                                     .resume_at_once = options_.resume_at_once,
                                                     .steps_max = 20'000'000},
@@ -74,7 +74,7 @@ void Run::live(const Life& life) {
   reactor.trace().sink = options_.sink;
 
   Result<std::unique_ptr<Image>> opened =
-      reactor.finish(Image::open(reactor, process->gate, "image", knobs_.image_options()));
+      reactor.finish(Image::open(reactor, process->opener, "image", knobs_.image_options()));
   if (!opened) {
     fail_with("the image does not open: ", opened.error().message());
   } else {
@@ -83,17 +83,18 @@ void Run::live(const Life& life) {
   }
   if (ok()) {
     const ImageVerdict before = verdict_of(disk());
-    drift_ = before.copied_drift;
+    drift_ = before.copied_mismatch;
     leaks_ = before.leaks;
     leaks_in_file_ = before.leaks_in_file;
     const uint64_t lost_before = syncs_lost();
     for (SimDisk* each : written()) {
-      each->options().faults = life.faults;
-      if (life.room != 0) each->options().capacity = each->allocated_bytes() + life.room;
+      each->options().faults = incarnation.faults;
+      if (incarnation.room != 0)
+        each->options().capacity = each->allocated_bytes() + incarnation.room;
     }
-    faulty_ = life.faults.can_fail() || life.room != 0;
-    work(life, *process);
-    if (life_ == 0) report_.faults = disk().options().faults;
+    faulty_ = incarnation.faults.can_fail() || incarnation.room != 0;
+    work(incarnation, *process);
+    if (incarnation_ == 0) report_.faults = disk().options().faults;
     report_.header_writes =
         std::max(report_.header_writes, disk().options().faults.first_sector_writes());
     for (SimDisk* each : written()) {
@@ -102,7 +103,7 @@ void Run::live(const Life& life) {
     }
     reactor.after_delivery = nullptr;
     hash_ = mix_seeds(hash_, reactor.trace().hash());
-    end(life, *process, before, syncs_lost() != lost_before);
+    end(incarnation, *process, before, syncs_lost() != lost_before);
   }
   if (!process->closed_well) SimReactor::bury(process);
 }
@@ -133,7 +134,7 @@ void Run::first_look(Process& process) {
     knobs_.data_file = Knobs::DataFile::plain;
   }
   const Result<void> copies = process.reactor.finish(
-      look_at_snapshots(process.reactor, process.gate, process.image->snapshots(), true));
+      look_at_snapshots(process.reactor, process.opener, process.image->snapshots(), true));
   if (!copies) return fail_with("on opening: ", copies.error().message());
   std::vector<std::vector<std::byte>> found;
   const Result<void> read = process.reactor.finish(read_windows(*process.image, windows_, found));
@@ -165,27 +166,29 @@ Result<void> Run::check_usable_bitmaps(const Image& image) {
   return {};
 }
 
-void Run::work(const Life& life, Process& process) {
+void Run::work(const Incarnation& incarnation, Process& process) {
   SimReactor& reactor = process.reactor;
   uint64_t deliveries = 0;
   uint64_t cuts = 0;
-  Prng prng(mix_seeds(life.seed, 3));
+  Prng prng(mix_seeds(incarnation.seed, 3));
   reactor.after_delivery = [&] {
     ++deliveries;
     ++report_.deliveries;
     if (!ok()) return;
-    if (life.every_cut) {
+    if (incarnation.every_cut) {
       every_cut();
-    } else if (life.cut_one_in != 0 && cuts < life.cuts_max && prng.one_in(life.cut_one_in)) {
+    } else if (incarnation.cut_one_in != 0 && cuts < incarnation.cuts_max &&
+               prng.one_in(incarnation.cut_one_in)) {
       ++cuts;
       random_cut(prng);
     }
     if (!ok()) reactor.fail(report_.failure);
   };
-  process.scope.spawn(main(life, process));
-  const bool dies = life.end != Life::End::close;
+  process.scope.spawn(main(incarnation, process));
+  const bool dies = incarnation.end != Incarnation::End::close;
   const auto over = [&] {
-    return dies && (deliveries >= life.ends_after || reactor.now().ns >= life.ends_at_ns);
+    return dies &&
+           (deliveries >= incarnation.ends_after || reactor.now().ns >= incarnation.ends_at_ns);
   };
   while (!process.ended && !over()) {
     if (reactor.advance()) continue;
@@ -194,22 +197,22 @@ void Run::work(const Life& life, Process& process) {
   }
 }
 
-Task<void> Run::main(const Life& life, Process& process) {
-  for (const Step& step : life.warm_up) co_await perform(step, process);
-  if (life_ == 0 && options_.chooser) process.reactor.set_chooser(options_.chooser);
-  process.clients = life.clients.size();
+Task<void> Run::main(const Incarnation& incarnation, Process& process) {
+  for (const Step& step : incarnation.warm_up) co_await perform(step, process);
+  if (incarnation_ == 0 && options_.chooser) process.reactor.set_chooser(options_.chooser);
+  process.clients = incarnation.clients.size();
   if (process.clients == 0) process.clients_done.set();
-  for (size_t i = 0; i < life.clients.size(); ++i) {
-    process.scope.spawn(client(life.clients[i], process, i));
+  for (size_t i = 0; i < incarnation.clients.size(); ++i) {
+    process.scope.spawn(client(incarnation.clients[i], process, i));
   }
   co_await process.clients_done.wait();
   process.reactor.set_chooser(nullptr);
-  if (life.keeps_writing && ok()) {
+  if (incarnation.keeps_writing && ok()) {
     (void)co_await process.image->flush().result();  // May be the one that meets the error.
     const Result<void> flushed = co_await process.image->flush().result();
     if (!flushed) fail_with("one error ended all writing: ", flushed.error().message());
   }
-  if (life.amend && ok()) co_await amend(*life.amend, process);
+  if (incarnation.amend && ok()) co_await amend(*incarnation.amend, process);
   const SimReactor::Activity activity(process.reactor, "close");
   const uint64_t flush = oracle_.begin_flush();
   const Result<void> closed = co_await process.image->close().result();

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Run: one history being played; what session.h promises is here.
 ///
-/// It owns the disks, the oracle and the models, and for each life a Process: the reactor and the
-/// image on it, which are buried when it is killed.  run.cc is the course of a life, run_steps.cc
-/// what its clients do, run_cuts.cc its end and the power cuts.
+/// It owns the disks, the oracle and the models, and for each incarnation a Process: the reactor
+/// and the image on it, which are abandoned when it is killed.  run.cc is the course of an
+/// incarnation, run_steps.cc what its clients do, run_cuts.cc its end and the power losses.
 #pragma once
 
 #include <map>
@@ -65,7 +65,7 @@ class Run {
   template <class... Parts>
   void fail_with(const Parts&... parts) {
     if (!ok()) return;
-    report_.failure = cat("life ", life_, ": ", parts...);
+    report_.failure = cat("incarnation ", incarnation_, ": ", parts...);
     report_.disks = disks_;
     if (options_.sink) options_.sink(report_.failure);
   }
@@ -76,12 +76,13 @@ class Run {
     if (!verdict.empty()) fail_with(when, ": ", verdict);
   }
 
-  // --- One life ---------------------------------------------------------------------------------
+  // --- One incarnation
+  // ---------------------------------------------------------------------------------
 
-  /// What the process of one life owns; buried when it is killed.
+  /// What the process of one incarnation owns; abandoned when it is killed.
   struct Process {
     SimReactor reactor;
-    SimGate gate;
+    SimGate opener;
     Scope scope;
     std::unique_ptr<Image> image;
     Event clients_done;
@@ -90,12 +91,12 @@ class Run {
     bool closed_well = false;
     Process(SimReactor::Options reactor_options, SimDisks& disks, SimGate::Options gate_options)
         : reactor(reactor_options),
-          gate(reactor, disks, gate_options),
+          opener(reactor, disks, gate_options),
           scope(reactor.ready()),
           clients_done(reactor.ready()) {}
   };
 
-  void live(const Life& life);
+  void live(const Incarnation& incarnation);
 
   SimDisk& disk() { return disks_.find("image")->second; }
   ImageVerdict verdict_of(const SimDisk& disk) const {
@@ -121,13 +122,13 @@ class Run {
     return {.block_size = knobs_.block_size, .direct = knobs_.block_size > 1};
   }
 
-  /// Reads everything there is, as the first thing in a life.
+  /// Reads everything there is, as the first thing in an incarnation.
   void first_look(Process& process);
 
   /// The engine agrees: none is lost.
   static Result<void> check_usable_bitmaps(const Image& image);
 
-  void work(const Life& life, Process& process);
+  void work(const Incarnation& incarnation, Process& process);
 
   /// C6: the size is the one that was answered last, or one that may have been set since.
   Result<void> check_size(uint64_t size) const {
@@ -153,21 +154,21 @@ class Run {
   std::optional<std::string> choose(uint64_t which) const;
   Task<Result<void>> change_bitmap(const Step& step, Process& process);
   bool surely_holds_data(uint64_t offset, uint64_t length);
-  Task<void> look_at_snapshots(Reactor& reactor, Gate& gate, const std::vector<Snapshot>& list,
-                               bool settle);
-  Task<void> read_snapshot(Reactor& reactor, Gate& gate, const std::string& name,
+  Task<void> look_at_snapshots(Reactor& reactor, FileOpener& opener,
+                               const std::vector<Snapshot>& list, bool settle);
+  Task<void> read_snapshot(Reactor& reactor, FileOpener& opener, const std::string& name,
                            std::vector<std::vector<std::byte>>& data);
   void settle_copy(Copy& copy, const std::vector<std::vector<std::byte>>& data) const;
 
-  /// The whole program of one life.
-  Task<void> main(const Life& life, Process& process);
+  /// The whole program of one incarnation.
+  Task<void> main(const Incarnation& incarnation, Process& process);
 
   Task<void> client(const std::vector<Step>& steps, Process& process, size_t number);
   Task<void> perform(const Step& step, Process& process);
 
   // --- Its end ----------------------------------------------------------------------------------
 
-  void end(const Life& life, Process& process, const ImageVerdict& before, bool lost);
+  void end(const Incarnation& incarnation, Process& process, const ImageVerdict& before, bool lost);
   void random_cut(Prng& prng);
   void every_cut();
   void check_cuts(const CutChoice& choice);
@@ -183,7 +184,7 @@ class Run {
   Oracle oracle_;
   RunReport report_;
   uint64_t hash_ = 0;
-  size_t life_ = 0;
+  size_t incarnation_ = 0;
   bool faulty_ = false;
   bool unclean_ = false;
   bool cut_ = false;
@@ -192,7 +193,7 @@ class Run {
   uint64_t resizes_ = 0;        ///< Under way.
   std::set<uint64_t> cut_off_;  ///< The changes that the only one is,
   uint64_t cut_to_ = 0;         ///< once the disk has this size.
-  uint64_t drift_ = 0;          ///< Missing COPIED flags at the start of the life.
+  uint64_t drift_ = 0;          ///< Missing COPIED flags at the start of the incarnation.
   uint64_t leaks_ = 0;          ///< Likewise.
   uint64_t leaks_in_file_ = 0;
   std::map<std::string, Copy> copies_;
@@ -200,7 +201,7 @@ class Run {
   bool amended_raw_ = false;
   BitmapModel bitmaps_;
   uint64_t bitmaps_made_ = 0;
-  bool unclean_bitmaps_ = false;  ///< The last life left them a superset.
+  bool unclean_bitmaps_ = false;  ///< The last incarnation left them a superset.
 };
 
 }  // namespace byre

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The end of a life, and the machine as it would come up after a power cut.
+/// The end of an incarnation, and the machine as it would come up after a power loss.
 #include <algorithm>
 #include <utility>
 
@@ -23,15 +23,16 @@ Task<void> check_tail(Image& image) {
   Device& device = image.data_file();
   if (at >= device.size()) co_return;
   co_await device.read(at, MutableBytes(tail).first(std::min(tail.size(), device.size() - at)),
-                       Mark::none);
+                       IoTag::none);
   if (!is_zero(tail))
     co_await fail(corrupt("behind the end of the disk, at ", hex(size), ", is data"));
 }
 
 }  // namespace
 
-/// What the life leaves behind, judged; and, if its power failed, cut.
-void Run::end(const Life& life, Process& process, const ImageVerdict& before, bool lost) {
+/// What the incarnation leaves behind, judged; and, if its power failed, cut.
+void Run::end(const Incarnation& incarnation, Process& process, const ImageVerdict& before,
+              bool lost) {
   if (!ok()) return;
   if (!process.closed_well) {
     process.reactor.kill_all();
@@ -44,8 +45,8 @@ void Run::end(const Life& life, Process& process, const ImageVerdict& before, bo
     oracle_.survives_kill_if_before(
         prompt ? process.reactor.now().ns - knobs_.commit_delay - kCommitTakes : INT64_MIN);
   }
-  if (life.end == Life::End::power_cut || lost) {
-    Prng prng(mix_seeds(life.seed, 4));
+  if (incarnation.end == Incarnation::End::power_cut || lost) {
+    Prng prng(mix_seeds(incarnation.seed, 4));
     const uint64_t way = prng.below(8);
     const CutChoice choice = way == 0   ? CutChoice::none()
                              : way == 1 ? CutChoice::all()
@@ -67,9 +68,9 @@ void Run::end(const Life& life, Process& process, const ImageVerdict& before, bo
       return fail_with("a clean close leaks: ", after.leaks, " clusters, ", before.leaks,
                        " before");
     }
-    if (!faulty_ && !before.dirty && after.copied_drift > before.copied_drift) {
-      return fail_with("COPIED is missing after a clean close: ", after.copied_drift, " entries, ",
-                       before.copied_drift, " before");
+    if (!faulty_ && !before.dirty && after.copied_mismatch > before.copied_mismatch) {
+      return fail_with("COPIED is missing after a clean close: ", after.copied_mismatch,
+                       " entries, ", before.copied_mismatch, " before");
     }
   }
   if (knobs_.bitmaps) {
@@ -78,7 +79,7 @@ void Run::end(const Life& life, Process& process, const ImageVerdict& before, bo
     if (!right) return fail_with("afterwards: ", right.error().message());
     if (!exact) unclean_bitmaps_ = true;
   }
-  judge("at the end of the life");
+  judge("at the end of the incarnation");
 }
 
 /// Independent of what the image's disk keeps: the order between the two files is what counts.
@@ -191,7 +192,7 @@ void Run::check_cut(const CutChoice& choice, bool twice, std::optional<CutChoice
   }
   const SimDisks as_cut = disks;
   const auto wrong = [&](const auto&... parts) {
-    fail_with("a power cut here (mode ", static_cast<int>(choice.mode), ", after ",
+    fail_with("a power loss here (mode ", static_cast<int>(choice.mode), ", after ",
               report_.deliveries, " deliveries): ", parts...);
     report_.disks = as_cut;
   };
@@ -202,14 +203,14 @@ void Run::check_cut(const CutChoice& choice, bool twice, std::optional<CutChoice
     const ImageVerdict before = verdict_of(disk);
     if (!before.sound()) return wrong("the image is not sound: ", before.text());
     // C2: version 3 has the dirty bit for that.
-    // It may have been amended: whoever was version 2 in this life may have got it then.
+    // It may have been amended: whoever was version 2 in this incarnation may have got it then.
     const uint32_t version = std::min(load_be<uint32_t>(disk.read(4, 4)), knobs_.version);
-    if (version >= 3 && !before.dirty && before.copied_drift > drift_) {
+    if (version >= 3 && !before.dirty && before.copied_mismatch > drift_) {
       return wrong("COPIED is missing, and the image is not dirty: ", before.text());
     }
     const auto reactor =
         std::make_shared<SimReactor>(mix_seeds(report_.cuts, static_cast<uint64_t>(round)));
-    SimGate gate(*reactor, disks, gate_options());
+    SimGate opener(*reactor, disks, gate_options());
     SimDisks second;
     Prng prng(mix_seeds(history_.seed, report_.cuts));
     const uint64_t when = prng.between(1, 60);
@@ -223,7 +224,7 @@ void Run::check_cut(const CutChoice& choice, bool twice, std::optional<CutChoice
     }
     const auto bury = [&] { SimReactor::bury(reactor); };
     Result<std::unique_ptr<Image>> opened =
-        reactor->finish(Image::open(*reactor, gate, "image", knobs_.image_options()));
+        reactor->finish(Image::open(*reactor, opener, "image", knobs_.image_options()));
     if (!opened) {
       bury();
       return wrong("the image does not open: ", opened.error().message());
@@ -240,7 +241,7 @@ void Run::check_cut(const CutChoice& choice, bool twice, std::optional<CutChoice
     Result<void> sound = check_size(size);
     if (sound) sound = reactor->finish(check_tail(*image));
     if (sound && knobs_.snapshots) {
-      sound = reactor->finish(look_at_snapshots(*reactor, gate, image->snapshots(), false));
+      sound = reactor->finish(look_at_snapshots(*reactor, opener, image->snapshots(), false));
     }
     if (sound) sound = check_usable_bitmaps(*image);
     const Result<void> closed = reactor->finish(image->close());

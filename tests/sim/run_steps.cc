@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What the clients of a life do, and what the models expect of it.
+/// What the clients of an incarnation do, and what the models expect of it.
 #include <algorithm>
 #include <bit>
 #include <utility>
@@ -27,7 +27,7 @@ std::optional<std::string> Run::choose(uint64_t which) const {
   return there[which % there.size()];
 }
 
-/// Whatever goes on meanwhile: what the life began with is found, and nothing else.
+/// Whatever goes on meanwhile: what the incarnation began with is found, and nothing else.
 Task<Result<void>> Run::check(bool free_leaks, Process& process) {
   const CheckOptions options{.repair = free_leaks ? Repair::leaks : Repair::none,
                              .findings_max = UINT64_MAX};
@@ -77,7 +77,7 @@ Task<Result<void>> Run::create_snapshot(Process& process) {
   copy.looked_at = true;
   std::vector<std::vector<std::byte>> data;
   const Result<void> read =
-      co_await read_snapshot(process.reactor, process.gate, name, data).result();
+      co_await read_snapshot(process.reactor, process.opener, name, data).result();
   copy.looked_at = false;
   if (!read) co_return done;  // Another client's change moved the snapshot table under the look.
   for (size_t i = 0; i < windows_.size(); ++i) {
@@ -88,12 +88,12 @@ Task<Result<void>> Run::create_snapshot(Process& process) {
   co_return done;
 }
 
-Task<void> Run::read_snapshot(Reactor& reactor, Gate& gate, const std::string& name,
+Task<void> Run::read_snapshot(Reactor& reactor, FileOpener& opener, const std::string& name,
                               std::vector<std::vector<std::byte>>& data) {
   ImageOptions options = knobs_.image_options();
   options.writable = options.lock = false;
   options.snapshot = name;
-  std::unique_ptr<Image> image = co_await Image::open(reactor, gate, "image", options);
+  std::unique_ptr<Image> image = co_await Image::open(reactor, opener, "image", options);
   Result<void> read = co_await read_windows(*image, windows_, data).result();
   co_await image->close();
   co_await std::move(read);
@@ -145,8 +145,8 @@ Task<Result<void>> Run::delete_snapshot(uint64_t which, Process& process) {
 
 /// C5: those that must be there are, no others, and each holds what the disk held when it was made.
 /// `settle`: what is found is the truth from now on.
-Task<void> Run::look_at_snapshots(Reactor& reactor, Gate& gate, const std::vector<Snapshot>& list,
-                                  bool settle) {
+Task<void> Run::look_at_snapshots(Reactor& reactor, FileOpener& opener,
+                                  const std::vector<Snapshot>& list, bool settle) {
   std::set<std::string> found;
   for (const Snapshot& snapshot : list) {
     const auto known = copies_.find(snapshot.name);
@@ -162,7 +162,7 @@ Task<void> Run::look_at_snapshots(Reactor& reactor, Gate& gate, const std::vecto
     }
     if (settle) copy.sizes = {size};
     std::vector<std::vector<std::byte>> data;
-    Result<void> right = co_await read_snapshot(reactor, gate, snapshot.name, data).result();
+    Result<void> right = co_await read_snapshot(reactor, opener, snapshot.name, data).result();
     for (size_t i = 0; right && i < windows_.size(); ++i) {
       right = Oracle::check_copy(windows_[i].offset, data[i], contents[i]);
     }
@@ -316,7 +316,7 @@ Task<void> Run::perform(const Step& step, Process& process) {
     case Step::Kind::read: {
       std::vector<std::byte> data(step.length);
       const uint64_t read = oracle_.begin_read();
-      done = co_await image.read(step.offset, data, Mark::read_guest).result();
+      done = co_await image.read(step.offset, data, IoTag::read_guest).result();
       if (done) {
         Result<void> right = oracle_.end_read(read, step.offset, data);
         if (!right) fail_with(right.error().message());

@@ -31,17 +31,17 @@ bool add(Verdict& verdict, const History& history, RunReport report) {
   return false;
 }
 
-/// How many requests a life may have with these clusters, and how many cuts.
+/// How many requests an incarnation may have with these clusters, and how many cuts.
 size_t draw_count(const Knobs& knobs, Prng& prng, size_t most) {
   return prng.between(1, knobs.cluster_bits == 21 ? std::max<size_t>(most / 4, 1) : most);
 }
 
-Life draw_life(const Knobs& knobs, Prng& prng, size_t clients, size_t most) {
-  Life life{.seed = prng.next()};
+Incarnation draw_life(const Knobs& knobs, Prng& prng, size_t clients, size_t most) {
+  Incarnation incarnation{.seed = prng.next()};
   for (size_t c = 0; c < clients; ++c) {
-    life.clients.push_back(draw_steps(knobs, prng, draw_count(knobs, prng, most)));
+    incarnation.clients.push_back(draw_steps(knobs, prng, draw_count(knobs, prng, most)));
   }
-  return life;
+  return incarnation;
 }
 
 // --- T2: the random mix -------------------------------------------------------------------------
@@ -50,18 +50,20 @@ Verdict play_mix(uint64_t seed, const RunOptions& options) {
   Prng knob_prng = prng_for(seed, kDrawKnobs);
   Prng prng = prng_for(seed, kDrawSteps);
   History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
-  const uint64_t lives = prng.between(1, 3);
-  for (uint64_t i = 0; i < lives; ++i) {
-    Life life = draw_life(history.knobs, prng, prng.between(1, 6), 14);
+  const uint64_t incarnations = prng.between(1, 3);
+  for (uint64_t i = 0; i < incarnations; ++i) {
+    Incarnation incarnation = draw_life(history.knobs, prng, prng.between(1, 6), 14);
     const uint64_t way = prng.below(4);
-    life.end = way < 2 ? Life::End::close : way == 2 ? Life::End::kill : Life::End::power_cut;
-    life.ends_after = prng.between(1, 250);
-    life.cut_one_in = prng.between(5, 60);
-    life.cuts_max = history.knobs.cluster_bits == 21   ? 2
-                    : history.knobs.cluster_bits == 16 ? 6
-                                                       : 12;
-    life.faults.rates = prng.one_in(2) ? FaultPlan::harmless() : FaultPlan::Rates{};
-    history.lives.push_back(std::move(life));
+    incarnation.end = way < 2    ? Incarnation::End::close
+                      : way == 2 ? Incarnation::End::kill
+                                 : Incarnation::End::power_cut;
+    incarnation.ends_after = prng.between(1, 250);
+    incarnation.cut_one_in = prng.between(5, 60);
+    incarnation.cuts_max = history.knobs.cluster_bits == 21   ? 2
+                           : history.knobs.cluster_bits == 16 ? 6
+                                                              : 12;
+    incarnation.faults.rates = prng.one_in(2) ? FaultPlan::harmless() : FaultPlan::Rates{};
+    history.incarnations.push_back(std::move(incarnation));
   }
   Verdict verdict;
   add(verdict, history, run_history(history, options));
@@ -75,19 +77,21 @@ Verdict play_faults(uint64_t seed, const RunOptions& options) {
   Prng fault_prng = prng_for(seed, kDrawFaults);
   History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
   for (uint64_t i = 0; i < 3; ++i) {
-    Life life = draw_life(history.knobs, prng, prng.between(1, 4), 12);
+    Incarnation incarnation = draw_life(history.knobs, prng, prng.between(1, 4), 12);
     const uint64_t way = prng.below(4);
-    life.end = way < 2 ? Life::End::close : way == 2 ? Life::End::kill : Life::End::power_cut;
-    life.ends_after = prng.between(1, 250);
-    life.cut_one_in = prng.between(10, 80);
-    life.cuts_max = history.knobs.cluster_bits == 21 ? 1 : 4;
-    life.faults = FaultPlan::draw(fault_prng);
+    incarnation.end = way < 2    ? Incarnation::End::close
+                      : way == 2 ? Incarnation::End::kill
+                                 : Incarnation::End::power_cut;
+    incarnation.ends_after = prng.between(1, 250);
+    incarnation.cut_one_in = prng.between(10, 80);
+    incarnation.cuts_max = history.knobs.cluster_bits == 21 ? 1 : 4;
+    incarnation.faults = FaultPlan::draw(fault_prng);
     if (fault_prng.one_in(4)) {
-      life.room = fault_prng.between(1, 32) * 4096;
+      incarnation.room = fault_prng.between(1, 32) * 4096;
     } else if (fault_prng.one_in(4)) {
-      life.faults.no_space(fault_prng.between(1, 30), fault_prng.between(1, 5));
+      incarnation.faults.no_space(fault_prng.between(1, 30), fault_prng.between(1, 5));
     }
-    history.lives.push_back(std::move(life));
+    history.incarnations.push_back(std::move(incarnation));
   }
   Verdict verdict;
   add(verdict, history, run_history(history, options));
@@ -95,7 +99,7 @@ Verdict play_faults(uint64_t seed, const RunOptions& options) {
 }
 
 /// Data writes that fail and land all the same, some time later (H6).
-Verdict play_ghosts(uint64_t seed, const RunOptions& options) {
+Verdict play_late_landing(uint64_t seed, const RunOptions& options) {
   Prng knob_prng = prng_for(seed, kDrawKnobs);
   Prng prng = prng_for(seed, kDrawSteps);
   History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
@@ -106,11 +110,11 @@ Verdict play_ghosts(uint64_t seed, const RunOptions& options) {
   knobs.data_file = Knobs::DataFile::none;
   knobs.compression = Compression::deflate;
   knobs.block_size = 1;
-  Life life = draw_life(knobs, prng, prng.between(2, 5), 12);
-  life.faults.rates = {.write_error = prng.between(4, 20), .always_late = true};
-  life.cut_one_in = prng.between(10, 80);
-  life.cuts_max = knobs.cluster_bits == 21 ? 1 : 4;
-  history.lives.push_back(std::move(life));
+  Incarnation incarnation = draw_life(knobs, prng, prng.between(2, 5), 12);
+  incarnation.faults.rates = {.write_error = prng.between(4, 20), .always_late = true};
+  incarnation.cut_one_in = prng.between(10, 80);
+  incarnation.cuts_max = knobs.cluster_bits == 21 ? 1 : 4;
+  history.incarnations.push_back(std::move(incarnation));
   Verdict verdict;
   add(verdict, history, run_history(history, options));
   return verdict;
@@ -126,12 +130,12 @@ History short_history(uint64_t seed) {
   if (history.knobs.cluster_bits == 21) history.knobs.table_cache_size = 8 * KiB;
   history.knobs.snapshots = prng.one_in(3);
   if (history.knobs.snapshots) history.knobs.data_file = Knobs::DataFile::none;
-  Life life = draw_life(history.knobs, prng, prng.between(1, 2), 5);
-  life.clients[0].push_back({.kind = Step::Kind::flush});
+  Incarnation incarnation = draw_life(history.knobs, prng, prng.between(1, 2), 5);
+  incarnation.clients[0].push_back({.kind = Step::Kind::flush});
   const std::vector<Step> more = draw_steps(history.knobs, prng, 3);
-  life.clients[0].insert(life.clients[0].end(), more.begin(), more.end());
-  history.lives.push_back(std::move(life));
-  history.lives.push_back(draw_life(history.knobs, prng, 1, 4));
+  incarnation.clients[0].insert(incarnation.clients[0].end(), more.begin(), more.end());
+  history.incarnations.push_back(std::move(incarnation));
+  history.incarnations.push_back(draw_life(history.knobs, prng, 1, 4));
   return history;
 }
 
@@ -146,19 +150,19 @@ Verdict play_kth_fault(uint64_t seed, const RunOptions& options) {
                               Op::Kind::truncate, Op::Kind::read}) {
     for (uint64_t k = 1; k <= counts.count(kind); ++k) {
       History history = base;
-      Life& life = history.lives[0];
-      life.faults.add({.kind = kind,
-                       .first = k,
-                       .last = prng.one_in(4) ? k + prng.below(4) : k,
-                       .fault = {.kind = Fault::Kind::error,
-                                 .applied = static_cast<Fault::Applied>(prng.below(4)),
-                                 .drops = prng.one_in(2),
-                                 .evicts = prng.one_in(2)}});
+      Incarnation& incarnation = history.incarnations[0];
+      incarnation.faults.add({.kind = kind,
+                              .first = k,
+                              .last = prng.one_in(4) ? k + prng.below(4) : k,
+                              .fault = {.kind = Fault::Kind::error,
+                                        .applied = static_cast<Fault::Applied>(prng.below(4)),
+                                        .drops = prng.one_in(2),
+                                        .evicts = prng.one_in(2)}});
       const uint64_t way = prng.below(4);
-      life.end = way == 0 ? Life::End::power_cut : Life::End::close;
-      life.ends_after = prng.between(5, 60);
-      life.cut_one_in = 20;
-      life.cuts_max = 2;
+      incarnation.end = way == 0 ? Incarnation::End::power_cut : Incarnation::End::close;
+      incarnation.ends_after = prng.between(5, 60);
+      incarnation.cut_one_in = 20;
+      incarnation.cuts_max = 2;
       if (!add(verdict, history, run_history(history, options))) return verdict;
     }
   }
@@ -175,12 +179,12 @@ Verdict play_no_space(uint64_t seed, const RunOptions& options) {
   Prng prng = prng_for(seed, kDrawFaults);
   for (uint64_t k = 1; k <= allocations; ++k) {
     History history = base;
-    Life& life = history.lives[0];
-    life.faults.no_space(k, prng.one_in(2) ? prng.between(1, 3) : UINT64_MAX);
-    life.end = prng.one_in(4) ? Life::End::power_cut : Life::End::close;
-    life.ends_after = prng.between(5, 60);
-    life.cut_one_in = 20;
-    life.cuts_max = 2;
+    Incarnation& incarnation = history.incarnations[0];
+    incarnation.faults.no_space(k, prng.one_in(2) ? prng.between(1, 3) : UINT64_MAX);
+    incarnation.end = prng.one_in(4) ? Incarnation::End::power_cut : Incarnation::End::close;
+    incarnation.ends_after = prng.between(5, 60);
+    incarnation.cut_one_in = 20;
+    incarnation.cuts_max = 2;
     if (!add(verdict, history, run_history(history, options))) return verdict;
   }
   return verdict;
@@ -193,10 +197,10 @@ Verdict play_late(uint64_t seed, const RunOptions& options) {
   Prng prng = prng_for(seed, kDrawSteps);
   History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
   history.knobs.delays.late_one_in = prng.between(2, 8);
-  Life life = draw_life(history.knobs, prng, prng.between(2, 6), 8);
-  life.cut_one_in = prng.between(5, 40);
-  life.cuts_max = history.knobs.cluster_bits == 21 ? 2 : 6;
-  history.lives.push_back(std::move(life));
+  Incarnation incarnation = draw_life(history.knobs, prng, prng.between(2, 6), 8);
+  incarnation.cut_one_in = prng.between(5, 40);
+  incarnation.cuts_max = history.knobs.cluster_bits == 21 ? 2 : 6;
+  history.incarnations.push_back(std::move(incarnation));
   Verdict verdict;
   add(verdict, history, run_history(history, options));
   return verdict;
@@ -216,26 +220,28 @@ Verdict play_snapshots(uint64_t seed, const RunOptions& options) {
   const bool faults = prng.one_in(3);
   // A write that a change of the snapshots did not wait for lands after it.
   if (prng.one_in(3)) history.knobs.delays.late_one_in = prng.between(2, 8);
-  const uint64_t lives = prng.between(2, 4);
-  for (uint64_t i = 0; i < lives; ++i) {
-    Life life = draw_life(history.knobs, prng, prng.between(1, 4), 14);
+  const uint64_t incarnations = prng.between(2, 4);
+  for (uint64_t i = 0; i < incarnations; ++i) {
+    Incarnation incarnation = draw_life(history.knobs, prng, prng.between(1, 4), 14);
     const uint64_t way = prng.below(4);
-    life.end = way < 2 ? Life::End::close : way == 2 ? Life::End::kill : Life::End::power_cut;
-    life.ends_after = prng.between(1, 250);
-    life.cut_one_in = prng.between(4, 40);
-    life.cuts_max = history.knobs.cluster_bits == 21   ? 1
-                    : history.knobs.cluster_bits == 16 ? 4
-                                                       : 10;
-    life.faults.rates = prng.one_in(2) ? FaultPlan::harmless() : FaultPlan::Rates{};
+    incarnation.end = way < 2    ? Incarnation::End::close
+                      : way == 2 ? Incarnation::End::kill
+                                 : Incarnation::End::power_cut;
+    incarnation.ends_after = prng.between(1, 250);
+    incarnation.cut_one_in = prng.between(4, 40);
+    incarnation.cuts_max = history.knobs.cluster_bits == 21   ? 1
+                           : history.knobs.cluster_bits == 16 ? 4
+                                                              : 10;
+    incarnation.faults.rates = prng.one_in(2) ? FaultPlan::harmless() : FaultPlan::Rates{};
     if (faults) {
-      life.faults = FaultPlan::draw(fault_prng);
+      incarnation.faults = FaultPlan::draw(fault_prng);
       if (fault_prng.one_in(4)) {
-        life.room = fault_prng.between(1, 32) * 4096;
+        incarnation.room = fault_prng.between(1, 32) * 4096;
       } else if (fault_prng.one_in(4)) {
-        life.faults.no_space(fault_prng.between(1, 30), fault_prng.between(1, 5));
+        incarnation.faults.no_space(fault_prng.between(1, 30), fault_prng.between(1, 5));
       }
     }
-    history.lives.push_back(std::move(life));
+    history.incarnations.push_back(std::move(incarnation));
   }
   Verdict verdict;
   add(verdict, history, run_history(history, options));
@@ -261,16 +267,16 @@ Verdict play_readers(uint64_t seed, const RunOptions& options) {
   knobs.delays = {.late_one_in = prng.between(2, 6), .late_reads_only = true};
   using Kind = Step::Kind;
   const Window& window = knobs.windows[0];
-  Life life{.seed = prng.next()};
+  Incarnation incarnation{.seed = prng.next()};
   if (knobs.snapshots) {  // The disk has clusters of its own again.
-    life.warm_up = {{.kind = Kind::create_snapshot},
-                    {.kind = Kind::write, .offset = window.offset, .length = window.length},
-                    {.kind = Kind::flush},
-                    {.kind = Kind::flush}};
+    incarnation.warm_up = {{.kind = Kind::create_snapshot},
+                           {.kind = Kind::write, .offset = window.offset, .length = window.length},
+                           {.kind = Kind::flush},
+                           {.kind = Kind::flush}};
   }
   const uint64_t readers = prng.between(1, 3);
   for (uint64_t i = 0; i < readers; ++i) {
-    std::vector<Step>& steps = life.clients.emplace_back();
+    std::vector<Step>& steps = incarnation.clients.emplace_back();
     while (steps.size() < 4) {
       for (Step& step : draw_steps(knobs, prng, 8)) {
         if (step.kind == Kind::read) steps.push_back(step);
@@ -285,11 +291,11 @@ Verdict play_readers(uint64_t seed, const RunOptions& options) {
       steps.insert(steps.begin(), change);
     }
     std::erase_if(steps, [](const Step& step) { return step.kind == Kind::read; });
-    life.clients.push_back(std::move(steps));
+    incarnation.clients.push_back(std::move(steps));
   }
-  life.cut_one_in = 40;
-  life.cuts_max = 2;
-  history.lives.push_back(std::move(life));
+  incarnation.cut_one_in = 40;
+  incarnation.cuts_max = 2;
+  history.incarnations.push_back(std::move(incarnation));
   Verdict verdict;
   add(verdict, history, run_history(history, options));
   return verdict;
@@ -320,50 +326,55 @@ Verdict play_online(uint64_t seed, const RunOptions& options) {
                           !history.knobs.lazy_refcounts && !history.knobs.resizes &&
                           history.knobs.data_file == Knobs::DataFile::none;
   history.knobs.bitmaps = seed % 4 == 1 && history.knobs.version == 3;
-  const uint64_t lives = prng.between(1, 2);
-  for (uint64_t i = 0; i < lives; ++i) {
-    Life life = draw_life(history.knobs, prng, prng.between(2, 6), 12);
+  const uint64_t incarnations = prng.between(1, 2);
+  for (uint64_t i = 0; i < incarnations; ++i) {
+    Incarnation incarnation = draw_life(history.knobs, prng, prng.between(2, 6), 12);
     if (deletes && i == 0) {
       const Window& window = history.knobs.windows[0];
-      life.warm_up = {{.kind = Step::Kind::create_snapshot},
-                      {.kind = Step::Kind::write, .offset = window.offset, .length = window.length},
-                      {.kind = Step::Kind::flush},
-                      {.kind = Step::Kind::flush}};
-      life.clients[0].insert(life.clients[0].begin(), {.kind = Step::Kind::check});
+      incarnation.warm_up = {
+          {.kind = Step::Kind::create_snapshot},
+          {.kind = Step::Kind::write, .offset = window.offset, .length = window.length},
+          {.kind = Step::Kind::flush},
+          {.kind = Step::Kind::flush}};
+      incarnation.clients[0].insert(incarnation.clients[0].begin(), {.kind = Step::Kind::check});
       // Waits for the begin of the check, and goes on while that reads.
       const auto after = static_cast<int64_t>(1 + seed / 8 % 20) * 50 * kMicrosecond;
-      life.clients[1].insert(
-          life.clients[1].begin(),
+      incarnation.clients[1].insert(
+          incarnation.clients[1].begin(),
           {{.kind = Step::Kind::pause, .pause_ns = after}, {.kind = Step::Kind::delete_snapshot}});
     }
     // The first marks come while a check runs.
     if (history.knobs.bitmaps && i == 0)
-      life.warm_up = {{.kind = Step::Kind::add_bitmap, .length = uint64_t{512} << prng.below(9)}};
+      incarnation.warm_up = {
+          {.kind = Step::Kind::add_bitmap, .length = uint64_t{512} << prng.below(9)}};
     const uint64_t way = prng.below(4);
-    life.end = way < 2 ? Life::End::close : way == 2 ? Life::End::kill : Life::End::power_cut;
-    life.ends_after = prng.between(1, 400);
-    life.cut_one_in = prng.between(20, 100);
-    life.cuts_max = history.knobs.cluster_bits == 21 ? 1 : 3;
+    incarnation.end = way < 2    ? Incarnation::End::close
+                      : way == 2 ? Incarnation::End::kill
+                                 : Incarnation::End::power_cut;
+    incarnation.ends_after = prng.between(1, 400);
+    incarnation.cut_one_in = prng.between(20, 100);
+    incarnation.cuts_max = history.knobs.cluster_bits == 21 ? 1 : 3;
     if (prng.one_in(3)) {
-      life.faults = FaultPlan::draw(fault_prng);
+      incarnation.faults = FaultPlan::draw(fault_prng);
     } else if (prng.one_in(2)) {
-      life.faults.rates = FaultPlan::harmless();
+      incarnation.faults.rates = FaultPlan::harmless();
     }
-    history.lives.push_back(std::move(life));
+    history.incarnations.push_back(std::move(incarnation));
   }
   Verdict verdict;
   add(verdict, history, run_history(history, options));
   return verdict;
 }
 
-/// Plays `base` with a fault at the k-th operation of its second life, for every k and each kind.
+/// Plays `base` with a fault at the k-th operation of its second incarnation, for every k and each
+/// kind.
 void fault_at_each_operation(const History& base, std::initializer_list<Op::Kind> kinds,
                              const RunOptions& options, Verdict& verdict) {
   Prng fault_prng = prng_for(base.seed, kDrawFaults);
   for (const Op::Kind kind : kinds) {
     for (uint64_t k = 1; k <= 40; ++k) {
       History history = base;
-      history.lives[1].faults.add(
+      history.incarnations[1].faults.add(
           {.kind = kind,
            .first = k,
            .last = fault_prng.one_in(4) ? k + fault_prng.below(4) : k,
@@ -372,10 +383,11 @@ void fault_at_each_operation(const History& base, std::initializer_list<Op::Kind
                      .drops = fault_prng.one_in(2),
                      .evicts = fault_prng.one_in(2)}});
       const uint64_t way = fault_prng.below(4);
-      history.lives[1].end = way == 0 ? Life::End::power_cut : Life::End::close;
-      history.lives[1].ends_after = fault_prng.between(5, 80);
-      history.lives[1].cut_one_in = 12;
-      history.lives[1].cuts_max = 3;
+      history.incarnations[1].end =
+          way == 0 ? Incarnation::End::power_cut : Incarnation::End::close;
+      history.incarnations[1].ends_after = fault_prng.between(5, 80);
+      history.incarnations[1].cut_one_in = 12;
+      history.incarnations[1].cuts_max = 3;
       const uint64_t errors = verdict.request_errors;
       if (!add(verdict, history, run_history(history, options))) return;
       if (verdict.request_errors == errors && k > 30) break;
@@ -398,22 +410,22 @@ Verdict play_snapshot_faults(uint64_t seed, const RunOptions& options) {
   knobs.tables_apart = prng.one_in(2);
   const uint64_t c = knobs.cluster_size();
   const Kind changes[] = {Kind::create_snapshot, Kind::apply_snapshot, Kind::delete_snapshot};
-  Life before{.seed = prng.next()};
+  Incarnation before{.seed = prng.next()};
   before.clients.push_back({{.kind = Kind::create_snapshot},
                             {.kind = Kind::write, .offset = 0, .length = 2 * c},
                             {.kind = Kind::create_snapshot},
                             {.kind = Kind::write, .offset = c, .length = c}});
-  Life life{.seed = prng.next()};
-  life.clients.push_back({{.kind = Kind::write, .offset = 0, .length = c},
-                          {.kind = changes[seed % 3], .offset = seed / 3},
-                          {.kind = Kind::write, .offset = 2 * c, .length = c},
-                          {.kind = Kind::flush},
-                          {.kind = Kind::write, .offset = 0, .length = c}});
-  base.lives = {before, life};
+  Incarnation incarnation{.seed = prng.next()};
+  incarnation.clients.push_back({{.kind = Kind::write, .offset = 0, .length = c},
+                                 {.kind = changes[seed % 3], .offset = seed / 3},
+                                 {.kind = Kind::write, .offset = 2 * c, .length = c},
+                                 {.kind = Kind::flush},
+                                 {.kind = Kind::write, .offset = 0, .length = c}});
+  base.incarnations = {before, incarnation};
   Verdict verdict;
   if (seed / 3 % 3 == 0) {
-    base.lives[1].every_cut = true;
-    base.lives[1].clients[0].resize(3);
+    base.incarnations[1].every_cut = true;
+    base.incarnations[1].clients[0].resize(3);
     add(verdict, base, run_history(base, options));
     return verdict;
   }
@@ -473,43 +485,45 @@ Verdict play_amend(uint64_t seed, const RunOptions& options) {
   // An image with bitmaps stays version 3.
   knobs.bitmaps = seed % 4 == 1 && knobs.version == 3;
 
-  Life before = draw_life(knobs, prng, 1, tiny ? 3 : 10);
-  history.lives.push_back(std::move(before));
-  Life life = draw_life(knobs, prng, 1, tiny ? 1 : 6);
-  life.amend = draw_amend(knobs, prng);
-  life.every_cut = tiny;
-  life.cut_one_in = prng.between(2, 12);
-  life.cuts_max = knobs.cluster_bits == 16 ? 10 : 40;
+  Incarnation before = draw_life(knobs, prng, 1, tiny ? 3 : 10);
+  history.incarnations.push_back(std::move(before));
+  Incarnation incarnation = draw_life(knobs, prng, 1, tiny ? 1 : 6);
+  incarnation.amend = draw_amend(knobs, prng);
+  incarnation.every_cut = tiny;
+  incarnation.cut_one_in = prng.between(2, 12);
+  incarnation.cuts_max = knobs.cluster_bits == 16 ? 10 : 40;
   const uint64_t way = prng.below(4);
-  life.end = tiny || way < 2 ? Life::End::close : way == 2 ? Life::End::kill : Life::End::power_cut;
-  life.ends_after = prng.between(20, 400);
+  incarnation.end = tiny || way < 2 ? Incarnation::End::close
+                    : way == 2      ? Incarnation::End::kill
+                                    : Incarnation::End::power_cut;
+  incarnation.ends_after = prng.between(20, 400);
   if (!tiny && prng.one_in(3)) {
-    life.faults = FaultPlan::draw(fault_prng);
+    incarnation.faults = FaultPlan::draw(fault_prng);
     if (fault_prng.one_in(2)) {
       const Op::Kind kind = fault_prng.one_in(3) ? Op::Kind::sync : Op::Kind::write;
       const uint64_t k = fault_prng.between(1, 60);
-      life.faults.add({.kind = kind,
-                       .first = k,
-                       .last = k + fault_prng.below(3),
-                       .fault = {.kind = Fault::Kind::error,
-                                 .applied = static_cast<Fault::Applied>(fault_prng.below(4)),
-                                 .drops = fault_prng.one_in(2),
-                                 .evicts = fault_prng.one_in(2)}});
+      incarnation.faults.add({.kind = kind,
+                              .first = k,
+                              .last = k + fault_prng.below(3),
+                              .fault = {.kind = Fault::Kind::error,
+                                        .applied = static_cast<Fault::Applied>(fault_prng.below(4)),
+                                        .drops = fault_prng.one_in(2),
+                                        .evicts = fault_prng.one_in(2)}});
     } else if (fault_prng.one_in(3)) {
-      life.faults.no_space(fault_prng.between(1, 40), fault_prng.between(1, 5));
+      incarnation.faults.no_space(fault_prng.between(1, 40), fault_prng.between(1, 5));
     }
   }
-  history.lives.push_back(std::move(life));
-  Life after = draw_life(knobs, prng, prng.between(1, 3), tiny ? 3 : 10);
+  history.incarnations.push_back(std::move(incarnation));
+  Incarnation after = draw_life(knobs, prng, prng.between(1, 3), tiny ? 3 : 10);
   for (std::vector<Step>& steps : after.clients) {
     for (Step& step : steps)
       step.compressed = false;  // A size that was amended may end them early.
     std::erase_if(steps, [](const Step& step) { return step.is_of_snapshot(); });
   }
-  knobs.resizes = history.lives[1].amend->size.has_value();  // Requests may pass the end.
+  knobs.resizes = history.incarnations[1].amend->size.has_value();  // Requests may pass the end.
   after.cut_one_in = 40;
   after.cuts_max = 2;
-  history.lives.push_back(std::move(after));
+  history.incarnations.push_back(std::move(after));
   Verdict verdict;
   add(verdict, history, run_history(history, options));
   return verdict;
@@ -551,39 +565,39 @@ Verdict play_header_faults(uint64_t seed, const RunOptions& options) {
                           {.kind = Kind::resize, .length = c + kSectorSize},
                           {.kind = Kind::resize, .length = 4 * c},
                           {.kind = Kind::resize, .length = 4 * c, .mode = Preallocation::metadata}};
-  Life before{.seed = prng.next()};
+  Incarnation before{.seed = prng.next()};
   before.clients.push_back({{.kind = Kind::write, .offset = 0, .length = 2 * c}});
   if (of_snapshots) before.clients[0].push_back({.kind = Kind::create_snapshot});
   if (knobs.bitmaps) before.clients[0].push_back({.kind = Kind::add_bitmap, .length = 512});
   if (which == 7 || which == 8) {
     before.clients[0].push_back({.kind = Kind::resize, .length = 2 * c + kSectorSize});
   }
-  Life life{.seed = prng.next()};
+  Incarnation incarnation{.seed = prng.next()};
   if (amends) {
-    life.amend = AmendOptions();
-    if (which == 9) life.amend->version = 5 - knobs.version;
-    if (which == 10 && knobs.version == 3) life.amend->refcount_bits = 64;
-    if (which == 11) life.amend->size = 2 * c + kSectorSize;
+    incarnation.amend = AmendOptions();
+    if (which == 9) incarnation.amend->version = 5 - knobs.version;
+    if (which == 10 && knobs.version == 3) incarnation.amend->refcount_bits = 64;
+    if (which == 11) incarnation.amend->size = 2 * c + kSectorSize;
     // What they leave staged is being committed when the amendment begins, perhaps.
-    life.clients.push_back({{.kind = Kind::write, .offset = c, .length = c},
-                            {.kind = Kind::write, .offset = 0, .length = 2 * c},
-                            {.kind = Kind::write, .offset = 2 * c, .length = 2 * c}});
+    incarnation.clients.push_back({{.kind = Kind::write, .offset = c, .length = c},
+                                   {.kind = Kind::write, .offset = 0, .length = 2 * c},
+                                   {.kind = Kind::write, .offset = 2 * c, .length = 2 * c}});
   } else {
-    life.clients.push_back({changes[which],
-                            {.kind = Kind::write, .offset = 0, .length = c},
-                            {.kind = Kind::flush},
-                            {.kind = Kind::write, .offset = c, .length = kSectorSize},
-                            {.kind = Kind::flush}});
+    incarnation.clients.push_back({changes[which],
+                                   {.kind = Kind::write, .offset = 0, .length = c},
+                                   {.kind = Kind::flush},
+                                   {.kind = Kind::write, .offset = c, .length = kSectorSize},
+                                   {.kind = Kind::flush}});
   }
   // Allocates, releases and commits meanwhile.
   if (!amends || prng.one_in(2))
-    life.clients.push_back({{.kind = Kind::write, .offset = 0, .length = 2 * c},
-                            {.kind = Kind::flush},
-                            {.kind = Kind::discard, .offset = 0, .length = c},
-                            {.kind = Kind::flush},
-                            {.kind = Kind::write, .offset = 0, .length = c},
-                            {.kind = Kind::flush}});
-  base.lives = {before, life};
+    incarnation.clients.push_back({{.kind = Kind::write, .offset = 0, .length = 2 * c},
+                                   {.kind = Kind::flush},
+                                   {.kind = Kind::discard, .offset = 0, .length = c},
+                                   {.kind = Kind::flush},
+                                   {.kind = Kind::write, .offset = 0, .length = c},
+                                   {.kind = Kind::flush}});
+  base.incarnations = {before, incarnation};
   Verdict verdict;
   RunReport plain = run_history(base, options);
   const uint64_t writes = plain.header_writes;
@@ -592,7 +606,7 @@ Verdict play_header_faults(uint64_t seed, const RunOptions& options) {
     for (const Fault::Applied applied :
          {Fault::Applied::no, Fault::Applied::all, Fault::Applied::late}) {
       History history = base;
-      Life& faulty = history.lives[1];
+      Incarnation& faulty = history.incarnations[1];
       const bool again = fault_prng.one_in(3);
       faulty.faults.add({.first = k,
                          .last = again ? k + 1 : k,
@@ -602,7 +616,7 @@ Verdict play_header_faults(uint64_t seed, const RunOptions& options) {
       faulty.cut_one_in = 12;
       faulty.cuts_max = 4;
       if (fault_prng.one_in(4)) {
-        faulty.end = Life::End::power_cut;
+        faulty.end = Incarnation::End::power_cut;
         faulty.ends_after = fault_prng.between(20, 200);
       }
       if (!add(verdict, history, run_history(history, options))) return verdict;
@@ -630,27 +644,30 @@ Verdict play_bitmaps(uint64_t seed, const RunOptions& options) {
   if (!knobs.resizes && knobs.data_file == Knobs::DataFile::none && prng.one_in(4))
     knobs.snapshots = true;
   const bool faults = prng.one_in(3);
-  const uint64_t lives = prng.between(2, 4);
-  for (uint64_t i = 0; i < lives; ++i) {
-    Life life = draw_life(knobs, prng, prng.between(1, 4), 12);
+  const uint64_t incarnations = prng.between(2, 4);
+  for (uint64_t i = 0; i < incarnations; ++i) {
+    Incarnation incarnation = draw_life(knobs, prng, prng.between(1, 4), 12);
     if (i == 0) {
-      life.warm_up = {{.kind = Step::Kind::add_bitmap, .length = uint64_t{512} << prng.below(9)}};
+      incarnation.warm_up = {
+          {.kind = Step::Kind::add_bitmap, .length = uint64_t{512} << prng.below(9)}};
     }
     const uint64_t way = prng.below(4);
-    life.end = way < 2 ? Life::End::close : way == 2 ? Life::End::kill : Life::End::power_cut;
-    life.ends_after = prng.between(1, 250);
-    life.cut_one_in = prng.between(4, 40);
-    life.cuts_max = knobs.cluster_bits == 21 ? 1 : knobs.cluster_bits == 16 ? 4 : 10;
-    life.faults.rates = prng.one_in(2) ? FaultPlan::harmless() : FaultPlan::Rates{};
+    incarnation.end = way < 2    ? Incarnation::End::close
+                      : way == 2 ? Incarnation::End::kill
+                                 : Incarnation::End::power_cut;
+    incarnation.ends_after = prng.between(1, 250);
+    incarnation.cut_one_in = prng.between(4, 40);
+    incarnation.cuts_max = knobs.cluster_bits == 21 ? 1 : knobs.cluster_bits == 16 ? 4 : 10;
+    incarnation.faults.rates = prng.one_in(2) ? FaultPlan::harmless() : FaultPlan::Rates{};
     if (faults) {
-      life.faults = FaultPlan::draw(fault_prng);
+      incarnation.faults = FaultPlan::draw(fault_prng);
       if (fault_prng.one_in(4)) {
-        life.room = fault_prng.between(1, 32) * 4096;
+        incarnation.room = fault_prng.between(1, 32) * 4096;
       } else if (fault_prng.one_in(4)) {
-        life.faults.no_space(fault_prng.between(1, 30), fault_prng.between(1, 5));
+        incarnation.faults.no_space(fault_prng.between(1, 30), fault_prng.between(1, 5));
       }
     }
-    history.lives.push_back(std::move(life));
+    history.incarnations.push_back(std::move(incarnation));
   }
   Verdict verdict;
   add(verdict, history, run_history(history, options));
@@ -677,26 +694,26 @@ Verdict play_bitmap_faults(uint64_t seed, const RunOptions& options) {
                           {.kind = Kind::resize, .length = 2 * c + kSectorSize},
                           {.kind = Kind::discard, .offset = 0, .length = 2 * c},
                           {.kind = Kind::write, .offset = 0, .length = c, .compressed = true}};
-  Life before{.seed = prng.next()};
+  Incarnation before{.seed = prng.next()};
   before.clients.push_back({{.kind = Kind::add_bitmap, .length = 512},
                             {.kind = Kind::write, .offset = 0, .length = 3 * c},
                             {.kind = Kind::add_bitmap, .length = 1024}});
   if (prng.one_in(2)) before.clients[0].push_back({.kind = Kind::clear_bitmap, .offset = 0});
-  Life life{.seed = prng.next()};
-  life.clients.push_back({changes[seed % 7],
-                          {.kind = Kind::write, .offset = c, .length = kSectorSize},
-                          {.kind = Kind::flush},
-                          {.kind = Kind::write, .offset = 2 * c, .length = c},
-                          {.kind = Kind::check}});  // What a failure left is no finding.
+  Incarnation incarnation{.seed = prng.next()};
+  incarnation.clients.push_back({changes[seed % 7],
+                                 {.kind = Kind::write, .offset = c, .length = kSectorSize},
+                                 {.kind = Kind::flush},
+                                 {.kind = Kind::write, .offset = 2 * c, .length = c},
+                                 {.kind = Kind::check}});  // What a failure left is no finding.
   if (prng.one_in(2)) {
-    life.clients.push_back({{.kind = Kind::write, .offset = 0, .length = kSectorSize},
-                            {.kind = Kind::write, .offset = c, .length = kSectorSize}});
+    incarnation.clients.push_back({{.kind = Kind::write, .offset = 0, .length = kSectorSize},
+                                   {.kind = Kind::write, .offset = c, .length = kSectorSize}});
   }
-  base.lives = {before, life};
+  base.incarnations = {before, incarnation};
   Verdict verdict;
   if (seed / 7 % 2 == 0) {
-    base.lives[1].every_cut = true;
-    base.lives[1].clients[0].resize(2);
+    base.incarnations[1].every_cut = true;
+    base.incarnations[1].clients[0].resize(2);
     add(verdict, base, run_history(base, options));
     return verdict;
   }
@@ -707,37 +724,37 @@ Verdict play_bitmap_faults(uint64_t seed, const RunOptions& options) {
 }
 
 /// M6: a process that is killed loses no more than the last commit_delay, flushed or not.  What it
-/// left in the page cache is no more durable for the next one than for anybody (O8): power cuts.
+/// left in the page cache is no more durable for the next one than for anybody (O8): power losses.
 Verdict play_killed(uint64_t seed, const RunOptions& options) {
   Prng knob_prng = prng_for(seed, kDrawKnobs);
   Prng prng = prng_for(seed, kDrawSteps);
   History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
   history.knobs.delays.late_one_in = 0;
-  Life life = draw_life(history.knobs, prng, prng.between(1, 4), 8);
-  life.end = Life::End::kill;
+  Incarnation incarnation = draw_life(history.knobs, prng, prng.between(1, 4), 8);
+  incarnation.end = Incarnation::End::kill;
   if (seed % 2 == 0) {
-    for (std::vector<Step>& client : life.clients) {
+    for (std::vector<Step>& client : incarnation.clients) {
       std::erase_if(client, [](const Step& step) { return step.kind == Step::Kind::flush; });
       client.push_back({.kind = Step::Kind::pause, .pause_ns = 3600 * kSecond});
     }
-    life.ends_at_ns =
+    incarnation.ends_at_ns =
         history.knobs.commit_delay + static_cast<int64_t>(prng.below(200)) * kMillisecond;
   } else {  // In the middle of a commit, perhaps.
-    life.ends_after = prng.between(10, 150);
+    incarnation.ends_after = prng.between(10, 150);
   }
-  Life next = draw_life(history.knobs, prng, prng.between(1, 3), 8);
+  Incarnation next = draw_life(history.knobs, prng, prng.between(1, 3), 8);
   if (seed % 2 != 0) {  // In place, and durable with the mapping that was there.
-    for (Step step : life.clients[0]) {
+    for (Step step : incarnation.clients[0]) {
       if (step.kind != Step::Kind::write) continue;
       step.fua = true;
       step.compressed = false;
       next.clients.push_back({step});
     }
   }
-  history.lives.push_back(std::move(life));
+  history.incarnations.push_back(std::move(incarnation));
   next.cut_one_in = prng.between(2, 12);
   next.cuts_max = history.knobs.cluster_bits == 21 ? 2 : 8;
-  history.lives.push_back(std::move(next));
+  history.incarnations.push_back(std::move(next));
   Verdict verdict;
   add(verdict, history, run_history(history, options));
   return verdict;
@@ -826,13 +843,13 @@ std::vector<Step> before_snapshots(Knobs& knobs, const std::vector<Step>& steps)
 Verdict play_cuts(uint64_t seed, const RunOptions& options) {
   Prng prng = prng_for(seed, kDrawKnobs);
   History history{.seed = seed, .knobs = draw_tiny(prng)};
-  Life life{.seed = prng.next(), .every_cut = true};
-  life.clients.push_back(sequence(history.knobs, seed / 2, 2 + seed % 2));
-  std::vector<Step> before = before_snapshots(history.knobs, life.clients[0]);
+  Incarnation incarnation{.seed = prng.next(), .every_cut = true};
+  incarnation.clients.push_back(sequence(history.knobs, seed / 2, 2 + seed % 2));
+  std::vector<Step> before = before_snapshots(history.knobs, incarnation.clients[0]);
   if (!before.empty()) {
-    history.lives.push_back({.seed = prng.next(), .clients = {std::move(before)}});
+    history.incarnations.push_back({.seed = prng.next(), .clients = {std::move(before)}});
   }
-  history.lives.push_back(std::move(life));
+  history.incarnations.push_back(std::move(incarnation));
   Verdict verdict;
   add(verdict, history, run_history(history, options));
   return verdict;
@@ -868,12 +885,12 @@ bool walk_paths(const History& history, const RunOptions& options, const Walk& w
 Verdict walk_interleavings(uint64_t seed, const RunOptions& options, const Walk& walk) {
   Prng prng = prng_for(seed, kDrawKnobs);
   History history{.seed = seed, .knobs = draw_tiny(prng)};
-  Life life{.seed = prng.next()};
+  Incarnation incarnation{.seed = prng.next()};
   if (prng.one_in(2)) {  // Tables and refcounts are in memory, some hosts have been freed.
     const uint64_t c = history.knobs.cluster_size();
-    life.warm_up = {{.kind = Step::Kind::write, .offset = 2 * c, .length = 2 * c},
-                    {.kind = Step::Kind::discard, .offset = 3 * c, .length = c},
-                    {.kind = Step::Kind::flush}};
+    incarnation.warm_up = {{.kind = Step::Kind::write, .offset = 2 * c, .length = 2 * c},
+                           {.kind = Step::Kind::discard, .offset = 3 * c, .length = c},
+                           {.kind = Step::Kind::flush}};
   }
   // Pairs in turn, in an order in which neighbours differ; longer ones are too many, so drawn.
   const uint64_t which = walk.requests == 2 ? seed * 37 : prng.next();
@@ -883,13 +900,13 @@ Verdict walk_interleavings(uint64_t seed, const RunOptions& options, const Walk&
     const uint64_t pair = seed + 3 * letters.size() - 1;  // Seed 1 is the first.
     steps = {letters[pair / 3 % letters.size()], letters[letters.size() - 3 + pair % 3]};
   }
-  for (const Step& step : steps) life.clients.push_back({step});
+  for (const Step& step : steps) incarnation.clients.push_back({step});
   std::vector<Step> before = before_snapshots(history.knobs, steps);
-  life.warm_up.insert(life.warm_up.begin(), before.begin(), before.end());
-  // What the image became is seen by a last cut now and then, and by the next life.
-  life.cut_one_in = 24;
-  life.cuts_max = 1;
-  history.lives.push_back(std::move(life));
+  incarnation.warm_up.insert(incarnation.warm_up.begin(), before.begin(), before.end());
+  // What the image became is seen by a last cut now and then, and by the next incarnation.
+  incarnation.cut_one_in = 24;
+  incarnation.cuts_max = 1;
+  history.incarnations.push_back(std::move(incarnation));
   // Each change of the snapshots is a dozen operations: few preemptions in full, then some
   // thousands of paths with any number of them; the whole walk is for pairs-all.
   std::vector<Walk> walks = {walk};
@@ -909,9 +926,9 @@ Verdict walk_interleavings(uint64_t seed, const RunOptions& options, const Walk&
 
 const std::vector<Scenario>& scenarios() {
   static const auto& list = *new std::vector<Scenario>{
-      {"mix", "several clients, random requests, several lives, cuts (T2)", play_mix, 80},
+      {"mix", "several clients, random requests, several incarnations, cuts (T2)", play_mix, 80},
       {"faults", "the same with I/O errors, failed syncs, a full disk", play_faults, 40},
-      {"ghosts", "writes that fail and land later all the same (H6)", play_ghosts, 10},
+      {"late-landing", "writes that fail and land later all the same (H6)", play_late_landing, 10},
       {"late", "I/O that completes after everything else (T7)", play_late, 16},
       {"killed", "a process that dies loses a second at most (M6)", play_killed, 16},
       {"kth-fault", "a fault at the k-th operation, for every k (T5)", play_kth_fault, 3},

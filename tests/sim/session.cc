@@ -70,17 +70,18 @@ std::string Step::text() const {
 
 std::string History::text() const {
   std::string text = cat("seed ", seed, ": ", knobs.text(), "\n");
-  for (size_t i = 0; i < lives.size(); ++i) {
-    const Life& life = lives[i];
-    const std::string_view end = life.end == Life::End::close  ? "close"
-                                 : life.end == Life::End::kill ? "kill"
-                                                               : "power cut";
-    text += cat("life ", i, " (", end,
-                life.end == Life::End::close ? "" : cat(" after ", life.ends_after),
-                life.faults.can_fail() ? ", faults" : "", ")\n");
-    for (const Step& step : life.warm_up) text += cat("  first: ", step.text(), "\n");
-    if (life.amend) {
-      const AmendOptions& a = *life.amend;
+  for (size_t i = 0; i < incarnations.size(); ++i) {
+    const Incarnation& incarnation = incarnations[i];
+    const std::string_view end = incarnation.end == Incarnation::End::close  ? "close"
+                                 : incarnation.end == Incarnation::End::kill ? "kill"
+                                                                             : "power loss";
+    text += cat(
+        "incarnation ", i, " (", end,
+        incarnation.end == Incarnation::End::close ? "" : cat(" after ", incarnation.ends_after),
+        incarnation.faults.can_fail() ? ", faults" : "", ")\n");
+    for (const Step& step : incarnation.warm_up) text += cat("  first: ", step.text(), "\n");
+    if (incarnation.amend) {
+      const AmendOptions& a = *incarnation.amend;
       text += "  amend:";
       if (a.version) text += cat(" version ", *a.version);
       if (a.refcount_bits) text += cat(" refcount_bits ", *a.refcount_bits);
@@ -90,8 +91,9 @@ std::string History::text() const {
       if (a.data_file_raw) text += " data_file_raw off";
       text += "\n";
     }
-    for (size_t c = 0; c < life.clients.size(); ++c) {
-      for (const Step& step : life.clients[c]) text += cat("  client ", c, ": ", step.text(), "\n");
+    for (size_t c = 0; c < incarnation.clients.size(); ++c) {
+      for (const Step& step : incarnation.clients[c])
+        text += cat("  client ", c, ": ", step.text(), "\n");
     }
   }
   return text;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/// A history: what clients do to one image in several lives of a simulated machine, and how each
-/// life ends.  run_history() plays it and checks, against oracle.h and checker.h:
+/// A history: what clients do to one image in several incarnations of a simulated machine, and how
+/// each incarnation ends.  run_history() plays it and checks, against oracle.h and checker.h:
 ///  * every read, while it runs;
-///  * at each sampled power cut: the bytes of the image (C1, C2); that the engine opens it, reads
+///  * at each sampled power loss: the bytes of the image (C1, C2); that the engine opens it, reads
 ///    what may be there (C3, C4), closes it sound; that a second cut during that changes nothing
 ///    (C7); that a data file that must stay valid as a raw image holds the same as the disk;
-///  * after each life the same for real, and after a clean close: no leak, nothing lost.
+///  * after each incarnation the same for real, and after a clean close: no leak, nothing lost.
 /// A History is a value: equal histories give equal trace hashes, and a shorter one can be made by
 /// leaving steps out.
 #pragma once
@@ -59,10 +59,10 @@ struct Step {
   std::string text() const;
 };
 
-struct Life {
+struct Incarnation {
   enum class End : uint8_t {
     close,      ///< All requests are answered, the image is closed.
-    kill,       ///< The process dies, the machine lives on.
+    kill,       ///< The process dies, the machine incarnations on.
     power_cut,  ///< The power fails.
   };
   uint64_t seed = 0;
@@ -85,7 +85,7 @@ struct Life {
 struct History {
   uint64_t seed = 0;
   Knobs knobs;
-  std::vector<Life> lives;
+  std::vector<Incarnation> incarnations;
   std::string text() const;
 };
 
@@ -93,7 +93,7 @@ struct RunOptions {
   /// Asked before each history is played; false: it is not.
   std::function<bool(const History&)> begun;
   std::function<void(std::string_view)> sink;  ///< Gets the trace.
-  /// Orders what happens in the first life while its clients run.
+  /// Orders what happens in the first incarnation while its clients run.
   Chooser* chooser = nullptr;
   bool resume_at_once = true;  ///< See SimReactor::Options.
   /// Judges disks at rest; gives what is wrong with them.
@@ -108,8 +108,9 @@ struct RunReport {
   uint64_t request_errors = 0;
   uint64_t deliveries = 0;
   uint64_t cuts = 0;
-  uint64_t header_writes = 0;  ///< Of the first sector, in the life that had most.
-  FaultPlan faults;  ///< Of the first life: its counts say how many operations of each kind it met.
+  uint64_t header_writes = 0;  ///< Of the first sector, in the incarnation that had most.
+  FaultPlan faults;  ///< Of the first incarnation: its counts say how many operations of each kind
+                     ///< it met.
 };
 
 RunReport run_history(const History& history, const RunOptions& options = {});

@@ -24,7 +24,7 @@
 #include "block/raw.h"
 #include "coro/range_lock.h"
 #include "coro/scope.h"
-#include "io/gate.h"
+#include "io/file_opener.h"
 #include "io/standard_descriptors.h"
 #include "job/create.h"
 #include "oracle.h"
@@ -74,9 +74,10 @@ struct Copy {
 
 class Round {
  public:
-  Round(Reactor& reactor, Gate& gate, std::string path, Shape shape, uint64_t seed, int64_t time)
+  Round(Reactor& reactor, FileOpener& opener, std::string path, Shape shape, uint64_t seed,
+        int64_t time)
       : reactor_(reactor),
-        gate_(gate),
+        opener_(opener),
         path_(std::move(path)),
         shape_(std::move(shape)),
         prng_(seed),
@@ -84,7 +85,7 @@ class Round {
 
   Task<void> play() {
     co_await create_disk(
-        reactor_, gate_, path_,
+        reactor_, opener_, path_,
         {.format = DiskFormat::qcow2, .image = shape_.create, .replace = true, .sync = false});
     in_use_ = div_ceil(file_length(), cluster());
     for (int life = 0; life < kLives; ++life) co_await live();
@@ -102,7 +103,7 @@ class Round {
   static double mib(uint64_t value) { return static_cast<double>(value) / (1 << 20); }
 
   Task<void> live() {
-    image_ = co_await Image::open(reactor_, gate_, path_, shape_.open);
+    image_ = co_await Image::open(reactor_, opener_, path_, shape_.open);
     end_ = reactor_.now().ns + time_ / kLives;
     Scope scope(reactor_.ready());
     for (size_t i = 0; i < kClients; ++i) scope.spawn(client(prng_.next()));
@@ -207,7 +208,7 @@ class Round {
     RangeLock::Request reading(bytes_, offset, offset + length, RangeLock::Mode::exclusive);
     co_await reading;
     const uint64_t read = oracle_.begin_read();
-    co_await image_->read(offset, data, Mark::read_guest).doing("read at ", offset);
+    co_await image_->read(offset, data, IoTag::read_guest).doing("read at ", offset);
     co_await oracle_.end_read(read, offset, data);
   }
 
@@ -250,11 +251,11 @@ class Round {
     ImageOptions options = shape_.open;
     options.writable = false;
     options.snapshot = copy.name;
-    std::unique_ptr<Image> image = co_await Image::open(reactor_, gate_, path_, options);
+    std::unique_ptr<Image> image = co_await Image::open(reactor_, opener_, path_, options);
     Result<void> right;
     for (uint64_t at = 0; right && at < kDisk; at += 2 * MiB) {
       std::vector<std::byte> data(2 * MiB);
-      right = co_await image->read(at, data, Mark::read_guest).result();
+      right = co_await image->read(at, data, IoTag::read_guest).result();
       if (!right) break;
       const auto first = copy.contents.begin() + static_cast<std::ptrdiff_t>(at / kSectorSize);
       right = Oracle::check_copy(at, data, {first, first + 2 * MiB / kSectorSize});
@@ -291,7 +292,7 @@ class Round {
   }
 
   Task<void> judge() {
-    std::unique_ptr<File> file = co_await gate_.open(path_, {.lock = false});
+    std::unique_ptr<File> file = co_await opener_.open(path_, {.lock = false});
     RawDevice device(std::move(file));
     const CheckReport report = co_await check_image(device, {.streams = true, .decode = true});
     co_await device.close();
@@ -310,7 +311,7 @@ class Round {
   }
 
   Reactor& reactor_;
-  Gate& gate_;
+  FileOpener& opener_;
   std::string path_;
   Shape shape_;
   Prng prng_;
@@ -329,7 +330,7 @@ class Round {
 int soak(std::string folder, uint64_t seed, int64_t seconds) {
   Result<std::unique_ptr<Reactor>> reactor = make_reactor();
   if (!reactor) return std::fprintf(stderr, "%s\n", reactor.error().message().c_str()), 1;
-  SystemGate gate(**reactor, OpenPolicy::nothing);
+  SystemGate opener(**reactor, OpenPolicy::nothing);
   const std::string path = folder + "/soak.qcow2";
   const int64_t end = (*reactor)->now().ns + seconds * kSecond;
   Prng prng(seed);
@@ -340,7 +341,7 @@ int soak(std::string folder, uint64_t seed, int64_t seconds) {
     const uint64_t own = prng.next();
     std::printf("round %d: %s\n", round, shape.text.c_str());
     std::fflush(stdout);
-    Round here(**reactor, gate, path, std::move(shape), own,
+    Round here(**reactor, opener, path, std::move(shape), own,
                std::clamp<int64_t>(left, kSecond, kRound));
     if (Result<void> played = (*reactor)->run(here.play()); !played) {
       std::printf("FAILED --seed %llu, round %d: %s\n  the image: %s\n",

@@ -307,7 +307,7 @@ class Case(unittest.TestCase):
         self.assertLessEqual(leaked(report), leaks, (image, report["leaks"][:5]))
         if not dirty:
             self.assertFalse(report["dirty"], f"{image} is dirty")
-            self.assertEqual(report["copied_drift"][:5], [], image)
+            self.assertEqual(report["copied_mismatch"][:5], [], image)
         self.assertFalse(report["corrupt"], f"{image} is marked corrupt")
         if strict:
             self.assertEqual(report["warnings"][:5], [], image)

@@ -123,7 +123,7 @@ class CutOff(Case):
         self.assertEqual(report["errors"], [])
         self.assertFalse(report["dirty"])
         # Version 2 has no dirty bit: COPIED may be missing there (docs/engine.md, S1), which is mended like the leaks.
-        drift = bool(report["copied_drift"])
+        drift = bool(report["copied_mismatch"])
         version_2 = describe(disk)["format-specific"]["data"]["compat"] == "0.10"
         self.assertTrue(version_2 or not drift)
         qemu_img("check", "-q", "-f", "qcow2", disk, ok=(0, 2, 3) if drift else (0, 3))

@@ -28,7 +28,8 @@ bool is_worth_reading(const Bitmap& entry, BitmapFault fault, uint64_t size, con
 
 /// What keeps byre from using it, or its table from being believed.  Takes what it reads from
 /// `entries_left`.
-Task<void> judge(Device& file, const Head& head, BitmapSlot& slot, uint64_t& entries_left) {
+Task<void> validate(Device& file, const ImageHeader& head, BitmapSlot& slot,
+                    uint64_t& entries_left) {
   const Bitmap& entry = slot.entry;
   const Geometry& g = head.geometry;
   auto [fault, why] = why_unusable(entry, head.header.size, g);
@@ -43,7 +44,7 @@ Task<void> judge(Device& file, const Head& head, BitmapSlot& slot, uint64_t& ent
   }
   entries_left -= entry.table_entries;
   const std::vector<uint64_t> raw =
-      co_await load_table(file, entry.table_offset, entry.table_entries, Mark::bitmap_load);
+      co_await load_table(file, entry.table_offset, entry.table_entries, IoTag::bitmap_load);
   std::vector<BitmapTableEntry> table;
   table.reserve(raw.size());
   for (uint64_t i = 0; i < raw.size(); ++i) {
@@ -65,12 +66,12 @@ uint64_t bitmap_part_bytes(uint32_t granularity_bits, const Geometry& geometry) 
   return std::clamp(kPartOfDisk >> granularity_bits >> 3, kSectorSize, geometry.cluster_size());
 }
 
-Task<BitmapList> load_bitmap_list(Device& file, const Head& head) {
+Task<BitmapList> load_bitmap_list(Device& file, const ImageHeader& head) {
   const auto& extension = head.extensions.bitmaps;
   BitmapList list;
   if (!extension || (head.header.autoclear & kBitmaps) == 0) co_return std::move(list);
   std::vector<std::byte> directory(extension->directory_size);
-  co_await file.read(extension->directory_offset.value, directory, Mark::bitmap_load)
+  co_await file.read(extension->directory_offset.value, directory, IoTag::bitmap_load)
       .doing("bitmap directory");
   std::vector<Bitmap> bitmaps =
       co_await parse_bitmap_directory(directory, extension->count, head.geometry)
@@ -79,7 +80,7 @@ Task<BitmapList> load_bitmap_list(Device& file, const Head& head) {
   for (Bitmap& bitmap : bitmaps) {
     auto slot = std::make_shared<BitmapSlot>();
     slot->entry = std::move(bitmap);
-    co_await judge(file, head, *slot, entries_left).doing("bitmap ", quoted(slot->entry.name));
+    co_await validate(file, head, *slot, entries_left).doing("bitmap ", quoted(slot->entry.name));
     list.push_back(std::move(slot));
   }
   co_return std::move(list);
@@ -103,7 +104,7 @@ Task<std::unique_ptr<DirtyBits>> load_bitmap_bits(Device& file, const Geometry& 
     const HostOffset offset = g.start_of(*at.data);
     // The file may end inside the last one's padding.
     const uint64_t needed = (end - first) * bits->part_bytes();
-    co_await file.read(offset.value, MutableBytes(cluster).first(needed), Mark::bitmap_load)
+    co_await file.read(offset.value, MutableBytes(cluster).first(needed), IoTag::bitmap_load)
         .doing("bitmap ", quoted(entry.name), ": data at ", offset);
     for (uint64_t part = first; part < end; ++part) {
       bits->load(part,

@@ -15,7 +15,7 @@
 #include "block/device.h"
 #include "format/bitmap.h"
 #include "qcow2/bitmap/dirty_bits.h"
-#include "qcow2/core/head.h"
+#include "qcow2/core/image_header.h"
 
 namespace byre {
 
@@ -49,7 +49,7 @@ uint64_t bitmap_part_bytes(uint32_t granularity_bits, const Geometry& geometry);
 
 /// The directory with every table; empty when the image's bitmaps are not consistent (autoclear
 /// bit).
-Task<BitmapList> load_bitmap_list(Device& file, const Head& head);
+Task<BitmapList> load_bitmap_list(Device& file, const ImageHeader& head);
 /// The bits of a usable bitmap of a disk of `size` bytes, from the disk.
 Task<std::unique_ptr<DirtyBits>> load_bitmap_bits(Device& file, const Geometry& geometry,
                                                   const BitmapSlot& slot, uint64_t size);

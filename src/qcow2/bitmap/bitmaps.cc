@@ -109,10 +109,10 @@ Task<void> Bitmaps::set_in_use() {
     const uint64_t length = std::min<uint64_t>(kSectorSize, directory.size() - start);
     co_await file_
         .write(at.value + start, Bytes(directory).subspan(start, length),
-               {.mark = Mark::bitmap_update})
+               {.tag = IoTag::bitmap_update})
         .doing("bitmap directory");
   }
-  co_await committer_.sync(Mark::commit_sync);
+  co_await committer_.sync(IoTag::commit_sync);
 }
 
 void Bitmaps::adopt(BitmapList list) {
@@ -169,8 +169,8 @@ void Bitmaps::want(size_t which, uint64_t offset, uint64_t length) {
   }
 }
 
-Task<void> Bitmaps::mark(uint64_t offset, uint64_t length) {
-  while (!mark_now(offset, length)) {
+Task<void> Bitmaps::set_dirty(uint64_t offset, uint64_t length) {
+  while (!try_set_dirty(offset, length)) {
     if (committer_.latched()) co_await fail(committer_.latched().copy());
     for (size_t i = 0; i < tracking_.size(); ++i) want(i, offset, length);
     if (running_) {
@@ -210,7 +210,7 @@ Task<void> Bitmaps::write_parts(const BitmapSlot& slot, HostCluster at, uint64_t
                                 Bytes bytes) {
   const HostOffset offset =
       geometry_.start_of(at) + first % parts_per_cluster(slot) * slot.bits->part_bytes();
-  co_await file_.write(offset.value, bytes, {.mark = Mark::bitmap_update})
+  co_await file_.write(offset.value, bytes, {.tag = IoTag::bitmap_update})
       .doing("bitmap ", quoted(slot.entry.name), ": data at ", offset);
 }
 
@@ -233,13 +233,13 @@ Task<void> Bitmaps::write_table_sectors(const BitmapSlot& slot, const Links& lin
   }
   for (const auto& [sector, bytes] : sectors) {
     const HostOffset at = slot.entry.table_offset + sector * kSectorSize;
-    co_await file_.write(at.value, bytes, {.mark = Mark::bitmap_update})
+    co_await file_.write(at.value, bytes, {.tag = IoTag::bitmap_update})
         .doing("bitmap ", quoted(slot.entry.name), ": table at ", at);
   }
 }
 
 /// All bits of `parts` become set on the disk, durably.
-Task<void> Bitmaps::write_marks(Parts parts) {
+Task<void> Bitmaps::write_marks(Chunks parts) {
   struct Entry {
     size_t which;
     uint64_t index;
@@ -290,7 +290,7 @@ Task<void> Bitmaps::write_marks(Parts parts) {
   }
   if (with_clusters) co_await committer_.flush_all();  // Contents and refcount, then the pointer.
   for (const auto& [which, list] : links) co_await write_table_sectors(*tracking_[which], list);
-  if (!with_clusters || !links.empty()) co_await committer_.sync(Mark::commit_sync);
+  if (!with_clusters || !links.empty()) co_await committer_.sync(IoTag::commit_sync);
 
   for (const auto& [which, part] : parts) tracking_[which]->marked[part] = true;
   for (const auto& [which, list] : links) {
@@ -363,7 +363,7 @@ Task<void> Bitmaps::store_exact() {
     }
   }
   if (!wrote) co_return;
-  co_await committer_.sync(Mark::commit_sync);
+  co_await committer_.sync(IoTag::commit_sync);
   for (size_t i = 0; i < tracking_.size(); ++i) {
     for (const uint64_t part : stored[i]) tracking_[i]->marked[part] = false;
   }
@@ -416,7 +416,7 @@ Task<BitmapList> Bitmaps::list_all_dirty(uint64_t size) {
 }
 
 /// Table and bits of a bitmap that is not in the image yet.
-Task<void> Bitmaps::write_fresh(BitmapSlot& slot, Change& change) {
+Task<void> Bitmaps::allocate_and_write(BitmapSlot& slot, Change& change) {
   const Geometry& g = geometry_;
   const uint64_t size = slot.bits->size();
   const uint32_t granularity_bits = slot.entry.granularity_bits;
@@ -449,7 +449,7 @@ Task<void> Bitmaps::write_fresh(BitmapSlot& slot, Change& change) {
   }
   slot.entry.table_offset = g.start_of(table.first());
   slot.entry.table_entries = static_cast<uint32_t>(entries);
-  co_await file_.write(slot.entry.table_offset.value, body, {.mark = Mark::bitmap_update})
+  co_await file_.write(slot.entry.table_offset.value, body, {.tag = IoTag::bitmap_update})
       .doing("bitmap ", quoted(slot.entry.name), ": table at ", slot.entry.table_offset);
   change.clusters.push_back(std::move(table));
 }
@@ -496,13 +496,14 @@ Task<Bitmaps::Change> Bitmaps::prepare(BitmapList list) {
   // What the file lacks of its first cluster are zeros.
   co_await file_
       .read(0, MutableBytes(change.first_cluster).first(std::min(g.cluster_size(), file_.size())),
-            Mark::header_read)
+            IoTag::header_read)
       .doing("header");
   copy(MutableBytes(change.first_cluster), head_.sector);
   co_await move_extension(change.first_cluster);
 
   for (const auto& slot : change.list) {
-    if (slot->fresh) co_await write_fresh(*slot, change).doing("bitmap ", quoted(slot->entry.name));
+    if (slot->fresh)
+      co_await allocate_and_write(*slot, change).doing("bitmap ", quoted(slot->entry.name));
   }
   std::vector<Bitmap> entries;
   for (const auto& slot : change.list) entries.push_back(slot->entry);
@@ -511,7 +512,7 @@ Task<Bitmaps::Change> Bitmaps::prepare(BitmapList list) {
   if (!bytes.empty()) {
     change.directory = co_await allocator_.reserve_run(g.clusters_for(bytes.size()));
     const HostOffset at = g.start_of(change.directory.first());
-    co_await file_.write(at.value, bytes, {.mark = Mark::bitmap_update})
+    co_await file_.write(at.value, bytes, {.tag = IoTag::bitmap_update})
         .doing("bitmap directory at ", at);
   }
   add_clusters(list_, change.given_up);

@@ -2,7 +2,7 @@
 /// Bitmaps: the persistent dirty bitmaps of a writable image, kept true (docs/engine.md, B).
 ///
 /// What the disk says of an enabled bitmap is at every moment a superset of what was written, and
-/// in_use stays clear: after a power cut or a kill the bitmap is loadable, by QEMU too (C8).
+/// in_use stays clear: after a power loss or a kill the bitmap is loadable, by QEMU too (C8).
 ///   * The bits in memory are exact.  They are set under the request's range lock, before its I/O.
 ///   * A part is what stands for 256 MiB of the disk.  Before the first write to a clean granule of
 ///     a part since it was loaded, all bits of the part are set on the disk, durably ("marked");
@@ -56,15 +56,15 @@ class Bitmaps {
   bool tracking() const { return !tracking_.empty(); }
 
   /// [offset, offset + length) of the disk is about to change; behind its end nothing is recorded.
-  /// True when that is recorded already; else await mark().  Once writing has been given up
+  /// True when that is recorded already; else await set_dirty().  Once writing has been given up
   /// (SyncLatch) nobody knows which list the disk has, so nothing counts as recorded.
-  bool mark_now(uint64_t offset, uint64_t length) {
+  bool try_set_dirty(uint64_t offset, uint64_t length) {
     bool done = !committer_.latched();
     if (tracking_.empty()) return done;
     for (BitmapSlot* slot : tracking_) done &= mark_slot(*slot, offset, length);
     return done;
   }
-  Task<void> mark(uint64_t offset, uint64_t length);
+  Task<void> set_dirty(uint64_t offset, uint64_t length);
 
   /// Nothing is under way: what the disk says becomes exact.
   Task<void> store_exact();
@@ -103,18 +103,18 @@ class Bitmaps {
   Task<std::unique_ptr<DirtyBits>> bits_of(const BitmapSlot& slot);
 
  private:
-  using Parts = std::set<std::pair<size_t, uint64_t>>;  ///< Index in tracking_, part.
+  using Chunks = std::set<std::pair<size_t, uint64_t>>;  ///< Index in tracking_, part.
 
   bool mark_slot(BitmapSlot& slot, uint64_t offset, uint64_t length);
   void want(size_t which, uint64_t offset, uint64_t length);
-  Task<void> write_marks(Parts parts);
+  Task<void> write_marks(Chunks parts);
   Task<bool> find_cluster(BitmapSlot& slot, uint64_t index);
   Task<void> write_parts(const BitmapSlot& slot, HostCluster at, uint64_t first, Bytes bytes);
   /// Table entries as they are to be, by index.
   using Links = std::vector<std::pair<uint64_t, BitmapTableEntry>>;
   Task<void> write_table_sectors(const BitmapSlot& slot, const Links& links);
   Task<void> store_slot_exact(BitmapSlot& slot, std::vector<uint64_t>& stored, Links& links);
-  Task<void> write_fresh(BitmapSlot& slot, Change& change);
+  Task<void> allocate_and_write(BitmapSlot& slot, Change& change);
   Task<void> move_extension(std::vector<std::byte>& first_cluster);
   Task<void> set_in_use();
   Task<void> claim(HostSpan span, std::string_view what);
@@ -124,14 +124,14 @@ class Bitmaps {
 
   Device& file_;
   HeaderState& header_;
-  const Head& head_;
+  const ImageHeader& head_;
   const Geometry& geometry_;
   Allocator& allocator_;
   Committer& committer_;
   MetadataSet& metadata_;
   BitmapList list_;
   std::vector<BitmapSlot*> tracking_;
-  Parts wanted_;  ///< To be marked next.
+  Chunks wanted_;  ///< To be marked next.
   bool running_ = false;
   Event finished_;  ///< A round of marks has ended.
 };

@@ -19,10 +19,10 @@ namespace {
 
 Task<std::unique_ptr<Image>> open(Device& memory, ImageOptions options,
                                   DiskScript* script = nullptr) {
-  ClosedGate gate;
+  ClosedGate opener;
   std::unique_ptr<Device> file = std::make_unique<Borrowed>(memory);
   if (script) file = std::make_unique<ScriptedDisk>(memory, *script);
-  co_return co_await Image::open_over(std::move(file), gate, std::move(options));
+  co_return co_await Image::open_over(std::move(file), opener, std::move(options));
 }
 
 /// What a bitmap must say and may say, by granule.
@@ -198,7 +198,7 @@ struct History {
 
 Task<std::unique_ptr<MemoryDevice>> copy_of(MemoryDevice& memory) {
   std::vector<std::byte> bytes(memory.size());
-  co_await memory.read(0, bytes, Mark::none);
+  co_await memory.read(0, bytes, IoTag::none);
   auto copy = std::make_unique<MemoryDevice>(memory.reactor());
   co_await copy->write(0, bytes, {});
   co_return std::move(copy);
@@ -218,7 +218,7 @@ Task<void> play(Reactor& reactor, uint64_t seed) {
     for (int step = 0; done && step < 25; ++step) {
       done =
           prng.one_in(4) ? co_await h.change(*image).result() : co_await h.touch(*image).result();
-      if (done && prng.one_in(8)) done = co_await image->flush(Mark::flush).result();
+      if (done && prng.one_in(8)) done = co_await image->flush(IoTag::flush).result();
     }
     const bool kill = prng.one_in(3);
     killed |= kill;
@@ -267,14 +267,14 @@ TEST_F(PersistentBitmaps, ASteadyWriterPaysOnceForEach256MiB) {
     co_await image->write(0, data, {});
     script = {};
     for (uint64_t i = 1; i < 500; ++i) co_await image->write(i * 64 * KiB, data, {});
-    EXPECT_EQ(script.writes_of[Mark::bitmap_update], 0u);
+    EXPECT_EQ(script.writes_of[IoTag::bitmap_update], 0u);
     EXPECT_EQ(script.flushes, 0u);
     co_await image->write(256 * MiB, data, {});
-    EXPECT_EQ(script.writes_of[Mark::bitmap_update], 1u);
+    EXPECT_EQ(script.writes_of[IoTag::bitmap_update], 1u);
     EXPECT_EQ(script.flushes, 1u);
     // The second cluster of bitmap data is 32 GiB on: it is allocated, filled and linked.
     co_await image->write(32 * GiB, data, {});
-    EXPECT_EQ(script.writes_of[Mark::bitmap_update], 3u);
+    EXPECT_EQ(script.writes_of[IoTag::bitmap_update], 3u);
     co_await image->close();
     std::unique_ptr<Image> again = co_await open(memory, {});
     const std::unique_ptr<DirtyBits> bits = co_await again->read_bitmap("daily");
@@ -285,10 +285,10 @@ TEST_F(PersistentBitmaps, ASteadyWriterPaysOnceForEach256MiB) {
 
 /// A bitmap of another program, which no longer fits the disk or is not understood.
 Task<void> change_directory(Device& memory, auto change) {
-  Head head = co_await load_head(memory);
+  ImageHeader head = co_await load_image_header(memory);
   const BitmapsExtension extension = *head.extensions.bitmaps;
   std::vector<std::byte> directory(extension.directory_size);
-  co_await memory.read(extension.directory_offset.value, directory, Mark::none);
+  co_await memory.read(extension.directory_offset.value, directory, IoTag::none);
   std::vector<Bitmap> bitmaps =
       co_await parse_bitmap_directory(directory, extension.count, head.geometry);
   change(bitmaps);
@@ -304,7 +304,7 @@ TEST_F(PersistentBitmaps, OneThatDoesNotFitTheDiskIsKeptUnusedAndCanBeRemoved) {
     co_await image->add_bitmap({.name = "daily", .granularity = 512});
     co_await image->close();
     // Another program made the disk larger without a word to the bitmap.
-    Head head = co_await load_head(memory);
+    ImageHeader head = co_await load_image_header(memory);
     store_size(head.sector, 512 * MiB);
     co_await memory.write(0, head.sector);
     std::string told;
@@ -341,7 +341,7 @@ TEST_F(PersistentBitmaps, OneThatIsNotUnderstoodIsNeitherUsedNorRemoved) {
     EXPECT_FALSE(co_await image->resize(128 * MiB).result());
     co_await image->add_bitmap({.name = "y"});
     co_await image->close();
-    Head head = co_await load_head(memory);
+    ImageHeader head = co_await load_image_header(memory);
     const BitmapList list = co_await load_bitmap_list(memory, head);
     EXPECT_EQ(list.size(), 2u);
     EXPECT_EQ(list[0]->entry.type, 7);
@@ -392,7 +392,7 @@ TEST_F(PersistentBitmaps, TablesTakeNoMoreMemoryThanBitmapsOfTheDiskCanNeed) {
       bitmaps[0].table_entries = entries;
       bitmaps[0].in_use = true;
     });
-    const Head head = co_await load_head(memory);
+    const ImageHeader head = co_await load_image_header(memory);
     const BitmapList list = co_await load_bitmap_list(memory, head);
     EXPECT_EQ(list.size(), 1u);
     EXPECT_EQ(list.at(0)->state, BitmapState::inconsistent);
@@ -406,8 +406,8 @@ TEST_F(PersistentBitmaps, TablesTakeNoMoreMemoryThanBitmapsOfTheDiskCanNeed) {
     co_await memory.write(at, std::vector<std::byte>(round_up(5000 * 8, 512)));
     std::vector<std::byte> counts(512);
     const std::vector<uint64_t> blocks =
-        co_await load_table(memory, head.header.refcount_table_offset, 1, Mark::none);
-    co_await memory.read(blocks[0], counts, Mark::none);
+        co_await load_table(memory, head.header.refcount_table_offset, 1, IoTag::none);
+    co_await memory.read(blocks[0], counts, IoTag::none);
     for (uint64_t i = 0; i < div_ceil(5000 * 8, 512); ++i) set_refcount(counts, at / 512 + i, 4, 1);
     co_await memory.write(blocks[0], counts);
     const Result<std::unique_ptr<Image>> opened =
@@ -439,15 +439,15 @@ TEST_F(PersistentBitmaps, ABitmapForEveryNameAndOneTableForAllIsRefused) {
     co_await memory.write(at + table_size - 512, std::vector<std::byte>(512));
     co_await memory.write(at + table_size, directory);
     std::vector<std::byte> first(512);
-    co_await memory.read(0, first, Mark::none);
-    Head head = co_await load_head(memory);
+    co_await memory.read(0, first, IoTag::none);
+    ImageHeader head = co_await load_image_header(memory);
     co_await put_bitmaps_extension(first, head.header,
                                    BitmapsExtension{.count = 65,
                                                     .directory_size = directory.size(),
                                                     .directory_offset = {at + table_size}});
     store_autoclear(first, kBitmaps);
     co_await memory.write(0, first);
-    head = co_await load_head(memory);
+    head = co_await load_image_header(memory);
     const Result<BitmapList> list = co_await load_bitmap_list(memory, head).result();
     EXPECT_FALSE(list);
     EXPECT_EQ(list.error().code(), Errc::corrupt);
@@ -467,12 +467,12 @@ TEST_F(PersistentBitmaps, WhatNoRefcountProtectsKeepsTheImageFromBeingWritten) {
     std::unique_ptr<Image> image = co_await open(memory, {.writable = true});
     co_await image->add_bitmap({.name = "x"});
     co_await image->close();
-    Head head = co_await load_head(memory);
+    ImageHeader head = co_await load_image_header(memory);
     const HostCluster directory =
         head.geometry.cluster_of(head.extensions.bitmaps->directory_offset);
     // 16 bits each, in a block that counts from the start of the file.
     const std::vector<uint64_t> table =
-        co_await load_table(memory, head.header.refcount_table_offset, 1, Mark::none);
+        co_await load_table(memory, head.header.refcount_table_offset, 1, IoTag::none);
     const std::vector<std::byte> zero(2);
     co_await memory.write(table[0] + directory.value * 2, zero);
     const Result<std::unique_ptr<Image>> opened =

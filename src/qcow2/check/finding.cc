@@ -23,8 +23,8 @@ std::string_view name_of(FindingKind kind) {
       return "two-owners";
     case FindingKind::shared_table:
       return "shared-table";
-    case FindingKind::crossed_streams:
-      return "crossed-streams";
+    case FindingKind::overlapping_streams:
+      return "overlapping-streams";
     case FindingKind::bad_stream:
       return "bad-stream";
     case FindingKind::refcount_too_small:
@@ -73,27 +73,27 @@ std::string_view name_of(Cause cause) {
   return "unknown";
 }
 
-std::string_view name_of(Remedy remedy) {
-  switch (remedy) {
-    case Remedy::none:
+std::string_view name_of(RepairKind repair) {
+  switch (repair) {
+    case RepairKind::none:
       return "none";
-    case Remedy::refuse:
+    case RepairKind::refuse:
       return "refuse";
-    case Remedy::set_refcount:
+    case RepairKind::set_refcount:
       return "set-refcount";
-    case Remedy::rewrite_counts:
+    case RepairKind::rewrite_counts:
       return "rewrite-refcounts";
-    case Remedy::free_cluster:
+    case RepairKind::free_cluster:
       return "free";
-    case Remedy::set_aside:
+    case RepairKind::set_aside:
       return "set-aside";
-    case Remedy::separate:
+    case RepairKind::unshare:
       return "copy-for-each-owner";
-    case Remedy::fix_flag:
+    case RepairKind::fix_flag:
       return "fix-flag";
-    case Remedy::complete:
+    case RepairKind::complete:
       return "complete";
-    case Remedy::drop:
+    case RepairKind::drop:
       return "drop";
   }
   return "unknown";

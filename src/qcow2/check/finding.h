@@ -7,7 +7,7 @@
 /// another look at the tables (CheckOptions::attribute).
 /// Invariant: a finding with `host_length` 0 names no place in the file; `guests` holds at most
 /// kGuestsMax ranges, `guests_count` says how many there are.
-/// Not here: who finds (survey.h), who repairs (repair.h, separate.h).
+/// Not here: who finds (metadata_scan.h), who repairs (repair.h, unshare.h).
 #pragma once
 
 #include <cstdint>
@@ -20,20 +20,20 @@ namespace byre {
 enum class Severity : uint8_t { corruption, leak, note };
 
 enum class FindingKind : uint8_t {
-  oddity,              ///< Every reader accepts it.
-  unreadable,          ///< The disk did not give it.
-  behind_end,          ///< A pointer to what the file does not have.
-  misaligned,          ///< A pointer that is no cluster's offset.
-  reserved_bits,       ///< Bits that must be zero.
-  stray_flag,          ///< A flag that means nothing, or another thing, where it is.
-  subclusters,         ///< Subclusters that contradict each other, or have no host.
-  two_owners,          ///< A host cluster that two things use.
-  shared_table,        ///< An L2 table for two places of the disk.
-  crossed_streams,     ///< Compressed streams that overlap.
-  bad_stream,          ///< A compressed stream that does not inflate.
-  refcount_too_small,  ///< Fewer than there are references.
-  refcount_too_large,  ///< More: a leak.
-  copied,              ///< COPIED and the refcount say different things.
+  oddity,               ///< Every reader accepts it.
+  unreadable,           ///< The disk did not give it.
+  behind_end,           ///< A pointer to what the file does not have.
+  misaligned,           ///< A pointer that is no cluster's offset.
+  reserved_bits,        ///< Bits that must be zero.
+  stray_flag,           ///< A flag that means nothing, or another thing, where it is.
+  subclusters,          ///< Subclusters that contradict each other, or have no host.
+  two_owners,           ///< A host cluster that two things use.
+  shared_table,         ///< An L2 table for two places of the disk.
+  overlapping_streams,  ///< Compressed streams that overlap.
+  bad_stream,           ///< A compressed stream that does not inflate.
+  refcount_too_small,   ///< Fewer than there are references.
+  refcount_too_large,   ///< More: a leak.
+  copied,               ///< COPIED and the refcount say different things.
   refcount_table,
   refcount_block,
   snapshot,
@@ -57,19 +57,19 @@ enum class Cause : uint8_t {
 };
 std::string_view name_of(Cause cause);
 
-enum class Remedy : uint8_t {
+enum class RepairKind : uint8_t {
   none,            ///< Nothing needs to be done.
   refuse,          ///< A repair cannot know what was there.
   set_refcount,    ///< The refcount becomes the number of references.
   rewrite_counts,  ///< All refcount structures are written anew.
   free_cluster,    ///< Nothing uses it; it can be freed.
   set_aside,       ///< Nothing uses it, but it may hold the only copy of lost data.
-  separate,        ///< Each owner gets a copy of its own.
+  unshare,         ///< Each owner gets a copy of its own.
   fix_flag,        ///< The flag is set, or cleared.
   complete,        ///< What is missing is what readers take when it is missing.
   drop,            ///< It says nothing that anybody can use, and goes.
 };
-std::string_view name_of(Remedy remedy);
+std::string_view name_of(RepairKind repair);
 
 struct Finding {
   /// A part of the disk that reads through what was found.
@@ -91,7 +91,7 @@ struct Finding {
   uint64_t guests_count = 0;
   Cause cause = Cause::unknown;
   uint64_t intended = 0;  ///< With Cause::bit_flip.
-  Remedy remedy = Remedy::none;
+  RepairKind repair = RepairKind::none;
   std::string text;  ///< One sentence: structure, where, what is wrong.
   bool repaired = false;
   std::string file;  ///< Which file of the backing chain; empty: the image itself.

@@ -13,27 +13,27 @@ constexpr uint64_t kPiece = MiB;
 constexpr uint32_t kOffsetBitFirst = 9;
 constexpr uint32_t kOffsetBitEnd = 56;
 
-bool is_orphan(const Survey& survey, uint64_t offset) {
-  const HostCluster cluster = survey.geometry().cluster_of(HostOffset{offset});
+bool is_orphan(const MetadataScan& scan, uint64_t offset) {
+  const HostCluster cluster = scan.geometry().cluster_of(HostOffset{offset});
   const auto after =
-      std::upper_bound(survey.orphans.begin(), survey.orphans.end(), cluster,
+      std::upper_bound(scan.orphans.begin(), scan.orphans.end(), cluster,
                        [](HostCluster value, const HostSpan& span) { return value < span.first; });
-  return after != survey.orphans.begin() && cluster < std::prev(after)->end();
+  return after != scan.orphans.begin() && cluster < std::prev(after)->end();
 }
 
 /// The one offset that differs from the entry in a bit and leads to a cluster that nobody uses any
 /// more; 0 when there is none, or more than one.
-uint64_t intended_offset(const Survey& survey, uint64_t entry) {
+uint64_t intended_offset(const MetadataScan& scan, uint64_t entry) {
   const uint64_t stray = entry & ~(kCopied | kCompressed | kOffsetMask | kReadsZero);
   if (stray != 0) {
     const uint64_t offset = entry & kOffsetMask;
     const bool one_bit = (stray & (stray - 1)) == 0;
-    return one_bit && survey.geometry().aligned({offset}) ? offset : 0;
+    return one_bit && scan.geometry().aligned({offset}) ? offset : 0;
   }
   uint64_t found = 0;
   for (uint32_t bit = kOffsetBitFirst; bit < kOffsetBitEnd; ++bit) {
     const uint64_t offset = (entry & kOffsetMask) ^ uint64_t { 1 } << bit;
-    if (!survey.geometry().aligned({offset}) || !is_orphan(survey, offset)) continue;
+    if (!scan.geometry().aligned({offset}) || !is_orphan(scan, offset)) continue;
     if (found != 0) return 0;
     found = offset;
   }
@@ -71,9 +71,9 @@ void add_views(const Finding::Guest& of, Finding::Guest& to) {
 }
 
 /// Whose the two streams are that the finding's words name by cluster and offset.
-void attribute_crossed(const Survey& survey, const Owners& owners, Finding& finding) {
+void attribute_crossed(const MetadataScan& scan, const Owners& owners, Finding& finding) {
   if (finding.guests.empty()) return;
-  const Geometry& geometry = survey.geometry();
+  const Geometry& geometry = scan.geometry();
   Finding::Guest& own = finding.guests.front();
   Finding::Guest other;
   const HostCluster cluster = geometry.cluster_of(HostOffset{finding.host_offset});
@@ -108,17 +108,17 @@ void attribute_crossed(const Survey& survey, const Owners& owners, Finding& find
 
 Task<void> Owners::find(const std::vector<HostCluster>& clusters, uint64_t references_max) {
   for (const HostCluster cluster : clusters) references_[cluster.value];
-  const Survey::VisitL2 visit = [&](const Survey::L2Use& use, MutableBytes table) {
+  const MetadataScan::VisitL2 visit = [&](const MetadataScan::L2Use& use, MutableBytes table) {
     if (references_.contains(use.cluster)) tables_[use.cluster];
     look_at(use, table, references_max);
   };
-  co_await survey_.each_l2(visit);
+  co_await scan_.each_l2(visit);
   if (tables_.empty()) co_return;
-  for (size_t i = 0; i < survey_.l1_tables.size(); ++i) co_await look_at_l1(i);
+  for (size_t i = 0; i < scan_.l1_tables.size(); ++i) co_await look_at_l1(i);
 }
 
-void Owners::look_at(const Survey::L2Use& use, Bytes table, uint64_t references_max) {
-  const Geometry& geometry = survey_.geometry();
+void Owners::look_at(const MetadataScan::L2Use& use, Bytes table, uint64_t references_max) {
+  const Geometry& geometry = scan_.geometry();
   const uint64_t entries = geometry.l2_entries();
   for (uint64_t i = 0; i < entries; ++i) {
     const L2Entry entry = load_l2(table, i, geometry);
@@ -154,16 +154,16 @@ void Owners::see(uint64_t cluster, const Reference& reference, uint64_t referenc
 }
 
 Task<void> Owners::look_at_l1(size_t index) {
-  const Survey::L1Table& l1 = survey_.l1_tables[index];
+  const MetadataScan::L1Table& l1 = scan_.l1_tables[index];
   std::vector<std::byte> piece;
   for (uint64_t done = 0; done < l1.entries;) {
     const uint64_t count = std::min(l1.entries - done, kPiece / 8);
     piece.resize(count * 8);
-    co_await survey_.read_padded(l1.at.value + done * 8, piece, Mark::l1_load);
+    co_await scan_.read_padded(l1.at.value + done * 8, piece, IoTag::l1_load);
     for (uint64_t i = 0; i < count; ++i) {
       const HostOffset at{load_l1_entry(piece, i) & kOffsetMask};
-      if (at.value == 0 || !survey_.geometry().aligned(at)) continue;
-      const auto found = tables_.find(survey_.geometry().cluster_of(at).value);
+      if (at.value == 0 || !scan_.geometry().aligned(at)) continue;
+      const auto found = tables_.find(scan_.geometry().cluster_of(at).value);
       if (found == tables_.end()) continue;
       found->second.push_back(
           {.at = {l1.at.value + (done + i) * 8}, .index = done + i, .table = index});
@@ -188,7 +188,7 @@ void Owners::views_of(uint64_t l2_table, Finding::Guest& guest) const {
   guest.active = false;
   guest.snapshots.clear();
   for (const L1Reference& reference : of_table(l2_table)) {
-    const Survey::L1Table& l1 = survey_.l1_tables[reference.table];
+    const MetadataScan::L1Table& l1 = scan_.l1_tables[reference.table];
     if (l1.active) {
       guest.active = true;
     } else if (guest.snapshots.size() < Finding::kGuestsMax) {
@@ -197,12 +197,12 @@ void Owners::views_of(uint64_t l2_table, Finding::Guest& guest) const {
   }
 }
 
-Task<void> attribute(Survey& survey) {
-  const Geometry& geometry = survey.geometry();
+Task<void> attribute(MetadataScan& scan) {
+  const Geometry& geometry = scan.geometry();
   std::vector<HostCluster> wanted;
   uint64_t references_max = Finding::kGuestsMax;
-  for (const Finding& finding : survey.report.findings) {
-    if (finding.kind == FindingKind::crossed_streams) {
+  for (const Finding& finding : scan.report.findings) {
+    if (finding.kind == FindingKind::overlapping_streams) {
       wanted.push_back(geometry.cluster_of(HostOffset{finding.host_offset}));
       references_max = UINT64_MAX;  // One of many streams in the cluster.
     }
@@ -210,19 +210,20 @@ Task<void> attribute(Survey& survey) {
       wanted.push_back(geometry.cluster_of(HostOffset{finding.host_offset}));
     if (finding.l2_table != 0) wanted.push_back(geometry.cluster_of(HostOffset{finding.l2_table}));
   }
-  Owners owners(survey);
+  Owners owners(scan);
   if (!wanted.empty()) co_await owners.find(wanted, references_max);
 
-  for (Finding& finding : survey.report.findings) {
+  for (Finding& finding : scan.report.findings) {
     if (is_bad_pointer(finding.kind) && finding.entry != 0) {
-      finding.intended = intended_offset(survey, finding.entry);
+      finding.intended = intended_offset(scan, finding.entry);
       if (finding.intended != 0) finding.cause = Cause::bit_flip;
     }
     if (!is_about_cluster(finding)) {
       if (finding.l2_table == 0) continue;
       const uint64_t table = geometry.cluster_of(HostOffset{finding.l2_table}).value;
       for (Finding::Guest& guest : finding.guests) owners.views_of(table, guest);
-      if (finding.kind == FindingKind::crossed_streams) attribute_crossed(survey, owners, finding);
+      if (finding.kind == FindingKind::overlapping_streams)
+        attribute_crossed(scan, owners, finding);
       continue;
     }
     const HostCluster cluster = geometry.cluster_of(HostOffset{finding.host_offset});
@@ -239,7 +240,7 @@ Task<void> attribute(Survey& survey) {
     for (const Owners::L1Reference& reference : owners.of_table(cluster.value)) {
       ++finding.guests_count;
       if (finding.guests.size() >= Finding::kGuestsMax) continue;
-      const Survey::L1Table& l1 = survey.l1_tables[reference.table];
+      const MetadataScan::L1Table& l1 = scan.l1_tables[reference.table];
       Finding::Guest guest{.offset = geometry.start_of(geometry.first_of_l1(reference.index)).value,
                            .length = geometry.l1_span(),
                            .active = l1.active};

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Owners: who refers to certain host clusters, down to the entry in the file.
 ///
-/// A survey counts; it does not remember who it counted.  When something is wrong with some
+/// A scan counts; it does not remember who it counted.  When something is wrong with some
 /// clusters, this looks the tables through once more for exactly those, and for the L1 tables, and
 /// so the snapshots, that see them.
 /// Invariant: of a cluster's references the first `references_max` are kept, in the order of the
 /// L2 tables in the file; how many there are is counted.
 /// Cost: one read of every L2 and L1 table; memory for what was asked for.
-/// Not here: references of metadata to metadata other than L1 to L2 (Survey tells those as it
+/// Not here: references of metadata to metadata other than L1 to L2 (MetadataScan tells those as it
 /// goes).
 #pragma once
 
@@ -15,7 +15,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "qcow2/check/survey.h"
+#include "qcow2/check/metadata_scan.h"
 
 namespace byre {
 
@@ -36,10 +36,10 @@ class Owners {
   struct L1Reference {
     HostOffset at;       ///< The entry, in the file.
     uint64_t index = 0;  ///< In its table,
-    size_t table = 0;    ///< which is survey.l1_tables[table].
+    size_t table = 0;    ///< which is scan.l1_tables[table].
   };
 
-  explicit Owners(Survey& survey) : survey_(survey) {}
+  explicit Owners(MetadataScan& scan) : scan_(scan) {}
   /// Looks for the owners of `clusters`, and of the L2 tables among them and around them.
   Task<void> find(const std::vector<HostCluster>& clusters, uint64_t references_max);
 
@@ -49,16 +49,16 @@ class Owners {
   void views_of(uint64_t l2_table, Finding::Guest& guest) const;
 
  private:
-  void look_at(const Survey::L2Use& use, Bytes table, uint64_t references_max);
+  void look_at(const MetadataScan::L2Use& use, Bytes table, uint64_t references_max);
   void see(uint64_t cluster, const Reference& reference, uint64_t references_max);
   Task<void> look_at_l1(size_t index);
 
-  Survey& survey_;
+  MetadataScan& scan_;
   std::unordered_map<uint64_t, References> references_;
   std::unordered_map<uint64_t, std::vector<L1Reference>> tables_;
 };
 
-/// Completes the findings of a survey: guest ranges, snapshots, causes that need to know both.
-Task<void> attribute(Survey& survey);
+/// Completes the findings of a scan: guest ranges, snapshots, causes that need to know both.
+Task<void> attribute(MetadataScan& scan);
 
 }  // namespace byre

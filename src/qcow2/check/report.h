@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// CheckOptions and CheckReport: what a check of an image is asked for, and what it says.
-/// Not here: checking (survey.h), repairing (repair/check.h), words for people.
+/// Not here: checking (metadata_scan.h), repairing (repair/check.h), words for people.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ enum class Repair : uint8_t {
   none,
   leaks,      ///< What nothing uses is freed.
   refcounts,  ///< And refcounts and flags become true.
-  all,        ///< And what two things use is copied, so that each has its own (separate.h).
+  all,        ///< And what two things use is copied, so that each has its own (unshare.h).
 };
 
 /// When the header has no room for it, `always` refuses to repair what would have to be kept.
@@ -31,7 +31,7 @@ struct CheckOptions {
   /// Find out whom each finding touches: guest ranges, snapshots, likely causes.  Costs another
   /// look at the L2 tables, and only when something was found.
   bool attribute = false;
-  /// Look whether compressed streams overlap, and whether each inflates (streams.h).
+  /// Look whether compressed streams overlap, and whether each inflates (compressed_check.h).
   bool streams = false;
   bool decode = false;
   /// Look at the bits of persistent bitmaps (bitmap_check.h), and at snapshots as such

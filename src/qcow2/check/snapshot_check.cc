@@ -12,15 +12,13 @@ namespace {
 
 class SnapshotCheck {
  public:
-  SnapshotCheck(Survey& survey, const Snapshot& snapshot)
-      : survey_(survey),
-        snapshot_(snapshot),
-        name_(cat("snapshot ", quoted(snapshot.name), ": ")) {}
+  SnapshotCheck(MetadataScan& scan, const Snapshot& snapshot)
+      : scan_(scan), snapshot_(snapshot), name_(cat("snapshot ", quoted(snapshot.name), ": ")) {}
 
   Task<void> run() {
-    const Geometry& g = survey_.geometry();
+    const Geometry& g = scan_.geometry();
     if (!check_l1_table(snapshot_, g)) co_return;  // Known.
-    const uint64_t size = snapshot_.disk_size.value_or(survey_.head.header.size);
+    const uint64_t size = snapshot_.disk_size.value_or(scan_.head.header.size);
     if (size > g.size_max()) {
       broken("its disk of ", size, " bytes is larger than clusters of ", g.cluster_size(),
              " bytes allow");
@@ -42,7 +40,7 @@ class SnapshotCheck {
   }
 
  private:
-  Survey::Place place(uint64_t index, uint64_t count) const {
+  MetadataScan::Place place(uint64_t index, uint64_t count) const {
     return {.kind = FindingKind::snapshot,
             .structure = "snapshot's L1 table",
             .at = snapshot_.l1_offset.value + index * 8,
@@ -50,19 +48,19 @@ class SnapshotCheck {
   }
   template <class... Parts>
   void broken(const Parts&... parts) {
-    survey_.damage_beyond_qemu(1, place(0, snapshot_.l1_entries), name_, parts...);
+    scan_.damage_beyond_qemu(1, place(0, snapshot_.l1_entries), name_, parts...);
   }
   template <class... Parts>
   void note(const Parts&... parts) {
-    Survey::Place at = place(0, snapshot_.l1_entries);
-    at.remedy = Remedy::none;
-    survey_.add_finding(Severity::note, at, name_, parts...);
+    MetadataScan::Place at = place(0, snapshot_.l1_entries);
+    at.repair = RepairKind::none;
+    scan_.add_finding(Severity::note, at, name_, parts...);
   }
 
   Task<void> look_at_vm_state(uint64_t first, uint64_t count) {
     std::vector<std::byte> bytes(count * 8);
     const uint64_t at = snapshot_.l1_offset.value + first * 8;
-    const Result<void> read = co_await survey_.read_padded(at, bytes, Mark::l1_load).result();
+    const Result<void> read = co_await scan_.read_padded(at, bytes, IoTag::l1_load).result();
     if (!read) co_return;  // Known.
     for (uint64_t i = 0; i < count; ++i) {
       if ((load_l1_entry(bytes, i) & kOffsetMask) != 0) continue;
@@ -73,40 +71,40 @@ class SnapshotCheck {
     }
   }
 
-  Survey& survey_;
+  MetadataScan& scan_;
   const Snapshot& snapshot_;
   const std::string name_;
 };
 
 }  // namespace
 
-Task<void> check_snapshots(Survey& survey) {
-  if (survey.snapshots_lost) co_return;  // The survey has said so.
+Task<void> check_snapshots(MetadataScan& scan) {
+  if (scan.snapshots_lost) co_return;  // The scan has said so.
   std::map<std::string_view, uint64_t> ids;
   std::map<std::string_view, uint64_t> names;
-  for (const Snapshot& snapshot : survey.snapshots) {
+  for (const Snapshot& snapshot : scan.snapshots) {
     if (is_empty_entry(snapshot)) continue;
     ++ids[snapshot.id];
     ++names[snapshot.name];
   }
-  const Survey::Place table{.kind = FindingKind::snapshot,
-                            .structure = "snapshot table",
-                            .at = survey.head.header.snapshots_offset.value};
+  const MetadataScan::Place table{.kind = FindingKind::snapshot,
+                                  .structure = "snapshot table",
+                                  .at = scan.head.header.snapshots_offset.value};
   for (const auto& [id, count] : ids) {
     if (count == 1) continue;
-    survey.damage_beyond_qemu(1, table, count, " snapshots have the id ", quoted(id));
+    scan.damage_beyond_qemu(1, table, count, " snapshots have the id ", quoted(id));
   }
   for (const auto& [name, count] : names) {
     if (count == 1) continue;
-    Survey::Place place = table;
-    place.remedy = Remedy::none;
-    survey.add_finding(Severity::note, place, count, " snapshots have the name ", quoted(name),
-                       "; only ids tell them apart");
+    MetadataScan::Place place = table;
+    place.repair = RepairKind::none;
+    scan.add_finding(Severity::note, place, count, " snapshots have the name ", quoted(name),
+                     "; only ids tell them apart");
   }
-  for (const Snapshot& snapshot : survey.snapshots) {
+  for (const Snapshot& snapshot : scan.snapshots) {
     if (is_empty_entry(snapshot)) continue;
-    co_await survey.go_on();
-    SnapshotCheck check(survey, snapshot);
+    co_await scan.go_on();
+    SnapshotCheck check(scan, snapshot);
     co_await check.run();
   }
 }

@@ -155,7 +155,7 @@ Task<void> Allocator::load_region(uint64_t index) {
                           " passes the end of the file; run check -r all"));
   }
   std::vector<std::byte> block(geometry_.cluster_size());
-  co_await file_.read(offset.value, block, Mark::refcount_load)
+  co_await file_.read(offset.value, block, IoTag::refcount_load)
       .doing("refcount block ", index, " at ", offset);
 
   auto region = std::make_unique<Region>();

@@ -99,8 +99,8 @@ class Allocator {
   Task<Reservation> reserve_behind(HostCluster cluster);
   /// `times` more references to a cluster that has one; its refcount stays within the maximum.
   Reservation share(HostCluster cluster, uint64_t times = 1);
-  /// The cluster that compressed streams are packed into (P1, pack.h), until the last reference to
-  /// it that is not in limbo goes away.
+  /// The cluster that compressed streams are packed into (P1, compressed_packer.h), until the last
+  /// reference to it that is not in limbo goes away.
   std::optional<HostCluster> packing() const { return packing_; }
   void set_packing(HostCluster cluster) { packing_ = cluster; }
   /// Takes exactly `count` clusters in a row, for tables.
@@ -180,7 +180,7 @@ class Allocator {
   /// Cuts the file off behind the last cluster in use, limbo included; returns its length then.
   Task<uint64_t> truncate_file();
   /// Told of each cluster that becomes free.
-  void set_on_free(std::function<void(HostCluster)> told) { on_free_ = std::move(told); }
+  void set_on_free(std::function<void(HostCluster)> callback) { on_free_ = std::move(callback); }
   /// The end of the highest cluster in use among those known; the file is cut there at close.
   uint64_t end_of_use() const { return end_of_use_; }
   uint64_t clusters_allocated() const { return clusters_allocated_; }

@@ -21,7 +21,7 @@ struct Committer::Job {
   uint64_t first = 0;
   uint64_t count = 0;
   HostSpan table{};
-  Mark mark = Mark::none;
+  IoTag tag = IoTag::none;
 };
 
 struct Committer::Jobs {
@@ -54,7 +54,7 @@ bool Committer::has_work(bool with_refcounts) const {
   return with_refcounts && !open.empty();
 }
 
-Task<void> Committer::flush(Mark mark) {
+Task<void> Committer::flush(IoTag tag) {
   const uint64_t ticket = ++wanted_;
   while (done_ < ticket) {
     if (running_) {
@@ -63,7 +63,7 @@ Task<void> Committer::flush(Mark mark) {
     }
     running_ = true;
     const uint64_t upto = wanted_;  // Whatever completed before this line is covered.
-    Result<void> result = co_await run(mark).result();
+    Result<void> result = co_await run(tag).result();
     running_ = false;
     if (result) {
       done_ = std::max(done_, upto);
@@ -77,7 +77,7 @@ Task<void> Committer::flush(Mark mark) {
 
 Task<void> Committer::flush_all() {
   ++write_all_;
-  Result<void> result = co_await flush(Mark::flush).result();
+  Result<void> result = co_await flush(IoTag::flush).result();
   --write_all_;
   co_await std::move(result);
 }
@@ -93,11 +93,11 @@ bool Committer::writes_refcounts() const {
          stages_.open.refcounts.size() > kPostponedMax;
 }
 
-Task<void> Committer::run(Mark mark) {
+Task<void> Committer::run(IoTag tag) {
   if (latch_) co_await fail(latch_.error().copy());
   if (stages_.committing) {  // Its pointers could not be written; nothing else goes before it.
     co_await step_refcount_pointers();
-    co_await step_cluster_pointers(mark);
+    co_await step_cluster_pointers(tag);
     finish_generation();
   }
   bool with_refcounts = writes_refcounts();
@@ -106,8 +106,8 @@ Task<void> Committer::run(Mark mark) {
     // table that was switched without a commit.
     const uint64_t number = stages_.open.number;
     if (!allocator_.limbo_empty()) ++stages_.open.number;
-    co_await latch_.sync_data(mark);
-    co_await sync(mark);
+    co_await latch_.sync_data(tag);
+    co_await sync(tag);
     if (stages_.open.number == number) co_return;
     stages_.durable_end = number + 1;
     epochs_.advance();
@@ -124,7 +124,7 @@ Task<void> Committer::run(Mark mark) {
   sorted_.assign(generation.entries.begin(), generation.entries.end());
   std::sort(sorted_.begin(), sorted_.end(),
             [](const auto& a, const auto& b) { return a.first < b.first; });
-  Result<void> step = co_await step_unreferenced(mark).result();
+  Result<void> step = co_await step_unreferenced(tag).result();
   if (step && generation.refcount_table) step = co_await switch_refcount_table().result();
   if (!step) {  // No pointer has changed; or there will be no other commit.
     allocator_.refold(generation.number);
@@ -132,7 +132,7 @@ Task<void> Committer::run(Mark mark) {
     co_await std::move(step);
   }
   co_await step_refcount_pointers();
-  co_await step_cluster_pointers(mark);
+  co_await step_cluster_pointers(tag);
   finish_generation();
 }
 
@@ -147,9 +147,9 @@ void Committer::postpone_refcounts() {
 }
 
 /// Step 1 (O1, O2): everything that the pointers of steps 2 and 3 will lead to.
-Task<void> Committer::step_unreferenced(Mark mark) {
+Task<void> Committer::step_unreferenced(IoTag tag) {
   const Generation& generation = *stages_.committing;
-  co_await latch_.sync_data(mark);
+  co_await latch_.sync_data(tag);
   Jobs jobs;
   const uint64_t per_sector = kSectorSize * 8 / geometry_.refcount_bits();
   const uint64_t sectors_per_cluster = geometry_.cluster_size() / kSectorSize;
@@ -164,12 +164,12 @@ Task<void> Committer::step_unreferenced(Mark mark) {
         jobs.list.back().first + jobs.list.back().count == sector) {
       ++jobs.list.back().count;
     } else {
-      jobs.list.push_back({Job::Kind::block_sectors, index, sector, 1, {}, Mark::refcount_update});
+      jobs.list.push_back({Job::Kind::block_sectors, index, sector, 1, {}, IoTag::refcount_update});
     }
   }
   for (const auto& [index, at] : generation.refcount_blocks) {
     jobs.list.push_back(
-        {Job::Kind::block_sectors, index, 0, sectors_per_cluster, {}, Mark::refcount_allocate});
+        {Job::Kind::block_sectors, index, 0, sectors_per_cluster, {}, IoTag::refcount_allocate});
   }
   if (generation.refcount_table) {
     const HostSpan table{generation.refcount_table->at, generation.refcount_table->clusters};
@@ -177,7 +177,7 @@ Task<void> Committer::step_unreferenced(Mark mark) {
     constexpr uint64_t kStep = 2048;
     for (uint64_t first = 0; first < count; first += kStep) {
       jobs.list.push_back({Job::Kind::table_sectors, 0, first, std::min(kStep, count - first),
-                           table, Mark::refcount_table_grow});
+                           table, IoTag::refcount_table_grow});
     }
   }
   for (const auto& [index, table] : generation.l2_tables)
@@ -185,7 +185,7 @@ Task<void> Committer::step_unreferenced(Mark mark) {
   const bool wrote = !jobs.list.empty();
   co_await perform(jobs);
   if (wrote || (generation.links_data && !external_data_)) {
-    co_await sync(mark == Mark::flush ? mark : Mark::commit_sync);
+    co_await sync(tag == IoTag::flush ? tag : IoTag::commit_sync);
   }
   stages_.committing->data_durable = true;
 }
@@ -210,14 +210,14 @@ Task<void> Committer::step_refcount_pointers() {
     sectors.insert(index * 8 / kSectorSize);
   for (const uint64_t sector : sectors) {
     jobs.list.push_back({Job::Kind::table_sectors, 0, sector, 1, allocator_.durable_table_at(),
-                         Mark::refcount_table_update});
+                         IoTag::refcount_table_update});
   }
   co_await perform(jobs);
-  co_await sync(Mark::commit_sync);
+  co_await sync(IoTag::commit_sync);
 }
 
 /// Step 3: pointers to clusters whose contents and refcounts are durable.
-Task<void> Committer::step_cluster_pointers(Mark mark) {
+Task<void> Committer::step_cluster_pointers(IoTag tag) {
   const Generation& generation = *stages_.committing;
   Jobs jobs;
   const uint64_t slice = map_.cache().slice_size();
@@ -240,7 +240,7 @@ Task<void> Committer::step_cluster_pointers(Mark mark) {
   for (const uint64_t sector : sectors) jobs.list.push_back({Job::Kind::l1_sector, sector});
   if (jobs.list.empty()) co_return;
   co_await perform(jobs);
-  co_await sync(mark == Mark::flush ? mark : Mark::commit_sync);
+  co_await sync(tag == IoTag::flush ? tag : IoTag::commit_sync);
 }
 
 void Committer::finish_generation() {
@@ -274,10 +274,10 @@ Task<void> Committer::worker(Jobs& jobs) {
     Task<void> write;
     switch (job.kind) {
       case Job::Kind::block_sectors:
-        write = write_block_sectors(job.index, job.first, job.count, job.mark);
+        write = write_block_sectors(job.index, job.first, job.count, job.tag);
         break;
       case Job::Kind::table_sectors:
-        write = write_table_sectors(job.table, job.first, job.count, job.mark);
+        write = write_table_sectors(job.table, job.first, job.count, job.tag);
         break;
       case Job::Kind::new_l2:
         write = write_new_l2(job.index);
@@ -302,24 +302,24 @@ Task<void> Committer::worker(Jobs& jobs) {
 }
 
 Task<void> Committer::write_block_sectors(uint64_t index, uint64_t first, uint64_t count,
-                                          Mark mark) {
+                                          IoTag tag) {
   std::vector<std::byte> bytes(count * kSectorSize);
   for (uint64_t i = 0; i < count; ++i) {
     allocator_.compose_block(index, first + i,
                              MutableBytes(bytes).subspan(i * kSectorSize, kSectorSize));
   }
   const HostOffset at = geometry_.start_of(allocator_.block_at(index)) + first * kSectorSize;
-  co_await file_.write(at.value, bytes, {.mark = mark}).doing("refcount block at ", at);
+  co_await file_.write(at.value, bytes, {.tag = tag}).doing("refcount block at ", at);
 }
 
 Task<void> Committer::write_table_sectors(HostSpan table, uint64_t first, uint64_t count,
-                                          Mark mark) {
+                                          IoTag tag) {
   std::vector<std::byte> bytes(count * kSectorSize);
   for (uint64_t i = 0; i < count; ++i) {
     allocator_.compose_table(first + i, MutableBytes(bytes).subspan(i * kSectorSize, kSectorSize));
   }
   const HostOffset at = geometry_.start_of(table.first) + first * kSectorSize;
-  co_await file_.write(at.value, bytes, {.mark = mark}).doing("refcount table at ", at);
+  co_await file_.write(at.value, bytes, {.tag = tag}).doing("refcount table at ", at);
 }
 
 Task<void> Committer::write_new_l2(uint64_t l1_index) {
@@ -327,7 +327,7 @@ Task<void> Committer::write_new_l2(uint64_t l1_index) {
   std::vector<std::byte> bytes(geometry_.cluster_size());
   if (table.base) {
     const HostOffset from = geometry_.start_of(*table.base);
-    co_await file_.read(from.value, bytes, Mark::l2_load).doing("L2 table at ", from);
+    co_await file_.read(from.value, bytes, IoTag::l2_load).doing("L2 table at ", from);
     if (allocator_.refcount(*table.base) > 1) co_await allocator_.clear_shared(bytes);
   }
   const auto begin =
@@ -337,7 +337,7 @@ Task<void> Committer::write_new_l2(uint64_t l1_index) {
     store_l2(bytes, geometry_.l2_index(it->first), it->second, geometry_);
   }
   const HostOffset at = geometry_.start_of(table.at);
-  co_await file_.write(at.value, bytes, {.mark = Mark::l2_allocate}).doing("L2 table at ", at);
+  co_await file_.write(at.value, bytes, {.tag = IoTag::l2_allocate}).doing("L2 table at ", at);
 }
 
 Task<void> Committer::write_slice(HostOffset at, uint64_t first, uint64_t count) {
@@ -356,7 +356,7 @@ Task<void> Committer::write_slice(HostOffset at, uint64_t first, uint64_t count)
   low = round_down(low, kSectorSize);
   high = round_up(high, kSectorSize);
   co_await file_
-      .write(at.value + low, Bytes(bytes).subspan(low, high - low), {.mark = Mark::l2_update})
+      .write(at.value + low, Bytes(bytes).subspan(low, high - low), {.tag = IoTag::l2_update})
       .doing("L2 table slice at ", at);
   copy(slice.mutable_bytes(), bytes);
 }
@@ -373,7 +373,7 @@ Task<void> Committer::write_l1_sector(uint64_t sector) {
     store_be(bytes, i * 8, is_new ? encode_l1({fresh->second.at, true}, geometry_) : l1[first + i]);
   }
   const uint64_t at = header_.head().header.l1_offset.value + first * 8;
-  co_await file_.write(at, bytes, {.mark = Mark::l1_update}).doing("L1 table at ", hex(at));
+  co_await file_.write(at, bytes, {.tag = IoTag::l1_update}).doing("L1 table at ", hex(at));
 }
 
 }  // namespace byre

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Committer: makes what is staged durable, in an order that any power cut may interrupt.
+/// Committer: makes what is staged durable, in an order that any power loss may interrupt.
 ///
 /// A generation goes down in three steps, each ended by a sync (docs/engine.md, M2):
 ///   1. what nobody points to yet: refcounts, new refcount blocks, new L2 tables, a new refcount
@@ -38,7 +38,7 @@ class Committer {
             MetadataSet& metadata, bool lazy);
 
   /// Everything staged, and every write completed, before this call is durable when it ends.
-  Task<void> flush(Mark mark);
+  Task<void> flush(IoTag tag);
   /// flush(), and with lazy refcounts the refcounts too.
   Task<void> flush_all();
   /// flush_all(), then clears the dirty bit.
@@ -48,20 +48,20 @@ class Committer {
   /// Nothing is written any more; reads go on.
   const Error& latched() const { return latch_.error(); }
   /// Syncs the file.
-  BYRE_CORO_WRAPPER Task<void> sync(Mark mark) { return latch_.sync(mark); }
+  BYRE_CORO_WRAPPER Task<void> sync(IoTag tag) { return latch_.sync(tag); }
   /// Told when a generation has become durable.
-  void set_on_durable(std::function<void()> told) { on_durable_ = std::move(told); }
+  void set_on_durable(std::function<void()> callback) { on_durable_ = std::move(callback); }
   uint64_t commits() const { return commits_; }
   uint64_t failures() const { return failures_; }
 
  private:
   struct Job;
   struct Jobs;
-  Task<void> run(Mark mark);
-  Task<void> step_unreferenced(Mark mark);
+  Task<void> run(IoTag tag);
+  Task<void> step_unreferenced(IoTag tag);
   Task<void> switch_refcount_table();
   Task<void> step_refcount_pointers();
-  Task<void> step_cluster_pointers(Mark mark);
+  Task<void> step_cluster_pointers(IoTag tag);
   void finish_generation();
   void postpone_refcounts();
   bool has_work(bool with_refcounts) const;
@@ -69,8 +69,8 @@ class Committer {
 
   Task<void> perform(Jobs& jobs);
   Task<void> worker(Jobs& jobs);
-  Task<void> write_block_sectors(uint64_t index, uint64_t first, uint64_t count, Mark mark);
-  Task<void> write_table_sectors(HostSpan table, uint64_t first, uint64_t count, Mark mark);
+  Task<void> write_block_sectors(uint64_t index, uint64_t first, uint64_t count, IoTag tag);
+  Task<void> write_table_sectors(HostSpan table, uint64_t first, uint64_t count, IoTag tag);
   Task<void> write_new_l2(uint64_t l1_index);
   Task<void> write_slice(HostOffset at, uint64_t first, uint64_t count);
   Task<void> write_l1_sector(uint64_t sector);

@@ -16,14 +16,14 @@ Task<void> check_tables(const std::vector<uint64_t>& l1, const Geometry& g, Allo
   }
 }
 
-Task<void> check_bitmaps(Device& file, const Head& head, Allocator& allocator) {
+Task<void> check_bitmaps(Device& file, const ImageHeader& head, Allocator& allocator) {
   const std::optional<BitmapsExtension>& extension = head.extensions.bitmaps;
   if (!extension || (head.header.autoclear & kBitmaps) == 0) co_return;
   const Geometry& g = head.geometry;
   co_await allocator.load(hosts(*extension, g)).doing("bitmap directory");
   if (!within(extension->directory_offset.value, extension->directory_size, file.size())) co_return;
   std::vector<std::byte> bytes(extension->directory_size);
-  co_await file.read(extension->directory_offset.value, bytes, Mark::bitmap_load);
+  co_await file.read(extension->directory_offset.value, bytes, IoTag::bitmap_load);
   const Result<std::vector<Bitmap>> bitmaps = parse_bitmap_directory(bytes, extension->count, g);
   if (!bitmaps) co_return;  // Nobody uses them.
   for (const Bitmap& bitmap : *bitmaps) {
@@ -31,7 +31,7 @@ Task<void> check_bitmaps(Device& file, const Head& head, Allocator& allocator) {
       continue;
     co_await allocator.load(hosts(bitmap, g)).doing("bitmap ", quoted(bitmap.name), ": table");
     const std::vector<uint64_t> table =
-        co_await load_table(file, bitmap.table_offset, bitmap.table_entries, Mark::bitmap_load);
+        co_await load_table(file, bitmap.table_offset, bitmap.table_entries, IoTag::bitmap_load);
     for (const uint64_t word : table) {
       const Result<BitmapTableEntry> entry = decode_bitmap_table_entry(word, g);
       if (!entry || !entry->data) continue;
@@ -42,7 +42,7 @@ Task<void> check_bitmaps(Device& file, const Head& head, Allocator& allocator) {
 
 }  // namespace
 
-Task<void> check_metadata_is_counted(Device& file, const Head& head,
+Task<void> check_metadata_is_counted(Device& file, const ImageHeader& head,
                                      const std::vector<Snapshot>& snapshots,
                                      std::vector<uint64_t> l1, Allocator& allocator) {
   const Geometry& g = head.geometry;
@@ -62,7 +62,7 @@ Task<void> check_metadata_is_counted(Device& file, const Head& head,
     co_await check_l1_table(snapshot, g);
     co_await allocator.load(hosts(snapshot, g)).doing(named("L1 table"));
     const std::vector<uint64_t> table =
-        co_await load_table(file, snapshot.l1_offset, snapshot.l1_entries, Mark::l1_load);
+        co_await load_table(file, snapshot.l1_offset, snapshot.l1_entries, IoTag::l1_load);
     co_await check_tables(table, g, allocator).doing(named("tables"));
   }
   if (!snapshots.empty()) {

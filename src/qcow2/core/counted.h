@@ -12,12 +12,12 @@
 #include <vector>
 
 #include "qcow2/core/allocator.h"
-#include "qcow2/core/head.h"
+#include "qcow2/core/image_header.h"
 
 namespace byre {
 
 /// Fails with Errc::corrupt, and says which; writes nothing.  `l1` is the disk's.
-Task<void> check_metadata_is_counted(Device& file, const Head& head,
+Task<void> check_metadata_is_counted(Device& file, const ImageHeader& head,
                                      const std::vector<Snapshot>& snapshots,
                                      std::vector<uint64_t> l1, Allocator& allocator);
 

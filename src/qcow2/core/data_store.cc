@@ -28,32 +28,32 @@ Result<void> DataStore::check(HostOffset at, uint64_t length) const {
 namespace {
 Task<void> refuse(Error error) { co_await fail(std::move(error)); }
 
-Task<void> read_past_end(Device& from, HostOffset at, MutableBytes bytes, Mark mark) {
+Task<void> read_past_end(Device& from, HostOffset at, MutableBytes bytes, IoTag tag) {
   const uint64_t there =
       at.value < from.size() ? std::min<uint64_t>(bytes.size(), from.size() - at.value) : 0;
-  if (there != 0) co_await from.read(at.value, bytes.first(there), mark);
+  if (there != 0) co_await from.read(at.value, bytes.first(there), tag);
   fill_zero(bytes.subspan(there));
 }
 }  // namespace
 
-BYRE_CORO_WRAPPER Task<void> DataStore::read(HostOffset at, MutableBytes bytes, Mark mark) {
+BYRE_CORO_WRAPPER Task<void> DataStore::read(HostOffset at, MutableBytes bytes, IoTag tag) {
   Device& from = device();
-  if (within(at.value, bytes.size(), from.size())) return from.read(at.value, bytes, mark);
-  return read_past_end(from, at, bytes, mark);
+  if (within(at.value, bytes.size(), from.size())) return from.read(at.value, bytes, tag);
+  return read_past_end(from, at, bytes, tag);
 }
 
-BYRE_CORO_WRAPPER Task<void> DataStore::write(HostOffset at, Bytes bytes, bool fua, Mark mark) {
+BYRE_CORO_WRAPPER Task<void> DataStore::write(HostOffset at, Bytes bytes, bool fua, IoTag tag) {
   if (Result<void> sound = check(at, bytes.size()); !sound) {
     return refuse(std::move(sound).error());
   }
-  return device().write(at.value, bytes, {.fua = fua, .mark = mark});
+  return device().write(at.value, bytes, {.fua = fua, .tag = tag});
 }
 
-Task<void> DataStore::write_zeros(HostOffset at, uint64_t length, Mark mark) {
+Task<void> DataStore::write_zeros(HostOffset at, uint64_t length, IoTag tag) {
   const std::vector<std::byte> zeros(std::min(length, kZerosAtOnce));
   while (length != 0) {
     const uint64_t step = std::min<uint64_t>(length, zeros.size());
-    co_await write(at, Bytes(zeros).first(step), false, mark);
+    co_await write(at, Bytes(zeros).first(step), false, tag);
     at = at + step;
     length -= step;
   }

@@ -28,10 +28,10 @@ class DataStore {
   /// The file that they lie in.
   Device& device() const { return external_ ? *external_ : file_; }
 
-  Task<void> read(HostOffset at, MutableBytes bytes, Mark mark);
-  Task<void> write(HostOffset at, Bytes bytes, bool fua, Mark mark);
+  Task<void> read(HostOffset at, MutableBytes bytes, IoTag tag);
+  Task<void> write(HostOffset at, Bytes bytes, bool fua, IoTag tag);
   /// Of zeros, all of them.
-  Task<void> write_zeros(HostOffset at, uint64_t length, Mark mark);
+  Task<void> write_zeros(HostOffset at, uint64_t length, IoTag tag);
   Task<void> zero(HostOffset at, uint64_t length, ZeroOptions options);
   /// Gives the range blocks on the host.
   Task<void> allocate(HostOffset at, uint64_t length);

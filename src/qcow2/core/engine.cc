@@ -5,8 +5,8 @@
 
 namespace byre {
 
-Engine::Engine(std::unique_ptr<Device> below, Head read, ImageOptions wanted)
-    : file(std::make_unique<Freezer>(std::move(below))),
+Engine::Engine(std::unique_ptr<Device> below, ImageHeader read, ImageOptions wanted)
+    : file(std::make_unique<PointInTimeFilter>(std::move(below))),
       reactor(file->reactor()),
       head(std::move(read)),
       options(std::move(wanted)),
@@ -38,12 +38,12 @@ Result<void> Engine::check_can_write() const {
   return {};
 }
 
-Task<void> Engine::room_to_stage() {
+Task<void> Engine::throttle_staging() {
   while (stages.open.entries.size() >= std::max<uint64_t>(options.staged_max, 1))
-    co_await committer->flush(Mark::commit_sync);
+    co_await committer->flush(IoTag::commit_sync);
 }
 
-Task<void> Engine::load_old(const Mapping& old) {
+Task<void> Engine::load_refcounts_of(const Mapping& old) {
   const HostSpan span = hosts(old, head.geometry);
   if (const auto hit = metadata.find_in(span)) {
     co_await fail(corrupt("guest data is mapped to ", head.geometry.start_of(*hit),
@@ -74,25 +74,25 @@ void Engine::publish(GuestCluster cluster, const Mapping& mapping, const Mapping
   if (on_removed && old.host && !mapping.host) on_removed(cluster);
   // A stream has references of its own, even in the cluster that the old one was in.
   if (mapping.compressed || before != hosts(mapping, head.geometry)) allocator->release(before);
-  staged();
+  schedule_commit();
 }
 
 // --- Commits by themselves ----------------------------------------------------------------------
 
-void Engine::staged() {
-  if (lingering_ || closing || !committer->has_work()) return;
-  lingering_ = true;
-  background_.spawn(linger());
+void Engine::schedule_commit() {
+  if (commit_scheduled_ || closing || !committer->has_work()) return;
+  commit_scheduled_ = true;
+  background_.spawn(background_commit());
 }
 
-Task<void> Engine::linger() {
+Task<void> Engine::background_commit() {
   timer_ = Op{.kind = Op::Kind::timer, .deadline = reactor.now() + options.commit_delay};
   co_await reactor.perform(timer_);
-  lingering_ = false;
+  commit_scheduled_ = false;
   if (closing) co_return;
   // A failure shows at the next flush; the work is tried again with the next staged entry.
-  if (committer->has_work()) (void)co_await committer->flush(Mark::commit_sync).result();
-  staged();
+  if (committer->has_work()) (void)co_await committer->flush(IoTag::commit_sync).result();
+  schedule_commit();
 }
 
 void Engine::spawn(Task<void> task) { background_.spawn(in_background(std::move(task))); }
@@ -100,7 +100,7 @@ void Engine::spawn(Task<void> task) { background_.spawn(in_background(std::move(
 /// What runs there may leave something to commit.
 Task<void> Engine::in_background(Task<void> task) {
   co_await std::move(task);
-  staged();
+  schedule_commit();
 }
 
 // --- The end ------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ Task<void> Engine::in_background(Task<void> task) {
 Task<void> Engine::end_requests() {
   closing = true;
   while (running != 0) co_await idle_.wait();
-  if (lingering_) reactor.cancel(timer_);
+  if (commit_scheduled_) reactor.cancel(timer_);
   (void)co_await background_.join().result();
 }
 
@@ -125,7 +125,7 @@ Task<void> Engine::commit_the_rest() {
   const uint64_t used = std::max(length_at_open, allocator->end_of_use() * cluster_size());
   if (used >= file->size()) co_return;
   co_await file->resize(used);
-  co_await file->flush(Mark::flush);
+  co_await file->flush(IoTag::flush);
 }
 
 Task<void> Engine::close_below() {

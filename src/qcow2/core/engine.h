@@ -37,7 +37,7 @@
 #include <string>
 #include <vector>
 
-#include "block/frozen.h"
+#include "block/point_in_time.h"
 #include "coro/event.h"
 #include "coro/range_lock.h"
 #include "coro/scope.h"
@@ -46,8 +46,8 @@
 #include "qcow2/core/commit.h"
 #include "qcow2/core/data_store.h"
 #include "qcow2/core/epochs.h"
-#include "qcow2/core/head.h"
 #include "qcow2/core/header_state.h"
+#include "qcow2/core/image_header.h"
 #include "qcow2/core/map.h"
 #include "qcow2/core/stages.h"
 #include "qcow2/core/sync_latch.h"
@@ -57,7 +57,7 @@ namespace byre {
 
 class Engine {
  public:
-  Engine(std::unique_ptr<Device> file, Head head, ImageOptions options);
+  Engine(std::unique_ptr<Device> file, ImageHeader head, ImageOptions options);
   Engine(const Engine&) = delete;
   /// close() has ended, or abandon() was called; asserted.
   ~Engine();
@@ -70,8 +70,8 @@ class Engine {
     return data && !backing && (head.header.autoclear & kRawDataFile) != 0;
   }
   /// Of a write to this place of the guest's address space: VM state lies behind the disk.
-  Mark write_mark(uint64_t offset) const {
-    return offset < size ? Mark::write_guest : Mark::vm_state_write;
+  IoTag write_mark(uint64_t offset) const {
+    return offset < size ? IoTag::write_guest : IoTag::vm_state_write;
   }
 
   /// The error for a request that passes the end of the disk.
@@ -80,10 +80,10 @@ class Engine {
   Result<void> check_can_write() const;
   /// Bounds what is staged: whoever comes when it is full commits first, and gets that commit's
   /// error.  Before any lock.
-  Task<void> room_to_stage();
+  Task<void> throttle_staging();
   /// Makes it possible to give up what `old` refers to.  A damaged image may map guest data to
   /// metadata; that is never given up for a guest (M5).
-  Task<void> load_old(const Mapping& old);
+  Task<void> load_refcounts_of(const Mapping& old);
   /// Sees to an L2 table of our own, with a second try once freed space has been made usable.
   Task<void> prepare_table(uint64_t l1_index);
   /// After a real ENOSPC: what has been freed is made usable.  Holds X, but no pin.
@@ -91,7 +91,7 @@ class Engine {
   /// The next lookup sees `mapping`; host clusters that it no longer refers to go to limbo (H2).
   void publish(GuestCluster cluster, const Mapping& mapping, const Mapping& old);
   /// Something was staged: a commit follows within options.commit_delay (M6).
-  void staged();
+  void schedule_commit();
   /// Runs beside the requests; end_requests() waits for it.
   void spawn(Task<void> task);
 
@@ -107,11 +107,11 @@ class Engine {
   /// The simulated process died: forget everything without I/O.
   void abandon();
 
-  std::unique_ptr<Freezer> file;
+  std::unique_ptr<PointInTimeFilter> file;
   Reactor& reactor;
   std::unique_ptr<Device> data;     ///< The external data file, or null.
   std::unique_ptr<Device> backing;  ///< Or null.
-  Head head;
+  ImageHeader head;
   ImageOptions options;
   std::vector<Snapshot> snapshots;
   uint64_t size = 0;     ///< Of the disk, in bytes.
@@ -139,13 +139,13 @@ class Engine {
 
  private:
   friend class Request;
-  Task<void> linger();
+  Task<void> background_commit();
   Task<void> in_background(Task<void> task);
 
   Scope background_;
   Event idle_;  ///< The last request has ended.
   bool closed_ = false;
-  bool lingering_ = false;
+  bool commit_scheduled_ = false;
   Op timer_;
 };
 

@@ -20,11 +20,11 @@ Task<void> HeaderState::apply(RootEdit edit) {
   const Mutex::Hold hold = co_await mutex_.lock();
   if (latch_) co_await fail(latch_.error().copy());
   if (keep_dirty_) keep_dirty(edit);
-  Head next{.header = head_.header,
-            .extensions = head_.extensions,
-            .backing_file = head_.backing_file,
-            .geometry = head_.geometry,
-            .sector = head_.sector};
+  ImageHeader next{.header = head_.header,
+                   .extensions = head_.extensions,
+                   .backing_file = head_.backing_file,
+                   .geometry = head_.geometry,
+                   .sector = head_.sector};
   co_await edit_sector(next.sector, next.header, edit);
   co_await edit_parsed(next.header, next.extensions, next.sector, edit);
   if (edit.whole) {
@@ -32,11 +32,11 @@ Task<void> HeaderState::apply(RootEdit edit) {
     next.geometry.version = next.header.version;
   }
   if (!equal(next.sector, head_.sector)) {
-    Result<void> written = co_await file_.write(0, next.sector, {.mark = Mark::header_update})
+    Result<void> written = co_await file_.write(0, next.sector, {.tag = IoTag::header_update})
                                .doing("header")
                                .result();
     if (!written) co_await put_back(std::move(written).error());
-    co_await latch_.sync(Mark::commit_sync);
+    co_await latch_.sync(IoTag::commit_sync);
   }
   // In place: whoever keeps a reference to a part sees the new one.
   head_ = std::move(next);
@@ -51,9 +51,9 @@ void HeaderState::keep_dirty(RootEdit& edit) {
 
 /// Fails with `why`.
 Task<void> HeaderState::put_back(Error why) {
-  Result<void> back = co_await latch_.sync(Mark::commit_sync).result();
-  if (back) back = co_await file_.write(0, head_.sector, {.mark = Mark::header_update}).result();
-  if (back) back = co_await latch_.sync(Mark::commit_sync).result();
+  Result<void> back = co_await latch_.sync(IoTag::commit_sync).result();
+  if (back) back = co_await file_.write(0, head_.sector, {.tag = IoTag::header_update}).result();
+  if (back) back = co_await latch_.sync(IoTag::commit_sync).result();
   if (!back) latch_.latch(why, "the header could not be written back");
   co_await fail(std::move(why));
 }
@@ -64,8 +64,8 @@ Task<void> HeaderState::write_past_sector(uint64_t at, Bytes bytes) {
   const Mutex::Hold hold = co_await mutex_.lock();
   if (latch_) co_await fail(latch_.error().copy());
   Result<void> written =
-      co_await file_.write(at, bytes, {.mark = Mark::header_update}).doing("header").result();
-  co_await latch_.sync(Mark::commit_sync);  // What failed lands now or never.
+      co_await file_.write(at, bytes, {.tag = IoTag::header_update}).doing("header").result();
+  co_await latch_.sync(IoTag::commit_sync);  // What failed lands now or never.
   co_await std::move(written);
 }
 

@@ -14,7 +14,7 @@
 
 #include "coro/semaphore.h"
 #include "format/header_edit.h"
-#include "qcow2/core/head.h"
+#include "qcow2/core/image_header.h"
 #include "qcow2/core/sync_latch.h"
 
 namespace byre {
@@ -23,13 +23,13 @@ class Quiesced;
 
 class HeaderState {
  public:
-  HeaderState(ReadyQueue& ready, Device& file, SyncLatch& latch, Head& head)
+  HeaderState(ReadyQueue& ready, Device& file, SyncLatch& latch, ImageHeader& head)
       : file_(file), latch_(latch), head_(head), mutex_(ready) {}
   HeaderState(const HeaderState&) = delete;
 
   /// What the disk says.  The width of refcounts in `geometry` is that at the opening, even after
   /// an edit of it: an open image goes on in memory by the old one.
-  const Head& head() const { return head_; }
+  const ImageHeader& head() const { return head_; }
 
   /// Changes fields, durably; a disk does not become smaller so.  Fails with the write's error when
   /// nothing has changed, and with the latch set when nobody knows.
@@ -54,7 +54,7 @@ class HeaderState {
 
   Device& file_;
   SyncLatch& latch_;
-  Head& head_;
+  ImageHeader& head_;
   Mutex mutex_;
   bool keep_dirty_ = false;
 };

@@ -41,7 +41,7 @@ class HeaderStateTest : public testing::Test {
     const Result<std::vector<std::byte>> bytes = serialize_header(header, {});
     ASSERT_TRUE(bytes);
     memory_.poke(0, *bytes);
-    Result<Head> head = reactor_->run(load_head(memory_));
+    Result<ImageHeader> head = reactor_->run(load_image_header(memory_));
     ASSERT_TRUE(head);
     head_ = *std::move(head);
   }
@@ -60,7 +60,7 @@ class HeaderStateTest : public testing::Test {
     return results;
   }
   Header on_disk() {
-    Result<Head> head = reactor_->run(load_head(memory_));
+    Result<ImageHeader> head = reactor_->run(load_image_header(memory_));
     EXPECT_TRUE(head);
     return head ? head->header : Header();
   }
@@ -68,7 +68,7 @@ class HeaderStateTest : public testing::Test {
   std::unique_ptr<Reactor> reactor_ = *make_reactor(ReactorKind::posix);
   MemoryDevice memory_{*reactor_};
   Slow file_{memory_};
-  Head head_;
+  ImageHeader head_;
   SyncLatch latch_{file_, nullptr};
   HeaderState state_{reactor_->ready(), file_, latch_, head_};
 };

@@ -11,18 +11,18 @@ void SyncLatch::latch(const Error& error, std::string_view what) {
                  error.sys_errno());
 }
 
-Task<void> SyncLatch::sync(Mark mark) {
+Task<void> SyncLatch::sync(IoTag tag) {
   if (error_) co_await fail(error_.copy());
-  Result<void> synced = co_await file_.flush(mark).result();
+  Result<void> synced = co_await file_.flush(tag).result();
   if (synced) co_return;
   latch(synced.error());
   co_await std::move(synced);
 }
 
-Task<void> SyncLatch::sync_data(Mark mark) {
+Task<void> SyncLatch::sync_data(IoTag tag) {
   if (error_) co_await fail(error_.copy());
   if (!data_) co_return;
-  Result<void> synced = co_await data_->flush(mark).result();
+  Result<void> synced = co_await data_->flush(tag).result();
   if (synced) co_return;
   latch(synced.error());
   co_await std::move(synced).doing("data file");

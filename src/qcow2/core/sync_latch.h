@@ -25,9 +25,9 @@ class SyncLatch {
   explicit operator bool() const { return bool(error_); }
   /// Nobody knows any more what the disk says, because of `error`; `what` begins the sentence.
   void latch(const Error& error, std::string_view what = "a sync failed");
-  Task<void> sync(Mark mark);
+  Task<void> sync(IoTag tag);
   /// Nothing without a data file.
-  Task<void> sync_data(Mark mark);
+  Task<void> sync_data(IoTag tag);
 
  private:
   Device& file_;

@@ -75,7 +75,7 @@ Task<TableCache::Ref> TableCache::get(HostOffset at) {
     index_[at] = slot;
     Ref ref(*this, *slot);
     ++loads_;
-    Result<void> read = co_await file_.read(at.value, ref.mutable_bytes(), Mark::l2_load).result();
+    Result<void> read = co_await file_.read(at.value, ref.mutable_bytes(), IoTag::l2_load).result();
     slot->state = read ? Slot::State::ready : Slot::State::failed;
     if (!read && slot->indexed) {
       index_.erase(at);

@@ -20,7 +20,7 @@ constexpr uint64_t kWorkMin = 64 * KiB;
 using Stream = std::optional<std::vector<std::byte>>;  ///< None: it would not be smaller.
 static Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes data,
                                                int level);
-static Task<Packer::Placed> place_stream(GuestDisk& disk, Bytes stream, bool& reclaimed);
+static Task<CompressedPacker::Placed> place_stream(GuestDisk& disk, Bytes stream, bool& reclaimed);
 static Task<std::vector<Stream>> compress_clusters(GuestDisk& disk, Bytes data, int level);
 static Task<void> compress_some(GuestDisk& disk, Bytes data, int level, std::span<Stream> streams);
 
@@ -61,14 +61,15 @@ Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes 
   const Geometry& g = disk.head.geometry;
   const GuestCluster first = g.cluster_of(GuestOffset{offset});
   const uint64_t count = g.clusters_for(data.size());
-  co_await disk.room_to_stage();
-  // Asked for in one step: who comes later waits for this request in both (Packer::Turn).
-  Packer::Turn turn(*disk.packer);
+  co_await disk.throttle_staging();
+  // Asked for in one step: who comes later waits for this request in both
+  // (CompressedPacker::Ticket).
+  CompressedPacker::Ticket ticket(*disk.packer);
   RangeLock::Request lock(disk.clusters, first.value, first.value + count,
                           RangeLock::Mode::exclusive);
   co_await lock;
-  if (!disk.bitmaps->mark_now(offset, data.size()))
-    co_await disk.bitmaps->mark(offset, data.size());
+  if (!disk.bitmaps->try_set_dirty(offset, data.size()))
+    co_await disk.bitmaps->set_dirty(offset, data.size());
   std::vector<Stream> streams = co_await compress_clusters(disk, data, level);
   std::vector<Mapping> old(count);
   {
@@ -76,34 +77,35 @@ Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes 
     for (uint64_t i = 0; i < count; ++i) old[i] = (co_await disk.map->find(first + i)).mapping;
   }
   for (uint64_t i = 0; i < count; ++i) {
-    if (streams[i]) co_await disk.load_old(old[i]);
+    if (streams[i]) co_await disk.load_refcounts_of(old[i]);
   }
   co_await disk.prepare_table(g.l1_index(first));
-  co_await turn.come();
+  co_await ticket.wait();
 
   bool reclaimed = false;
-  std::vector<Packer::Placed> placed;
+  std::vector<CompressedPacker::Placed> placed;
   Result<void> all_placed;
   for (uint64_t i = 0; i < count && all_placed; ++i) {
     if (!streams[i]) {
       placed.emplace_back();
       continue;
     }
-    Result<Packer::Placed> place = co_await place_stream(disk, *streams[i], reclaimed).result();
+    Result<CompressedPacker::Placed> place =
+        co_await place_stream(disk, *streams[i], reclaimed).result();
     if (place) {
       placed.push_back(*std::move(place));
     } else {
       all_placed = std::move(place).error();
     }
   }
-  turn.end();
+  ticket.end();
   for (uint64_t i = 0; i < placed.size(); ++i) {
     while (streams[i]) {
       Result<bool> written = co_await disk.packer->write(placed[i]).result();
       if (written && *written) break;
       if (!written && (written.error().code() != Errc::no_space || reclaimed))
         co_await fail(std::move(written).error());
-      placed[i] = Packer::Placed();  // To limbo: its write may still land (H6).
+      placed[i] = CompressedPacker::Placed();  // To limbo: its write may still land (H6).
       if (!written) {
         reclaimed = true;
         co_await disk.reclaim_space();
@@ -119,9 +121,9 @@ Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes 
   co_return std::move(streams);
 }
 
-/// Packer::place(), with a second try once freed space has been made usable.
-Task<Packer::Placed> place_stream(GuestDisk& disk, Bytes stream, bool& reclaimed) {
-  Result<Packer::Placed> placed = co_await disk.packer->place(stream).result();
+/// CompressedPacker::place(), with a second try once freed space has been made usable.
+Task<CompressedPacker::Placed> place_stream(GuestDisk& disk, Bytes stream, bool& reclaimed) {
+  Result<CompressedPacker::Placed> placed = co_await disk.packer->place(stream).result();
   if (!placed && placed.error().code() == Errc::no_space && !reclaimed) {
     reclaimed = true;
     co_await disk.reclaim_space();
@@ -132,7 +134,7 @@ Task<Packer::Placed> place_stream(GuestDisk& disk, Bytes stream, bool& reclaimed
 
 Task<void> GuestDisk::write_packed(uint64_t at, Bytes bytes) {
   const Epochs::Pin pin = epochs.pin();
-  co_await store.write(HostOffset{at}, bytes, false, Mark::write_compressed);
+  co_await store.write(HostOffset{at}, bytes, false, IoTag::write_compressed);
 }
 
 /// The streams of `data`'s clusters, in their order, made on all cores.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Compressed writes (docs/engine.md, P): compress -> place -> write -> stage, under an exclusive
 /// lock.  A failure before the last step leaves the map as it was, and the references go to limbo.
-/// Not here: where streams go (pack.h), reading them (read.h, unpacked.h).
+/// Not here: where streams go (compressed_packer.h), reading them (read.h, decompressed_cache.h).
 #pragma once
 
 #include "block/device.h"

@@ -21,12 +21,12 @@ namespace {
 class Below final : public Borrowed {
  public:
   using Borrowed::Borrowed;
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t o, MutableBytes d, Mark m) override {
-    if (m == Mark::read_compressed) ++reads;
+  BYRE_CORO_WRAPPER Task<void> read(uint64_t o, MutableBytes d, IoTag m) override {
+    if (m == IoTag::read_compressed) ++reads;
     return below_.read(o, d, m);
   }
   Task<void> write(uint64_t o, Bytes d, WriteOptions p) override {
-    if (p.mark == Mark::write_compressed) {
+    if (p.tag == IoTag::write_compressed) {
       EXPECT_EQ(o % kSectorSize, 0u);
       EXPECT_EQ(d.size() % kSectorSize, 0u);
       EXPECT_FALSE(writing_) << "two writes of streams at once";
@@ -63,7 +63,7 @@ class Compress : public testing::Test {
   void open(ImageOptions options = {.writable = true}) {
     auto below = std::make_unique<Below>(*memory_);
     below_ = below.get();
-    auto image = reactor_->run(Image::open_over(std::move(below), gate_, std::move(options)));
+    auto image = reactor_->run(Image::open_over(std::move(below), opener_, std::move(options)));
     ASSERT_TRUE(image) << image.error().message();
     image_ = *std::move(image);
   }
@@ -101,7 +101,7 @@ class Compress : public testing::Test {
   void verify() {
     for (int round = 0; round < 2; ++round) {
       std::vector<std::byte> now(model_.size());
-      const Result<void> read = reactor_->run(image_->read(0, now, Mark::none));
+      const Result<void> read = reactor_->run(image_->read(0, now, IoTag::none));
       ASSERT_TRUE(read) << read.error().message();
       ASSERT_EQ(now, model_);
       const Result<void> closed = reactor_->run(image_->close());
@@ -117,7 +117,7 @@ class Compress : public testing::Test {
 
   std::unique_ptr<Reactor> reactor_ = *make_reactor(ReactorKind::posix);
   std::optional<MemoryDevice> memory_;
-  ClosedGate gate_;
+  ClosedGate opener_;
   Geometry geometry_;
   Below* below_ = nullptr;
   std::unique_ptr<Image> image_;
@@ -383,18 +383,18 @@ TEST_F(Compress, SequentialReadsUnpackEachClusterOnce) {
   for (uint64_t n = 0; n < 16; ++n) pack_cluster(n, 1000);
   std::vector<std::byte> small(4096);
   for (uint64_t at = 0; at < model_.size(); at += small.size()) {
-    ASSERT_TRUE(reactor_->run(image_->read(at, small, Mark::none)));
+    ASSERT_TRUE(reactor_->run(image_->read(at, small, IoTag::none)));
     EXPECT_TRUE(equal(small, Bytes(model_).subspan(at, small.size())));
   }
   EXPECT_EQ(below_->reads, 16);
-  EXPECT_EQ(image_->stats().clusters_unpacked, 16u);
+  EXPECT_EQ(image_->stats().clusters_decompressed, 16u);
   verify();
 
   below_->reads = 0;
   std::vector<std::vector<std::byte>> data(16, small);
   Scope scope(reactor_->ready());
   const auto one = [](Image& image, uint64_t at, MutableBytes out) -> Task<void> {
-    co_await image.read(at, out, Mark::none);
+    co_await image.read(at, out, IoTag::none);
   };
   for (uint64_t i = 0; i < 16; ++i) scope.spawn(one(*image_, i * 4096, data[i]));
   ASSERT_TRUE(reactor_->run(scope.join()));
@@ -403,7 +403,7 @@ TEST_F(Compress, SequentialReadsUnpackEachClusterOnce) {
     EXPECT_TRUE(equal(data[i], Bytes(model_).subspan(i * 4096, 4096)));
 }
 
-// What was unpacked is forgotten when its bytes may change: the same place, another stream.
+// What was decompressed is forgotten when its bytes may change: the same place, another stream.
 TEST_F(Compress, AnUnpackedClusterIsForgottenWhenItsHostIsFree) {
   create({.size = 1 * MiB});
   std::vector<std::byte> small(4096);
@@ -412,7 +412,7 @@ TEST_F(Compress, AnUnpackedClusterIsForgottenWhenItsHostIsFree) {
     const std::vector<std::byte> bytes(cluster(), static_cast<std::byte>('a' + round));
     const uint64_t at = cluster() * (static_cast<uint64_t>(round) % 2);
     ASSERT_TRUE(pack(at, expect(at, bytes)));
-    ASSERT_TRUE(reactor_->run(image_->read(at + 8192, small, Mark::none)));
+    ASSERT_TRUE(reactor_->run(image_->read(at + 8192, small, IoTag::none)));
     EXPECT_TRUE(equal(small, Bytes(bytes).first(4096)));
     discard_cluster(at / cluster());
     for (int flush = 0; flush < 3; ++flush) ASSERT_TRUE(reactor_->run(image_->flush()));

@@ -20,32 +20,33 @@ constexpr uint64_t kPunchAtOnce = 4096;
 static Task<void> punch_removed(GuestDisk& disk);
 static Task<void> punch_unowned(GuestDisk& disk, GuestCluster first, uint64_t count);
 
-Task<void> open_data_file(GuestDisk& disk, Gate& gate) {
+Task<void> open_data_file(GuestDisk& disk, FileOpener& opener) {
   FileOptions options{.writable = disk.options.writable,
                       .direct = disk.options.direct,
                       .lock = disk.options.lock,
                       .share_lock = disk.options.share_lock};
   std::unique_ptr<File> file;
   if (!disk.options.data_file.empty()) {
-    file = co_await gate.open(disk.options.data_file, options);
+    file = co_await opener.open(disk.options.data_file, options);
   } else {
     if (!disk.head.extensions.data_file_name) {
       co_await fail(
           invalid("the image has an external data file but does not name it; give its name"));
     }
     const std::string name = co_await plain_name(*disk.head.extensions.data_file_name);
-    file = co_await gate.open_named_by_image(disk.file->name(), name, options);
+    file = co_await opener.open_named_by_image(disk.file->name(), name, options);
   }
   disk.data =
       std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = disk.options.writable});
   disk.store.use_external(*disk.data);
   // As for the image: what a killed process wrote counts as durable from here on.
-  if (disk.options.writable) co_await disk.data->flush(Mark::none);
+  if (disk.options.writable) co_await disk.data->flush(IoTag::none);
 }
 
 /// Writes to the own places of the clusters `old`, which `data` covers but for the outer edges of
 /// the first and the last.  Units that it touches are filled; then all are staged.  Holds X.
-Task<void> write_own(GuestDisk& disk, uint64_t offset, Bytes data, std::span<const Mapping> old) {
+Task<void> write_external(GuestDisk& disk, uint64_t offset, Bytes data,
+                          std::span<const Mapping> old) {
   const Geometry& g = disk.head.geometry;
   const uint64_t unit = g.unit_size();
   const uint64_t end = offset + data.size();
@@ -69,8 +70,8 @@ Task<void> write_own(GuestDisk& disk, uint64_t offset, Bytes data, std::span<con
   // before the data go down: not even a write that fails or is cut off tells the two apart.
   if (disk.has_raw_data()) {
     publish_all(true);
-    co_await disk.committer->flush(Mark::commit_sync);
-    co_await disk.store.write(HostOffset{offset}, data, false, Mark::write_guest);
+    co_await disk.committer->flush(IoTag::commit_sync);
+    co_await disk.store.write(HostOffset{offset}, data, false, IoTag::write_guest);
     co_return;
   }
   const uint64_t fill_from = round_down(offset, unit);
@@ -83,17 +84,17 @@ Task<void> write_own(GuestDisk& disk, uint64_t offset, Bytes data, std::span<con
     if (middle > offset) {
       std::vector<std::byte> edge(middle - fill_from);
       co_await fill_around(disk, old.front(), fill_from, edge, offset, data);
-      co_await disk.store.write(HostOffset{fill_from}, edge, false, Mark::copy_up_write);
+      co_await disk.store.write(HostOffset{fill_from}, edge, false, IoTag::copy_up_write);
     }
     const uint64_t tail = fill_to == end ? end : std::max(middle, round_down(end, unit));
     if (tail > middle) {
       co_await disk.store.write(HostOffset{middle}, data.subspan(middle - offset, tail - middle),
-                                false, Mark::write_guest);
+                                false, IoTag::write_guest);
     }
     if (fill_to > tail) {
       std::vector<std::byte> edge(fill_to - tail);
       co_await fill_around(disk, old.back(), tail, edge, offset, data);
-      co_await disk.store.write(HostOffset{tail}, edge, false, Mark::copy_up_write);
+      co_await disk.store.write(HostOffset{tail}, edge, false, IoTag::copy_up_write);
     }
   }
   publish_all(false);
@@ -111,7 +112,7 @@ Task<void> zero_raw_data(GuestDisk& disk, uint64_t offset, uint64_t length, Zero
     RangeLock::Request lock(disk.clusters, g.cluster_of(GuestOffset{offset}).value, last.value + 1,
                             RangeLock::Mode::shared);
     co_await lock;
-    if (!disk.bitmaps->mark_now(offset, step)) co_await disk.bitmaps->mark(offset, step);
+    if (!disk.bitmaps->try_set_dirty(offset, step)) co_await disk.bitmaps->set_dirty(offset, step);
     const uint64_t there =
         offset < disk.data->size() ? std::min(step, disk.data->size() - offset) : 0;
     if (there != 0) co_await disk.store.zero(HostOffset{offset}, there, options).doing("data file");
@@ -185,14 +186,14 @@ Task<void> grow_data_file(GuestDisk& disk, uint64_t size) {
     }
     co_await disk.data->resize(size).doing("data file");
   }
-  co_await disk.latch->sync_data(Mark::commit_sync);
+  co_await disk.latch->sync_data(IoTag::commit_sync);
 }
 
 /// After the disk has become smaller.
 Task<void> cut_data_file(GuestDisk& disk) {
   if (!disk.data->can_grow() || disk.data->size() <= disk.size) co_return;
   co_await disk.data->resize(disk.size).doing("data file");
-  co_await disk.latch->sync_data(Mark::commit_sync);
+  co_await disk.latch->sync_data(IoTag::commit_sync);
 }
 
 }  // namespace byre

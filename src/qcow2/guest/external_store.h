@@ -18,17 +18,18 @@
 
 #include "block/device.h"
 #include "format/l2.h"
-#include "io/gate.h"
+#include "io/file_opener.h"
 
 namespace byre {
 
 class GuestDisk;
 
 /// Opens the file that the options or the image name.
-Task<void> open_data_file(GuestDisk& disk, Gate& gate);
+Task<void> open_data_file(GuestDisk& disk, FileOpener& opener);
 /// Writes to the own places of the clusters `old`, which `data` covers but for the outer edges of
 /// the first and the last.  Units that it touches are filled; then all are staged.  Holds X.
-Task<void> write_own(GuestDisk& disk, uint64_t offset, Bytes data, std::span<const Mapping> old);
+Task<void> write_external(GuestDisk& disk, uint64_t offset, Bytes data,
+                          std::span<const Mapping> old);
 /// Of a data file that must stay raw: zeros in it, and no entry changes.
 Task<void> zero_raw_data(GuestDisk& disk, uint64_t offset, uint64_t length, ZeroOptions options);
 /// The cluster no longer uses its place (Engine::on_removed).

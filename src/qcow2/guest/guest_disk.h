@@ -3,7 +3,7 @@
 /// themselves.
 ///
 /// packer    where compressed streams go
-/// unpacked  the compressed clusters that were read last; 4 MiB for a whole backing chain
+/// decompressed  the compressed clusters that were read last; 4 MiB for a whole backing chain
 /// bitmaps   the persistent bitmaps, told of each change before it is issued
 /// removed   places in the external data file that are to be punched
 /// Not here: any algorithm.
@@ -14,22 +14,24 @@
 
 #include "qcow2/bitmap/bitmaps.h"
 #include "qcow2/core/engine.h"
-#include "qcow2/guest/pack.h"
-#include "qcow2/guest/unpacked.h"
+#include "qcow2/guest/compressed_packer.h"
+#include "qcow2/guest/decompressed_cache.h"
 
 namespace byre {
 
-class GuestDisk final : public Engine, private Packer::Writer, private UnpackedCache::Source {
+class GuestDisk final : public Engine,
+                        private CompressedPacker::Writer,
+                        private DecompressedCache::Source {
  public:
-  GuestDisk(std::unique_ptr<Device> below, Head read, ImageOptions wanted)
+  GuestDisk(std::unique_ptr<Device> below, ImageHeader read, ImageOptions wanted)
       : Engine(std::move(below), std::move(read), std::move(wanted)),
-        unpacked(reactor.ready(), head.geometry) {}
+        decompressed(reactor.ready(), head.geometry) {}
 
-  Packer::Writer& stream_writer() { return *this; }
-  UnpackedCache::Source& stream_source() { return *this; }
+  CompressedPacker::Writer& stream_writer() { return *this; }
+  DecompressedCache::Source& stream_source() { return *this; }
 
-  UnpackedCache unpacked;
-  std::unique_ptr<Packer> packer;  ///< Null when read-only, like the next.
+  DecompressedCache decompressed;
+  std::unique_ptr<CompressedPacker> packer;  ///< Null when read-only, like the next.
   std::unique_ptr<Bitmaps> bitmaps;
   BitmapList bitmap_list;  ///< When read-only.
 
@@ -43,8 +45,8 @@ class GuestDisk final : public Engine, private Packer::Writer, private UnpackedC
   bool punching_removed = false;
 
  private:
-  Task<void> write_packed(uint64_t at, Bytes bytes) override;        // compress.cc
-  Task<void> unpack(Mapping stream, MutableBytes cluster) override;  // read.cc
+  Task<void> write_packed(uint64_t at, Bytes bytes) override;            // compress.cc
+  Task<void> decompress(Mapping stream, MutableBytes cluster) override;  // read.cc
 };
 
 }  // namespace byre

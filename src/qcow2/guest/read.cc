@@ -12,17 +12,17 @@ namespace byre {
 
 static Task<void> read_compressed(GuestDisk& disk, Mapping mapping, uint64_t within,
                                   MutableBytes data, ReadFor read);
-static Task<void> read_below(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark);
-static Task<void> unpack_stream(GuestDisk& disk, Mapping mapping, MutableBytes cluster);
+static Task<void> read_below(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTag);
+static Task<void> decompress_stream(GuestDisk& disk, Mapping mapping, MutableBytes cluster);
 
-Task<void> read_disk(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark mark) {
+Task<void> read_disk(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTag tag) {
   const Request request(disk);
   co_await request.begin();
   if (!within(offset, data.size(), disk.size))
     co_await fail(disk.out_of_range("read", offset, data.size()));
   for (uint64_t shrinks = disk.shrinks + 1; shrinks != disk.shrinks;) {
     shrinks = disk.shrinks;
-    co_await read_pinned(disk, offset, data, mark);
+    co_await read_pinned(disk, offset, data, tag);
     // The disk may have become smaller, and what lies behind it is no longer its own; or that has
     // failed, and what was read for zeros meanwhile is its own again.
     if (!within(offset, data.size(), disk.size))
@@ -32,7 +32,7 @@ Task<void> read_disk(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark m
 
 /// One pin for all pieces (docs/engine.md, H1).  Clusters that follow each other on the host are
 /// one I/O; so are those that come from the backing device or read as zeros.
-Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark mark) {
+Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTag tag) {
   const Geometry& g = disk.head.geometry;
   const Epochs::Pin pin = disk.epochs.pin();
   while (!data.empty()) {
@@ -61,15 +61,15 @@ Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark
         length = std::min<uint64_t>(data.size(), length + disk.cluster_size());
         ++next;
       }
-      co_await disk.store.read(g.start_of(*mapping.host) + in_cluster, data.first(length), mark);
+      co_await disk.store.read(g.start_of(*mapping.host) + in_cluster, data.first(length), tag);
     } else if (!mapping.compressed && mapping.allocated == 0 && mapping.zero == 0 &&
                disk.map->table_missing(cluster)) {
       // A whole table is missing: go on to its end at once.
       const uint64_t table_end = (g.l1_index(cluster) + 1) * g.l1_span();
       length = std::min<uint64_t>(data.size(), table_end - offset);
-      co_await read_below(disk, offset, data.first(length), mark);
+      co_await read_below(disk, offset, data.first(length), tag);
     } else {
-      co_await read_mapped(disk, mapping, offset, data.first(length), mark);
+      co_await read_mapped(disk, mapping, offset, data.first(length), tag);
     }
     offset += length;
     data = data.subspan(length);
@@ -99,13 +99,13 @@ Task<void> read_mapped(GuestDisk& disk, const Mapping& mapping, uint64_t offset,
     const uint64_t length = std::min<uint64_t>(data.size(), end * g.unit_size() - within);
     switch (kind(unit)) {
       case 0:
-        co_await disk.store.read(HostOffset{host + within}, data.first(length), read.mark);
+        co_await disk.store.read(HostOffset{host + within}, data.first(length), read.tag);
         break;
       case 1:
         fill_zero(data.first(length));
         break;
       default:
-        co_await read_below(disk, offset, data.first(length), read.mark);
+        co_await read_below(disk, offset, data.first(length), read.tag);
         break;
     }
     offset += length;
@@ -122,52 +122,54 @@ bool reads_zero(const GuestDisk& disk, const Mapping& mapping, uint32_t units,
 }
 
 /// What the backing device has; zeros beyond its end, beyond our own, and without one.
-Task<void> read_below(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark) {
+Task<void> read_below(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTag) {
   uint64_t below = 0;
   const uint64_t end = disk.backing ? std::min(disk.backing->size(), disk.size) : 0;
   if (offset < end) {
     below = std::min<uint64_t>(data.size(), end - offset);
-    co_await disk.backing->read(offset, data.first(below), Mark::read_backing);
+    co_await disk.backing->read(offset, data.first(below), IoTag::read_backing);
   }
   fill_zero(data.subspan(below));
 }
 
 Task<void> read_compressed(GuestDisk& disk, Mapping mapping, uint64_t within, MutableBytes data,
                            ReadFor read) {
-  UnpackedCache::Cluster cluster = disk.unpacked.find(mapping);
+  DecompressedCache::Cluster cluster = disk.decompressed.find(mapping);
   // Who wants all of it gets it at once; it will hardly be asked for again.
   if (!cluster && data.size() == disk.cluster_size()) {
-    co_await unpack_stream(disk, mapping, data);
+    co_await decompress_stream(disk, mapping, data);
     co_return;
   }
   // A copy up is the last use of its stream, and waits for no reader.  Where another process may
   // write the image nothing tells when its bytes change.
   if (!cluster && (read.last_use || disk.options.share_lock)) {
     std::vector<std::byte> now(disk.cluster_size());
-    co_await unpack_stream(disk, mapping, now);
+    co_await decompress_stream(disk, mapping, now);
     copy(data, Bytes(now).subspan(within, data.size()));
     co_return;
   }
-  if (!cluster) cluster = co_await disk.unpacked.get(mapping, disk.stream_source());
+  if (!cluster) cluster = co_await disk.decompressed.get(mapping, disk.stream_source());
   copy(data, Bytes(*cluster).subspan(within, data.size()));
 }
 
-Task<void> unpack_stream(GuestDisk& disk, Mapping mapping, MutableBytes cluster) {
+Task<void> decompress_stream(GuestDisk& disk, Mapping mapping, MutableBytes cluster) {
   std::vector<std::byte> stream(mapping.compressed_size);
-  co_await disk.store.read(mapping.compressed_at, stream, Mark::read_compressed);
-  Result<void> unpacked;
+  co_await disk.store.read(mapping.compressed_at, stream, IoTag::read_compressed);
+  Result<void> decompressed;
   const Compression compression = disk.head.header.compression;
-  const auto work = [&] { unpacked = decompress(compression, stream, cluster); };
+  const auto work = [&] { decompressed = decompress(compression, stream, cluster); };
   co_await disk.reactor.offload(std::cref(work));
-  ++disk.stats.clusters_unpacked;
-  if (!unpacked) {
-    co_await fail(std::move(unpacked).error().while_doing(
-        cat("compressed stream at ", mapping.compressed_at, " in ", quoted(disk.name()))));
+  ++disk.stats.clusters_decompressed;
+  if (!decompressed) {
+    co_await fail(std::move(decompressed)
+                      .error()
+                      .while_doing(cat("compressed stream at ", mapping.compressed_at, " in ",
+                                       quoted(disk.name()))));
   }
 }
 
-BYRE_CORO_WRAPPER Task<void> GuestDisk::unpack(Mapping stream, MutableBytes cluster) {
-  return unpack_stream(*this, stream, cluster);
+BYRE_CORO_WRAPPER Task<void> GuestDisk::decompress(Mapping stream, MutableBytes cluster) {
+  return decompress_stream(*this, stream, cluster);
 }
 
 /// What is alike from the start of the range, as the tables of this image alone have it.

@@ -3,7 +3,7 @@
 ///
 /// A read holds one pin from before its first lookup until its last I/O has ended, and takes no
 /// lock (docs/engine.md, H1).  Clusters that follow each other on the host are one I/O.
-/// Not here: the VM state (vm_state.h), the cache of unpacked clusters (unpacked.h).
+/// Not here: the VM state (vm_state.h), the cache of decompressed clusters (decompressed_cache.h).
 #pragma once
 
 #include "block/device.h"
@@ -13,21 +13,21 @@ namespace byre {
 
 class GuestDisk;
 
-Task<void> read_disk(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark mark);
+Task<void> read_disk(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTag tag);
 /// What the first part of the range is: data, zeros, unallocated, and where.
 Task<Extent> status_of_disk(GuestDisk& disk, uint64_t offset, uint64_t length);
 
 // For those who write.
 /// What a read is for.
 struct ReadFor {
-  ReadFor(Mark tag) : mark(tag) {}  // NOLINT: a tag alone says it nearly always.
-  ReadFor(Mark tag, bool last) : mark(tag), last_use(last) {}
-  Mark mark;
+  ReadFor(IoTag kind) : tag(kind) {}  // NOLINT: a tag alone says it nearly always.
+  ReadFor(IoTag kind, bool last) : tag(kind), last_use(last) {}
+  IoTag tag;
   bool last_use = false;  ///< Of a compressed stream, which then waits for no other reader.
 };
-inline const ReadFor kCopyUp{Mark::copy_up_read, true};
+inline const ReadFor kCopyUp{IoTag::copy_up_read, true};
 /// Guest bytes wherever they are, also behind the disk.
-Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, Mark mark);
+Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTag tag);
 /// The bytes of one cluster, or a part of it, as `mapping` says.  The caller holds a pin or X.
 Task<void> read_mapped(GuestDisk& disk, const Mapping& mapping, uint64_t offset, MutableBytes data,
                        ReadFor read);

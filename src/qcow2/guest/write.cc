@@ -25,12 +25,13 @@ static Task<uint64_t> write_in_place(GuestDisk& disk, uint64_t offset, Bytes dat
 static Task<void> write_allocating(GuestDisk& disk, uint64_t offset, Bytes data);
 struct Piece;
 static Task<void> write_parts(const Piece& piece);
-static Task<void> write_kept(GuestDisk& disk, uint64_t offset, Bytes data, const Mapping& old);
-static Task<uint64_t> write_fresh(GuestDisk& disk, uint64_t offset, Bytes data,
-                                  std::span<const Mapping> old);
-static Task<void> write_reserved(GuestDisk& disk, uint64_t offset, Bytes data,
-                                 std::span<const Mapping> old, const Reservation& fresh,
-                                 std::span<Mapping> mappings);
+static Task<void> fill_preallocated(GuestDisk& disk, uint64_t offset, Bytes data,
+                                    const Mapping& old);
+static Task<uint64_t> allocate_and_write(GuestDisk& disk, uint64_t offset, Bytes data,
+                                         std::span<const Mapping> old);
+static Task<void> fill_new(GuestDisk& disk, uint64_t offset, Bytes data,
+                           std::span<const Mapping> old, const Reservation& fresh,
+                           std::span<Mapping> mappings);
 
 Task<void> write_disk(GuestDisk& disk, uint64_t offset, Bytes data, WriteOptions options) {
   const Request request(disk);
@@ -49,7 +50,7 @@ Task<void> write_disk(GuestDisk& disk, uint64_t offset, Bytes data, WriteOptions
       durable = co_await write_checked(disk, offset, data, options.fua);
     }
   }
-  if (options.fua && !durable) co_await disk.committer->flush(Mark::flush);
+  if (options.fua && !durable) co_await disk.committer->flush(IoTag::flush);
 }
 
 /// True if everything is durable: it all went, with FUA, to clusters whose mapping is.
@@ -105,8 +106,8 @@ Task<uint64_t> write_in_place(GuestDisk& disk, uint64_t offset, Bytes data, bool
   const GuestCluster last = g.cluster_of(GuestOffset{offset + data.size() - 1});
   RangeLock::Request lock(disk.clusters, first.value, last.value + 1, RangeLock::Mode::shared);
   co_await lock;
-  if (!disk.bitmaps->mark_now(offset, data.size()))
-    co_await disk.bitmaps->mark(offset, data.size());
+  if (!disk.bitmaps->try_set_dirty(offset, data.size()))
+    co_await disk.bitmaps->set_dirty(offset, data.size());
   const Epochs::Pin pin = disk.epochs.pin();
   uint64_t done = 0;
   while (done < data.size()) {
@@ -174,11 +175,11 @@ static Task<void> write_allocating(GuestDisk& disk, uint64_t offset, Bytes data)
   const Geometry& g = disk.head.geometry;
   const GuestCluster first = g.cluster_of(GuestOffset{offset});
   const GuestCluster last = g.cluster_of(GuestOffset{offset + data.size() - 1});
-  co_await disk.room_to_stage();
+  co_await disk.throttle_staging();
   RangeLock::Request lock(disk.clusters, first.value, last.value + 1, RangeLock::Mode::exclusive);
   co_await lock;
-  if (!disk.bitmaps->mark_now(offset, data.size()))
-    co_await disk.bitmaps->mark(offset, data.size());
+  if (!disk.bitmaps->try_set_dirty(offset, data.size()))
+    co_await disk.bitmaps->set_dirty(offset, data.size());
 
   Piece piece{disk, offset, data, first, std::vector<Mapping>(last - first + 1)};
   std::vector<Mapping>& old = piece.old;
@@ -195,7 +196,7 @@ static Task<void> write_allocating(GuestDisk& disk, uint64_t offset, Bytes data)
     co_return;
   }
   for (const Mapping& mapping : old) {
-    if (!mapping.copied) co_await disk.load_old(mapping);
+    if (!mapping.copied) co_await disk.load_refcounts_of(mapping);
   }
   co_await disk.prepare_table(g.l1_index(first));
   co_await write_parts(piece);
@@ -215,23 +216,23 @@ static Task<void> write_parts(const Piece& piece) {
     if (piece.disk.data) {
       while (end < old.size() && !piece.in_place(end)) ++end;
       const auto [start, bytes] = piece.part(i, end);
-      co_await write_own(piece.disk, start, bytes, old.subspan(i, end - i));
+      co_await write_external(piece.disk, start, bytes, old.subspan(i, end - i));
       i = end;
     } else if (piece.kept(i)) {
       const auto [start, bytes] = piece.part(i, end);
-      co_await write_kept(piece.disk, start, bytes, old[i]);
+      co_await fill_preallocated(piece.disk, start, bytes, old[i]);
       i = end;
     } else {
       while (end < old.size() && !piece.in_place(end) && !piece.kept(end)) ++end;
       const auto [start, bytes] = piece.part(i, end);
-      i += co_await write_fresh(piece.disk, start, bytes, old.subspan(i, end - i));
+      i += co_await allocate_and_write(piece.disk, start, bytes, old.subspan(i, end - i));
     }
   }
 }
 
 /// Units of a cluster that we hold alone but that are not data yet (preallocated zeros,
 /// subclusters): fills each unit that is touched, then marks it allocated.
-Task<void> write_kept(GuestDisk& disk, uint64_t offset, Bytes data, const Mapping& old) {
+Task<void> fill_preallocated(GuestDisk& disk, uint64_t offset, Bytes data, const Mapping& old) {
   const Geometry& g = disk.head.geometry;
   const GuestCluster cluster = g.cluster_of(GuestOffset{offset});
   const uint64_t start = g.start_of(cluster).value;
@@ -262,15 +263,15 @@ Task<void> write_kept(GuestDisk& disk, uint64_t offset, Bytes data, const Mappin
                            MutableBytes(filled).subspan(after), kCopyUp);
     }
     copy(MutableBytes(filled).subspan(before), data);
-    co_await disk.store.write(HostOffset{host + fill_start}, filled, false, Mark::copy_up_write);
+    co_await disk.store.write(HostOffset{host + fill_start}, filled, false, IoTag::copy_up_write);
   }
   disk.publish(cluster, mapping, old);
 }
 
 /// Writes to fresh clusters as many of the clusters `old` as one reservation gives, and returns how
 /// many those were.  `data` covers all of them but for the outer edges of the first and the last.
-Task<uint64_t> write_fresh(GuestDisk& disk, uint64_t offset, Bytes data,
-                           std::span<const Mapping> old) {
+Task<uint64_t> allocate_and_write(GuestDisk& disk, uint64_t offset, Bytes data,
+                                  std::span<const Mapping> old) {
   const Geometry& g = disk.head.geometry;
   const GuestCluster first = g.cluster_of(GuestOffset{offset});
   bool reclaimed = false;
@@ -289,7 +290,7 @@ Task<uint64_t> write_fresh(GuestDisk& disk, uint64_t offset, Bytes data,
     std::vector<Mapping> mappings(count);
 
     Result<void> written =
-        co_await write_reserved(disk, offset, ours, old.first(count), fresh, mappings).result();
+        co_await fill_new(disk, offset, ours, old.first(count), fresh, mappings).result();
     if (!written && written.error().code() == Errc::no_space && !reclaimed) {
       reclaimed = true;
       {
@@ -307,9 +308,8 @@ Task<uint64_t> write_fresh(GuestDisk& disk, uint64_t offset, Bytes data,
 }
 
 /// Fills the reserved clusters: the caller's bytes, and around them what each touched unit held.
-Task<void> write_reserved(GuestDisk& disk, uint64_t offset, Bytes data,
-                          std::span<const Mapping> old, const Reservation& fresh,
-                          std::span<Mapping> mappings) {
+Task<void> fill_new(GuestDisk& disk, uint64_t offset, Bytes data, std::span<const Mapping> old,
+                    const Reservation& fresh, std::span<Mapping> mappings) {
   const Geometry& g = disk.head.geometry;
   const GuestCluster first = g.cluster_of(GuestOffset{offset});
   const uint64_t host_start = g.start_of(fresh.first()).value;
@@ -359,7 +359,7 @@ Task<void> write_reserved(GuestDisk& disk, uint64_t offset, Bytes data,
     std::vector<std::byte> edge(edge_end - fill_from);
     co_await fill_around(disk, old[0], fill_from, edge, offset, data);
     co_await disk.store.write(HostOffset{host_start + (fill_from - guest_start)}, edge, false,
-                              Mark::copy_up_write);
+                              IoTag::copy_up_write);
     if (one) co_return;
   }
   if (tail_start > head_end) {
@@ -371,7 +371,7 @@ Task<void> write_reserved(GuestDisk& disk, uint64_t offset, Bytes data,
     std::vector<std::byte> edge(fill_to - tail_start);
     co_await fill_around(disk, old[mappings.size() - 1], tail_start, edge, offset, data);
     co_await disk.store.write(HostOffset{host_start + (tail_start - guest_start)}, edge, false,
-                              Mark::copy_up_write);
+                              IoTag::copy_up_write);
   }
 }
 

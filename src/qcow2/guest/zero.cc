@@ -36,7 +36,7 @@ Task<void> zero_disk(GuestDisk& disk, uint64_t offset, uint64_t length, ZeroOpti
     co_await fail(unsupported("version 2 images cannot express zeros over a backing file"));
   }
   co_await zero_checked(disk, offset, length, options);
-  if (options.fua) co_await disk.committer->flush(Mark::flush);
+  if (options.fua) co_await disk.committer->flush(IoTag::flush);
 }
 
 Task<void> discard_disk(GuestDisk& disk, uint64_t offset, uint64_t length, DiscardOptions options) {
@@ -63,7 +63,7 @@ Task<void> discard_disk(GuestDisk& disk, uint64_t offset, uint64_t length, Disca
           disk, at, end - at,
           {.may_unmap = !disk.options.discard_keeps, .only_where_needed = true});
   }
-  if (options.fua) co_await disk.committer->flush(Mark::flush);
+  if (options.fua) co_await disk.committer->flush(IoTag::flush);
 }
 
 /// Splits into the edges, which are data, and whole units, which are entries (D1).
@@ -126,7 +126,7 @@ Task<uint64_t> zero_units(GuestDisk& disk, uint64_t offset, uint64_t length, Zer
     co_return std::min(length, table_end - offset);
   length = std::min({length, table_end - offset, kClustersAtOnce * disk.cluster_size()});
   const GuestCluster last = g.cluster_of(GuestOffset{offset + length - 1});
-  co_await disk.room_to_stage();
+  co_await disk.throttle_staging();
   RangeLock::Request lock(disk.clusters, first.value, last.value + 1, RangeLock::Mode::exclusive);
   co_await lock;
 
@@ -155,9 +155,9 @@ Task<uint64_t> zero_units(GuestDisk& disk, uint64_t offset, uint64_t length, Zer
       co_return start + to - offset;
     }
     if (*zeroed == old) continue;
-    if (!disk.bitmaps->mark_now(start + from, to - from))
-      co_await disk.bitmaps->mark(start + from, to - from);
-    if (hosts(old, g) != hosts(*zeroed, g)) co_await disk.load_old(old);
+    if (!disk.bitmaps->try_set_dirty(start + from, to - from))
+      co_await disk.bitmaps->set_dirty(start + from, to - from);
+    if (hosts(old, g) != hosts(*zeroed, g)) co_await disk.load_refcounts_of(old);
     if (!prepared) co_await disk.prepare_table(g.l1_index(first));
     prepared = true;
     disk.publish(cluster, *zeroed, old);

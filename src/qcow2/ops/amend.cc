@@ -136,7 +136,7 @@ Result<void> Amendment::check() const {
 }
 
 Result<void> Amendment::check_downgrade() const {
-  const Head& head = disk_.head;
+  const ImageHeader& head = disk_.head;
   const auto has_bitmaps = [](const UnknownExtension& extension) {
     return extension.type == kBitmapsExtension;
   };
@@ -161,7 +161,7 @@ Result<void> Amendment::check_downgrade() const {
 }
 
 Result<void> Amendment::check_names() const {
-  const Head& head = disk_.head;
+  const ImageHeader& head = disk_.head;
   if (options_.data_file && !g().data_file) {
     return invalid("data-file can only be set for images that use an external data file");
   }
@@ -274,7 +274,7 @@ Task<void> Amendment::run() {
 
 Task<std::vector<std::byte>> Amendment::first_cluster() {
   std::vector<std::byte> bytes(g().cluster_size());
-  co_await disk_.file->read(0, bytes, Mark::header_read);
+  co_await disk_.file->read(0, bytes, IoTag::header_read);
   copy(MutableBytes(bytes), disk_.head.sector);
   co_return bytes;
 }
@@ -355,7 +355,7 @@ Task<void> Amendment::expand_zeros() {
   co_await look(disk_.map->l1(), true);
   for (const Snapshot& snapshot : disk_.snapshots) {
     const std::vector<uint64_t> l1 =
-        co_await load_table(*disk_.file, snapshot.l1_offset, snapshot.l1_entries, Mark::l1_load);
+        co_await load_table(*disk_.file, snapshot.l1_offset, snapshot.l1_entries, IoTag::l1_load);
     co_await look(l1, false).doing("snapshot ", quoted(snapshot.name));
   }
   // New clusters get as many references as their table has, which the refcounts must allow (A5).
@@ -381,7 +381,7 @@ Task<void> Amendment::expand_table(HostCluster table, const Place& place) {
   const HostOffset at = g().start_of(table);
   co_await allocator().load({table, 1}).doing("L2 table");
   NewTable change{.at = table, .bytes = std::vector<std::byte>(g().cluster_size())};
-  co_await disk_.file->read(at.value, change.bytes, Mark::l2_load).doing("L2 table at ", at);
+  co_await disk_.file->read(at.value, change.bytes, IoTag::l2_load).doing("L2 table at ", at);
   change.owners = place.owners;  // Not the refcount, which a leak may have raised.
   change.low = change.bytes.size();
   const auto replace = [&](uint64_t index, const Mapping& mapping) {
@@ -396,7 +396,7 @@ Task<void> Amendment::expand_table(HostCluster table, const Place& place) {
     const Mapping mapping = co_await decode_l2(entry, g()).doing("L2 table at ", at, ", entry ", i);
     if (mapping.compressed || mapping.zero == 0) continue;
     if (mapping.host) {
-      co_await disk_.load_old(mapping);
+      co_await disk_.load_refcounts_of(mapping);
       change.removed.push_back(hosts(mapping, g()));
     }
     const uint64_t start = g().start_of(g().first_of_l1(place.l1_index) + i).value;
@@ -429,7 +429,7 @@ Task<void> Amendment::expand_table(HostCluster table, const Place& place) {
 Task<void> Amendment::write_tables() {
   if (tables_.empty()) co_return;
   co_await committer().flush_all();
-  co_await committer().sync(Mark::commit_sync);
+  co_await committer().sync(IoTag::commit_sync);
   // From here on entries may lead there.
   for (Reservation& fresh : fresh_) fresh.keep();
   fresh_.clear();
@@ -442,10 +442,10 @@ Task<void> Amendment::write_tables() {
     disk_.map->cache().forget(at, g().cluster_size());
     co_await disk_.file
         ->write(at.value + low, Bytes(table.bytes).subspan(low, high - low),
-                {.mark = Mark::l2_update})
+                {.tag = IoTag::l2_update})
         .doing("L2 table at ", at);
   }
-  co_await committer().sync(Mark::commit_sync);
+  co_await committer().sync(IoTag::commit_sync);
   for (const NewTable& table : tables) {
     for (const HostSpan& span : table.removed) {
       for (uint64_t i = 0; i < table.owners; ++i) allocator().release(span);
@@ -505,7 +505,7 @@ Task<void> Amendment::write_block(const OtherWidth& other, uint64_t number, uint
                                   const std::set<uint64_t>& freed) {
   const HostOffset at = g().start_of(other.blocks[number]);
   const std::vector<std::byte> block = compose(index, other.geometry, freed);
-  co_await disk_.file->write(at.value, block, {.mark = Mark::refcount_allocate})
+  co_await disk_.file->write(at.value, block, {.tag = IoTag::refcount_allocate})
       .doing("refcount block at ", at);
 }
 
@@ -528,9 +528,9 @@ Task<void> Amendment::change_width() {
     progress(0.5 + 0.4 * static_cast<double>(number) / static_cast<double>(other.indices.size()));
   }
   const HostOffset at = g().start_of(other.table.first());
-  co_await disk_.file->write(at.value, body, {.mark = Mark::refcount_table_grow})
+  co_await disk_.file->write(at.value, body, {.tag = IoTag::refcount_table_grow})
       .doing("refcount table at ", at);
-  co_await committer().sync(Mark::commit_sync);
+  co_await committer().sync(IoTag::commit_sync);
 
   // O6: width, offset and length are in one sector.
   const HeaderEdit::Table table{at, static_cast<uint32_t>(other.table.count())};
@@ -556,7 +556,7 @@ Task<void> Amendment::give_up_old_refcounts(const OtherWidth& other) {
     if (concerned) co_await write_block(other, number, index, freed);
     ++number;
   }
-  co_await committer().sync(Mark::commit_sync);
+  co_await committer().sync(IoTag::commit_sync);
 }
 
 // --- Operations ---------------------------------------------------------------------------------

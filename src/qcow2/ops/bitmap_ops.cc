@@ -62,7 +62,7 @@ Task<void> change_bitmaps(GuestDisk& disk, const Edit& edit) {
   co_await disk.committer->flush_all();
   co_await disk.header->change({.bitmaps = disk.bitmaps->edit_for(change)});
   disk.bitmaps->keep(std::move(change));
-  disk.staged();
+  disk.schedule_commit();
 }
 
 Task<std::shared_ptr<BitmapSlot>*> usable_bitmap(GuestDisk& disk, BitmapList& list,

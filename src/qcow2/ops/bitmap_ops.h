@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Adding, removing, clearing, enabling and merging persistent bitmaps: each builds a new list of
-/// them and switches to it (bitmaps.h), while no request that changes the disk runs.  A power cut
+/// them and switches to it (bitmaps.h), while no request that changes the disk runs.  A power loss
 /// leaves the old list or the new one.
 /// Not here: recording what is written (bitmap/bitmaps.h).
 #pragma once

@@ -239,9 +239,9 @@ Task<void> write_tables(Device& file, const Layout& layout, const Geometry& geom
       const HostCluster host = geometry.data_file ? HostCluster{guest} : layout.data.first + guest;
       store_l2(table, entry, encode_l2(preallocated(host, geometry, options), geometry), geometry);
     }
-    co_await file.write(geometry.start_of(at).value, table, {.mark = Mark::l2_allocate});
+    co_await file.write(geometry.start_of(at).value, table, {.tag = IoTag::l2_allocate});
   }
-  co_await file.write(geometry.start_of(layout.l1.first).value, l1, {.mark = Mark::l1_update});
+  co_await file.write(geometry.start_of(layout.l1.first).value, l1, {.tag = IoTag::l1_update});
 }
 
 Task<void> write_image(Device& file, const Plan& plan, const CreateOptions& options) {
@@ -258,12 +258,12 @@ Task<void> write_image(Device& file, const Plan& plan, const CreateOptions& opti
 
   const std::vector<std::byte> counts = refcounts_of(layout, geometry);
   co_await file.write(geometry.start_of(layout.refcount_blocks.first).value, counts,
-                      {.mark = Mark::refcount_allocate});
+                      {.tag = IoTag::refcount_allocate});
   const std::vector<std::byte> table = refcount_table_of(layout, geometry);
   co_await file.write(geometry.start_of(layout.refcount_table.first).value, table,
-                      {.mark = Mark::refcount_table_grow});
+                      {.tag = IoTag::refcount_table_grow});
   // Last: what is only half written is no image.
-  co_await file.write(0, plan.header, {.mark = Mark::header_update});
+  co_await file.write(0, plan.header, {.tag = IoTag::header_update});
 }
 
 }  // namespace

@@ -10,7 +10,7 @@
 #include "block/memory.h"
 #include "format/refcount.h"
 #include "io/io_testing.h"
-#include "qcow2/core/head.h"
+#include "qcow2/core/image_header.h"
 
 namespace byre {
 namespace {
@@ -26,8 +26,8 @@ class CreateTest : public testing::Test {
     const Result<void> created = reactor_->run(create_image(file, options));
     ASSERT_TRUE(created) << created.error().message();
   }
-  Head head_of(Device& file) {
-    Result<Head> head = reactor_->run(load_head(file));
+  ImageHeader head_of(Device& file) {
+    Result<ImageHeader> head = reactor_->run(load_image_header(file));
     if (!head) {
       ADD_FAILURE() << head.error().message();
       return {};
@@ -38,7 +38,7 @@ class CreateTest : public testing::Test {
   /// Each cluster of the file counts exactly once, and nothing behind it; what the header names
   /// lies inside the file.
   void expect_sound(MemoryDevice& file) {
-    const Head head = head_of(file);
+    const ImageHeader head = head_of(file);
     const Geometry& geometry = head.geometry;
     ASSERT_EQ(file.size() % geometry.cluster_size(), 0u);
     const uint64_t clusters = file.size() >> geometry.cluster_bits;
@@ -47,7 +47,7 @@ class CreateTest : public testing::Test {
     const auto table = reactor_->run(
         load_table(file, head.header.refcount_table_offset,
                    (uint64_t{head.header.refcount_table_clusters} << geometry.cluster_bits) / 8,
-                   Mark::refcount_table_load));
+                   IoTag::refcount_table_load));
     ASSERT_TRUE(table) << table.error().message();
     std::vector<std::byte> block(geometry.cluster_size());
     for (uint64_t i = 0; i < table->size(); ++i) {
@@ -225,9 +225,9 @@ TEST_F(CreateTest, OldContentsOfADeviceThatCannotGrowAreOverwritten) {
   MemoryDevice file(*reactor_, std::vector<std::byte>(8 * MiB, std::byte{0xa5}));
   file.fixed = true;
   create(file, {.size = 10 * GiB, .cluster_size = 4 * KiB});
-  const Head head = head_of(file);
-  const auto l1 =
-      reactor_->run(load_table(file, head.header.l1_offset, head.header.l1_entries, Mark::l1_load));
+  const ImageHeader head = head_of(file);
+  const auto l1 = reactor_->run(
+      load_table(file, head.header.l1_offset, head.header.l1_entries, IoTag::l1_load));
   ASSERT_TRUE(l1);
   EXPECT_EQ(*l1, std::vector<uint64_t>(head.header.l1_entries));
 
@@ -244,19 +244,20 @@ TEST_F(CreateTest, LoadingNamesFileStructureAndOffset) {
   const auto error_of = [](auto result) {
     return result ? std::string() : result.error().message();
   };
-  EXPECT_EQ(error_of(reactor_->run(load_table(file, {0x30000}, 65536, Mark::l1_load))),
+  EXPECT_EQ(error_of(reactor_->run(load_table(file, {0x30000}, 65536, IoTag::l1_load))),
             "'disk.qcow2': L1 table at 0x30000: file ends at 0x40000");
   EXPECT_NE(
-      error_of(reactor_->run(load_table(file, {0x30000}, UINT64_MAX, Mark::refcount_table_load))),
+      error_of(reactor_->run(load_table(file, {0x30000}, UINT64_MAX, IoTag::refcount_table_load))),
       "");
-  Head head = head_of(file);
+  ImageHeader head = head_of(file);
   head.header.snapshot_count = 3;
   head.header.snapshots_offset = {0x40000};
   EXPECT_EQ(error_of(reactor_->run(load_snapshots(file, head))),
             "'disk.qcow2': snapshot table at 0x40000: file ends at 0x40000");
 
   MemoryDevice empty(*reactor_, 0, "empty");
-  EXPECT_EQ(error_of(reactor_->run(load_head(empty))), "'empty': 0 bytes, too few for a header");
+  EXPECT_EQ(error_of(reactor_->run(load_image_header(empty))),
+            "'empty': 0 bytes, too few for a header");
   EXPECT_FALSE(looks_like_qcow2({}));
   std::vector<std::byte> start(4);
   file.peek(0, start);

@@ -40,14 +40,14 @@ class Growth : public testing::Test {
 /// Writes a sector into each of `count` guest clusters, in several requests side by side.
 Task<void> grow(Reactor& reactor, std::string path, CreateOptions create, uint64_t count,
                 uint64_t stride) {
-  SystemGate gate(reactor, OpenPolicy::nothing);
+  SystemGate opener(reactor, OpenPolicy::nothing);
   {
     RawDevice file(co_await File::open(reactor, path, {.writable = true, .create = true}),
                    {.growable = true});
     co_await create_image(file, create);
     co_await file.close();
   }
-  std::unique_ptr<Image> image = co_await Image::open(reactor, gate, path, {.writable = true});
+  std::unique_ptr<Image> image = co_await Image::open(reactor, opener, path, {.writable = true});
   Scope scope(reactor.ready());
   const std::vector<std::byte> data(512, std::byte{0x5a});
   uint64_t next = 0;
@@ -63,12 +63,12 @@ Task<void> grow(Reactor& reactor, std::string path, CreateOptions create, uint64
 /// Every refcount block has a refcount of 1 for its own cluster.
 Task<uint64_t> count_blocks(Reactor& reactor, std::string path) {
   RawDevice file(co_await File::open(reactor, path, {.lock = false}));
-  const Head head = co_await load_head(file);
+  const ImageHeader head = co_await load_image_header(file);
   const Geometry& g = head.geometry;
   const uint64_t entries =
       head.header.refcount_table_clusters * g.refcount_table_entries_per_cluster();
   const std::vector<uint64_t> table = co_await load_table(file, head.header.refcount_table_offset,
-                                                          entries, Mark::refcount_table_load);
+                                                          entries, IoTag::refcount_table_load);
   uint64_t blocks = 0;
   for (uint64_t i = 0; i < table.size(); ++i) {
     if (table[i] == 0) continue;
@@ -77,7 +77,7 @@ Task<uint64_t> count_blocks(Reactor& reactor, std::string path) {
     const uint64_t counted_by = table[g.refcount_table_index(at)];
     if (counted_by == 0) co_return corrupt("block ", i, " is counted by no block");
     std::vector<std::byte> block(g.cluster_size());
-    co_await file.read(counted_by, block, Mark::refcount_load);
+    co_await file.read(counted_by, block, IoTag::refcount_load);
     const uint64_t count = get_refcount(block, g.refcount_block_index(at), g.refcount_order);
     if (count != 1) co_return corrupt("block ", i, " has refcount ", count);
   }
@@ -124,9 +124,9 @@ TEST_F(Growth, AnL1TableThatSpansManyRegions) {
   // 512-byte clusters and 64-bit counts: a region is 32 KiB of file, and this L1 table has 128 KiB.
   const CreateOptions create{.size = 1 * MiB, .cluster_size = 512, .refcount_bits = 64};
   const auto work = [](Reactor& reactor, std::string name, CreateOptions options) -> Task<void> {
-    SystemGate gate(reactor, OpenPolicy::nothing);
+    SystemGate opener(reactor, OpenPolicy::nothing);
     co_await grow(reactor, name, options, 100, 512);
-    std::unique_ptr<Image> image = co_await Image::open(reactor, gate, name, {.writable = true});
+    std::unique_ptr<Image> image = co_await Image::open(reactor, opener, name, {.writable = true});
     Result<void> done = co_await image->resize(512 * MiB).result();
     const std::vector<std::byte> data(4096, std::byte{7});
     if (done) done = co_await image->write(512 * MiB - 4096, data, {}).result();

@@ -6,12 +6,12 @@
 #include <unordered_set>
 #include <vector>
 
-#include "block/frozen.h"
+#include "block/point_in_time.h"
 #include "qcow2/check/bitmap_check.h"
+#include "qcow2/check/compressed_check.h"
+#include "qcow2/check/metadata_scan.h"
 #include "qcow2/check/owners.h"
 #include "qcow2/check/snapshot_check.h"
-#include "qcow2/check/streams.h"
-#include "qcow2/check/survey.h"
 #include "qcow2/core/quiesced.h"
 #include "qcow2/guest/guest_disk.h"
 
@@ -29,16 +29,16 @@ struct OnlineCheck {
   explicit OnlineCheck(CheckOptions wanted_options) : options(std::move(wanted_options)) {}
 
   /// The moment is now.
-  void begin(Freezer& file) {
+  void begin(PointInTimeFilter& file) {
     view.emplace(file, kKeptMax);
-    survey.emplace(*view, options);
+    scan.emplace(*view, options);
   }
-  /// What the survey may still read stays readable.
+  /// What the scan may still read stays readable.
   void keep(const Geometry& geometry) {
-    for (const uint64_t region : survey->counts.regions()) {
+    for (const uint64_t region : scan->counts.regions()) {
       for (uint64_t i = 0; i < ReferenceCounts::kRegion; ++i) {
         const HostCluster cluster{region * ReferenceCounts::kRegion + i};
-        if (survey->counts.references(cluster) != 0) wanted.push_back(cluster);
+        if (scan->counts.references(cluster) != 0) wanted.push_back(cluster);
       }
     }
     std::sort(wanted.begin(), wanted.end());
@@ -51,13 +51,13 @@ struct OnlineCheck {
   }
 
   const CheckOptions options;
-  std::optional<Freezer::View> view;
-  std::optional<Survey> survey;
+  std::optional<PointInTimeFilter::View> view;
+  std::optional<MetadataScan> scan;
   std::vector<HostCluster> wanted;  ///< Ascending.
 };
 
 static Task<void> begin_online_check(GuestDisk& disk, OnlineCheck& check);
-static Task<void> free_leaks(GuestDisk& disk, Survey& survey);
+static Task<void> free_leaks(GuestDisk& disk, MetadataScan& scan);
 
 Result<void> check_online_options(const CheckOptions& options) {
   if (options.repair != Repair::none && options.repair != Repair::leaks) {
@@ -70,21 +70,21 @@ Result<void> check_online_options(const CheckOptions& options) {
   return {};
 }
 
-/// Step 1 of online_check.h.  When it ends, writes go on, and the survey has the rest before it.
+/// Step 1 of online_check.h.  When it ends, writes go on, and the scan has the rest before it.
 Task<void> begin_online_check(GuestDisk& disk, OnlineCheck& check) {
   // What is staged by now goes down while others go on, so that little is left for the pause.
   co_await disk.check_can_write();
-  co_await disk.committer->flush(Mark::commit_sync);
+  co_await disk.committer->flush(IoTag::commit_sync);
   Quiesced quiesced(disk, Quiesced::Of::everything);
   co_await quiesced.begin();
   co_await disk.check_can_write();
   co_await quiesced.settle();
   check.begin(*disk.file);
-  co_await check.survey->begin();
+  co_await check.scan->begin();
   // If its table leads to it all the same, begin() has counted it.
   for (const HostCluster cluster : disk.bitmaps->candidates()) {
-    if (check.survey->counts.references(cluster) == 0)
-      check.survey->counts.add(cluster, Owner::other, cluster.value);
+    if (check.scan->counts.references(cluster) == 0)
+      check.scan->counts.add(cluster, Owner::other, cluster.value);
   }
   const std::unordered_set<HostCluster> blocks = disk.allocator->refcount_blocks();
   check.wanted.assign(blocks.begin(), blocks.end());
@@ -94,15 +94,15 @@ Task<void> begin_online_check(GuestDisk& disk, OnlineCheck& check) {
 }
 
 /// Step 3 of online_check.h.
-Task<void> free_leaks(GuestDisk& disk, Survey& survey) {
-  CheckReport& report = survey.report;
-  if (report.corruptions != 0 || report.check_errors != 0 || survey.damaged) co_return;
+Task<void> free_leaks(GuestDisk& disk, MetadataScan& scan) {
+  CheckReport& report = scan.report;
+  if (report.corruptions != 0 || report.check_errors != 0 || scan.damaged) co_return;
   std::unordered_set<uint64_t> freed;
-  report.orphans_kept = survey.orphans_kept();
-  for (const HostSpan& span : survey.orphans) {
+  report.orphans_kept = scan.orphans_kept();
+  for (const HostSpan& span : scan.orphans) {
     for (HostCluster cluster = span.first; cluster < span.end(); ++cluster) {
       if (disk.closing) break;
-      if (survey.kept.contains(cluster)) continue;  // R1.
+      if (scan.kept.contains(cluster)) continue;  // R1.
       co_await disk.allocator->load({cluster, 1});
       // In one step from here.
       const uint64_t count = disk.allocator->refcount(cluster);
@@ -112,13 +112,13 @@ Task<void> free_leaks(GuestDisk& disk, Survey& survey) {
       disk.allocator->release({cluster, 1});
       freed.insert(disk.geometry().start_of(cluster).value);
       if (freed.size() % std::max<uint64_t>(disk.options.staged_max, 1) == 0) {
-        co_await disk.committer->flush(Mark::commit_sync);  // Bounds what is in limbo.
+        co_await disk.committer->flush(IoTag::commit_sync);  // Bounds what is in limbo.
       }
     }
   }
   if (freed.empty()) co_return;
-  co_await disk.committer->flush(Mark::commit_sync);
-  disk.staged();
+  co_await disk.committer->flush(IoTag::commit_sync);
+  disk.schedule_commit();
   report.leaks_fixed = freed.size();
   report.leaks -= freed.size();
   for (Finding& finding : report.findings) {
@@ -141,16 +141,16 @@ Task<CheckReport> check_online(GuestDisk& disk, CheckOptions options) {
     co_await begin_online_check(disk, check).doing("check ", quoted(disk.name()));
   } else {
     check.begin(*disk.file);
-    co_await check.survey->begin();
+    co_await check.scan->begin();
   }
-  Survey& survey = *check.survey;
-  co_await survey.end();
-  if (options.streams) co_await check_streams(survey, false);
-  if (options.bitmaps) co_await check_bitmaps(survey);
-  if (options.snapshots) co_await check_snapshots(survey);
-  if (options.attribute && !survey.report.findings.empty()) co_await attribute(survey);
-  if (options.repair == Repair::leaks) co_await free_leaks(disk, survey);
-  co_return std::move(survey.report);
+  MetadataScan& scan = *check.scan;
+  co_await scan.end();
+  if (options.streams) co_await check_streams(scan, false);
+  if (options.bitmaps) co_await check_bitmaps(scan);
+  if (options.snapshots) co_await check_snapshots(scan);
+  if (options.attribute && !scan.report.findings.empty()) co_await attribute(scan);
+  if (options.repair == Repair::leaks) co_await free_leaks(disk, scan);
+  co_return std::move(scan.report);
 }
 
 }  // namespace byre

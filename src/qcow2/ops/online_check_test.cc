@@ -30,7 +30,7 @@ class OnlineCheckTest : public CheckTest {
 
   void open(bool writable = true) {
     Result<std::unique_ptr<Image>> image =
-        reactor_->run(Image::open_over(std::move(below_), gate_, {.writable = writable}));
+        reactor_->run(Image::open_over(std::move(below_), opener_, {.writable = writable}));
     ASSERT_TRUE(image) << image.error().message();
     image_ = *std::move(image);
   }
@@ -67,7 +67,7 @@ class OnlineCheckTest : public CheckTest {
     count(*memory_, cluster, refcount);
   }
 
-  ClosedGate gate_;
+  ClosedGate opener_;
   MemoryDevice* memory_ = nullptr;
   std::unique_ptr<Device> below_;
   uint64_t table_ = 0;

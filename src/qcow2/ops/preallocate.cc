@@ -37,7 +37,7 @@ Task<void> write_zeros(Device& device, uint64_t offset, uint64_t length) {
   const std::vector<std::byte> zeros(std::min(length, kZerosAtOnce));
   while (length != 0) {
     const uint64_t step = std::min<uint64_t>(length, zeros.size());
-    co_await device.write(offset, Bytes(zeros).first(step), {.mark = Mark::write_guest});
+    co_await device.write(offset, Bytes(zeros).first(step), {.tag = IoTag::write_guest});
     offset += step;
     length -= step;
   }
@@ -53,7 +53,7 @@ Task<void> preallocate_disk(GuestDisk& disk, uint64_t offset, uint64_t length, P
   if (!within(offset, length, disk.size))
     co_await fail(disk.out_of_range("preallocate", offset, length));
   co_await preallocate_range(disk, offset, length, mode);
-  co_await disk.committer->flush(Mark::flush);
+  co_await disk.committer->flush(IoTag::flush);
 }
 
 Task<void> preallocate_range(GuestDisk& disk, uint64_t offset, uint64_t length,
@@ -72,7 +72,7 @@ Task<void> preallocate_range(GuestDisk& disk, uint64_t offset, uint64_t length,
 Task<void> preallocate_run(GuestDisk& disk, GuestCluster first, uint64_t count,
                            Preallocation mode) {
   const Geometry& g = disk.head.geometry;
-  co_await disk.room_to_stage();
+  co_await disk.throttle_staging();
   RangeLock::Request lock(disk.clusters, first.value, first.value + count,
                           RangeLock::Mode::exclusive);
   co_await lock;
@@ -123,7 +123,7 @@ Task<uint64_t> preallocate_fresh(GuestDisk& disk, GuestCluster first, std::span<
     const HostOffset host = g.start_of(fresh.first());
     const uint64_t length = fresh.count() * disk.cluster_size();
     if (mode == Preallocation::full) {
-      co_await disk.store.write_zeros(host, length, Mark::write_guest);
+      co_await disk.store.write_zeros(host, length, IoTag::write_guest);
     } else if (mode == Preallocation::falloc) {
       co_await disk.store.allocate(host, length);
     }
@@ -157,7 +157,7 @@ Task<void> preallocate_own(GuestDisk& disk, GuestCluster first, std::span<const 
   const uint64_t end = std::min(g.start_of(first + old.size()).value, disk.data->size());
   if (start < end) {
     if (mode == Preallocation::full && !raw) {
-      co_await disk.store.write_zeros(HostOffset{start}, end - start, Mark::write_guest)
+      co_await disk.store.write_zeros(HostOffset{start}, end - start, IoTag::write_guest)
           .doing("data file");
     } else {
       if (mode != Preallocation::metadata) {

@@ -9,7 +9,7 @@
 /// zeros: fresh ones are (A4), recycled ones are zeroed before the entry is staged (M3b).  They
 /// hide the backing file, and are made only where that shows nothing.  Extended entries have a
 /// cluster and no subcluster in it (trap 41), and read from below: nothing need be zeroed. Entries
-/// go down with ordinary commits, 4096 clusters under one lock, so a power cut leaves a prefix of
+/// go down with ordinary commits, 4096 clusters under one lock, so a power loss leaves a prefix of
 /// them, sound.  Without space it ends with Errc::no_space; what was given stays given. Cost: an L2
 /// entry and a refcount for each cluster. Not here: creating the image (create.h), raw disks.
 #pragma once

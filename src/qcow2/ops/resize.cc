@@ -98,7 +98,7 @@ Task<void> grow(GuestDisk& disk, uint64_t size, Preallocation mode) {
 
 /// The last step of grow(): the header says the new size.
 Task<void> switch_size(GuestDisk& disk, uint64_t size) {
-  co_await disk.committer->flush(Mark::commit_sync);
+  co_await disk.committer->flush(IoTag::commit_sync);
   // Zeroing and discarding go by where the disk ends: none may be half way.
   RangeLock::Request change_size(disk.disk_size, 0, 1, RangeLock::Mode::exclusive);
   co_await change_size;
@@ -110,7 +110,7 @@ Task<void> switch_size(GuestDisk& disk, uint64_t size) {
   disk.size = size;
   if (!bitmaps) co_return;
   disk.bitmaps->keep(*std::move(bitmaps));
-  disk.staged();
+  disk.schedule_commit();
 }
 
 /// The disk keeps its size, and the file what it had.  First the clusters are given back, which
@@ -139,8 +139,8 @@ Task<void> grow_l1(GuestDisk& disk, uint64_t entries) {
   for (uint64_t i = 0; i < disk.map->l1().size(); ++i)
     store_be(MutableBytes(body), i * 8, disk.map->l1()[i]);
   const HostOffset at = g.start_of(fresh.first());
-  co_await disk.file->write(at.value, body, {.mark = Mark::l1_grow});
-  co_await disk.committer->sync(Mark::commit_sync);
+  co_await disk.file->write(at.value, body, {.tag = IoTag::l1_grow});
+  co_await disk.committer->sync(IoTag::commit_sync);
 
   RootEdit edit;
   edit.l1 = {at, static_cast<uint32_t>(entries)};
@@ -150,7 +150,7 @@ Task<void> grow_l1(GuestDisk& disk, uint64_t entries) {
   disk.metadata.remove_run(old);
   disk.allocator->release(old);
   disk.map->grow_l1(entries);
-  disk.staged();
+  disk.schedule_commit();
 }
 
 }  // namespace byre

@@ -68,7 +68,7 @@ Task<void> zero_tail(GuestDisk& disk, uint64_t size) {
   const uint64_t end = round_up(size, disk.cluster_size());
   if (size == end) co_return;
   // What failed and may still land (H6) lands before the zeros, or never.
-  co_await disk.latch->sync_data(Mark::commit_sync);
+  co_await disk.latch->sync_data(IoTag::commit_sync);
   co_await zero_checked(disk, size, end - size, {.only_where_needed = true})
       .doing("zero the end of the disk");
 }
@@ -114,8 +114,8 @@ Task<void> cut_tables(GuestDisk& disk, uint64_t size, CutOff& off) {
   std::vector<std::byte> body(clusters * disk.cluster_size());
   for (uint64_t i = 0; i < off.l1.size(); ++i) store_be(MutableBytes(body), i * 8, off.l1[i]);
   const HostOffset at = g.start_of(fresh.first());
-  co_await disk.file->write(at.value, body, {.mark = Mark::l1_shrink});
-  co_await disk.committer->sync(Mark::commit_sync);
+  co_await disk.file->write(at.value, body, {.tag = IoTag::l1_shrink});
+  co_await disk.committer->sync(IoTag::commit_sync);
 
   RootEdit edit{.fields = {.disk_size = size}};
   if (bitmaps) edit.fields.bitmaps = disk.bitmaps->edit_for(*bitmaps);
@@ -143,7 +143,7 @@ Task<void> cut_last_table(GuestDisk& disk, uint64_t size, CutOff& off) {
   if (!entry.l2) co_return;
   const HostOffset from = g.start_of(*entry.l2);
   std::vector<std::byte> table(disk.cluster_size());
-  co_await disk.file->read(from.value, table, Mark::l2_load).doing("L2 table at ", from);
+  co_await disk.file->read(from.value, table, IoTag::l2_load).doing("L2 table at ", from);
   const uint64_t kept = g.clusters_for(size) - g.first_of_l1(l1_index).value;
   for (uint64_t i = 0; i < g.l2_entries(); ++i) {
     L2Entry l2 = load_l2(table, i, g);
@@ -159,7 +159,7 @@ Task<void> cut_last_table(GuestDisk& disk, uint64_t size, CutOff& off) {
   if (!entry.copied) co_await disk.allocator->clear_shared(table);
   co_await disk.allocator->load({*entry.l2, 1});
   const HostOffset at = g.start_of(off.last_table_copy.first());
-  co_await disk.file->write(at.value, table, {.mark = Mark::l2_allocate}).doing("L2 table at ", at);
+  co_await disk.file->write(at.value, table, {.tag = IoTag::l2_allocate}).doing("L2 table at ", at);
   off.l1[l1_index] = encode_l1({off.last_table_copy.first(), true}, g);
   off.last_table = entry.l2;
 }
@@ -169,20 +169,20 @@ Task<void> cut_last_cluster(GuestDisk& disk, uint64_t size, MutableBytes table, 
                             CutOff& off) {
   const Geometry& g = disk.head.geometry;
   const Mapping old = co_await decode_l2(load_l2(table, index, g), g).doing("entry ", index);
-  co_await disk.load_old(old);
+  co_await disk.load_refcounts_of(old);
   std::vector<std::byte> bytes(disk.cluster_size());
   Mapping copy{.copied = true, .host = off.last_cluster_copy.first()};
   if (old.compressed) {
     co_await read_mapped(disk, old, round_down(size, disk.cluster_size()), bytes, kCopyUp);
     copy.allocated = g.all_units();
   } else {
-    co_await disk.store.read(g.start_of(*old.host), bytes, Mark::copy_up_read);
+    co_await disk.store.read(g.start_of(*old.host), bytes, IoTag::copy_up_read);
     copy.allocated = old.allocated;
     copy.zero = old.zero;
   }
   fill_zero(MutableBytes(bytes).subspan(size % disk.cluster_size()));
   const HostOffset at = g.start_of(*copy.host);
-  co_await disk.store.write(at, bytes, false, Mark::copy_up_write).doing("data at ", at);
+  co_await disk.store.write(at, bytes, false, IoTag::copy_up_write).doing("data at ", at);
   store_l2(table, index, encode_l2(copy, g), g);
   off.mappings.push_back(old);
 }
@@ -199,7 +199,7 @@ Task<void> free_cut_off(GuestDisk& disk, CutOff off) {
   };
   uint64_t released = 0;
   const auto free_host = [&](const Mapping& mapping) -> Task<void> {
-    const Result<void> loaded = co_await disk.load_old(mapping).result();
+    const Result<void> loaded = co_await disk.load_refcounts_of(mapping).result();
     if (loaded) {
       disk.allocator->release(hosts(mapping, g));
       ++released;
@@ -214,7 +214,7 @@ Task<void> free_cut_off(GuestDisk& disk, CutOff off) {
   std::vector<std::byte> bytes(disk.cluster_size());
   for (const HostCluster table : off.tables) {
     const HostOffset at = g.start_of(table);
-    Result<void> read = co_await disk.file->read(at.value, bytes, Mark::l1_shrink_load).result();
+    Result<void> read = co_await disk.file->read(at.value, bytes, IoTag::l1_shrink_load).result();
     if (read) read = co_await disk.allocator->load({table, 1}).result();
     if (!read) {
       if (!first) first = std::move(read).error().while_doing(cat("L2 table at ", at));
@@ -226,7 +226,7 @@ Task<void> free_cut_off(GuestDisk& disk, CutOff off) {
     }
     free_table(table);
     if (released >= disk.options.staged_max) {  // Bounds what is in limbo.
-      co_await disk.committer->flush(Mark::commit_sync);
+      co_await disk.committer->flush(IoTag::commit_sync);
       released = 0;
     }
   }
@@ -251,8 +251,8 @@ Task<void> truncate_file(GuestDisk& disk) {
   co_await grow_l1(disk, disk.map->l1().size());
   co_await empty_limbo(disk);
   disk.length_at_open = std::min(disk.length_at_open, co_await disk.allocator->truncate_file());
-  co_await disk.committer->sync(Mark::commit_sync);
-  disk.staged();
+  co_await disk.committer->sync(IoTag::commit_sync);
+  disk.schedule_commit();
 }
 
 }  // namespace byre

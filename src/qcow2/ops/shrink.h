@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Making a disk smaller (docs/engine.md, S3).
 ///
-/// A power cut leaves the old disk or the new one, never something between (C6):
+/// A power loss leaves the old disk or the new one, never something between (C6):
 ///   1. Requests behind the new end are refused, those under way are waited for.
 ///   2. A new L1 table without the entries behind the end, a new copy of the last L2 table without
 ///      those, and a new copy of the last cluster with zeros behind the end, so that a disk that

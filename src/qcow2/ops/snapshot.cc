@@ -19,7 +19,7 @@ constexpr size_t kWorkers = 8;
 /// QEMU keeps names and ids in 256 and 128 bytes, terminated.
 constexpr size_t kNameSizeMax = 255;
 
-std::string told(const SnapshotKey& key) {
+std::string describe(const SnapshotKey& key) {
   switch (key.by) {
     case SnapshotKey::By::id:
       return cat("with the id ", quoted(key.word));
@@ -41,13 +41,13 @@ Result<size_t> find_snapshot(const std::vector<Snapshot>& snapshots, const Snaps
     if (!by_id && !by_name) continue;
     if (found) {
       const Snapshot& first = snapshots[*found];
-      return invalid("more than one snapshot ", told(key), ": ", quoted(first.name),
+      return invalid("more than one snapshot ", describe(key), ": ", quoted(first.name),
                      " with the id ", quoted(first.id), ", and ", quoted(snapshots[i].name),
                      " with the id ", quoted(snapshots[i].id));
     }
     found = i;
   }
-  if (!found) return Error(Errc::not_found, cat("no snapshot ", told(key)), ENOENT);
+  if (!found) return Error(Errc::not_found, cat("no snapshot ", describe(key)), ENOENT);
   return *found;
 }
 
@@ -119,7 +119,7 @@ class SnapshotChange {
   Task<NewTable> put_table(std::vector<Snapshot> snapshots);
   Task<void> replace(std::vector<Snapshot> snapshots);
   HeaderEdit::Table place_of(const NewTable& table) const;
-  void keep_table(NewTable table, HostSpan old);
+  void install_table(NewTable table, HostSpan old);
   Task<void> switch_to(NewTable& table, HeaderEdit fields = {});
   Task<void> mark_dirty();
   Task<void> lower(const RefcountChanges& references);
@@ -214,7 +214,7 @@ Task<void> SnapshotChange::count_table(HostCluster table, uint64_t l1_index, Tre
   co_await allocator().load({table, 1}).doing("L2 table");
   const HostOffset at = g().start_of(table);
   std::vector<std::byte> bytes(g().cluster_size());
-  co_await disk_.file->read(at.value, bytes, Mark::l2_load).doing("L2 table at ", at);
+  co_await disk_.file->read(at.value, bytes, IoTag::l2_load).doing("L2 table at ", at);
   tree.references.add(table);
   for (uint64_t i = 0; i < g().l2_entries(); ++i) {
     const L2Entry entry = load_l2(bytes, i, g());
@@ -250,7 +250,7 @@ Task<void> SnapshotChange::set_flags(const L1& l1, const std::vector<bool>& whic
 Task<void> SnapshotChange::set_table_flags(HostCluster table, Flags flags) {
   const HostOffset at = g().start_of(table);
   std::vector<std::byte> bytes(g().cluster_size());
-  co_await disk_.file->read(at.value, bytes, Mark::l2_load).doing("L2 table at ", at);
+  co_await disk_.file->read(at.value, bytes, IoTag::l2_load).doing("L2 table at ", at);
   uint64_t low = bytes.size();
   uint64_t high = 0;
   for (uint64_t i = 0; i < g().l2_entries(); ++i) {
@@ -278,7 +278,7 @@ Task<void> SnapshotChange::set_table_flags(HostCluster table, Flags flags) {
   low = round_down(low, kSectorSize);
   high = round_up(high, kSectorSize);
   co_await disk_.file
-      ->write(at.value + low, Bytes(bytes).subspan(low, high - low), {.mark = Mark::l2_update})
+      ->write(at.value + low, Bytes(bytes).subspan(low, high - low), {.tag = IoTag::l2_update})
       .doing("L2 table at ", at);
 }
 
@@ -287,7 +287,7 @@ Task<void> SnapshotChange::write_l1(HostCluster at, const L1& l1) {
   std::vector<std::byte> bytes(l1.size() * 8);
   for (uint64_t i = 0; i < l1.size(); ++i) store_be(MutableBytes(bytes), i * 8, l1[i]);
   const HostOffset offset = g().start_of(at);
-  co_await disk_.file->write(offset.value, bytes, {.mark = Mark::l1_update})
+  co_await disk_.file->write(offset.value, bytes, {.tag = IoTag::l1_update})
       .doing("L1 table at ", offset);
 }
 
@@ -300,7 +300,7 @@ Task<SnapshotChange::NewTable> SnapshotChange::put_table(std::vector<Snapshot> s
   if (!bytes.empty()) {
     table.at = co_await allocator().reserve_run(g().clusters_for(bytes.size()));
     const HostOffset at = g().start_of(table.at.first());
-    co_await disk_.file->write(at.value, bytes, {.mark = Mark::snapshot_update})
+    co_await disk_.file->write(at.value, bytes, {.tag = IoTag::snapshot_update})
         .doing("snapshot table at ", at);
   }
   // What is going to be given up.
@@ -314,7 +314,7 @@ HeaderEdit::Table SnapshotChange::place_of(const NewTable& table) const {
 }
 
 /// The header points to it, durably: the old one, which lay in `old`, is given up (O6).
-void SnapshotChange::keep_table(NewTable table, HostSpan old) {
+void SnapshotChange::install_table(NewTable table, HostSpan old) {
   if (old.count != 0) {
     disk_.metadata.remove_run(old);
     allocator().release(old);
@@ -333,7 +333,7 @@ Task<void> SnapshotChange::switch_to(NewTable& table, HeaderEdit fields) {
   RootEdit edit{.fields = std::move(fields)};
   edit.snapshot_table = place_of(table);
   co_await disk_.header->change(quiesced_, std::move(edit));
-  keep_table(std::move(table), old);
+  install_table(std::move(table), old);
 }
 
 Task<void> SnapshotChange::mark_dirty() { co_await disk_.header->change({.dirty = true}); }
@@ -342,7 +342,7 @@ Task<void> SnapshotChange::mark_dirty() { co_await disk_.header->change({.dirty 
 Task<void> SnapshotChange::finish(Result<void> done) {
   if (done) done = co_await disk_.header->change({.dirty = false}).result();
   if (!done) disk_.header->keep_dirty();
-  disk_.staged();
+  disk_.schedule_commit();
   co_await std::move(done);
 }
 
@@ -392,7 +392,7 @@ Task<void> SnapshotChange::create(NewSnapshot wanted) {
   bool raised = false;
   Result<void> done = co_await set_flags(old, tree.copied, Flags::clear).result();
   if (done) done = co_await write_l1(active_l1().first, shared).result();
-  if (done) done = co_await committer().sync(Mark::commit_sync).result();
+  if (done) done = co_await committer().sync(IoTag::commit_sync).result();
   if (done) {
     raised = true;
     allocator().raise(tree.references);
@@ -408,7 +408,7 @@ Task<void> SnapshotChange::create(NewSnapshot wanted) {
     copy_of_l1.keep();
   }
   disk_.map->reset_l1(std::move(shared));
-  disk_.staged();
+  disk_.schedule_commit();
 }
 
 /// In reverse: refcounts down, then COPIED where one reference is left, then the dirty bit.
@@ -418,7 +418,7 @@ Task<void> SnapshotChange::undo_create(const Tree& tree, bool raised) {
   const L1& l1 = disk_.map->l1();
   if (done) done = co_await set_flags(l1, tree.copied, Flags::where_alone).result();
   if (done) done = co_await write_l1(active_l1().first, l1).result();
-  if (done) done = co_await committer().sync(Mark::commit_sync).result();
+  if (done) done = co_await committer().sync(IoTag::commit_sync).result();
   co_await finish(std::move(done));
 }
 
@@ -429,7 +429,7 @@ Task<void> SnapshotChange::remove(size_t index) {
   co_await check_l1_table(snapshot, g());
   const HostSpan l1_at = hosts(snapshot, g());
   const L1 l1 =
-      co_await load_table(*disk_.file, snapshot.l1_offset, snapshot.l1_entries, Mark::l1_load);
+      co_await load_table(*disk_.file, snapshot.l1_offset, snapshot.l1_entries, IoTag::l1_load);
   Tree tree(g());
   co_await count(l1, "snapshot", tree);
   co_await allocator().load(l1_at).doing("L1 table of the snapshot");
@@ -459,7 +459,7 @@ Task<void> SnapshotChange::remove(size_t index) {
     }
     done = co_await set_flags(active, both, Flags::where_alone).result();
     if (done) done = co_await write_l1(active_l1().first, active).result();
-    if (done) done = co_await committer().sync(Mark::commit_sync).result();
+    if (done) done = co_await committer().sync(IoTag::commit_sync).result();
     // Also after a failure: a flag that is not known to be set is no harm.
     disk_.map->reset_l1(done ? std::move(active) : disk_.map->l1());
   }
@@ -477,7 +477,7 @@ Task<void> SnapshotChange::apply(size_t index) {
                           g().cluster_size(), " bytes allow"));
   }
   L1 fresh =
-      co_await load_table(*disk_.file, snapshot.l1_offset, snapshot.l1_entries, Mark::l1_load);
+      co_await load_table(*disk_.file, snapshot.l1_offset, snapshot.l1_entries, IoTag::l1_load);
   fresh.resize(std::max<uint64_t>({fresh.size(), g().l1_entries_for(size), 1}));
   L1 old = disk_.map->l1();
   L1 added = fresh;
@@ -579,7 +579,7 @@ Task<void> SnapshotChange::replace(std::vector<Snapshot> snapshots) {
   NewTable table = co_await put_table(std::move(snapshots));
   co_await committer().flush_all();
   co_await switch_to(table);
-  disk_.staged();
+  disk_.schedule_commit();
 }
 
 // --- Operations ---------------------------------------------------------------------------------

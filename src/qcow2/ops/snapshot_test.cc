@@ -27,13 +27,13 @@ struct Disk {
 };
 
 Task<std::unique_ptr<Image>> open(Device& memory, ImageOptions options) {
-  ClosedGate gate;
-  co_return co_await Image::open_over(std::make_unique<Borrowed>(memory), gate, options);
+  ClosedGate opener;
+  co_return co_await Image::open_over(std::make_unique<Borrowed>(memory), opener, options);
 }
 
 Task<Contents> read_all(Device& image) {
   Contents bytes(image.size());
-  co_await image.read(0, bytes, Mark::read_guest);
+  co_await image.read(0, bytes, IoTag::read_guest);
   co_return std::move(bytes);
 }
 
@@ -242,11 +242,11 @@ TEST_F(Snapshots, AFailureAtTheKthWriteChangesNothing) {
                 co_await image->close();
               }
               DiskScript script{.failing_write = k};
-              ClosedGate gate;
+              ClosedGate opener;
               const Disk before = disk;
               auto file = std::make_unique<ScriptedDisk>(memory, script);
               std::unique_ptr<Image> image =
-                  co_await Image::open_over(std::move(file), gate, {.writable = true});
+                  co_await Image::open_over(std::move(file), opener, {.writable = true});
               Result<void> done;
               if (what == What::create)
                 done = co_await image->create_snapshot({.name = "second"}).result();

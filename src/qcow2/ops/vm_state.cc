@@ -31,7 +31,7 @@ Task<void> read_vm_state(GuestDisk& disk, uint64_t offset, MutableBytes data) {
   RangeLock::Request keep_size(disk.disk_size, 0, 1, RangeLock::Mode::shared);
   co_await keep_size;
   const uint64_t at = co_await vm_state_range(disk, offset, data.size());
-  co_await read_pinned(disk, at, data, Mark::vm_state_read);
+  co_await read_pinned(disk, at, data, IoTag::vm_state_read);
 }
 
 Task<void> write_vm_state(GuestDisk& disk, uint64_t offset, Bytes data) {

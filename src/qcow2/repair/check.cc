@@ -9,20 +9,20 @@
 #include <utility>
 
 #include "qcow2/check/bitmap_check.h"
+#include "qcow2/check/compressed_check.h"
 #include "qcow2/check/owners.h"
 #include "qcow2/check/snapshot_check.h"
-#include "qcow2/check/streams.h"
 #include "qcow2/repair/keep.h"
 #include "qcow2/repair/loss.h"
 #include "qcow2/repair/lost_l1.h"
-#include "qcow2/repair/mend.h"
-#include "qcow2/repair/rounds.h"
-#include "qcow2/repair/separate.h"
+#include "qcow2/repair/passes.h"
+#include "qcow2/repair/structure_repair.h"
+#include "qcow2/repair/unshare.h"
 
 namespace byre {
 namespace {
 
-/// Each round can uncover what the next one repairs.
+/// Each pass can uncover what the next one repairs.
 constexpr int kRoundsMax = 12;
 /// With losses accepted there are more kinds of things to do.
 constexpr int kRoundsMaxWithLosses = 32;
@@ -64,7 +64,7 @@ bool is_doubtful(FindingKind kind) {
     case FindingKind::subclusters:
     case FindingKind::two_owners:
     case FindingKind::shared_table:
-    case FindingKind::crossed_streams:
+    case FindingKind::overlapping_streams:
     case FindingKind::bad_stream:
       return true;
     default:
@@ -98,54 +98,55 @@ void normalise(std::vector<Finding::Guest>& guests) {
   guests.resize(kept);
 }
 
-Task<std::unique_ptr<Survey>> look(Device& file, const CheckOptions& options) {
-  auto survey = std::make_unique<Survey>(file, options);
-  co_await survey->run();
+Task<std::unique_ptr<MetadataScan>> look(Device& file, const CheckOptions& options) {
+  auto scan = std::make_unique<MetadataScan>(file, options);
+  co_await scan->run();
   // Streams that overlap can count more references than a refcount holds.
   const bool streams =
-      options.streams || options.decode || (options.repair == Repair::all && survey->overfull);
-  if (streams) co_await check_streams(*survey, options.decode);
-  if (options.bitmaps) co_await check_bitmaps(*survey);
-  if (options.snapshots) co_await check_snapshots(*survey);
-  const bool attributed = options.attribute && !survey->report.findings.empty();
-  if (attributed || !survey->crossed.empty()) co_await attribute(*survey);
-  co_return survey;
+      options.streams || options.decode || (options.repair == Repair::all && scan->overfull);
+  if (streams) co_await check_streams(*scan, options.decode);
+  if (options.bitmaps) co_await check_bitmaps(*scan);
+  if (options.snapshots) co_await check_snapshots(*scan);
+  const bool attributed = options.attribute && !scan->report.findings.empty();
+  if (attributed || !scan->overlapping.empty()) co_await attribute(*scan);
+  co_return scan;
 }
 
 /// The tables of snapshots and bitmaps.
-bool can_mend(const Survey& survey, Repair repair) {
-  return repair == Repair::all && survey.report.check_errors == 0 && !survey.refcounts_unsound &&
-         !survey.snapshots_lost &&
-         (survey.mendable_snapshots || survey.mendable_bitmaps || survey.mendable_header);
+bool can_mend(const MetadataScan& scan, Repair repair) {
+  return repair == Repair::all && scan.report.check_errors == 0 && !scan.refcounts_unsound &&
+         !scan.snapshots_lost &&
+         (scan.repairable_snapshots || scan.repairable_bitmaps || scan.repairable_header);
 }
-Task<bool> mend(Survey& survey, RepairLog& log) {
-  if (survey.mendable_snapshots && co_await mend_snapshots(survey, log, Mend::useless))
+Task<bool> run_pass(MetadataScan& scan, RepairLog& log) {
+  if (scan.repairable_snapshots && co_await repair_snapshots(scan, log, RepairBroken::useless))
     co_return true;
-  if (survey.mendable_bitmaps && co_await mend_bitmaps(survey, log, Mend::useless)) co_return true;
-  if (!survey.mendable_header) co_return false;
-  co_return co_await mend_header(survey, log);
+  if (scan.repairable_bitmaps && co_await repair_bitmaps(scan, log, RepairBroken::useless))
+    co_return true;
+  if (!scan.repairable_header) co_return false;
+  co_return co_await repair_header(scan, log);
 }
 
 /// What leads nowhere: the L1 table, and what is in it.  A new L1 table comes last, when nothing
 /// keeps the file from growing.
-bool can_give_up(const Survey& survey) {
-  return can_give_up_entries(survey) || has_lost_l1(survey);
+bool can_give_up(const MetadataScan& scan) {
+  return can_give_up_entries(scan) || has_lost_l1(scan);
 }
-Task<std::string> give_up(Survey& survey, RepairLog& log) {
-  if (!survey.l1_behind_end && can_give_up_entries(survey)) {
-    co_return co_await give_up_entries(survey, log, false);
+Task<std::string> give_up(MetadataScan& scan, RepairLog& log) {
+  if (!scan.l1_behind_end && can_give_up_entries(scan)) {
+    co_return co_await give_up_entries(scan, log, false);
   }
-  co_return co_await give_up_l1(survey, log);
+  co_return co_await give_up_l1(scan, log);
 }
 
 /// When nothing else is left to do: what cannot be separated from other metadata, or leads nowhere
 /// as a whole.  One kind of it.
-Task<std::string> give_up_tables(Survey& survey, RepairLog& log) {
-  if (has_broken_snapshots(survey) && co_await mend_snapshots(survey, log, Mend::broken))
+Task<std::string> give_up_tables(MetadataScan& scan, RepairLog& log) {
+  if (has_broken_snapshots(scan) && co_await repair_snapshots(scan, log, RepairBroken::broken))
     co_return std::string();
-  if (has_broken_bitmaps(survey) && co_await mend_bitmaps(survey, log, Mend::broken))
+  if (has_broken_bitmaps(scan) && co_await repair_bitmaps(scan, log, RepairBroken::broken))
     co_return std::string();
-  co_return co_await give_up_entries(survey, log, true);
+  co_return co_await give_up_entries(scan, log, true);
 }
 
 /// What is tried next, and whether it is worth trying.
@@ -159,28 +160,28 @@ class Repairing {
         giving_up_(options.accept_loss && options.repair == Repair::all),
         last_resorts_(giving_up_ ? kLastResorts : 0) {}
 
-  Task<RepairRounds> run() {
-    survey_ = co_await look(file_, options_);
-    rounds_.first = survey_->report;
-    survey_->keep_orphans = options_.keep_orphans;
+  Task<RepairPasses> run() {
+    scan_ = co_await look(file_, options_);
+    passes_.first = scan_->report;
+    scan_->keep_orphans = options_.keep_orphans;
     collect_doubts();
-    const int rounds_max = options_.accept_loss ? kRoundsMaxWithLosses : kRoundsMax;
-    for (int round = 0; round < rounds_max; ++round) {
-      const Tally before = tally_of(survey_->report);
-      survey_->promise = promises_ && (rounds_.damaged || survey_->damaged);
+    const int passes_max = options_.accept_loss ? kRoundsMaxWithLosses : kRoundsMax;
+    for (int pass = 0; pass < passes_max; ++pass) {
+      const Tally before = tally_of(scan_->report);
+      scan_->promise = promises_ && (passes_.damaged || scan_->damaged);
       const Step step = co_await take_step();
       if (step == Step::none && goes_further()) continue;
       if (step == Step::none) break;
-      survey_ = co_await look(file_, options_);
+      scan_ = co_await look(file_, options_);
       // Two owners are one again when the refcounts moved away; what the other had lost is a leak.
-      survey_->keep_orphans = options_.keep_orphans || rounds_.damaged;
-      const bool changed = tally_of(survey_->report) != before;
+      scan_->keep_orphans = options_.keep_orphans || passes_.damaged;
+      const bool changed = tally_of(scan_->report) != before;
       if (!changed && step == Step::final && !goes_further()) break;
       if (changed) try_entries_ = true;
     }
-    if (promises_ && survey_->kept == KeptClusters::all()) co_await keep_orphans();
+    if (promises_ && scan_->kept == KeptClusters::all()) co_await keep_orphans();
     co_await end();
-    co_return std::move(rounds_);
+    co_return std::move(passes_);
   }
 
  private:
@@ -188,15 +189,15 @@ class Repairing {
   enum class Step : uint8_t { none, some, final };
 
   void collect_doubts() {
-    for (const Finding& finding : survey_->report.findings) {
+    for (const Finding& finding : scan_->report.findings) {
       if (!is_doubtful(finding.kind)) continue;
-      rounds_.log.in_doubt.insert(rounds_.log.in_doubt.end(), finding.guests.begin(),
+      passes_.log.in_doubt.insert(passes_.log.in_doubt.end(), finding.guests.begin(),
                                   finding.guests.end());
     }
   }
 
   bool goes_further() {
-    const bool possible = survey_->report.corruptions != 0 && survey_->report.check_errors == 0;
+    const bool possible = scan_->report.corruptions != 0 && scan_->report.check_errors == 0;
     last_resort_ = possible && last_resorts_ > 0;
     last_resorts_ -= last_resort_;
     return last_resort_;
@@ -205,46 +206,46 @@ class Repairing {
   Task<Step> take_step() {
     if (last_resort_) {
       last_resort_ = false;
-      rounds_.damaged |= survey_->damaged;
-      rounds_.not_given_up = co_await give_up_tables(*survey_, rounds_.log);
-      separating_ = mending_ = giving_up_ = true;
+      passes_.damaged |= scan_->damaged;
+      passes_.not_given_up = co_await give_up_tables(*scan_, passes_.log);
+      separating_ = repairing_ = giving_up_ = true;
       co_return Step::final;
     }
-    if (try_entries_ && can_fix_entries(*survey_, options_.repair)) {
-      co_await fix_entries(*survey_, rounds_.log);
+    if (try_entries_ && can_fix_entries(*scan_, options_.repair)) {
+      co_await repair_entries(*scan_, passes_.log);
       try_entries_ = false;
       co_return Step::some;
     }
-    const uint64_t actions = rounds_.log.actions_count;
-    if (giving_up_ && can_give_up(*survey_)) {
-      rounds_.damaged |= survey_->damaged;
-      rounds_.not_given_up = co_await give_up(*survey_, rounds_.log);
-      giving_up_ = rounds_.log.actions_count != actions;
+    const uint64_t actions = passes_.log.actions_count;
+    if (giving_up_ && can_give_up(*scan_)) {
+      passes_.damaged |= scan_->damaged;
+      passes_.not_given_up = co_await give_up(*scan_, passes_.log);
+      giving_up_ = passes_.log.actions_count != actions;
       separating_ |= giving_up_;
       co_return Step::some;
     }
-    if (separating_ && can_separate(*survey_, options_.repair)) {
-      rounds_.damaged |= survey_->damaged;
-      rounds_.not_separated = co_await separate(*survey_, rounds_.log, copy_data_);
-      separating_ = rounds_.log.actions_count != actions;
+    if (separating_ && can_separate(*scan_, options_.repair)) {
+      passes_.damaged |= scan_->damaged;
+      passes_.not_unshared = co_await separate(*scan_, passes_.log, copy_data_);
+      separating_ = passes_.log.actions_count != actions;
       co_return Step::some;
     }
-    if (mending_ && can_mend(*survey_, options_.repair)) {
-      rounds_.damaged |= survey_->damaged;
-      mending_ = co_await mend(*survey_, rounds_.log);
+    if (repairing_ && can_mend(*scan_, options_.repair)) {
+      passes_.damaged |= scan_->damaged;
+      repairing_ = co_await run_pass(*scan_, passes_.log);
       co_return Step::some;
     }
-    if (!can_repair(*survey_, options_.repair)) co_return Step::none;
-    rounds_.damaged |= survey_->damaged;
-    co_await repair_image(*survey_, options_.repair, rounds_.log);
+    if (!can_repair(*scan_, options_.repair)) co_return Step::none;
+    passes_.damaged |= scan_->damaged;
+    co_await repair_image(*scan_, options_.repair, passes_.log);
     co_return Step::final;
   }
 
   Task<void> keep_orphans() {
-    co_await remember_orphans(*survey_);
-    const uint64_t count = survey_->orphan_clusters();
+    co_await remember_orphans(*scan_);
+    const uint64_t count = scan_->orphan_clusters();
     if (count == 0) co_return;
-    rounds_.log.add(
+    passes_.log.add(
         {.kind = RepairAction::Kind::keep,
          .clusters = count,
          .text = cat("note in the header that ", count,
@@ -253,25 +254,25 @@ class Repairing {
   }
 
   Task<void> end() {
-    const CheckReport& report = survey_->report;
-    rounds_.sound = report.corruptions == 0 && report.check_errors == 0;
+    const CheckReport& report = scan_->report;
+    passes_.sound = report.corruptions == 0 && report.check_errors == 0;
     const bool counted = options_.repair == Repair::refcounts && report.check_errors == 0 &&
-                         report.corruptions == survey_->formal;
-    if (rounds_.sound || counted) co_await clear_repaired_bits(file_);
-    normalise(rounds_.log.in_doubt);
-    normalise(rounds_.log.lost);
-    rounds_.last = std::move(survey_);
+                         report.corruptions == scan_->format_only;
+    if (passes_.sound || counted) co_await clear_repaired_bits(file_);
+    normalise(passes_.log.in_doubt);
+    normalise(passes_.log.lost);
+    passes_.last = std::move(scan_);
   }
 
   Device& file_;
   const CheckOptions& options_;
   const bool copy_data_;
   const bool promises_;
-  std::unique_ptr<Survey> survey_;
-  RepairRounds rounds_;
+  std::unique_ptr<MetadataScan> scan_;
+  RepairPasses passes_;
   bool separating_ = true;
   bool try_entries_ = true;
-  bool mending_ = true;
+  bool repairing_ = true;
   bool giving_up_;
   int last_resorts_;
   bool last_resort_ = false;
@@ -279,24 +280,24 @@ class Repairing {
 
 }  // namespace
 
-Task<RepairRounds> repair_in_rounds(Device& file, const CheckOptions& options, bool copy_data) {
+Task<RepairPasses> repair_in_passes(Device& file, const CheckOptions& options, bool copy_data) {
   Repairing repairing(file, options, copy_data);
   co_return co_await repairing.run();
 }
 
 Task<CheckReport> survey_and_repair(Device& file, CheckOptions options) {
   if (options.repair == Repair::none) {
-    const std::unique_ptr<Survey> survey = co_await look(file, options);
-    survey->report.orphans_kept = survey->orphans_kept();
-    co_return std::move(survey->report);
+    const std::unique_ptr<MetadataScan> scan = co_await look(file, options);
+    scan->report.orphans_kept = scan->orphans_kept();
+    co_return std::move(scan->report);
   }
-  RepairRounds rounds = co_await repair_in_rounds(file, options, true);
+  RepairPasses passes = co_await repair_in_passes(file, options, true);
   CheckReport report =
-      merge(std::move(rounds.first), std::move(rounds.last->report), options.findings_max);
-  if (rounds.log.actions_count != 0 && rounds.damaged) {
-    report.in_doubt = std::move(rounds.log.in_doubt);
+      merge(std::move(passes.first), std::move(passes.last->report), options.findings_max);
+  if (passes.log.actions_count != 0 && passes.damaged) {
+    report.in_doubt = std::move(passes.log.in_doubt);
   }
-  report.orphans_kept = rounds.last->orphans_kept();
+  report.orphans_kept = passes.last->orphans_kept();
   if (options.repair == Repair::leaks) report.orphans_kept = report.leaks;
   co_return std::move(report);
 }

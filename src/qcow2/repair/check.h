@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Checking an image at rest: counts every reference by itself, compares with the refcounts, and
-/// repairs on request.
+/// Checking an image that is offline: counts every reference by itself, compares with the
+/// refcounts, and repairs on request.
 ///
 /// What is counted: header, refcount table and blocks, L1 and L2 tables (active and each
 /// snapshot's), data, one reference per host cluster that a compressed stream touches, snapshot

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Whole images, as hostile as they come: load_head(), check_image(), repair, and again.
+/// Whole images, as hostile as they come: load_image_header(), check_image(), repair, and again.
 ///
 /// The last byte says how long the file claims to be: 2 to the power of it, 30 at most; the bytes
 /// before it are its start.  What must hold: a check changes nothing; a repair leaves exactly what
@@ -10,7 +10,7 @@
 #include <memory>
 
 #include "block/memory.h"
-#include "qcow2/core/head.h"
+#include "qcow2/core/image_header.h"
 #include "qcow2/repair/check.h"
 #include "qcow2/repair/recover.h"
 #include "qcow2/repair/undo.h"

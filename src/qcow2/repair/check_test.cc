@@ -62,7 +62,7 @@ TEST_F(CheckTest, SoundImagesOfEveryKindCountAsQemuCountsThem) {
 TEST_F(CheckTest, TheClustersOfAnEncryptionHeaderAreNoLeaks) {
   MemoryDevice file(*reactor_);
   small_image(file, {.size = MiB, .cluster_size = 4096}, 4);
-  Result<Head> head = reactor_->run(load_head(file));
+  Result<ImageHeader> head = reactor_->run(load_image_header(file));
   ASSERT_TRUE(head);
   const HostOffset at{file.size()};
   head->header.crypt_method = CryptMethod::luks;
@@ -464,7 +464,7 @@ TEST_F(CheckTest, ASnapshotThatDoesNotSayHowLargeItsDiskIsIsCompleted) {
   EXPECT_EQ(repaired.orphans_kept, 1u) << words_of(repaired);
   const Result<std::vector<Snapshot>> snapshots =
       reactor_->run([&]() -> Task<std::vector<Snapshot>> {
-        const Head head = co_await load_head(file);
+        const ImageHeader head = co_await load_image_header(file);
         co_return co_await load_snapshots(file, head);
       }());
   ASSERT_EQ(snapshots->size(), 2u);
@@ -517,7 +517,7 @@ TEST_F(CheckTest, RawExternalDataWithoutThemIsAnErrorAndTheBitGoes) {
 /// The bitmap directory of `image`, changed and put back where it was.
 template <class Change>
 void change_bitmaps(MemoryDevice& file, Reactor& reactor, const Change& change) {
-  const Head head = *reactor.run(load_head(file));
+  const ImageHeader head = *reactor.run(load_image_header(file));
   const BitmapsExtension extension = *head.extensions.bitmaps;
   std::vector<std::byte> directory(extension.directory_size);
   file.peek(extension.directory_offset.value, directory);
@@ -554,7 +554,7 @@ TEST_F(CheckTest, BitmapsThatNobodyCanUseGoAndThoseThatDoNotFitAreMarked) {
       const CheckReport repaired = check(file, Repair::all);
       EXPECT_EQ(repaired.corruptions + repaired.leaks, 0u) << words_of(repaired);
       EXPECT_EQ(qemu_counts(file.bytes()).code, 0);
-      const Head head = *reactor_->run(load_head(file));
+      const ImageHeader head = *reactor_->run(load_image_header(file));
       const BitmapList list = *reactor_->run(load_bitmap_list(file, head));
       ASSERT_EQ(list.size(), all ? 0u : 2u);
       if (all) continue;
@@ -572,7 +572,7 @@ TEST_F(CheckTest, BitmapsThatNobodyCanUseGoAndThoseThatDoNotFitAreMarked) {
   EXPECT_TRUE(file.bytes() == before);
 }
 
-// ---- What cannot be mended.
+// ---- What cannot be repaired.
 
 // What such an entry means nobody knows; nothing else is worse for it.
 TEST_F(CheckTest, AnEntryThatIsNotAlignedCostsNoCounts) {

@@ -16,7 +16,7 @@
 #include "format/l2.h"
 #include "format/refcount.h"
 #include "io/io_testing.h"
-#include "qcow2/core/head.h"
+#include "qcow2/core/image_header.h"
 #include "qcow2/ops/create.h"
 #include "qcow2/repair/check.h"
 #include "sim/sim_disk.h"

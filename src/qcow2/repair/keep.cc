@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "qcow2/repair/head_change.h"
+#include "qcow2/repair/header_repair.h"
 
 namespace byre {
 namespace {
@@ -12,19 +12,19 @@ bool is_list(const UnknownExtension& extension) { return extension.type == kKept
 
 }  // namespace
 
-Task<void> remember_kept(Survey& survey, const KeptClusters& kept) {
+Task<void> remember_kept(MetadataScan& scan, const KeptClusters& kept) {
   const auto edit = [&](Header&, Extensions& extensions) {
     std::erase_if(extensions.unknown, is_list);
     if (!kept.empty()) extensions.unknown.push_back({kKeptClustersExtension, kept.serialize()});
   };
-  co_await change_head(survey, edit);
-  survey.kept = kept;
+  co_await change_head(scan, edit);
+  scan.kept = kept;
 }
 
-Task<void> remember_orphans(Survey& survey) {
+Task<void> remember_orphans(MetadataScan& scan) {
   for (size_t ranges_max = KeptClusters::kRangesMax;; ranges_max /= 2) {
-    const auto kept = KeptClusters::covering(survey.orphans, ranges_max);
-    Result<void> done = co_await remember_kept(survey, kept).result();
+    const auto kept = KeptClusters::covering(scan.orphans, ranges_max);
+    Result<void> done = co_await remember_kept(scan, kept).result();
     if (done) co_return;
     if (done.error().code() != Errc::no_space || ranges_max == 1) co_await std::move(done);
   }

@@ -17,10 +17,10 @@
 ///                              file can grow
 ///
 /// Order: new clusters and their refcounts are durable before an entry leads to them (O1, O2); no
-/// refcount sinks before the entries are durable, in a later round (O3).
-/// Invariant: an entry that a survey does not complain of is not touched.
-/// Not here: an L1 table that is lost itself (lost_l1.h), snapshots and bitmaps (mend.h), what can
-/// be repaired without loss (separate.h, repair.h).
+/// refcount sinks before the entries are durable, in a later pass (O3).
+/// Invariant: an entry that a scan does not complain of is not touched.
+/// Not here: an L1 table that is lost itself (lost_l1.h), snapshots and bitmaps
+/// (structure_repair.h), what can be repaired without loss (unshare.h, repair.h).
 #pragma once
 
 #include "qcow2/repair/repair.h"
@@ -28,7 +28,7 @@
 namespace byre {
 
 /// Are there entries to give up?
-bool can_give_up_entries(const Survey& survey);
+bool can_give_up_entries(const MetadataScan& scan);
 
 /// Clusters that hide a backing file where something is given up.
 struct ZerosNeeded {
@@ -37,11 +37,11 @@ struct ZerosNeeded {
   uint64_t holes = 0;     ///< Of zeros, that are written only where the file cannot grow.
 };
 /// Why there cannot be so many; empty: there can.
-std::string why_no_zeros(const Survey& survey, const ZerosNeeded& needed);
+std::string why_no_zeros(const MetadataScan& scan, const ZerosNeeded& needed);
 
-/// One round; the survey is stale afterwards.  The reason, when that is not possible; then nothing
+/// One pass; the scan is stale afterwards.  The reason, when that is not possible; then nothing
 /// was written.  `tables` as well gives up L1 entries to tables that lie in other metadata, which
 /// no repair can separate.
-Task<std::string> give_up_entries(Survey& survey, RepairLog& log, bool tables);
+Task<std::string> give_up_entries(MetadataScan& scan, RepairLog& log, bool tables);
 
 }  // namespace byre

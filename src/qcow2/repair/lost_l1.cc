@@ -9,52 +9,52 @@
 namespace byre {
 namespace {
 
-Task<void> switch_l1(Survey& survey, HostOffset at, uint64_t entries) {
-  store_l1(survey.head.sector, at, static_cast<uint32_t>(entries));
-  co_await survey.file.write(0, survey.head.sector, {.mark = Mark::header_update});
-  co_await survey.file.flush(Mark::commit_sync);
+Task<void> switch_l1(MetadataScan& scan, HostOffset at, uint64_t entries) {
+  store_l1(scan.head.sector, at, static_cast<uint32_t>(entries));
+  co_await scan.file.write(0, scan.head.sector, {.tag = IoTag::header_update});
+  co_await scan.file.flush(IoTag::commit_sync);
 }
 
 /// Step 1.
-Task<void> count_what_is_there(Survey& survey, RepairLog& log) {
-  const uint64_t entries = survey.l1_tables.front().entries;
-  co_await begin_writing(survey);
+Task<void> count_what_is_there(MetadataScan& scan, RepairLog& log) {
+  const uint64_t entries = scan.l1_tables.front().entries;
+  co_await begin_writing(scan);
   // To other readers these entries lead somewhere only from here on (O2).
-  if (survey.undercounted || survey.refcounts_unsound) {
-    co_await repair_image(survey, Repair::refcounts, log);
+  if (scan.undercounted || scan.refcounts_unsound) {
+    co_await repair_image(scan, Repair::refcounts, log);
   }
-  co_await switch_l1(survey, survey.head.header.l1_offset, entries);
+  co_await switch_l1(scan, scan.head.header.l1_offset, entries);
   log.add({.kind = RepairAction::Kind::give_up,
-           .host_offset = survey.head.header.l1_offset.value,
-           .text = cat("give up ", survey.head.header.l1_entries - entries,
+           .host_offset = scan.head.header.l1_offset.value,
+           .text = cat("give up ", scan.head.header.l1_entries - entries,
                        " entries of the L1 table, which lie behind the end of the file")});
 }
 
 /// Step 3.
-Task<std::string> write_anew(Survey& survey, RepairLog& log) {
-  const Geometry& g = survey.geometry();
-  const Header& header = survey.head.header;
+Task<std::string> write_anew(MetadataScan& scan, RepairLog& log) {
+  const Geometry& g = scan.geometry();
+  const Header& header = scan.head.header;
   const uint64_t old_entries = header.l1_entries;
   const uint64_t entries = g.l1_entries_for(header.size);
   if (entries > kL1EntriesMax) {
     co_return cat("a disk of ", header.size, " bytes needs an L1 table of ", entries,
                   " entries, at most ", kL1EntriesMax);
   }
-  const bool hides = survey.head.backing_file.has_value();
+  const bool hides = scan.head.backing_file.has_value();
   if (hides) {
     const uint64_t size = header.size - g.start_of(g.first_of_l1(old_entries)).value;
-    std::string reason = why_no_zeros(survey, {.tables = entries - old_entries,
-                                               .holes = g.version < 3 ? g.clusters_for(size) : 0});
+    std::string reason = why_no_zeros(
+        scan, {.tables = entries - old_entries, .holes = g.version < 3 ? g.clusters_for(size) : 0});
     if (!reason.empty()) co_return std::move(reason);
   }
   std::vector<std::byte> table(entries * 8);
   const MutableBytes left = MutableBytes(table).first(old_entries * 8);
-  co_await survey.read_padded(header.l1_offset.value, left, Mark::l1_load);
+  co_await scan.read_padded(header.l1_offset.value, left, IoTag::l1_load);
   for (uint64_t i = old_entries; hides && i < entries; ++i) store_l1_entry(table, i, kCopied);
-  co_await begin_writing(survey);
-  const auto placed = co_await place_table(survey, log, table, Mark::l1_grow);
+  co_await begin_writing(scan);
+  const auto placed = co_await place_table(scan, log, table, IoTag::l1_grow);
   if (!placed) co_return cat("no room for an L1 table of ", entries, " entries");
-  co_await switch_l1(survey, *placed, entries);
+  co_await switch_l1(scan, *placed, entries);
   log.add({.kind = RepairAction::Kind::rewrite_table,
            .host_offset = header.l1_offset.value,
            .to = placed->value,
@@ -69,15 +69,15 @@ Task<std::string> write_anew(Survey& survey, RepairLog& log) {
 
 }  // namespace
 
-bool has_lost_l1(const Survey& survey) {
-  const bool is_known = !survey.l1_tables.empty() && survey.l1_tables.front().active;
-  return (survey.l1_behind_end || survey.l1_too_short) && is_known &&
-         survey.report.check_errors == 0 && !survey.snapshots_lost;
+bool has_lost_l1(const MetadataScan& scan) {
+  const bool is_known = !scan.l1_tables.empty() && scan.l1_tables.front().active;
+  return (scan.l1_behind_end || scan.l1_too_short) && is_known && scan.report.check_errors == 0 &&
+         !scan.snapshots_lost;
 }
 
-Task<std::string> give_up_l1(Survey& survey, RepairLog& log) {
-  if (!survey.l1_behind_end) co_return co_await write_anew(survey, log);
-  co_await count_what_is_there(survey, log);
+Task<std::string> give_up_l1(MetadataScan& scan, RepairLog& log) {
+  if (!scan.l1_behind_end) co_return co_await write_anew(scan, log);
+  co_await count_what_is_there(scan, log);
   co_return std::string();
 }
 

@@ -10,17 +10,17 @@
 ///      of the header switches to it (docs/engine.md, O6).  An entry that is lost is zero; with a
 ///      backing file it leads nowhere, and the next pass puts a table of zeros there.
 ///
-/// Not here: the L1 tables of snapshots (mend.h).
+/// Not here: the L1 tables of snapshots (structure_repair.h).
 #pragma once
 
 #include "qcow2/repair/repair.h"
 
 namespace byre {
 
-bool has_lost_l1(const Survey& survey);
+bool has_lost_l1(const MetadataScan& scan);
 
-/// Step 1 or step 3; step 2 is the caller's.  The survey is stale afterwards.  The reason, when it
+/// Step 1 or step 3; step 2 is the caller's.  The scan is stale afterwards.  The reason, when it
 /// is not possible; then the tables are as they were.
-Task<std::string> give_up_l1(Survey& survey, RepairLog& log);
+Task<std::string> give_up_l1(MetadataScan& scan, RepairLog& log);
 
 }  // namespace byre

@@ -8,18 +8,18 @@ namespace {
 
 constexpr uint64_t kPiece = MiB;
 
-bool could_be_entry(L2Entry entry, const Survey& survey) {
-  const Result<Mapping> mapping = decode_l2(entry, survey.geometry());
+bool could_be_entry(L2Entry entry, const MetadataScan& scan) {
+  const Result<Mapping> mapping = decode_l2(entry, scan.geometry());
   if (!mapping) return false;
-  if (mapping->compressed) return mapping->compressed_at.value < survey.file_size;
-  return !mapping->host || survey.geometry().start_of(*mapping->host).value < survey.file_size;
+  if (mapping->compressed) return mapping->compressed_at.value < scan.file_size;
+  return !mapping->host || scan.geometry().start_of(*mapping->host).value < scan.file_size;
 }
 
-Orphan::Looks looks_of(Bytes cluster, const Survey& survey) {
+Orphan::Looks looks_of(Bytes cluster, const MetadataScan& scan) {
   if (is_zero(cluster)) return Orphan::Looks::zeros;
-  for (uint64_t i = 0; i < survey.geometry().l2_entries(); ++i) {
-    const L2Entry entry = load_l2(cluster, i, survey.geometry());
-    if (entry != L2Entry{} && !could_be_entry(entry, survey)) return Orphan::Looks::data;
+  for (uint64_t i = 0; i < scan.geometry().l2_entries(); ++i) {
+    const L2Entry entry = load_l2(cluster, i, scan.geometry());
+    if (entry != L2Entry{} && !could_be_entry(entry, scan)) return Orphan::Looks::data;
   }
   return Orphan::Looks::l2_table;
 }
@@ -38,15 +38,15 @@ std::string_view name_of(Orphan::Looks looks) {
   return "unknown";
 }
 
-Task<std::vector<Orphan>> catalogue_orphans(Survey& survey, size_t orphans_max) {
+Task<std::vector<Orphan>> catalogue_orphans(MetadataScan& scan, size_t orphans_max) {
   std::vector<Orphan> catalogue;
-  const uint64_t size = survey.geometry().cluster_size();
+  const uint64_t size = scan.geometry().cluster_size();
   std::vector<std::byte> cluster(size);
-  for (const HostSpan& span : survey.orphans) {
+  for (const HostSpan& span : scan.orphans) {
     for (uint64_t i = 0; i < span.count; ++i) {
-      const HostOffset at = survey.geometry().start_of(span.first + i);
-      co_await survey.read_padded(at.value, cluster, Mark::none);
-      const Orphan::Looks looks = looks_of(cluster, survey);
+      const HostOffset at = scan.geometry().start_of(span.first + i);
+      co_await scan.read_padded(at.value, cluster, IoTag::none);
+      const Orphan::Looks looks = looks_of(cluster, scan);
       if (!catalogue.empty() && catalogue.back().looks == looks &&
           catalogue.back().at.value + catalogue.back().length == at.value) {
         catalogue.back().length += size;
@@ -60,20 +60,20 @@ Task<std::vector<Orphan>> catalogue_orphans(Survey& survey, size_t orphans_max) 
   co_return std::move(catalogue);
 }
 
-Task<uint64_t> save_orphans(Survey& survey, Device& to) {
+Task<uint64_t> save_orphans(MetadataScan& scan, Device& to) {
   uint64_t clusters = 0;
   std::vector<std::byte> piece;
-  for (const HostSpan& span : survey.orphans) {
-    const uint64_t end = survey.geometry().start_of(span.end()).value;
-    for (uint64_t at = survey.geometry().start_of(span.first).value; at < end;) {
+  for (const HostSpan& span : scan.orphans) {
+    const uint64_t end = scan.geometry().start_of(span.end()).value;
+    for (uint64_t at = scan.geometry().start_of(span.first).value; at < end;) {
       piece.resize(std::min(kPiece, end - at));
-      co_await survey.read_padded(at, piece, Mark::none);
-      co_await to.write(at, piece, {.mark = Mark::none});
+      co_await scan.read_padded(at, piece, IoTag::none);
+      co_await to.write(at, piece, {.tag = IoTag::none});
       at += piece.size();
     }
     clusters += span.count;
   }
-  co_await to.flush(Mark::flush);
+  co_await to.flush(IoTag::flush);
   co_return clusters;
 }
 

@@ -13,7 +13,7 @@
 #include <string_view>
 #include <vector>
 
-#include "qcow2/check/survey.h"
+#include "qcow2/check/metadata_scan.h"
 
 namespace byre {
 
@@ -32,8 +32,8 @@ struct Orphan {
 std::string_view name_of(Orphan::Looks looks);
 
 /// The first `orphans_max` of them.
-Task<std::vector<Orphan>> catalogue_orphans(Survey& survey, size_t orphans_max);
+Task<std::vector<Orphan>> catalogue_orphans(MetadataScan& scan, size_t orphans_max);
 /// Copies all of them into `to`, and makes that durable; the number of clusters.
-Task<uint64_t> save_orphans(Survey& survey, Device& to);
+Task<uint64_t> save_orphans(MetadataScan& scan, Device& to);
 
 }  // namespace byre

@@ -6,7 +6,7 @@
 #include "block/overlay.h"
 #include "qcow2/repair/check.h"
 #include "qcow2/repair/keep.h"
-#include "qcow2/repair/rounds.h"
+#include "qcow2/repair/passes.h"
 
 namespace byre {
 namespace {
@@ -41,37 +41,37 @@ Task<Recovery> carry_out(Device& file, const RecoverOptions& options, bool for_g
                                        : options.save_orphans_to ? Remember::if_room
                                                                  : Remember::always,
                            .accept_loss = options.accept_loss};
-  RepairRounds rounds = co_await repair_in_rounds(file, check, for_good);
+  RepairPasses passes = co_await repair_in_passes(file, check, for_good);
   Recovery recovery;
-  recovery.found = std::move(rounds.first);
-  recovery.log = std::move(rounds.log);
-  if (!rounds.sound) {
-    recovery.refused = !rounds.not_given_up.empty()    ? std::move(rounds.not_given_up)
-                       : !rounds.not_separated.empty() ? std::move(rounds.not_separated)
-                                                       : reason_against(rounds.last->report);
-    recovery.left = std::move(rounds.last->report);
+  recovery.found = std::move(passes.first);
+  recovery.log = std::move(passes.log);
+  if (!passes.sound) {
+    recovery.refused = !passes.not_given_up.empty()   ? std::move(passes.not_given_up)
+                       : !passes.not_unshared.empty() ? std::move(passes.not_unshared)
+                                                      : reason_against(passes.last->report);
+    recovery.left = std::move(passes.last->report);
     co_return std::move(recovery);
   }
 
-  Survey& survey = *rounds.last;
-  recovery.orphans = co_await catalogue_orphans(survey, kOrphansMax);
-  recovery.orphan_clusters = survey.orphan_clusters();
+  MetadataScan& scan = *passes.last;
+  recovery.orphans = co_await catalogue_orphans(scan, kOrphansMax);
+  recovery.orphan_clusters = scan.orphan_clusters();
   if (for_good && options.save_orphans_to && recovery.orphan_clusters != 0) {
-    recovery.orphans_saved = co_await save_orphans(survey, *options.save_orphans_to);
+    recovery.orphans_saved = co_await save_orphans(scan, *options.save_orphans_to);
   }
   const bool wanted = options.free_orphans || options.save_orphans_to;
-  survey.keep_orphans = rounds.damaged && !wanted;
+  scan.keep_orphans = passes.damaged && !wanted;
   // Before they are freed: from here on they are leaks like any other.
-  survey.promise = false;
-  if (wanted && !survey.kept.empty()) co_await remember_kept(survey, {});
-  if (can_repair(survey, Repair::leaks)) {
-    co_await repair_image(survey, Repair::leaks, recovery.log);
-    recovery.orphans_freed = recovery.orphan_clusters != 0 && survey.orphans_kept() == 0;
+  scan.promise = false;
+  if (wanted && !scan.kept.empty()) co_await remember_kept(scan, {});
+  if (can_repair(scan, Repair::leaks)) {
+    co_await repair_image(scan, Repair::leaks, recovery.log);
+    recovery.orphans_freed = recovery.orphan_clusters != 0 && scan.orphans_kept() == 0;
     recovery.left = co_await check_image(file, {});
   } else {
-    recovery.left = std::move(survey.report);
+    recovery.left = std::move(scan.report);
   }
-  co_await file.flush(Mark::flush);
+  co_await file.flush(IoTag::flush);
   co_return std::move(recovery);
 }
 

@@ -128,7 +128,7 @@ TEST_F(RecoverTest, TheFindingOfACrossLinkNamesBothGuestRangesAndTheLikelyCause)
   ASSERT_TRUE(finding) << words_of(report);
   EXPECT_EQ(finding->severity, Severity::corruption);
   EXPECT_EQ(finding->cause, Cause::reuse_race);
-  EXPECT_EQ(finding->remedy, Remedy::separate);
+  EXPECT_EQ(finding->repair, RepairKind::unshare);
   EXPECT_EQ(finding->host_offset, l2_of(file) + 4096);
   EXPECT_EQ(finding->host_length, 4096u);
   ASSERT_EQ(finding->guests_count, 2u);
@@ -136,7 +136,7 @@ TEST_F(RecoverTest, TheFindingOfACrossLinkNamesBothGuestRangesAndTheLikelyCause)
   EXPECT_EQ(finding->guests[1], (Finding::Guest{4096, 4096, true, {}}));
   const Finding* leak = find(report, FindingKind::refcount_too_large);
   ASSERT_TRUE(leak);
-  EXPECT_EQ(leak->remedy, Remedy::set_aside);
+  EXPECT_EQ(leak->repair, RepairKind::set_aside);
 }
 
 TEST_F(RecoverTest, APlanWritesNothingAndSaysWhatTheRepairThenDoes) {
@@ -220,10 +220,10 @@ TEST_F(RecoverTest, CrossedStreamsGetAPlaceEachAndAreNamed) {
   const Result<CheckReport> report =
       reactor_->run(check_image(file, {.attribute = true, .decode = true}));
   ASSERT_TRUE(report);
-  const Finding* crossed = find(*report, FindingKind::crossed_streams);
-  ASSERT_TRUE(crossed) << words_of(*report);
-  EXPECT_EQ(crossed->cause, Cause::stale_packing);
-  EXPECT_EQ(crossed->guests[0].offset, 4096u);
+  const Finding* overlapping = find(*report, FindingKind::overlapping_streams);
+  ASSERT_TRUE(overlapping) << words_of(*report);
+  EXPECT_EQ(overlapping->cause, Cause::stale_packing);
+  EXPECT_EQ(overlapping->guests[0].offset, 4096u);
   const Finding* bad = find(*report, FindingKind::bad_stream);
   ASSERT_TRUE(bad) << words_of(*report);
   EXPECT_EQ(bad->guests[0].offset, 4096u);
@@ -233,7 +233,7 @@ TEST_F(RecoverTest, CrossedStreamsGetAPlaceEachAndAreNamed) {
   EXPECT_EQ(repaired.left.corruptions + repaired.left.leaks, 0u) << words_of(repaired.left);
   EXPECT_NE(repaired.log.in_doubt.size(), 0u);
   const Result<CheckReport> after = reactor_->run(check_image(file, {.decode = true}));
-  EXPECT_EQ(find(*after, FindingKind::crossed_streams), nullptr) << words_of(*after);
+  EXPECT_EQ(find(*after, FindingKind::overlapping_streams), nullptr) << words_of(*after);
   EXPECT_EQ(qemu_counts(file.bytes()).code, 0);
 }
 
@@ -464,7 +464,7 @@ TEST_F(UndoTest, AWriteThatChangesNothingIsNotKept) {
   EXPECT_EQ(journal->bytes_kept(), 3u * 512);
 }
 
-// A power cut at any moment of a repair: image and journal undo to the image as it was, and the
+// A power loss at any moment of a repair: image and journal undo to the image as it was, and the
 // repair can be run again on top, and then undone.
 TEST_F(UndoTest, ARepairThatIsCutShortAnywhereCanBeUndoneAndRunAgain) {
   MemoryDevice made(*reactor_);

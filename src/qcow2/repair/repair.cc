@@ -9,16 +9,16 @@
 namespace byre {
 namespace {
 
-bool only_flags_are_wrong(const Survey& survey) {
-  return survey.report.corruptions == survey.copied_wrong;
+bool only_flags_are_wrong(const MetadataScan& scan) {
+  return scan.report.corruptions == scan.copied_wrong;
 }
 
-bool may_free(const Survey& survey) { return !survey.damaged && survey.report.check_errors == 0; }
+bool may_free(const MetadataScan& scan) { return !scan.damaged && scan.report.check_errors == 0; }
 
 /// How far into a file that cannot grow room is looked for, in clusters.
 constexpr uint64_t kSearched = uint64_t{1} << 26;
 
-/// Identity of a table that is written anew; the survey has others.
+/// Identity of a table that is written anew; the scan has others.
 constexpr uint64_t kPlacedTable = 8;
 
 /// Clusters side by side that nobody uses.
@@ -39,15 +39,15 @@ struct Layout {
 
 class Repairer {
  public:
-  Repairer(Survey& survey, RepairLog& log)
-      : survey_(survey), log_(log), regions_(survey.counts.regions()), keep_(!may_free(survey)) {}
+  Repairer(MetadataScan& scan, RepairLog& log)
+      : scan_(scan), log_(log), regions_(scan.counts.regions()), keep_(!may_free(scan)) {}
 
   Task<void> run(Repair repair) {
     if (repair == Repair::leaks) {
       co_await free_leaks();
     } else {
       std::optional<Layout> layout;
-      if (survey_.refcounts_unsound) {
+      if (scan_.refcounts_unsound) {
         layout = co_await find_layout();
         if (!layout) keep_ = true;  // What is sound can still be raised.
       }
@@ -63,9 +63,9 @@ class Repairer {
 
   Task<std::vector<HostSpan>> room_for(uint64_t count) {
     std::vector<HostSpan> room;
-    const uint64_t end = geometry().start_of(HostCluster{survey_.clusters + count + 1}).value;
-    if (survey_.file.can_grow() && end <= survey_.pointed_behind_end) {
-      room.push_back({{survey_.clusters}, count});
+    const uint64_t end = geometry().start_of(HostCluster{scan_.clusters + count + 1}).value;
+    if (scan_.file.can_grow() && end <= scan_.pointed_behind_end) {
+      room.push_back({{scan_.clusters}, count});
       co_return room;
     }
     keep_ = true;
@@ -98,59 +98,59 @@ class Repairer {
   enum class Change : uint8_t { raise, lower };
   static constexpr uint64_t kRegion = ReferenceCounts::kRegion;
 
-  const Geometry& geometry() const { return survey_.geometry(); }
-  bool keeps_some() const { return keep_ || survey_.keep_orphans || !survey_.kept.empty(); }
-  bool keeps(HostCluster cluster) const { return keep_ || survey_.keeps(cluster); }
+  const Geometry& geometry() const { return scan_.geometry(); }
+  bool keeps_some() const { return keep_ || scan_.keep_orphans || !scan_.kept.empty(); }
+  bool keeps(HostCluster cluster) const { return keep_ || scan_.keeps(cluster); }
   /// The refcount that a cluster is to have in the end.
   uint64_t wanted(HostCluster cluster, uint64_t references, uint64_t refcount) const {
-    const bool kept = keep_ || (references == 0 && survey_.keeps(cluster));
+    const bool kept = keep_ || (references == 0 && scan_.keeps(cluster));
     const uint64_t count = kept ? std::max(references, refcount) : references;
     return std::min(count, refcount_max(geometry().refcount_order));
   }
 
-  Task<void> sync() { co_await survey_.file.flush(Mark::commit_sync); }
+  Task<void> sync() { co_await scan_.file.flush(IoTag::commit_sync); }
 
   // In place.
 
   /// COPIED flags as well, where nothing else is wrong: what is freed may leave one reference.
   Task<void> free_leaks() {
-    const bool flags = only_flags_are_wrong(survey_);
-    if (flags && survey_.copied_wrong != 0) {
-      co_await survey_.visit_copied(Survey::Copied::clear);
+    const bool flags = only_flags_are_wrong(scan_);
+    if (flags && scan_.copied_wrong != 0) {
+      co_await scan_.visit_copied(MetadataScan::Copied::clear);
       co_await sync();
     }
     co_await rewrite_blocks(Change::lower);
     co_await sync();
-    if (flags && (survey_.copied_wrong != 0 || lowered_to_one_))
-      co_await survey_.visit_copied(Survey::Copied::set);
+    if (flags && (scan_.copied_wrong != 0 || lowered_to_one_))
+      co_await scan_.visit_copied(MetadataScan::Copied::set);
   }
 
   Task<void> repair_in_place() {
     co_await rewrite_blocks(Change::raise);
     co_await sync();
-    co_await survey_.visit_copied(Survey::Copied::clear);
+    co_await scan_.visit_copied(MetadataScan::Copied::clear);
     co_await sync();
     if (!keep_) co_await rewrite_blocks(Change::lower);
     co_await sync();
-    co_await survey_.visit_copied(Survey::Copied::set);
+    co_await scan_.visit_copied(MetadataScan::Copied::set);
   }
 
   Task<void> rewrite_blocks(Change change) {
-    for (uint64_t i = 0; i < survey_.blocks.size(); ++i) {
-      if (survey_.blocks[i] != Survey::Block::sound) continue;
-      const std::vector<std::byte> before = co_await survey_.read_block(i);
+    for (uint64_t i = 0; i < scan_.blocks.size(); ++i) {
+      if (scan_.blocks[i] != MetadataScan::Block::sound) continue;
+      const std::vector<std::byte> before = co_await scan_.read_block(i);
       std::vector<std::byte> after = before;
       change_block(i, after, change);
-      co_await survey_.write_changes(geometry().start_of(survey_.block_at(i)), before, after,
-                                     Mark::refcount_update);
+      co_await scan_.write_changes(geometry().start_of(scan_.block_at(i)), before, after,
+                                   IoTag::refcount_update);
     }
   }
 
   void change_block(uint64_t index, MutableBytes block, Change change) {
     const uint64_t first = geometry().first_of_refcount_table(index).value;
-    survey_.each_used(index, block, regions_, [&](HostCluster cluster, uint64_t refcount) {
-      const uint64_t in_the_end = wanted(cluster, survey_.counts.references(cluster), refcount);
-      if (ReferenceCounts::Cell* cell = survey_.counts.find(cluster)) cell->set_on_disk(in_the_end);
+    scan_.each_used(index, block, regions_, [&](HostCluster cluster, uint64_t refcount) {
+      const uint64_t in_the_end = wanted(cluster, scan_.counts.references(cluster), refcount);
+      if (ReferenceCounts::Cell* cell = scan_.counts.find(cluster)) cell->set_on_disk(in_the_end);
       if (change == Change::raise ? refcount < in_the_end : refcount > in_the_end) {
         set_refcount(block, cluster.value - first, geometry().refcount_order, in_the_end);
         ++(change == Change::raise ? raised_ : lowered_);
@@ -162,11 +162,11 @@ class Repairer {
   // Anew.
 
   Task<void> rebuild(const Layout& layout) {
-    std::sort(survey_.refcount_clusters.begin(), survey_.refcount_clusters.end());
-    for (const HostCluster cluster : survey_.refcount_clusters) survey_.counts.drop(cluster);
+    std::sort(scan_.refcount_clusters.begin(), scan_.refcount_clusters.end());
+    for (const HostCluster cluster : scan_.refcount_clusters) scan_.counts.drop(cluster);
 
     log_.add({.kind = RepairAction::Kind::rewrite_refcounts,
-              .host_offset = survey_.head.header.refcount_table_offset.value,
+              .host_offset = scan_.head.header.refcount_table_offset.value,
               .to = geometry().start_of(layout.table).value,
               .length = layout.count() << geometry().cluster_bits,
               .clusters = layout.count(),
@@ -177,20 +177,20 @@ class Repairer {
     co_await sync();
     co_await switch_to(layout);
     co_await sync();
-    co_await survey_.visit_copied(Survey::Copied::clear);
+    co_await scan_.visit_copied(MetadataScan::Copied::clear);
     co_await sync();
-    co_await survey_.visit_copied(Survey::Copied::set);
+    co_await scan_.visit_copied(MetadataScan::Copied::set);
   }
 
   /// Behind the end of the file where it can grow and no entry points there; else in it.
   Task<std::optional<Layout>> find_layout() {
-    if (survey_.snapshots_lost) co_return std::optional<Layout>();
+    if (scan_.snapshots_lost) co_return std::optional<Layout>();
     const std::vector<uint64_t> indices = co_await needed_indices();
-    std::optional<Layout> layout = lay_out({survey_.clusters, UINT64_MAX}, indices);
+    std::optional<Layout> layout = lay_out({scan_.clusters, UINT64_MAX}, indices);
     if (!layout) co_return layout;
     // A cluster apart: what begins just behind the end counts as there in part.
     const uint64_t end = geometry().start_of(layout->end() + 1).value;
-    if (survey_.file.can_grow() && end <= survey_.pointed_behind_end) co_return layout;
+    if (scan_.file.can_grow() && end <= scan_.pointed_behind_end) co_return layout;
 
     // Elsewhere it may take a block more or less.
     const uint64_t enough = layout->count() + 2;
@@ -209,13 +209,13 @@ class Repairer {
     std::vector<uint64_t> indices;
     for (const uint64_t region : regions_) {
       const HostCluster first{region * kRegion};
-      if (first.value < survey_.clusters) indices.push_back(geometry().refcount_table_index(first));
+      if (first.value < scan_.clusters) indices.push_back(geometry().refcount_table_index(first));
     }
     std::sort(indices.begin(), indices.end());
     indices.erase(std::unique(indices.begin(), indices.end()), indices.end());
     const size_t referenced = indices.size();
-    for (uint64_t i = 0; keeps_some() && i < survey_.blocks.size(); ++i) {
-      if (survey_.blocks[i] == Survey::Block::none) continue;
+    for (uint64_t i = 0; keeps_some() && i < scan_.blocks.size(); ++i) {
+      if (scan_.blocks[i] == MetadataScan::Block::none) continue;
       if (std::binary_search(indices.begin(),
                              indices.begin() + static_cast<std::ptrdiff_t>(referenced), i))
         continue;
@@ -227,15 +227,15 @@ class Repairer {
 
   /// Does block `index` keep anything, of clusters that nothing refers to?
   Task<bool> counts_something(uint64_t index) {
-    if (survey_.blocks[index] == Survey::Block::sound) {
-      co_return !is_zero(co_await survey_.read_block(index));
+    if (scan_.blocks[index] == MetadataScan::Block::sound) {
+      co_return !is_zero(co_await scan_.read_block(index));
     }
     // Its counts are not known: whatever there is in the file may be something.
     const uint64_t end =
-        std::min(geometry().start_of(survey_.block_end(index)).value, survey_.file_size);
+        std::min(geometry().start_of(scan_.block_end(index)).value, scan_.file_size);
     for (uint64_t at = geometry().start_of(geometry().first_of_refcount_table(index)).value;
          at < end;) {
-      const Extent extent = co_await survey_.file.status(at, end - at);
+      const Extent extent = co_await scan_.file.status(at, end - at);
       if (extent.data && !extent.zero) co_return true;
       at += std::max<uint64_t>(extent.length, 1);
     }
@@ -267,15 +267,15 @@ class Repairer {
   /// The next run of whole clusters of the file, from `from` on, that nothing refers to and no
   /// refcount claims (as far as that counts); `enough` of them at most.
   Task<Room> next_room(uint64_t from, uint64_t enough) {
-    const uint64_t whole = survey_.file_size >> geometry().cluster_bits;
+    const uint64_t whole = scan_.file_size >> geometry().cluster_bits;
     const uint64_t stop = std::min(whole, kSearched);
     Room room;
     std::vector<std::byte> block;
     uint64_t loaded = UINT64_MAX;
     for (uint64_t cluster = from; cluster < stop && room.count < enough; ++cluster) {
       const uint64_t index = geometry().refcount_table_index({cluster});
-      if (index != loaded && keeps_some() && state_of(index) == Survey::Block::sound) {
-        block = co_await survey_.read_block(index);
+      if (index != loaded && keeps_some() && state_of(index) == MetadataScan::Block::sound) {
+        block = co_await scan_.read_block(index);
         loaded = index;
       }
       if (is_free(cluster, block)) {
@@ -289,16 +289,16 @@ class Repairer {
   }
 
   bool is_free(uint64_t cluster, Bytes block) const {
-    if (survey_.counts.references({cluster}) != 0) return false;
+    if (scan_.counts.references({cluster}) != 0) return false;
     if (!keeps_some()) return true;
     switch (state_of(geometry().refcount_table_index({cluster}))) {
-      case Survey::Block::none:
+      case MetadataScan::Block::none:
         return true;
-      case Survey::Block::sound:
+      case MetadataScan::Block::sound:
         return get_refcount(block, geometry().refcount_block_index({cluster}),
                             geometry().refcount_order) == 0;
-      case Survey::Block::suspect:
-      case Survey::Block::lost:
+      case MetadataScan::Block::suspect:
+      case MetadataScan::Block::lost:
         return false;
     }
     return false;
@@ -306,27 +306,28 @@ class Repairer {
 
   /// Without a block all counts are zero; but where clusters are referenced all the same, it was
   /// lost.
-  Survey::Block state_of(uint64_t index) const {
-    const auto state = index < survey_.blocks.size() ? survey_.blocks[index] : Survey::Block::none;
-    if (state != Survey::Block::none) return state;
-    const uint64_t end = survey_.geometry().first_of_refcount_table(index + 1).value;
+  MetadataScan::Block state_of(uint64_t index) const {
+    const auto state =
+        index < scan_.blocks.size() ? scan_.blocks[index] : MetadataScan::Block::none;
+    if (state != MetadataScan::Block::none) return state;
+    const uint64_t end = scan_.geometry().first_of_refcount_table(index + 1).value;
     const auto region =
         std::lower_bound(regions_.begin(), regions_.end(),
-                         survey_.geometry().first_of_refcount_table(index).value / kRegion);
+                         scan_.geometry().first_of_refcount_table(index).value / kRegion);
     const bool referenced = region != regions_.end() && *region * kRegion < end;
-    return referenced ? Survey::Block::lost : Survey::Block::none;
+    return referenced ? MetadataScan::Block::lost : MetadataScan::Block::none;
   }
 
   Task<void> write_blocks(const Layout& layout) {
     for (size_t i = 0; i < layout.indices.size(); ++i) {
       const uint64_t index = layout.indices[i];
       std::vector<std::byte> old;
-      if (keeps_some() && state_of(index) == Survey::Block::sound) {
-        old = co_await survey_.read_block(index);
+      if (keeps_some() && state_of(index) == MetadataScan::Block::sound) {
+        old = co_await scan_.read_block(index);
       }
       const std::vector<std::byte> block = new_block(index, old, layout);
-      co_await survey_.file.write(geometry().start_of(layout.block(i)).value, block,
-                                  {.mark = Mark::refcount_allocate});
+      co_await scan_.file.write(geometry().start_of(layout.block(i)).value, block,
+                                {.tag = IoTag::refcount_allocate});
     }
   }
 
@@ -340,16 +341,16 @@ class Repairer {
       set_refcount(block, cluster - first, order, count);
     };
     // What cannot be known is not given away.
-    const bool unknown = keeps_some() && (state_of(index) == Survey::Block::suspect ||
-                                          state_of(index) == Survey::Block::lost);
-    for (uint64_t i = first; unknown && i < survey_.block_end(index).value; ++i) {
+    const bool unknown = keeps_some() && (state_of(index) == MetadataScan::Block::suspect ||
+                                          state_of(index) == MetadataScan::Block::lost);
+    for (uint64_t i = first; unknown && i < scan_.block_end(index).value; ++i) {
       if (!is_old_structure({i}) && keeps({i})) set(i, 1);
     }
-    survey_.each_used(index, old, regions_, [&](HostCluster cluster, uint64_t refcount) {
+    scan_.each_used(index, old, regions_, [&](HostCluster cluster, uint64_t refcount) {
       const uint64_t kept = is_old_structure(cluster) ? 0 : std::max<uint64_t>(refcount, unknown);
-      const uint64_t count = wanted(cluster, survey_.counts.references(cluster), kept);
+      const uint64_t count = wanted(cluster, scan_.counts.references(cluster), kept);
       set(cluster.value, count);
-      if (ReferenceCounts::Cell* cell = survey_.counts.find(cluster)) cell->set_on_disk(count);
+      if (ReferenceCounts::Cell* cell = scan_.counts.find(cluster)) cell->set_on_disk(count);
     });
     const uint64_t end = first + geometry().refcount_block_entries();
     for (uint64_t i = std::max(first, layout.table.value); i < std::min(end, layout.end().value);
@@ -360,7 +361,7 @@ class Repairer {
   }
 
   bool is_old_structure(HostCluster cluster) const {
-    return std::binary_search(survey_.refcount_clusters.begin(), survey_.refcount_clusters.end(),
+    return std::binary_search(scan_.refcount_clusters.begin(), scan_.refcount_clusters.end(),
                               cluster);
   }
 
@@ -370,18 +371,18 @@ class Repairer {
       store_refcount_table_entry(table, layout.indices[i],
                                  encode_refcount_table_entry(layout.block(i), geometry()));
     }
-    co_await survey_.file.write(geometry().start_of(layout.table).value, table,
-                                {.mark = Mark::refcount_table_grow});
+    co_await scan_.file.write(geometry().start_of(layout.table).value, table,
+                              {.tag = IoTag::refcount_table_grow});
   }
 
   Task<void> switch_to(const Layout& layout) {
-    std::vector<std::byte>& sector = survey_.head.sector;
+    std::vector<std::byte>& sector = scan_.head.sector;
     store_refcount_table(sector, geometry().start_of(layout.table),
                          static_cast<uint32_t>(layout.table_clusters));
-    co_await survey_.file.write(0, sector, {.mark = Mark::header_update});
+    co_await scan_.file.write(0, sector, {.tag = IoTag::header_update});
   }
 
-  Survey& survey_;
+  MetadataScan& scan_;
   RepairLog& log_;
   uint64_t raised_ = 0;
   uint64_t lowered_ = 0;
@@ -414,109 +415,108 @@ std::string_view name_of(RepairAction::Kind kind) {
   return "unknown";
 }
 
-Task<std::vector<HostSpan>> find_room(Survey& survey, uint64_t count) {
+Task<std::vector<HostSpan>> find_room(MetadataScan& scan, uint64_t count) {
   RepairLog none;
-  Repairer repairer(survey, none);
+  Repairer repairer(scan, none);
   co_return co_await repairer.room_for(count);
 }
 
-Task<void> begin_writing(Survey& survey) {
-  co_await forget_unknown_features(survey);
-  if (!survey.promise || survey.kept == KeptClusters::all()) co_return;
-  const Result<void> noted = co_await remember_kept(survey, KeptClusters::all()).result();
+Task<void> begin_writing(MetadataScan& scan) {
+  co_await forget_unknown_features(scan);
+  if (!scan.promise || scan.kept == KeptClusters::all()) co_return;
+  const Result<void> noted = co_await remember_kept(scan, KeptClusters::all()).result();
   if (noted) co_return;
   if (noted.error().code() != Errc::no_space) co_await fail(noted.error().copy());
-  if (survey.options.remember == Remember::if_room) co_return;
+  if (scan.options.remember == Remember::if_room) co_return;
   co_await fail(
       Error(Errc::no_space,
             cat("leaked clusters that may be the only copy of something must be kept, and "
                 "the header has no room to note which; save them (byre repair --apply "
                 "--save-orphans FILE ",
-                quoted(survey.file.name()), ")")));
+                quoted(scan.file.name()), ")")));
 }
 
-Task<void> forget_unknown_features(Survey& survey) {
-  Header& header = survey.head.header;
+Task<void> forget_unknown_features(MetadataScan& scan) {
+  Header& header = scan.head.header;
   uint64_t known = kAutoclearKnown;
   if (!header.has(kDataFile)) known &= ~kRawDataFile;
   if ((header.autoclear & ~known) == 0) co_return;
   header.autoclear &= known;
-  store_autoclear(survey.head.sector, header.autoclear);
-  co_await survey.file.write(0, survey.head.sector, {.mark = Mark::header_update});
-  co_await survey.file.flush(Mark::commit_sync);
+  store_autoclear(scan.head.sector, header.autoclear);
+  co_await scan.file.write(0, scan.head.sector, {.tag = IoTag::header_update});
+  co_await scan.file.flush(IoTag::commit_sync);
 }
 
-Task<std::optional<HostOffset>> place_table(Survey& survey, RepairLog& log, Bytes table,
-                                            Mark mark) {
-  const Geometry& g = survey.geometry();
+Task<std::optional<HostOffset>> place_table(MetadataScan& scan, RepairLog& log, Bytes table,
+                                            IoTag tag) {
+  const Geometry& g = scan.geometry();
   const uint64_t count = g.clusters_for(table.size());
-  Result<std::vector<HostSpan>> room = co_await find_room(survey, count).result();
+  Result<std::vector<HostSpan>> room = co_await find_room(scan, count).result();
   if (!room && room.error().code() != Errc::no_space) co_await fail(std::move(room).error());
   if (!room || room->size() != 1) co_return std::optional<HostOffset>();
   const HostSpan span = room->front();
   std::vector<std::byte> whole(table.begin(), table.end());
   whole.resize(count << g.cluster_bits);
-  co_await survey.file.write(g.start_of(span.first).value, whole, {.mark = mark});
+  co_await scan.file.write(g.start_of(span.first).value, whole, {.tag = tag});
 
-  survey.clusters = std::max(survey.clusters, span.end().value);
+  scan.clusters = std::max(scan.clusters, span.end().value);
   for (uint64_t i = 0; i < count; ++i) {
-    survey.counts.add(span.first + i, Owner::other, kPlacedTable);
+    scan.counts.add(span.first + i, Owner::other, kPlacedTable);
     const uint64_t index = g.refcount_table_index(span.first + i);
-    if (index >= survey.blocks.size() || survey.blocks[index] != Survey::Block::sound) {
-      survey.refcounts_unsound = true;
+    if (index >= scan.blocks.size() || scan.blocks[index] != MetadataScan::Block::sound) {
+      scan.refcounts_unsound = true;
     }
   }
-  survey.damaged = true;  // Nothing is freed yet.
-  co_await repair_image(survey, Repair::refcounts, log);
+  scan.damaged = true;  // Nothing is freed yet.
+  co_await repair_image(scan, Repair::refcounts, log);
   for (uint64_t i = 0; i < count; ++i) {
-    const auto* cell = survey.counts.find(span.first + i);
+    const auto* cell = scan.counts.find(span.first + i);
     if (cell->on_disk() != ReferenceCounts::OnDisk::one) co_return std::optional<HostOffset>();
   }
   co_return std::optional<HostOffset>(g.start_of(span.first));
 }
 
-bool can_repair(const Survey& survey, Repair repair) {
-  if (repair == Repair::none || survey.report.check_errors != 0) return false;
-  const bool leaks = survey.report.leaks > survey.orphans_kept() && may_free(survey);
+bool can_repair(const MetadataScan& scan, Repair repair) {
+  if (repair == Repair::none || scan.report.check_errors != 0) return false;
+  const bool leaks = scan.report.leaks > scan.orphans_kept() && may_free(scan);
   if (repair == Repair::leaks) {
-    const bool flags = survey.copied_wrong != 0 && only_flags_are_wrong(survey);
-    return (leaks || flags) && !survey.undercounted && !survey.refcounts_unsound;
+    const bool flags = scan.copied_wrong != 0 && only_flags_are_wrong(scan);
+    return (leaks || flags) && !scan.undercounted && !scan.refcounts_unsound;
   }
-  return leaks || survey.undercounted || survey.refcounts_unsound || survey.copied_drift;
+  return leaks || scan.undercounted || scan.refcounts_unsound || scan.copied_mismatch;
 }
 
-bool can_fix_entries(const Survey& survey, Repair repair) {
-  return repair >= Repair::refcounts && survey.fixable_entries && survey.report.check_errors == 0;
+bool can_fix_entries(const MetadataScan& scan, Repair repair) {
+  return repair >= Repair::refcounts && scan.repairable_entries && scan.report.check_errors == 0;
 }
 
-Task<void> fix_entries(Survey& survey, RepairLog& log) {
+Task<void> repair_entries(MetadataScan& scan, RepairLog& log) {
   log.add({.kind = RepairAction::Kind::fix_flags,
            .text = "clear flags and offsets that mean nothing where they are"});
-  co_await forget_unknown_features(survey);
-  co_await survey.fix_entries();
-  co_await survey.file.flush(Mark::commit_sync);
+  co_await forget_unknown_features(scan);
+  co_await scan.repair_entries();
+  co_await scan.file.flush(IoTag::commit_sync);
 }
 
-Task<void> repair_image(Survey& survey, Repair repair, RepairLog& log) {
+Task<void> repair_image(MetadataScan& scan, Repair repair, RepairLog& log) {
   // Flags alone hide no damage.
-  if (survey.undercounted || survey.refcounts_unsound ||
-      survey.report.leaks > survey.orphans_kept()) {
-    co_await begin_writing(survey);
+  if (scan.undercounted || scan.refcounts_unsound || scan.report.leaks > scan.orphans_kept()) {
+    co_await begin_writing(scan);
   } else {
-    co_await forget_unknown_features(survey);
+    co_await forget_unknown_features(scan);
   }
-  Repairer repairer(survey, log);
+  Repairer repairer(scan, log);
   co_await repairer.run(repair);
 }
 
 Task<void> clear_repaired_bits(Device& file) {
-  Head head = co_await load_head(file, OpenFor::check);
+  ImageHeader head = co_await load_image_header(file, OpenFor::check);
   const uint64_t features = head.header.incompatible;
   if ((features & (kDirty | kCorrupt)) == 0) co_return;
   store_incompatible(head.sector, features & ~(kDirty | kCorrupt));
-  co_await file.flush(Mark::commit_sync);
-  co_await file.write(0, head.sector, {.mark = Mark::header_update});
-  co_await file.flush(Mark::commit_sync);
+  co_await file.flush(IoTag::commit_sync);
+  co_await file.write(0, head.sector, {.tag = IoTag::header_update});
+  co_await file.flush(IoTag::commit_sync);
 }
 
 }  // namespace byre

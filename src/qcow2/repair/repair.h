@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Repair: makes refcounts and COPIED flags what a survey has counted.
+/// Repair: makes refcounts and COPIED flags what a scan has counted.
 ///
 /// Counts are raised, and flags cleared, before anything is freed; nothing is freed while the
-/// survey is damaged, that is, while references may be missing.  Refcount structures that cannot be
+/// scan is damaged, that is, while references may be missing.  Refcount structures that cannot be
 /// believed are written anew into space that nobody uses, synced, and entered by one sector of the
 /// header (docs/engine.md, O1, O3, O6).  Stopped at any write, it can be run again.
 /// Not here: what to do about entries that lead nowhere; they are left as they are.
@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "qcow2/check/survey.h"
+#include "qcow2/check/metadata_scan.h"
 
 namespace byre {
 
@@ -55,23 +55,24 @@ struct RepairLog {
 };
 
 /// Would repair_image() change something?
-bool can_repair(const Survey& survey, Repair repair);
-/// One round of it; the survey is stale afterwards.
-Task<void> repair_image(Survey& survey, Repair repair, RepairLog& log);
-/// Clears, in L2 entries, what means nothing and hides nothing; the survey is stale afterwards.
-bool can_fix_entries(const Survey& survey, Repair repair);
-Task<void> fix_entries(Survey& survey, RepairLog& log);
+bool can_repair(const MetadataScan& scan, Repair repair);
+/// One pass of it; the scan is stale afterwards.
+Task<void> repair_image(MetadataScan& scan, Repair repair, RepairLog& log);
+/// Clears, in L2 entries, what means nothing and hides nothing; the scan is stale afterwards.
+bool can_fix_entries(const MetadataScan& scan, Repair repair);
+Task<void> repair_entries(MetadataScan& scan, RepairLog& log);
 /// Runs of `count` clusters in all that nobody uses: one behind the end of a file that can grow,
 /// else what is free in it.  Fails with Errc::no_space.
-Task<std::vector<HostSpan>> find_room(Survey& survey, uint64_t count);
+Task<std::vector<HostSpan>> find_room(MetadataScan& scan, uint64_t count);
 /// Writes a table that must lie in one piece where nobody uses anything, and counts it, durably;
 /// none when there is no room.  Nothing points to it yet.
-Task<std::optional<HostOffset>> place_table(Survey& survey, RepairLog& log, Bytes table, Mark mark);
-/// What comes before the first write of a round: forget_unknown_features(), and the promise to keep
-/// what may be the only copy of something (keep.h), when `survey.promise` says so.
-Task<void> begin_writing(Survey& survey);
+Task<std::optional<HostOffset>> place_table(MetadataScan& scan, RepairLog& log, Bytes table,
+                                            IoTag tag);
+/// What comes before the first write of a pass: forget_unknown_features(), and the promise to keep
+/// what may be the only copy of something (keep.h), when `scan.promise` says so.
+Task<void> begin_writing(MetadataScan& scan);
 /// Clears autoclear features that say something which a change may make untrue, or nothing.
-Task<void> forget_unknown_features(Survey& survey);
+Task<void> forget_unknown_features(MetadataScan& scan);
 /// Clears the dirty and the corrupt bit, when they are set.
 Task<void> clear_repaired_bits(Device& file);
 

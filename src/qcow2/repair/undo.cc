@@ -59,7 +59,7 @@ uint64_t sectors_for(uint64_t size) { return div_ceil(size, kSectorSize); }
 Task<void> read_padded(Device& file, uint64_t offset, MutableBytes data) {
   const uint64_t size = file.size();
   const uint64_t there = offset < size ? std::min<uint64_t>(size - offset, data.size()) : 0;
-  if (there != 0) co_await file.read(offset, data.first(there), Mark::none);
+  if (there != 0) co_await file.read(offset, data.first(there), IoTag::none);
   fill_zero(data.subspan(there));
 }
 
@@ -73,7 +73,7 @@ class ReadOnly : public Device {
   Task<void> write(uint64_t, Bytes, WriteOptions) override { co_await refused(); }
   Task<void> zero(uint64_t, uint64_t, ZeroOptions) override { co_await refused(); }
   Task<void> discard(uint64_t, uint64_t, DiscardOptions) override { co_await refused(); }
-  Task<void> flush(Mark) override { co_return; }
+  Task<void> flush(IoTag) override { co_return; }
   Task<Extent> status(uint64_t, uint64_t length) override { co_return Extent{.length = length}; }
   Task<void> close() override { co_return; }
 
@@ -91,14 +91,14 @@ class Hashing final : public ReadOnly {
  public:
   explicit Hashing(Device& file) : ReadOnly(file) {}
   uint64_t size() const override { return file_.size(); }
-  Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override {
-    co_await file_.read(offset, data, mark);
+  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+    co_await file_.read(offset, data, tag);
     // More is read than the first cluster and the snapshot table have, and that may be data.
-    if (mark == Mark::header_read && offset == 0) {
+    if (tag == IoTag::header_read && offset == 0) {
       const Result<uint32_t> bits = parse_cluster_bits(data);
       if (bits) data = data.first(std::min<uint64_t>(data.size(), uint64_t{1} << *bits));
     }
-    uint64_t& into = mark == Mark::snapshot_load ? snapshots : sum;
+    uint64_t& into = tag == IoTag::snapshot_load ? snapshots : sum;
     for (uint64_t at = offset; at < offset + data.size();) {
       const uint64_t count = std::min(kSectorSize - at % kSectorSize, offset + data.size() - at);
       into += hash_of(data.subspan(at - offset, count), mix(kSeed, at));
@@ -114,7 +114,7 @@ class Before final : public ReadOnly {
  public:
   Before(Device& file, const UndoJournal& journal) : ReadOnly(file), journal_(journal) {}
   uint64_t size() const override { return journal_.image_size(); }
-  Task<void> read(uint64_t offset, MutableBytes data, Mark) override {
+  Task<void> read(uint64_t offset, MutableBytes data, IoTag) override {
     if (offset > size() || data.size() > size() - offset) {
       co_await fail(out_of_range("read", offset, data.size()));
     }
@@ -133,12 +133,12 @@ class Before final : public ReadOnly {
 /// The guest ranges that read what lies at these places of `image`; empty when that cannot be told.
 Task<std::string> guests_at(Device& image, std::vector<HostOffset> places) {
   const CheckOptions options{.findings_max = 0};
-  Survey survey(image, options);
-  if (!co_await survey.run().result()) co_return std::string();
+  MetadataScan scan(image, options);
+  if (!co_await scan.run().result()) co_return std::string();
   std::vector<HostCluster> clusters;
-  for (const HostOffset at : places) clusters.push_back(survey.geometry().cluster_of(at));
+  for (const HostOffset at : places) clusters.push_back(scan.geometry().cluster_of(at));
   clusters.erase(std::unique(clusters.begin(), clusters.end()), clusters.end());
-  Owners owners(survey);
+  Owners owners(scan);
   if (!co_await owners.find(clusters, Finding::kGuestsMax).result()) co_return std::string();
   std::set<uint64_t> guests;
   for (const HostCluster cluster : clusters) {
@@ -157,8 +157,8 @@ Task<std::string> guests_at(Device& image, std::vector<HostOffset> places) {
       break;
     }
     words +=
-        cat(words.empty() ? "guest offset " : ", ", survey.geometry().start_of(GuestCluster{first}),
-            " (", (end - first) << survey.geometry().cluster_bits, " bytes)");
+        cat(words.empty() ? "guest offset " : ", ", scan.geometry().start_of(GuestCluster{first}),
+            " (", (end - first) << scan.geometry().cluster_bits, " bytes)");
   }
   co_return words;
 }
@@ -172,11 +172,11 @@ Error not_a_journal(const Device& file, std::string_view why) {
 Task<uint64_t> fingerprint_of(Device& file) {
   Hashing hashing(file);
   const CheckOptions options{.findings_max = 0};
-  Survey survey(hashing, options);
-  co_await survey.run().doing("check ", quoted(file.name()));
+  MetadataScan scan(hashing, options);
+  co_await scan.run().doing("check ", quoted(file.name()));
   uint64_t snapshots = hashing.snapshots;
-  const Result<std::vector<std::byte>> table = serialize_snapshots(survey.snapshots);
-  if (!survey.snapshots_lost && table) snapshots = hash_of(*table);
+  const Result<std::vector<std::byte>> table = serialize_snapshots(scan.snapshots);
+  if (!scan.snapshots_lost && table) snapshots = hash_of(*table);
   co_return mix(mix(hashing.sum, snapshots), file.size());
 }
 
@@ -195,8 +195,8 @@ Task<UndoJournal> UndoJournal::begin(Device& image, Device& file) {
   store_be(sector, 16, journal.image_size_);
   store_be(sector, 24, journal.fingerprint_);
   store_be(sector, kHeaderHashed, hash_of(Bytes(sector).first(kHeaderHashed)));
-  co_await file.write(0, sector, {.mark = Mark::none});
-  co_await file.flush(Mark::commit_sync);
+  co_await file.write(0, sector, {.tag = IoTag::none});
+  co_await file.flush(IoTag::commit_sync);
   journal.end_ = kSectorSize;
   co_return std::move(journal);
 }
@@ -205,7 +205,7 @@ Task<UndoJournal> UndoJournal::load(Device& file) {
   UndoJournal journal(file);
   if (file.size() < kSectorSize) co_await fail(not_a_journal(file, "it is too short"));
   std::vector<std::byte> sector(kSectorSize);
-  co_await file.read(0, sector, Mark::none);
+  co_await file.read(0, sector, IoTag::none);
   if (!equal(Bytes(sector).first(kJournalMagic.size()), byre::bytes_of(kJournalMagic))) {
     co_await fail(not_a_journal(file, "it does not begin like one"));
   }
@@ -229,7 +229,7 @@ Task<UndoJournal> UndoJournal::load(Device& file) {
 Task<bool> UndoJournal::load_record() {
   if (end_ + kSectorSize > file_->size()) co_return false;
   std::vector<std::byte> head(kSectorSize);
-  co_await file_->read(end_, head, Mark::none);
+  co_await file_->read(end_, head, IoTag::none);
   if (!equal(Bytes(head).first(kRecordMagic.size()), byre::bytes_of(kRecordMagic)) ||
       load_be<uint64_t>(head, 8) != records_ ||
       load_be<uint64_t>(head, kRecordHashed) != hash_of(Bytes(head).first(kRecordHashed))) {
@@ -247,7 +247,7 @@ Task<bool> UndoJournal::load_record() {
   const uint64_t size = hashes_size + (has_old ? count * kSectorSize : 0);
   if (size > file_->size() - end_ - kSectorSize) co_return false;
   std::vector<std::byte> payload(size);
-  co_await file_->read(end_ + kSectorSize, payload, Mark::none);
+  co_await file_->read(end_ + kSectorSize, payload, IoTag::none);
   if (load_be<uint64_t>(head, 40) != hash_of(payload)) co_return false;
 
   const uint64_t old_at = has_old ? end_ + kSectorSize + hashes_size : 0;
@@ -269,7 +269,7 @@ Task<void> UndoJournal::refuse_if_more_follows() const {
   std::vector<std::byte> piece(MiB);
   for (uint64_t at = end_; at + kSectorSize <= file_->size();) {
     const uint64_t count = std::min<uint64_t>(piece.size(), file_->size() - at);
-    co_await file_->read(at, MutableBytes(piece).first(count), Mark::none);
+    co_await file_->read(at, MutableBytes(piece).first(count), IoTag::none);
     for (uint64_t i = 0; i + kSectorSize <= count; i += kSectorSize) {
       const Bytes head = Bytes(piece).subspan(i, kSectorSize);
       if (!equal(head.first(kRecordMagic.size()), byre::bytes_of(kRecordMagic))) continue;
@@ -355,8 +355,8 @@ Task<void> UndoJournal::write_record(uint64_t first, uint64_t count, bool has_ol
     store_be(record, at + 16, pending_[i].hash);
   }
   store_be(record, kRecordHashed, hash_of(Bytes(record).first(kRecordHashed)));
-  co_await file_->write(end_, record, {.mark = Mark::none}).doing("undo journal");
-  co_await file_->flush(Mark::commit_sync).doing("undo journal");
+  co_await file_->write(end_, record, {.tag = IoTag::none}).doing("undo journal");
+  co_await file_->flush(IoTag::commit_sync).doing("undo journal");
   pending_.clear();
   end_ += record.size();
   ++records_;
@@ -367,7 +367,7 @@ Task<void> UndoJournal::restore_into(uint64_t first, MutableBytes data) const {
   for (auto at = sectors_.lower_bound(first); at != sectors_.end() && at->first < end; ++at) {
     if (at->second.old_at == 0) continue;
     const MutableBytes sector = data.subspan((at->first - first) * kSectorSize, kSectorSize);
-    co_await file_->read(at->second.old_at, sector, Mark::none);
+    co_await file_->read(at->second.old_at, sector, IoTag::none);
   }
 }
 
@@ -442,9 +442,9 @@ Task<std::vector<HostOffset>> UndoJournal::changed_sources(Device& image) const 
 
 // ---- The device.
 
-Task<void> UndoDevice::read(uint64_t offset, MutableBytes data, Mark mark) {
-  co_await file_.read(offset, data, mark);
-  if (mark == Mark::copy_up_read) co_await journal_.watch(offset, data);
+Task<void> UndoDevice::read(uint64_t offset, MutableBytes data, IoTag tag) {
+  co_await file_.read(offset, data, tag);
+  if (tag == IoTag::copy_up_read) co_await journal_.watch(offset, data);
 }
 
 Task<void> UndoDevice::write(uint64_t offset, Bytes data, WriteOptions options) {
@@ -507,11 +507,11 @@ Task<void> undo_repair(Device& image, Device& journal_file) {
     co_await journal.restore_into(first, sectors);
     const uint64_t offset = first * kSectorSize;
     const uint64_t size = std::min<uint64_t>(sectors.size(), journal.image_size() - offset);
-    co_await image.write(offset, Bytes(sectors).first(size), {.mark = Mark::none});
+    co_await image.write(offset, Bytes(sectors).first(size), {.tag = IoTag::none});
   }
-  co_await image.flush(Mark::commit_sync);
+  co_await image.flush(IoTag::commit_sync);
   if (image.size() > journal.image_size()) co_await image.resize(journal.image_size());
-  co_await image.flush(Mark::commit_sync);
+  co_await image.flush(IoTag::commit_sync);
 }
 
 }  // namespace byre

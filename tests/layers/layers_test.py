@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Holds the floors and the determinism bans of docs/architecture.md, and nothing else of style."""
+"""Holds the layers and the determinism bans of docs/architecture.md, and nothing else of style."""
 import pathlib
 import re
 import sys
@@ -8,7 +8,7 @@ import unittest
 
 SRC = pathlib.Path(__file__).resolve().parents[2] / "src"
 
-FLOORS = {
+LAYERS = {
     "base": set(),
     "format": {"base"},
     "coro": {"base"},
@@ -20,9 +20,9 @@ FLOORS = {
     "cli": {"base", "format", "coro", "io", "block", "qcow2", "job", "export"},
     "sim": {"base", "coro", "io"},
 }
-# The rooms of qcow2: which others each may include.  A check judges the engine, so it does not know it: of the core it
+# The modules of qcow2: which others each may include.  A check validates the engine, so it does not know it: of the core it
 # has only what reads a header.  What lies in qcow2/ itself (image.h, open.cc) is the face, and may include all.
-ROOMS = {
+MODULES = {
     "core": set(),
     "bitmap": {"core"},
     "guest": {"core", "bitmap"},
@@ -30,7 +30,7 @@ ROOMS = {
     "repair": {"check"},
     "ops": {"core", "bitmap", "guest", "check"},
 }
-ALL_MAY_INCLUDE = {"qcow2/image_options.h", "qcow2/core/head.h"}
+ALL_MAY_INCLUDE = {"qcow2/image_options.h", "qcow2/core/image_header.h"}
 FACE = "qcow2/image.h"
 WHO_SEES_THE_FACE = {"job", "cli"}
 TEST_SUFFIXES = ("_test.cc", "_bench.cc", "_fuzz.cc")
@@ -52,13 +52,13 @@ def code(path):
     return re.sub(r'"(?:\\.|[^"\\\n])*"', '""', text)
 
 
-class Floors(unittest.TestCase):
+class Layers(unittest.TestCase):
     def test_a_file_includes_only_its_own_floor_and_those_below(self):
         wrong = []
-        for path, floor in sources():
-            allowed = FLOORS[floor] | {floor}
+        for path, layer in sources():
+            allowed = LAYERS[layer] | {layer}
             if is_test(path):
-                allowed = allowed | set(FLOORS)  # Tests may use the simulator and what they like.
+                allowed = allowed | set(LAYERS)  # Tests may use the simulator and what they like.
             for included in re.findall(r'#include "(\w+)/', path.read_text()):
                 if included not in allowed:
                     wrong.append(f"{path.relative_to(SRC)} includes {included}/")
@@ -66,32 +66,32 @@ class Floors(unittest.TestCase):
 
     def test_a_room_of_qcow2_includes_only_what_it_may(self):
         wrong = []
-        for path, floor in sources():
-            if floor != "qcow2" or is_test(path) or path.parent.name not in ROOMS:
+        for path, layer in sources():
+            if layer != "qcow2" or is_test(path) or path.parent.name not in MODULES:
                 continue
-            room = path.parent.name
+            module = path.parent.name
             for included in re.findall(r'#include "(qcow2/[\w/]+\.h)"', path.read_text()):
                 other = included.split("/")[1]
-                if included not in ALL_MAY_INCLUDE and other not in ROOMS[room] | {room}:
+                if included not in ALL_MAY_INCLUDE and other not in MODULES[module] | {module}:
                     wrong.append(f"{path.relative_to(SRC)} includes {included}")
         self.assertEqual(wrong, [])
 
-    def test_every_folder_of_qcow2_is_a_room(self):
-        self.assertEqual({p.name for p in (SRC / "qcow2").iterdir() if p.is_dir()}, set(ROOMS))
+    def test_every_folder_of_qcow2_is_a_module(self):
+        self.assertEqual({p.name for p in (SRC / "qcow2").iterdir() if p.is_dir()}, set(MODULES))
 
     def test_only_jobs_and_commands_see_the_face_of_the_engine(self):
         users = [
             str(p.relative_to(SRC))
-            for p, floor in sources()
-            if floor not in WHO_SEES_THE_FACE and not is_test(p) and p.name != "precompiled.h" and f'#include "{FACE}"' in p.read_text()
+            for p, layer in sources()
+            if layer not in WHO_SEES_THE_FACE and not is_test(p) and p.name != "precompiled.h" and f'#include "{FACE}"' in p.read_text()
         ]
         self.assertEqual(users, ["qcow2/image.cc", "qcow2/open.cc"])
 
     def test_only_the_header_state_changes_the_header_of_an_open_image(self):
         users = [
             str(p.relative_to(SRC))
-            for p, floor in sources()
-            if floor == "qcow2" and not is_test(p) and "Mark::header_update" in code(p)
+            for p, layer in sources()
+            if layer == "qcow2" and not is_test(p) and "IoTag::header_update" in code(p)
             and p.parent.name != "repair"  # At rest, under an undo journal.
         ]
         self.assertEqual(users, ["qcow2/core/header_state.cc", "qcow2/ops/create.cc"])
@@ -101,18 +101,18 @@ class Floors(unittest.TestCase):
         metadata = {"header_read", "l2_load", "l1_shrink_load", "l2_allocate", "l2_update", "l1_grow", "l1_shrink",
                     "l1_update", "snapshot_update", "refcount_allocate", "refcount_table_grow"}
         wrong = []
-        for path, floor in sources():
-            if floor != "qcow2" or path.parent.name not in ("guest", "ops") or is_test(path) or path.stem == "create":
+        for path, layer in sources():
+            if layer != "qcow2" or path.parent.name not in ("guest", "ops") or is_test(path) or path.stem == "create":
                 continue
             text = code(path)
             for call in re.finditer(r"\b(file|data)->(read|write|zero|discard|allocate)\(([^;]*);", text):
-                marks = set(re.findall(r"Mark::(\w+)", call[3]))
+                marks = set(re.findall(r"IoTag::(\w+)", call[3]))
                 if call[1] == "data" or call[2] not in ("read", "write") or not marks or not marks <= metadata:
                     wrong.append(f"{path.relative_to(SRC)}: {call[0][:60]}")
         self.assertEqual(wrong, [])
 
     def test_every_folder_is_a_floor(self):
-        self.assertEqual({floor for _, floor in sources()} - set(FLOORS), set())
+        self.assertEqual({layer for _, layer in sources()} - set(LAYERS), set())
 
     def test_only_the_uring_reactor_includes_liburing(self):
         users = {p.name for p, _ in sources() if "<liburing.h>" in p.read_text()}
@@ -129,24 +129,24 @@ class Floors(unittest.TestCase):
         )
         users = [
             str(p.relative_to(SRC))
-            for p, floor in sources()
-            if floor not in ("io",) and not is_test(p) and banned.search(code(p))
+            for p, layer in sources()
+            if layer not in ("io",) and not is_test(p) and banned.search(code(p))
         ]
         self.assertEqual(users, [])
 
     def test_format_has_no_io_and_no_coroutines(self):
         users = [
             p.name
-            for p, floor in sources()
-            if floor == "format" and not is_test(p) and re.search(r"co_await|co_return|<fcntl.h>|<unistd.h>|<cstdio>", code(p))
+            for p, layer in sources()
+            if layer == "format" and not is_test(p) and re.search(r"co_await|co_return|<fcntl.h>|<unistd.h>|<cstdio>", code(p))
         ]
         self.assertEqual(users, [])
 
     def test_nothing_includes_the_simulator_but_tests(self):
         users = [
             str(p.relative_to(SRC))
-            for p, floor in sources()
-            if floor != "sim" and not is_test(p) and '#include "sim/' in p.read_text()
+            for p, layer in sources()
+            if layer != "sim" and not is_test(p) and '#include "sim/' in p.read_text()
         ]
         self.assertEqual(users, [])
 

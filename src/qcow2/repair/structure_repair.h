@@ -4,8 +4,8 @@
 ///
 /// A new table is written where nobody uses anything and counted, durably; then one sector of the
 /// header switches to it (O6, B4).  A cut leaves the old table or the new one, and leaks.
-/// The survey is stale afterwards.
-/// Not here: what is wrong with them (survey.h says so), refcounts and entries (repair.h).
+/// The scan is stale afterwards.
+/// Not here: what is wrong with them (metadata_scan.h says so), refcounts and entries (repair.h).
 #pragma once
 
 #include "qcow2/repair/repair.h"
@@ -13,25 +13,25 @@
 namespace byre {
 
 /// Puts right what other readers refuse of the header and its extensions.  False: there is no room.
-Task<bool> mend_header(Survey& survey, RepairLog& log);
+Task<bool> repair_header(MetadataScan& scan, RepairLog& log);
 
 /// What may be taken out.
-enum class Mend : uint8_t {
+enum class RepairBroken : uint8_t {
   useless,  ///< Only what nobody can use.
   broken,   ///< Also what leads nowhere, or into other metadata: RepairLog::lost_things names it.
 };
 
-/// Is there something that only Mend::broken takes out?
-bool has_broken_snapshots(const Survey& survey);
-bool has_broken_bitmaps(const Survey& survey);
+/// Is there something that only RepairBroken::broken takes out?
+bool has_broken_snapshots(const MetadataScan& scan);
+bool has_broken_bitmaps(const MetadataScan& scan);
 
 /// Takes empty entries out of the snapshot table, and completes those that do not say how large
 /// their disk is with what readers take then: the size of the disk.  Where the old table's first
 /// entries are all that is wanted, only the header changes.  False: there is no room.
-Task<bool> mend_snapshots(Survey& survey, RepairLog& log, Mend what);
+Task<bool> repair_snapshots(MetadataScan& scan, RepairLog& log, RepairBroken what);
 /// Takes bitmaps that are invalid out of the directory, and marks in_use what does not fit the disk
 /// (of a table that is too long, what would lie behind the disk goes): nobody can use either.
 /// False: there is no room.
-Task<bool> mend_bitmaps(Survey& survey, RepairLog& log, Mend what);
+Task<bool> repair_bitmaps(MetadataScan& scan, RepairLog& log, RepairBroken what);
 
 }  // namespace byre

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "qcow2/guest/pack.h"
+#include "qcow2/guest/compressed_packer.h"
 
 #include <utility>
 
@@ -7,7 +7,7 @@
 
 namespace byre {
 
-struct Packer::Run {
+struct CompressedPacker::Run {
   Run(ReadyQueue& ready, uint64_t at) : start(at), written_end(at), moved(ready) {}
 
   uint64_t start;  ///< Where `bytes` begin: on a sector.
@@ -20,7 +20,8 @@ struct Packer::Run {
   Event moved;
 };
 
-Packer::Packer(ReadyQueue& ready, const Geometry& geometry, Allocator& allocator, Writer& writer)
+CompressedPacker::CompressedPacker(ReadyQueue& ready, const Geometry& geometry,
+                                   Allocator& allocator, Writer& writer)
     : ready_(ready),
       geometry_(geometry),
       allocator_(allocator),
@@ -28,9 +29,9 @@ Packer::Packer(ReadyQueue& ready, const Geometry& geometry, Allocator& allocator
       mutex_(ready),
       turn_ended_(ready) {}
 
-Packer::~Packer() = default;
+CompressedPacker::~CompressedPacker() = default;
 
-Packer::Placed& Packer::Placed::operator=(Placed&& other) noexcept {
+CompressedPacker::Placed& CompressedPacker::Placed::operator=(Placed&& other) noexcept {
   Placed old(std::move(*this));  // Ends as any other.
   at_ = other.at_;
   size_ = other.size_;
@@ -40,26 +41,26 @@ Packer::Placed& Packer::Placed::operator=(Placed&& other) noexcept {
   return *this;
 }
 
-Packer::Placed::~Placed() {
+CompressedPacker::Placed::~Placed() {
   if (!run_ || run_->written_end >= at_.value + size_) return;
   run_->ended = true;
   run_->moved.notify();
 }
 
-void Packer::Placed::keep() {
+void CompressedPacker::Placed::keep() {
   shared_.keep();
   fresh_.keep();
 }
 
-Task<void> Packer::Turn::come() {
-  while (*packer_.turns_.begin() != number_) co_await packer_.turn_ended_.wait();
+Task<void> CompressedPacker::Ticket::wait() {
+  while (*packer_.tickets_.begin() != number_) co_await packer_.turn_ended_.wait();
 }
 
-void Packer::Turn::end() {
-  if (packer_.turns_.erase(number_) != 0) packer_.turn_ended_.notify();
+void CompressedPacker::Ticket::end() {
+  if (packer_.tickets_.erase(number_) != 0) packer_.turn_ended_.notify();
 }
 
-Task<Packer::Placed> Packer::place(Bytes stream) {
+Task<CompressedPacker::Placed> CompressedPacker::place(Bytes stream) {
   const uint64_t cluster_size = geometry_.cluster_size();
   BYRE_ASSERT(!stream.empty() && stream.size() < cluster_size);
   const Mutex::Hold hold = co_await mutex_.lock();
@@ -102,7 +103,7 @@ Task<Packer::Placed> Packer::place(Bytes stream) {
   co_return std::move(placed);
 }
 
-Packer::Placed Packer::append(HostOffset at, Bytes stream) {
+CompressedPacker::Placed CompressedPacker::append(HostOffset at, Bytes stream) {
   BYRE_ASSERT(run_->start + run_->bytes.size() == at.value);
   run_->bytes.insert(run_->bytes.end(), stream.begin(), stream.end());
   Placed placed;
@@ -112,7 +113,7 @@ Packer::Placed Packer::append(HostOffset at, Bytes stream) {
   return placed;
 }
 
-Task<bool> Packer::write(const Placed& placed) {
+Task<bool> CompressedPacker::write(const Placed& placed) {
   const std::shared_ptr<Run> run = placed.run_;
   const uint64_t end = placed.at_.value + placed.size_;
   for (;;) {
@@ -128,7 +129,7 @@ Task<bool> Packer::write(const Placed& placed) {
 }
 
 /// Writes all that waits in the run.
-Task<void> Packer::lead(Run& run) {
+Task<void> CompressedPacker::lead(Run& run) {
   std::vector<std::byte> bytes = std::exchange(run.bytes, {});
   const uint64_t at = run.start;
   const uint64_t end = at + bytes.size();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "qcow2/check/survey.h"
+#include "qcow2/check/metadata_scan.h"
 
 #include <algorithm>
 
@@ -54,14 +54,14 @@ Cause cause_of_alias(Owner one, Owner other) {
 
 // ---- Findings.
 
-void Survey::store(Severity severity, const Place& place, std::string text) {
+void MetadataScan::store(Severity severity, const Place& place, std::string text) {
   Finding finding{.severity = severity,
                   .kind = place.kind,
                   .structure = std::string(place.structure),
                   .host_offset = place.at,
                   .host_length = place.length,
                   .cause = place.cause,
-                  .remedy = place.remedy,
+                  .repair = place.repair,
                   .text = std::move(text),
                   .entry = place.entry};
   if (place.use) finding.l2_table = geometry().start_of(HostCluster{place.use->cluster}).value;
@@ -79,7 +79,7 @@ void Survey::store(Severity severity, const Place& place, std::string text) {
   report.findings.push_back(std::move(finding));
 }
 
-void Survey::unreadable(const Error& error) {
+void MetadataScan::unreadable(const Error& error) {
   damaged = true;
   ++report.check_errors;
   note(FindingKind::unreadable, error.message());
@@ -87,22 +87,22 @@ void Survey::unreadable(const Error& error) {
 
 // ---- The walk.
 
-Task<void> Survey::run() {
+Task<void> MetadataScan::run() {
   co_await begin();
   co_await end();
 }
 
-Task<void> Survey::begin() {
+Task<void> MetadataScan::begin() {
   file_size = file.size();
-  head = co_await load_head(file, OpenFor::check);
+  head = co_await load_image_header(file, OpenFor::check);
   kept = kept_clusters_of(head.extensions);
   clusters = geometry().clusters_for(file_size);
   report.total_clusters = geometry().clusters_for(head.header.size);
-  look_at_header();
+  check_header();
   co_await count_metadata();
 }
 
-void Survey::look_at_header() {
+void MetadataScan::check_header() {
   Header header = head.header;
   if ((header.autoclear & kRawDataFile) != 0 && !header.has(kDataFile)) {
     // Nobody opens it, yet the bit says nothing.
@@ -110,13 +110,13 @@ void Survey::look_at_header() {
            .structure = "header",
            .at = kAutoclearAt,
            .length = 8,
-           .remedy = Remedy::fix_flag},
+           .repair = RepairKind::fix_flag},
           "header: the bit for raw external data is set, but there is no external data file");
-    fixable_entries = true;
+    repairable_entries = true;
     header.autoclear &= ~kRawDataFile;
   }
   Extensions extensions = head.extensions;
-  look_at_readers(header, extensions);
+  check_readers(header, extensions);
   if (header.has(kCorrupt)) {
     note(FindingKind::oddity, "the image is marked corrupt, so nobody may write to it");
   }
@@ -126,65 +126,65 @@ void Survey::look_at_header() {
 }
 
 /// What byre reads and others refuse; it is taken out of what is looked at afterwards.
-void Survey::look_at_readers(Header& header, Extensions& extensions) {
-  const auto refused = [&](uint64_t at, uint64_t length, Remedy remedy, const auto&... parts) {
-    mendable_header |= remedy != Remedy::refuse;
+void MetadataScan::check_readers(Header& header, Extensions& extensions) {
+  const auto refused = [&](uint64_t at, uint64_t length, RepairKind repair, const auto&... parts) {
+    repairable_header |= repair != RepairKind::refuse;
     fault({.kind = FindingKind::header,
            .structure = "header",
            .at = at,
            .length = length,
-           .remedy = remedy},
+           .repair = repair},
           "header: ", parts..., "; other readers refuse the image");
   };
   if (header.header_length % 8 != 0) {
-    refused(kHeaderLengthAt, 4, Remedy::complete, "its length is ", header.header_length,
+    refused(kHeaderLengthAt, 4, RepairKind::complete, "its length is ", header.header_length,
             ", not a multiple of 8");
     header.header_length = static_cast<uint32_t>(round_up(header.header_length, 8));
   }
   if (const auto& format = extensions.backing_format;
       format && format->size() > kBackingFormatSizeMax) {
     const bool meant = head.backing_file.has_value();
-    refused(header.header_length, 0, meant ? Remedy::refuse : Remedy::drop, "the backing format ",
-            quoted(*format), " has ", format->size(), " bytes, at most ", kBackingFormatSizeMax,
-            " are allowed",
+    refused(header.header_length, 0, meant ? RepairKind::refuse : RepairKind::drop,
+            "the backing format ", quoted(*format), " has ", format->size(), " bytes, at most ",
+            kBackingFormatSizeMax, " are allowed",
             meant ? " (amend --force -o backing_fmt=FORMAT names the right one)" : "");
     extensions.backing_format.reset();
   }
   if ((header.autoclear & kBitmaps) != 0 && !extensions.bitmaps) {
-    refused(kAutoclearAt, 8, Remedy::fix_flag, "the bit for bitmaps is set without bitmaps");
+    refused(kAutoclearAt, 8, RepairKind::fix_flag, "the bit for bitmaps is set without bitmaps");
     header.autoclear &= ~kBitmaps;
   }
   const auto is_unsound = [](const UnknownExtension& extension) {
     return extension.type == kBitmapsExtension;
   };
   if (std::erase_if(extensions.unknown, is_unsound) != 0) {
-    refused(header.header_length, 0, Remedy::drop,
+    refused(header.header_length, 0, RepairKind::drop,
             "the bitmaps extension is unsound, and its bit says that nobody uses it");
   }
 }
 
-Task<void> Survey::end() {
+Task<void> MetadataScan::end() {
   const VisitL2 count = [this](const L2Use& use, MutableBytes table) { count_l2(use, table); };
   co_await each_l2(count, true);
   // Last, so that a block that belongs to somebody else, too, is known before it is believed.
   co_await count_refcounts();
   if (!refcounts_unknown_) co_await compare();
-  if (!behind_end_.empty()) co_await look_behind_end();
-  if (copied_drift) co_await visit_copied(Copied::report);
+  if (!behind_end_.empty()) co_await check_behind_end();
+  if (copied_mismatch) co_await visit_copied(Copied::report);
   report.image_end_offset = (highest_ + 1) << geometry().cluster_bits;
   progress(1);
 }
 
-void Survey::progress(double fraction) const {
+void MetadataScan::progress(double fraction) const {
   if (options.progress) options.progress(fraction);
 }
 
-Result<void> Survey::go_on() const {
+Result<void> MetadataScan::go_on() const {
   if (!options.stopped || !options.stopped()) return {};
   return Error(Errc::cancelled, "the check was stopped");
 }
 
-Task<void> Survey::count_metadata() {
+Task<void> MetadataScan::count_metadata() {
   count_range(0, geometry().cluster_size(), Owner::header, 0, 1, "header");
   co_await count_active_l1();
   co_await count_snapshots();
@@ -199,15 +199,15 @@ Task<void> Survey::count_metadata() {
 }
 
 /// A whole cluster or more; the last cluster of the file may be there in part.
-bool Survey::is_behind_end(uint64_t offset, uint64_t length) const {
+bool MetadataScan::is_behind_end(uint64_t offset, uint64_t length) const {
   const std::optional<uint64_t> end = checked_add(offset, length);
   return !end || (*end > file_size && *end - file_size >= geometry().cluster_size());
 }
 
 /// Adds references to every cluster that [offset, offset + length) touches; false, with a finding,
 /// when it ends behind the end of the file.
-bool Survey::count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t identity,
-                         uint64_t weight, std::string_view what, const Met* met) {
+bool MetadataScan::count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t identity,
+                               uint64_t weight, std::string_view what, const Met* met) {
   if (length == 0) return true;
   if (is_behind_end(offset, length)) {
     pointed_behind_end = std::min(pointed_behind_end, std::max(offset, file_size));
@@ -244,16 +244,16 @@ bool Survey::count_range(uint64_t offset, uint64_t length, Owner owner, uint64_t
   return true;
 }
 
-Task<void> Survey::read_padded(uint64_t offset, MutableBytes data, Mark mark) {
+Task<void> MetadataScan::read_padded(uint64_t offset, MutableBytes data, IoTag tag) {
   const uint64_t there = offset < file_size ? std::min(file_size - offset, data.size()) : 0;
-  if (there != 0) co_await file.read(offset, data.first(there), mark);
+  if (there != 0) co_await file.read(offset, data.first(there), tag);
   fill_zero(data.subspan(there));
 }
 
 // ---- L1 tables, active and not.
 
 /// Of a table that the file has in part, the entries that are there count.
-Task<void> Survey::count_active_l1() {
+Task<void> MetadataScan::count_active_l1() {
   const HostOffset at = head.header.l1_offset;
   const uint64_t entries = head.header.l1_entries;
   const uint64_t needed = geometry().l1_entries_for(head.header.size);
@@ -278,8 +278,8 @@ Task<void> Survey::count_active_l1() {
 }
 
 /// `what` is put in front of findings; the active table's is empty.
-Task<bool> Survey::count_l1(HostOffset at, uint64_t entries, uint64_t identity, std::string what,
-                            std::string snapshot) {
+Task<bool> MetadataScan::count_l1(HostOffset at, uint64_t entries, uint64_t identity,
+                                  std::string what, std::string snapshot) {
   if (!count_range(at.value, entries * 8, Owner::l1, identity, 1, what + "L1 table"))
     co_return false;
   const bool active = identity == 0;
@@ -290,7 +290,7 @@ Task<bool> Survey::count_l1(HostOffset at, uint64_t entries, uint64_t identity, 
     const uint64_t count = std::min(entries - done, kPiece / 8);
     piece.resize(count * 8);
     const Result<void> read =
-        co_await read_padded(at.value + done * 8, piece, Mark::l1_load).result();
+        co_await read_padded(at.value + done * 8, piece, IoTag::l1_load).result();
     if (!read) {
       unreadable(read.error());
       co_return false;
@@ -305,8 +305,8 @@ Task<bool> Survey::count_l1(HostOffset at, uint64_t entries, uint64_t identity, 
   co_return true;
 }
 
-void Survey::count_l1_entry(uint64_t entry, uint64_t index, const L1Table& l1,
-                            std::string_view what) {
+void MetadataScan::count_l1_entry(uint64_t entry, uint64_t index, const L1Table& l1,
+                                  std::string_view what) {
   const bool active = l1.active;
   Place place{.structure = "L1 entry",
               .at = l1.at.value + index * 8,
@@ -332,7 +332,7 @@ void Survey::count_l1_entry(uint64_t entry, uint64_t index, const L1Table& l1,
     broken(FindingKind::misaligned, "L2 table at ", at, " is not cluster aligned");
     count_range(at.value, geometry().cluster_size(), Owner::l2, index, 1, "L2 table");
     if (active) behind_end_[geometry().cluster_of(at)] = false;  // Its flag is looked at, too.
-    copied_drift |= active;
+    copied_mismatch |= active;
     return;
   }
   if (at.value >= file_size) {
@@ -340,7 +340,7 @@ void Survey::count_l1_entry(uint64_t entry, uint64_t index, const L1Table& l1,
     place.cause = Cause::truncated_file;
     broken(FindingKind::behind_end, "L2 table at ", at, " lies behind the end of the file");
     if (active) behind_end_[geometry().cluster_of(at)] = false;
-    copied_drift |= active;
+    copied_mismatch |= active;
     return;
   }
   const bool copied = (entry & kCopied) != 0;
@@ -355,7 +355,7 @@ void Survey::count_l1_entry(uint64_t entry, uint64_t index, const L1Table& l1,
 }
 
 /// Sorts the uses by place in the file, and makes one of those of the same table.
-void Survey::merge_l2_uses() {
+void MetadataScan::merge_l2_uses() {
   std::sort(l2_uses_.begin(), l2_uses_.end(), [](const L2Use& a, const L2Use& b) {
     return a.cluster != b.cluster ? a.cluster < b.cluster : a.l1_index < b.l1_index;
   });
@@ -386,7 +386,7 @@ void Survey::merge_l2_uses() {
   l2_uses_merged_ = count;
 }
 
-void Survey::count_l2_tables() {
+void MetadataScan::count_l2_tables() {
   for (const L2Use& use : l2_uses_) {
     const HostCluster cluster{use.cluster};
     const std::optional<Owner> other = counts.add(cluster, Owner::l2, use.l1_index, use.weight);
@@ -409,7 +409,7 @@ void Survey::count_l2_tables() {
 // ---- L2 tables.
 
 /// The clusters that are read side by side, and what came of it.
-struct Survey::Window {
+struct MetadataScan::Window {
   std::vector<HostCluster> wanted;
   std::vector<std::byte> bytes;
   std::vector<Error> errors;  ///< Of those that could not be read.
@@ -421,11 +421,11 @@ struct Survey::Window {
 /// Reads the clusters that `fill` names, window by window, and has `look` at each window once it is
 /// there, then `seen`.  While a worker looks at one window the next is read.
 template <class Fill, class Look, class Seen>
-Task<void> Survey::each_window(const Fill& fill, const Look& look, const Seen& seen,
-                               std::string_view what, Mark mark) {
+Task<void> MetadataScan::each_window(const Fill& fill, const Look& look, const Seen& seen,
+                                     std::string_view what, IoTag tag) {
   Window windows[2];
   fill(windows[0]);
-  co_await read_window(windows[0], mark);
+  co_await read_window(windows[0], tag);
   for (size_t at = 0; !windows[at].wanted.empty(); at = 1 - at) {
     co_await go_on();
     Window& now = windows[at];
@@ -433,7 +433,7 @@ Task<void> Survey::each_window(const Fill& fill, const Look& look, const Seen& s
     next.wanted.clear();
     fill(next);
     Scope scope(file.reactor().ready());
-    if (!next.wanted.empty()) scope.spawn(read_window(next, mark));
+    if (!next.wanted.empty()) scope.spawn(read_window(next, tag));
     if (now.wanted.size() * geometry().cluster_size() < kLookedAtInPlace) {
       look(now);
     } else {
@@ -445,7 +445,7 @@ Task<void> Survey::each_window(const Fill& fill, const Look& look, const Seen& s
   }
 }
 
-Task<void> Survey::each_l2(const VisitL2& visit, bool counting) {
+Task<void> MetadataScan::each_l2(const VisitL2& visit, bool counting) {
   const uint64_t size = geometry().cluster_size();
   const uint64_t count_max = window_for(size);
   uint64_t filled = 0;
@@ -464,11 +464,11 @@ Task<void> Survey::each_l2(const VisitL2& visit, bool counting) {
     progress(kShareOfCounting * static_cast<double>(visited) /
              static_cast<double>(l2_uses_.size()));
   };
-  co_await each_window(fill, look, seen, "L2 table", Mark::l2_load);
+  co_await each_window(fill, look, seen, "L2 table", IoTag::l2_load);
 }
 
 /// What visit() changes is written back.
-Task<void> Survey::change_each_l2(const VisitL2& visit) {
+Task<void> MetadataScan::change_each_l2(const VisitL2& visit) {
   const uint64_t size = geometry().cluster_size();
   const uint64_t count_max = window_for(size);
   std::vector<std::byte> before(size);
@@ -478,20 +478,21 @@ Task<void> Survey::change_each_l2(const VisitL2& visit) {
     window.wanted.clear();
     const uint64_t end = std::min<uint64_t>(l2_uses_.size(), done + count_max);
     for (uint64_t i = done; i < end; ++i) window.wanted.push_back({l2_uses_[i].cluster});
-    co_await read_window(window, Mark::l2_load);
+    co_await read_window(window, IoTag::l2_load);
     report_unread(window, "L2 table");
     for (uint64_t i = 0; done < end; ++i, ++done) {
       if (window.errors[i]) continue;
       const MutableBytes table = window.cluster(i, size);
       copy(before, table);
       visit(l2_uses_[done], table);
-      co_await write_changes(geometry().start_of(window.wanted[i]), before, table, Mark::l2_update);
+      co_await write_changes(geometry().start_of(window.wanted[i]), before, table,
+                             IoTag::l2_update);
     }
   }
 }
 
 /// What lies behind the end is zeros.
-Task<void> Survey::read_window(Window& window, Mark mark) {
+Task<void> MetadataScan::read_window(Window& window, IoTag tag) {
   const uint64_t size = geometry().cluster_size();
   const uint64_t count = window.wanted.size();
   if (window.bytes.size() < count * size) window.bytes.resize(count * size);
@@ -504,27 +505,27 @@ Task<void> Survey::read_window(Window& window, Mark mark) {
            (end - first) * size < kRunMax) {
       ++end;
     }
-    reads.spawn(read_run(window, first, end, mark));
+    reads.spawn(read_run(window, first, end, tag));
     first = end;
   }
   co_await reads.join();
 }
 
 /// Clusters that lie side by side; where that fails, each by itself.
-Task<void> Survey::read_run(Window& window, uint64_t first, uint64_t end, Mark mark) {
+Task<void> MetadataScan::read_run(Window& window, uint64_t first, uint64_t end, IoTag tag) {
   const uint64_t size = geometry().cluster_size();
   const uint64_t at = geometry().start_of(window.wanted[first]).value;
   const MutableBytes bytes = MutableBytes(window.bytes).subspan(first * size, (end - first) * size);
-  const Result<void> all = co_await read_padded(at, bytes, mark).result();
+  const Result<void> all = co_await read_padded(at, bytes, tag).result();
   if (all) co_return;
   for (uint64_t i = first; i < end; ++i) {
     const uint64_t own = geometry().start_of(window.wanted[i]).value;
-    Result<void> one = co_await read_padded(own, window.cluster(i, size), mark).result();
+    Result<void> one = co_await read_padded(own, window.cluster(i, size), tag).result();
     if (!one) window.errors[i] = std::move(one).error();
   }
 }
 
-void Survey::report_unread(Window& window, std::string_view what) {
+void MetadataScan::report_unread(Window& window, std::string_view what) {
   for (uint64_t i = 0; i < window.wanted.size(); ++i) {
     if (!window.errors[i]) continue;
     unreadable(window.errors[i].copy().while_doing(
@@ -532,7 +533,7 @@ void Survey::report_unread(Window& window, std::string_view what) {
   }
 }
 
-Task<void> Survey::write_changes(HostOffset at, Bytes before, Bytes after, Mark mark) {
+Task<void> MetadataScan::write_changes(HostOffset at, Bytes before, Bytes after, IoTag tag) {
   const auto sector = [](Bytes bytes, uint64_t i) {
     return bytes.subspan(i * kSectorSize, std::min(kSectorSize, bytes.size() - i * kSectorSize));
   };
@@ -543,17 +544,17 @@ Task<void> Survey::write_changes(HostOffset at, Bytes before, Bytes after, Mark 
   if (first == end) co_return;
   const uint64_t from = first * kSectorSize;
   const uint64_t to = std::min<uint64_t>(end * kSectorSize, after.size());
-  co_await file.write(at.value + from, after.subspan(from, to - from), {.mark = mark});
+  co_await file.write(at.value + from, after.subspan(from, to - from), {.tag = tag});
 }
 
-Survey::Place Survey::place_of(HostCluster cluster) const {
+MetadataScan::Place MetadataScan::place_of(HostCluster cluster) const {
   return {.kind = FindingKind::two_owners,
           .at = geometry().start_of(cluster).value,
           .length = geometry().cluster_size(),
-          .remedy = Remedy::separate};
+          .repair = RepairKind::unshare};
 }
 
-Survey::Place Survey::entry_place(const Met& met, FindingKind kind) const {
+MetadataScan::Place MetadataScan::entry_place(const Met& met, FindingKind kind) const {
   const uint64_t table = geometry().start_of(HostCluster{met.use->cluster}).value;
   const uint64_t size = geometry().l2_entry_size();
   return {.kind = kind,
@@ -566,19 +567,19 @@ Survey::Place Survey::entry_place(const Met& met, FindingKind kind) const {
 }
 
 /// How the data of the table before it lie, to tell what is fragmented.
-struct Survey::Run {
+struct MetadataScan::Run {
   uint64_t next = 0;
 };
 
 /// What nearly all entries are: data in a cluster of the file that nobody has claimed.
-struct Survey::Plain {
-  explicit Plain(const Survey& survey)
-      : possible(!survey.geometry().extended_l2 && !survey.geometry().data_file &&
-                 survey.file_size >= survey.geometry().cluster_size()),
-        cluster_bits(survey.geometry().cluster_bits),
-        size(survey.geometry().cluster_size()),
+struct MetadataScan::Plain {
+  explicit Plain(const MetadataScan& scan)
+      : possible(!scan.geometry().extended_l2 && !scan.geometry().data_file &&
+                 scan.file_size >= scan.geometry().cluster_size()),
+        cluster_bits(scan.geometry().cluster_bits),
+        size(scan.geometry().cluster_size()),
         never(~(kCopied | kOffsetMask) | (size - 1)),
-        last(possible ? survey.file_size - size : 0) {}
+        last(possible ? scan.file_size - size : 0) {}
   bool possible;
   uint32_t cluster_bits;
   uint64_t size;
@@ -586,7 +587,7 @@ struct Survey::Plain {
   uint64_t last;   ///< Where a cluster may begin at most.
 };
 
-void Survey::count_l2(const L2Use& use, Bytes table) {
+void MetadataScan::count_l2(const L2Use& use, Bytes table) {
   Run run;
   const uint64_t entries = geometry().l2_entries();
   const uint64_t first = geometry().first_of_l1(use.l1_index).value;
@@ -602,8 +603,8 @@ void Survey::count_l2(const L2Use& use, Bytes table) {
 }
 
 /// False when it is something else; then nothing was counted.
-bool Survey::count_plain(const L2Use& use, uint64_t guest, uint64_t descriptor, const Plain& plain,
-                         Run& run) {
+bool MetadataScan::count_plain(const L2Use& use, uint64_t guest, uint64_t descriptor,
+                               const Plain& plain, Run& run) {
   const uint64_t at = descriptor & kOffsetMask;
   if ((descriptor & plain.never) != 0 || at == 0 || at > plain.last) return false;
   ReferenceCounts::Cell* cell =
@@ -617,7 +618,7 @@ bool Survey::count_plain(const L2Use& use, uint64_t guest, uint64_t descriptor, 
   return true;
 }
 
-void Survey::count_entry(const L2Use& use, uint64_t index, L2Entry entry, Run& run) {
+void MetadataScan::count_entry(const L2Use& use, uint64_t index, L2Entry entry, Run& run) {
   const GuestCluster guest = geometry().first_of_l1(use.l1_index) + index;
   const uint64_t descriptor = entry.descriptor;
   if ((descriptor & kCompressed) != 0) return count_compressed(use, guest, entry, run);
@@ -645,7 +646,8 @@ void Survey::count_entry(const L2Use& use, uint64_t index, L2Entry entry, Run& r
   }
 }
 
-bool Survey::check_subclusters(const L2Use& use, GuestCluster guest, L2Entry entry, bool has_host) {
+bool MetadataScan::check_subclusters(const L2Use& use, GuestCluster guest, L2Entry entry,
+                                     bool has_host) {
   const uint64_t allocated = entry.bitmap & UINT32_MAX;
   const uint64_t zero = entry.bitmap >> 32;
   if (allocated != 0 && !has_host) {
@@ -662,15 +664,15 @@ bool Survey::check_subclusters(const L2Use& use, GuestCluster guest, L2Entry ent
   return true;
 }
 
-void Survey::count_compressed(const L2Use& use, GuestCluster guest, L2Entry entry, Run&) {
+void MetadataScan::count_compressed(const L2Use& use, GuestCluster guest, L2Entry entry, Run&) {
   const uint64_t descriptor = entry.descriptor;
   if ((descriptor & kCopied) != 0) {
     report.corruptions += use.weight;
     Place place = entry_place({&use, guest, entry}, FindingKind::stray_flag);
-    place.remedy = Remedy::fix_flag;
+    place.repair = RepairKind::fix_flag;
     add_finding(Severity::corruption, place, "guest offset ", geometry().start_of(guest),
                 ": L2 entry ", hex(descriptor), ": COPIED on compressed data");
-    fixable_entries = true;
+    repairable_entries = true;
   }
   if (geometry().data_file) {
     return lost(use.weight, entry_place({&use, guest, entry}, FindingKind::stray_flag),
@@ -696,16 +698,16 @@ void Survey::count_compressed(const L2Use& use, GuestCluster guest, L2Entry entr
   }
 }
 
-void Survey::count_host(const L2Use& use, GuestCluster guest, L2Entry entry, HostOffset at,
-                        Run& run) {
+void MetadataScan::count_host(const L2Use& use, GuestCluster guest, L2Entry entry, HostOffset at,
+                              Run& run) {
   if (!geometry().aligned(at)) {
     const bool reads_zero = (entry.descriptor & kReadsZero) != 0;
     const bool fixable = reads_zero && geometry().version >= 3 && !geometry().extended_l2;
     Place place = entry_place({&use, guest, entry}, FindingKind::misaligned);
-    if (fixable) place.remedy = Remedy::fix_flag;
+    if (fixable) place.repair = RepairKind::fix_flag;
     lost(use.weight, place, "guest offset ", geometry().start_of(guest), ": host cluster at ", at,
          " is not cluster aligned");
-    fixable_entries |= fixable;
+    repairable_entries |= fixable;
   }
   if (use.active != 0) {
     report.allocated_clusters += use.active;
@@ -721,14 +723,14 @@ void Survey::count_host(const L2Use& use, GuestCluster guest, L2Entry entry, Hos
                          "guest offset ", geometry().start_of(guest), ": at ", at,
                          " of the data file, where another guest cluster belongs");
     }
-    if (use.active != 0 && !copied) copied_drift = true;
+    if (use.active != 0 && !copied) copied_mismatch = true;
     return;
   }
   const Met met{&use, guest, entry};
   if (!count_range(at.value, geometry().cluster_size(), Owner::data, guest.value, use.weight,
                    "data", &met)) {
     if (use.active != 0) behind_end_[geometry().cluster_of(at)] = false;
-    copied_drift |= use.active != 0;
+    copied_mismatch |= use.active != 0;
     return;
   }
   if (use.active != 0) counts.find(geometry().cluster_of(at))->see_copied(copied);
@@ -738,7 +740,7 @@ void Survey::count_host(const L2Use& use, GuestCluster guest, L2Entry entry, Hos
 
 /// When the header counts too many, the entries that are not there may lie in what the file lacks
 /// of its last cluster.
-Task<std::vector<Snapshot>> Survey::read_snapshots() {
+Task<std::vector<Snapshot>> MetadataScan::read_snapshots() {
   Result<std::vector<Snapshot>> whole = co_await load_snapshots(file, head).result();
   const uint64_t at = head.header.snapshots_offset.value;
   const uint64_t end = round_up(file_size, geometry().cluster_size());
@@ -746,7 +748,7 @@ Task<std::vector<Snapshot>> Survey::read_snapshots() {
     co_return co_await std::move(whole);
   }
   std::vector<std::byte> bytes(std::min(end - at, kSnapshotTableSizeMax));
-  co_await read_padded(at, bytes, Mark::snapshot_load);
+  co_await read_padded(at, bytes, IoTag::snapshot_load);
   Result<std::vector<Snapshot>> padded = parse_snapshots(bytes, head.header.snapshot_count);
   if (!padded) co_return co_await std::move(whole);
   // Of one that is something no byte may be missing.
@@ -758,7 +760,7 @@ Task<std::vector<Snapshot>> Survey::read_snapshots() {
 }
 
 /// What others refuse to read, though nothing that it refers to is in doubt.
-void Survey::look_at_snapshot_entry(uint64_t index) {
+void MetadataScan::check_snapshot_entry(uint64_t index) {
   const Snapshot& snapshot = snapshots[index];
   Place place{.kind = FindingKind::snapshot,
               .structure = "snapshot table",
@@ -767,28 +769,28 @@ void Survey::look_at_snapshot_entry(uint64_t index) {
   const bool version_3 = geometry().version >= 3;
   if (is_empty_entry(snapshot)) {
     // It may have been something.
-    place.remedy = Remedy::drop;
-    mendable_snapshots = true;
+    place.repair = RepairKind::drop;
+    repairable_snapshots = true;
     if (!version_3) ++report.corruptions_beyond_qemu;
     damage(1, place, words, " is empty: no L1 table, no id, no name");
     return;
   }
   if (version_3 && !snapshot.disk_size) {
-    place.remedy = Remedy::complete;
-    mendable_snapshots = true;
-    ++formal;
+    place.repair = RepairKind::complete;
+    repairable_snapshots = true;
+    ++format_only;
     ++report.corruptions;
     add_finding(Severity::corruption, place, words, " (", quoted(snapshot.name),
                 ") is incomplete: it does not say how large its disk is, as version 3 wants");
   }
   if (snapshot.extra_data.size() > kSnapshotExtraSizeMax) {
-    place.remedy = Remedy::refuse;
+    place.repair = RepairKind::refuse;
     fault(place, words, " (", quoted(snapshot.name), ") has ", snapshot.extra_data.size(),
           " bytes of extra data; no other reader takes more than ", kSnapshotExtraSizeMax);
   }
 }
 
-Task<void> Survey::count_snapshots() {
+Task<void> MetadataScan::count_snapshots() {
   Result<std::vector<Snapshot>> read = co_await read_snapshots().result();
   if (!read) {
     if (read.error().code() == Errc::io) {
@@ -806,7 +808,7 @@ Task<void> Survey::count_snapshots() {
   snapshots = *std::move(read);
   for (uint64_t i = 0; i < snapshots.size(); ++i) {
     const Snapshot& snapshot = snapshots[i];
-    look_at_snapshot_entry(i);
+    check_snapshot_entry(i);
     if (is_empty_entry(snapshot)) continue;
     std::string name = cat("snapshot ", quoted(snapshot.name), ": ");
     if (const Result<void> sound = check_l1_table(snapshot, geometry()); !sound) {
@@ -843,7 +845,7 @@ Task<void> Survey::count_snapshots() {
 
 /// Bitmaps count only while their feature bit says that they are consistent, as in QEMU: without
 /// it their clusters are leaks.
-Task<void> Survey::count_bitmaps() {
+Task<void> MetadataScan::count_bitmaps() {
   const std::optional<BitmapsExtension>& extension = head.extensions.bitmaps;
   if (!extension || (head.header.autoclear & kBitmaps) == 0) co_return;
   const uint64_t at = extension->directory_offset.value;
@@ -853,7 +855,7 @@ Task<void> Survey::count_bitmaps() {
     co_return;
   }
   std::vector<std::byte> bytes(extension->directory_size);
-  Result<void> read = co_await read_padded(at, bytes, Mark::bitmap_load).result();
+  Result<void> read = co_await read_padded(at, bytes, IoTag::bitmap_load).result();
   if (!read) {
     unreadable(read.error());
     co_return;
@@ -872,12 +874,12 @@ Task<void> Survey::count_bitmaps() {
   }
   for (uint64_t i = 0; i < bitmaps->size(); ++i) {
     const Bitmap& bitmap = (*bitmaps)[i];
-    look_at_bitmap(bitmap);
+    check_bitmap(bitmap);
     co_await count_bitmap(bitmap, i);
   }
 }
 
-void Survey::look_at_bitmap(const Bitmap& bitmap) {
+void MetadataScan::check_bitmap(const Bitmap& bitmap) {
   Place place{.kind = FindingKind::bitmap,
               .structure = "bitmap directory",
               .at = head.extensions.bitmaps->directory_offset.value,
@@ -885,30 +887,30 @@ void Survey::look_at_bitmap(const Bitmap& bitmap) {
   const auto [fault_kind, why] = why_unusable(bitmap, head.header.size, geometry());
   switch (fault_kind) {
     case BitmapFault::none:
-      return look_at_extra_data(bitmap, place);
+      return check_extra_data(bitmap, place);
     case BitmapFault::in_use:
       note(FindingKind::bitmap, why);
-      return look_at_extra_data(bitmap, place);
+      return check_extra_data(bitmap, place);
     case BitmapFault::foreign:
       foreign_bitmaps = true;
       return fault(place, why, "; other readers refuse the image");
     case BitmapFault::unfit:
-      place.remedy = Remedy::fix_flag;
+      place.repair = RepairKind::fix_flag;
       break;
     case BitmapFault::invalid:
-      place.remedy = Remedy::drop;
+      place.repair = RepairKind::drop;
       break;
   }
-  mendable_bitmaps = true;
+  repairable_bitmaps = true;
   fault(place, why);
 }
 
 /// Within the format, and yet no other reader takes them.
-void Survey::look_at_extra_data(const Bitmap& bitmap, Place place) {
+void MetadataScan::check_extra_data(const Bitmap& bitmap, Place place) {
   if (bitmap.extra_data.empty() && !bitmap.extra_data_compatible) return;
   if (bitmap.extra_data.empty()) {
-    place.remedy = Remedy::fix_flag;
-    mendable_bitmaps = true;
+    place.repair = RepairKind::fix_flag;
+    repairable_bitmaps = true;
     return fault(place, "bitmap ", quoted(bitmap.name),
                  ": has the flag for extra data, and none; other readers refuse the image");
   }
@@ -917,7 +919,7 @@ void Survey::look_at_extra_data(const Bitmap& bitmap, Place place) {
         " bytes of extra data; other readers refuse the image");
 }
 
-Task<void> Survey::count_bitmap(const Bitmap& bitmap, uint64_t index) {
+Task<void> MetadataScan::count_bitmap(const Bitmap& bitmap, uint64_t index) {
   const uint64_t at = bitmap.table_offset.value;
   const uint64_t size = uint64_t{bitmap.table_entries} * 8;
   const uint64_t identity = kFirstBitmap + 2 * index;
@@ -930,7 +932,7 @@ Task<void> Survey::count_bitmap(const Bitmap& bitmap, uint64_t index) {
   std::vector<std::byte> piece;
   for (uint64_t done = 0; done < size; done += piece.size()) {
     piece.resize(std::min(size - done, kPiece));
-    const Result<void> read = co_await read_padded(at + done, piece, Mark::bitmap_load).result();
+    const Result<void> read = co_await read_padded(at + done, piece, IoTag::bitmap_load).result();
     if (!read) {
       unreadable(read.error());
       co_return;
@@ -961,23 +963,23 @@ Task<void> Survey::count_bitmap(const Bitmap& bitmap, uint64_t index) {
 
 // ---- Refcount table and blocks.
 
-HostCluster Survey::block_at(uint64_t index) const {
+HostCluster MetadataScan::block_at(uint64_t index) const {
   return geometry().cluster_of(HostOffset{refcount_table[index]});
 }
 
-HostCluster Survey::block_end(uint64_t index) const {
+HostCluster MetadataScan::block_end(uint64_t index) const {
   return std::min(HostCluster{clusters}, geometry().first_of_refcount_table(index + 1));
 }
 
-Task<std::vector<std::byte>> Survey::read_block(uint64_t index) {
+Task<std::vector<std::byte>> MetadataScan::read_block(uint64_t index) {
   std::vector<std::byte> block(geometry().cluster_size());
   const uint64_t at = geometry().start_of(block_at(index)).value;
-  co_await read_padded(at, block, Mark::refcount_load)
+  co_await read_padded(at, block, IoTag::refcount_load)
       .doing("refcount block ", index, " at ", hex(at));
   co_return block;
 }
 
-Task<void> Survey::count_refcounts() {
+Task<void> MetadataScan::count_refcounts() {
   const uint64_t at = head.header.refcount_table_offset.value;
   const uint64_t size = uint64_t{head.header.refcount_table_clusters} << geometry().cluster_bits;
   if (const Result<void> sound = check_refcount_table(head.header); !sound) {
@@ -987,7 +989,7 @@ Task<void> Survey::count_refcounts() {
                 {.kind = FindingKind::refcount_table,
                  .structure = "refcount table",
                  .at = at,
-                 .remedy = Remedy::rewrite_counts},
+                 .repair = RepairKind::rewrite_counts},
                 sound.error().message());
     co_return;
   }
@@ -1000,7 +1002,7 @@ Task<void> Survey::count_refcounts() {
                  .structure = "refcount table",
                  .at = at,
                  .length = size,
-                 .remedy = Remedy::rewrite_counts},
+                 .repair = RepairKind::rewrite_counts},
                 "refcount table at ", hex(at), " lies behind the end of the file");
     co_return;
   }
@@ -1014,7 +1016,7 @@ Task<void> Survey::count_refcounts() {
     if (counts.find(cluster)->aliased) refcounts_unsound = true;
   }
   std::vector<std::byte> table(size);
-  Result<void> read = co_await read_padded(at, table, Mark::refcount_table_load).result();
+  Result<void> read = co_await read_padded(at, table, IoTag::refcount_table_load).result();
   if (!read) {
     unreadable(std::move(read).error().while_doing(cat("refcount table at ", hex(at))));
     refcounts_unknown_ = true;
@@ -1029,7 +1031,7 @@ Task<void> Survey::count_refcounts() {
   }
 }
 
-void Survey::count_block(uint64_t index) {
+void MetadataScan::count_block(uint64_t index) {
   const uint64_t entry = refcount_table[index];
   const auto unsound = [&](Block block, const auto&... parts) {
     refcounts_unsound = true;
@@ -1041,7 +1043,7 @@ void Survey::count_block(uint64_t index) {
                  .at = entry,
                  .length = geometry().cluster_size(),
                  .entry = entry,
-                 .remedy = Remedy::rewrite_counts},
+                 .repair = RepairKind::rewrite_counts},
                 "refcount block ", index, " at ", hex(entry), ": ", parts...);
   };
   if (const auto decoded = decode_refcount_table_entry(entry, geometry()); !decoded) {
@@ -1062,7 +1064,7 @@ void Survey::count_block(uint64_t index) {
 
 // ---- 2.
 
-Task<void> Survey::compare() {
+Task<void> MetadataScan::compare() {
   const std::vector<uint64_t> regions = counts.regions();
   const std::vector<uint64_t> indices = indices_to_compare(regions);
   const uint64_t size = geometry().cluster_size();
@@ -1089,7 +1091,7 @@ Task<void> Survey::compare() {
     progress(kShareOfCounting + (1 - kShareOfCounting) * static_cast<double>(compared) /
                                     static_cast<double>(indices.size()));
   };
-  co_await each_window(fill, look, seen, "refcount block", Mark::refcount_load);
+  co_await each_window(fill, look, seen, "refcount block", IoTag::refcount_load);
   // What no table entry covers.
   const uint64_t covered = geometry().first_of_refcount_table(blocks.size()).value;
   for (const uint64_t region : regions) {
@@ -1101,7 +1103,7 @@ Task<void> Survey::compare() {
 }
 
 /// Entries of the refcount table that have a block, or that count clusters which are referenced.
-std::vector<uint64_t> Survey::indices_to_compare(const std::vector<uint64_t>& regions) const {
+std::vector<uint64_t> MetadataScan::indices_to_compare(const std::vector<uint64_t>& regions) const {
   std::vector<uint64_t> indices;
   auto region = regions.begin();
   for (uint64_t i = 0; i < blocks.size(); ++i) {
@@ -1115,7 +1117,8 @@ std::vector<uint64_t> Survey::indices_to_compare(const std::vector<uint64_t>& re
 }
 
 /// `block` is empty when there is none or it could not be read.
-void Survey::compare_block(uint64_t index, Bytes block, const std::vector<uint64_t>& regions) {
+void MetadataScan::compare_block(uint64_t index, Bytes block,
+                                 const std::vector<uint64_t>& regions) {
   const bool lost = blocks[index] == Block::lost;
   const bool writable = blocks[index] == Block::sound;
   each_used(index, block, regions, [&](HostCluster cluster, uint64_t refcount) {
@@ -1124,19 +1127,19 @@ void Survey::compare_block(uint64_t index, Bytes block, const std::vector<uint64
   });
 }
 
-void Survey::compare_cluster(HostCluster cluster, uint64_t refcount, bool writable) {
+void MetadataScan::compare_cluster(HostCluster cluster, uint64_t refcount, bool writable) {
   ReferenceCounts::Cell* cell = counts.find(cluster);
   if (cell && refcount != 0 && ReferenceCounts::is_exactly(*cell, refcount)) {  // As it should be.
     highest_ = std::max(highest_, cluster.value);
     cell->set_on_disk(refcount);
-    copied_drift |= (refcount == 1 ? cell->copied_clear : cell->copied_set) != 0;
+    copied_mismatch |= (refcount == 1 ? cell->copied_clear : cell->copied_set) != 0;
     return;
   }
   const uint64_t references = cell ? counts.references_of(cluster, *cell) : 0;
   if (references != 0 || refcount != 0) highest_ = std::max(highest_, cluster.value);
   if (cell) {
     cell->set_on_disk(refcount);
-    if (refcount == 1 ? cell->copied_clear : cell->copied_set) copied_drift = true;
+    if (refcount == 1 ? cell->copied_clear : cell->copied_set) copied_mismatch = true;
   }
   if (refcount < references) {
     ++report.corruptions;
@@ -1146,7 +1149,7 @@ void Survey::compare_cluster(HostCluster cluster, uint64_t refcount, bool writab
     Place place = place_of(cluster);
     place.kind = FindingKind::refcount_too_small;
     place.structure = name_of(cell->owner());
-    place.remedy = writable ? Remedy::set_refcount : Remedy::rewrite_counts;
+    place.repair = writable ? RepairKind::set_refcount : RepairKind::rewrite_counts;
     const bool second_of_region = geometry().refcount_block_index(cluster) == 1;
     if (refcount == 0 && cell->owner() == Owner::refcounts && second_of_region) {
       place.cause = Cause::vmd_refcount_block;
@@ -1168,9 +1171,9 @@ void Survey::compare_cluster(HostCluster cluster, uint64_t refcount, bool writab
     Place place = place_of(cluster);
     place.kind = FindingKind::refcount_too_large;
     place.structure = cell ? name_of(cell->owner()) : name_of(Owner::nobody);
-    place.remedy = damaged || remembered
-                       ? Remedy::set_aside
-                       : (references == 0 ? Remedy::free_cluster : Remedy::set_refcount);
+    place.repair = damaged || remembered
+                       ? RepairKind::set_aside
+                       : (references == 0 ? RepairKind::free_cluster : RepairKind::set_refcount);
     place.cause = damaged ? Cause::unknown : Cause::cut_short;
     add_finding(Severity::leak, place, "host cluster at ", geometry().start_of(cluster),
                 ": refcount is ", refcount, ", references are ", references,
@@ -1179,7 +1182,7 @@ void Survey::compare_cluster(HostCluster cluster, uint64_t refcount, bool writab
 }
 
 /// In the order of the clusters, so that each block is read once.
-Task<void> Survey::look_behind_end() {
+Task<void> MetadataScan::check_behind_end() {
   std::vector<std::byte> block;
   uint64_t loaded = UINT64_MAX;
   for (auto& [cluster, counted_once] : behind_end_) {
@@ -1202,7 +1205,7 @@ Task<void> Survey::look_behind_end() {
 
 // ---- 3, and changes to entries.
 
-std::optional<bool> Survey::should_be_copied(HostCluster cluster) const {
+std::optional<bool> MetadataScan::should_be_copied(HostCluster cluster) const {
   if (cluster.value >= clusters) {
     const auto known = behind_end_.find(cluster);
     return known != behind_end_.end() && known->second;
@@ -1213,12 +1216,12 @@ std::optional<bool> Survey::should_be_copied(HostCluster cluster) const {
 }
 
 /// What two things use is never said to be one's own, whatever its refcount is.
-bool Survey::may_change_copied(Copied what, HostCluster cluster) const {
+bool MetadataScan::may_change_copied(Copied what, HostCluster cluster) const {
   const ReferenceCounts::Cell* cell = counts.find(cluster);
   return what != Copied::set || !cell || !cell->aliased;
 }
 
-void Survey::report_copied(uint64_t weight, const Place& place, std::string_view what) {
+void MetadataScan::report_copied(uint64_t weight, const Place& place, std::string_view what) {
   report.corruptions += weight;
   copied_wrong += weight;
   const bool copied = (place.entry & kCopied) != 0;
@@ -1227,7 +1230,7 @@ void Survey::report_copied(uint64_t weight, const Place& place, std::string_view
       copied ? ": COPIED, but the refcount is not 1" : ": not COPIED, but the refcount is 1");
 }
 
-Task<void> Survey::visit_copied(Copied what) {
+Task<void> MetadataScan::visit_copied(Copied what) {
   co_await visit_copied_l1(what);
   const VisitL2 visit = [this, what](const L2Use& use, MutableBytes table) {
     if (use.active != 0) visit_copied_l2(what, use, table);
@@ -1239,7 +1242,7 @@ Task<void> Survey::visit_copied(Copied what) {
   }
 }
 
-Task<void> Survey::visit_copied_l1(Copied what) {
+Task<void> MetadataScan::visit_copied_l1(Copied what) {
   // A table that is somebody else's, too, is left alone.
   const HostOffset at = head.header.l1_offset;
   const auto* cell = counts.find(geometry().cluster_of(at));
@@ -1263,7 +1266,7 @@ Task<void> Survey::visit_copied_l1(Copied what) {
                      .guest_clusters = geometry().l2_entries(),
                      .l1 = &l1_tables.front(),
                      .entry = l1_[i],
-                     .remedy = Remedy::fix_flag},
+                     .repair = RepairKind::fix_flag},
                     cat("L1 entry ", i));
     } else if (l2.value < file_size && *wanted == (what == Copied::set) &&
                may_change_copied(what, geometry().cluster_of(l2))) {
@@ -1273,10 +1276,10 @@ Task<void> Survey::visit_copied_l1(Copied what) {
   if (what == Copied::report) co_return;
   std::vector<std::byte> after(l1_.size() * 8);
   for (uint64_t i = 0; i < l1_.size(); ++i) store_l1_entry(after, i, l1_[i]);
-  co_await write_changes(at, before, after, Mark::l1_update);
+  co_await write_changes(at, before, after, IoTag::l1_update);
 }
 
-void Survey::visit_copied_l2(Copied what, const L2Use& use, MutableBytes table) {
+void MetadataScan::visit_copied_l2(Copied what, const L2Use& use, MutableBytes table) {
   const auto* own = counts.find(HostCluster{use.cluster});
   if (what != Copied::report && own->aliased) return;
   for (uint64_t i = 0; i < geometry().l2_entries(); ++i) {
@@ -1292,7 +1295,7 @@ void Survey::visit_copied_l2(Copied what, const L2Use& use, MutableBytes table) 
     if (what == Copied::report) {
       const GuestCluster guest = geometry().first_of_l1(use.l1_index) + i;
       Place place = entry_place({&use, guest, entry}, FindingKind::copied);
-      place.remedy = Remedy::fix_flag;
+      place.repair = RepairKind::fix_flag;
       report_copied(use.active, place,
                     cat("guest offset ", geometry().start_of(guest), ": L2 entry"));
       continue;
@@ -1305,7 +1308,7 @@ void Survey::visit_copied_l2(Copied what, const L2Use& use, MutableBytes table) 
   }
 }
 
-Task<void> Survey::fix_entries() {
+Task<void> MetadataScan::repair_entries() {
   const VisitL2 visit = [this](const L2Use& use, MutableBytes table) {
     if (counts.find(HostCluster{use.cluster})->aliased) return;
     for (uint64_t i = 0; i < geometry().l2_entries(); ++i) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Freezer: a Device over another, of which one moment can be kept: what chosen parts of it held
-/// then can still be read, while it is written.
+/// PointInTimeFilter: a Device over another, of which one moment can be kept: what chosen parts of
+/// it held then can still be read, while it is written.
 ///
 /// A View is such a moment.  While one lives, a write, a hole or a new end that touches a part
 /// which the view wants waits until the old contents are in memory, once for each part.  Nothing
@@ -26,7 +26,7 @@
 
 namespace byre {
 
-class Freezer final : public Filter {
+class PointInTimeFilter final : public Filter {
   struct Moment;
 
  public:
@@ -35,7 +35,7 @@ class Freezer final : public Filter {
   /// What the device held when this was made; one at a time.
   class View final : public Device {
    public:
-    View(Freezer& freezer, uint64_t kept_max);
+    View(PointInTimeFilter& filter, uint64_t kept_max);
     ~View() override;
     /// From here on `wanted(from)` says what may still be read: the first such byte from `from` on,
     /// UINT64_MAX when there is none.  Until it is called nothing is kept: nobody may write.
@@ -44,18 +44,18 @@ class Freezer final : public Filter {
 
     uint64_t size() const override;
     bool writable() const override { return false; }
-    const std::string& name() const override { return freezer_.name(); }
-    Reactor& reactor() override { return freezer_.reactor(); }
-    Task<void> read(uint64_t offset, MutableBytes data, Mark mark) override;
+    const std::string& name() const override { return filter_.name(); }
+    Reactor& reactor() override { return filter_.reactor(); }
+    Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
     Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
     Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
     Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;
-    Task<void> flush(Mark mark) override;
+    Task<void> flush(IoTag tag) override;
     Task<Extent> status(uint64_t offset, uint64_t length) override;
     Task<void> close() override;
 
    private:
-    Freezer& freezer_;
+    PointInTimeFilter& filter_;
     std::shared_ptr<Moment> moment_;
   };
 

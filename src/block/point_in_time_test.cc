@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "block/frozen.h"
+#include "block/point_in_time.h"
 
 #include <gtest/gtest.h>
 
@@ -27,7 +27,7 @@ class FrozenTest : public testing::Test {
     for (std::byte& byte : bytes) byte = static_cast<std::byte>(prng.next());
     memory->poke(0, bytes);
     before_ = bytes;
-    freezer_ = std::make_unique<Freezer>(std::move(memory));
+    filter_ = std::make_unique<PointInTimeFilter>(std::move(memory));
   }
   void run(Task<void> task) {
     const Result<void> done = reactor_->run(std::move(task));
@@ -35,7 +35,7 @@ class FrozenTest : public testing::Test {
   }
   std::vector<std::byte> read(Device& device, uint64_t offset, uint64_t length) {
     std::vector<std::byte> data(length);
-    run(device.read(offset, data, Mark::none));
+    run(device.read(offset, data, IoTag::none));
     return data;
   }
   std::vector<std::byte> part(uint64_t offset, uint64_t length) {
@@ -49,62 +49,62 @@ class FrozenTest : public testing::Test {
 
   std::unique_ptr<Reactor> reactor_;
   MemoryDevice* memory_ = nullptr;
-  std::unique_ptr<Freezer> freezer_;
+  std::unique_ptr<PointInTimeFilter> filter_;
   std::vector<std::byte> before_;
 };
 
 TEST_F(FrozenTest, ItReadsWhatWasThereWhateverIsDoneSince) {
-  Freezer::View view(*freezer_, MiB);
+  PointInTimeFilter::View view(*filter_, MiB);
   view.keep(range(0, UINT64_MAX));
   const std::vector<std::byte> other(3000, std::byte{0x55});
-  run(freezer_->write(5000, other, {}));
-  run(freezer_->write(5001, other, {}));
-  run(freezer_->zero(20 * KiB, 10 * KiB, {.may_unmap = true}));
-  run(freezer_->discard(32 * KiB, 4 * KiB, {}));
-  run(freezer_->resize(50 * KiB));
-  run(freezer_->resize(kSize + 5));
+  run(filter_->write(5000, other, {}));
+  run(filter_->write(5001, other, {}));
+  run(filter_->zero(20 * KiB, 10 * KiB, {.may_unmap = true}));
+  run(filter_->discard(32 * KiB, 4 * KiB, {}));
+  run(filter_->resize(50 * KiB));
+  run(filter_->resize(kSize + 5));
   EXPECT_EQ(view.size(), kSize);
   EXPECT_EQ(read(view, 0, kSize), before_);
   EXPECT_EQ(read(view, 5555, 30'000), part(5555, 30'000));
-  EXPECT_EQ(read(*freezer_, 5001, 3000), other);
-  EXPECT_EQ(read(*freezer_, 60 * KiB, 100), std::vector<std::byte>(100));
+  EXPECT_EQ(read(*filter_, 5001, 3000), other);
+  EXPECT_EQ(read(*filter_, 60 * KiB, 100), std::vector<std::byte>(100));
 }
 
 TEST_F(FrozenTest, OnlyWhatIsWantedIsKept) {
-  Freezer::View view(*freezer_, MiB);
+  PointInTimeFilter::View view(*filter_, MiB);
   view.keep(range(16 * KiB, 20 * KiB));
   const std::vector<std::byte> other(kSize, std::byte{0x55});
-  run(freezer_->write(0, other, {}));
+  run(filter_->write(0, other, {}));
   EXPECT_EQ(view.kept_bytes(), 4 * KiB);
   EXPECT_EQ(read(view, 16 * KiB, 4 * KiB), part(16 * KiB, 4 * KiB));
   EXPECT_EQ(read(view, 0, 100), std::vector<std::byte>(100, std::byte{0x55}));
 }
 
 TEST_F(FrozenTest, BeyondItsBoundReadsFailAndWritesGoOn) {
-  Freezer::View view(*freezer_, 8 * KiB);
+  PointInTimeFilter::View view(*filter_, 8 * KiB);
   view.keep(range(0, UINT64_MAX));
   const std::vector<std::byte> other(kSize, std::byte{0x55});
-  run(freezer_->write(0, other, {}));
-  EXPECT_EQ(read(*freezer_, 0, kSize), other);
+  run(filter_->write(0, other, {}));
+  EXPECT_EQ(read(*filter_, 0, kSize), other);
   EXPECT_EQ(view.kept_bytes(), 8 * KiB);
   EXPECT_EQ(read(view, 0, 8 * KiB), part(0, 8 * KiB));
   std::vector<std::byte> data(1);
-  const Result<void> failed = reactor_->run(view.read(8 * KiB, data, Mark::none));
+  const Result<void> failed = reactor_->run(view.read(8 * KiB, data, IoTag::none));
   ASSERT_FALSE(failed);
   EXPECT_EQ(failed.error().code(), Errc::busy);
 }
 
 TEST_F(FrozenTest, AViewCannotBeWrittenAndWhenItIsGoneNothingIsKept) {
   {
-    Freezer::View view(*freezer_, MiB);
+    PointInTimeFilter::View view(*filter_, MiB);
     view.keep(range(0, UINT64_MAX));
     const Result<void> failed = reactor_->run(view.write(0, Bytes(before_).first(1), {}));
     ASSERT_FALSE(failed);
     EXPECT_EQ(failed.error().code(), Errc::read_only);
   }
   const std::vector<std::byte> other(100, std::byte{0x55});
-  run(freezer_->write(0, other, {}));
-  Freezer::View view(*freezer_, MiB);
+  run(filter_->write(0, other, {}));
+  PointInTimeFilter::View view(*filter_, MiB);
   view.keep(range(0, UINT64_MAX));
   EXPECT_EQ(read(view, 0, 100), other);
 }

@@ -8,7 +8,7 @@
 ///
 /// Cost: four bytes a cluster, in regions of 64 clusters that come to be when one of them is
 /// referenced; a hash table lookup when add() leaves 16 such regions.
-/// Not here: what the refcounts in the file say (survey.h).
+/// Not here: what the refcounts in the file say (metadata_scan.h).
 #pragma once
 
 #include <array>

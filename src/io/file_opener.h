@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Gate: what may be opened.  Images name other files (backing, data); nothing that an image names
-/// is opened unless the gate that the caller chose lets it (rule 2 of safe by default).
+/// FileOpener: what may be opened.  Images name other files (backing, data); nothing that an image
+/// names is opened unless the opener that the caller chose lets it (rule 2 of safe by default).
 ///
-/// The engine never opens a path itself: it asks its gate.  The simulator has a gate of its own
+/// The engine never opens a path itself: it asks its opener.  The simulator has a opener of its own
 /// with disks by name.
 #pragma once
 
@@ -14,9 +14,9 @@
 
 namespace byre {
 
-class Gate {
+class FileOpener {
  public:
-  virtual ~Gate() = default;
+  virtual ~FileOpener() = default;
   /// Opens a file that the user named.
   virtual Result<std::unique_ptr<File>> open(std::string_view name, FileOptions options) = 0;
   /// Opens a file that the image at `image_name` names; a relative name is relative to the folder
@@ -26,7 +26,7 @@ class Gate {
                                                             FileOptions options) = 0;
 };
 
-/// What a real gate lets images name.
+/// What a real opener lets images name.
 enum class OpenPolicy : uint8_t {
   nothing,  ///< Refuse backing and data files.
   /// Only regular files in or below the folder of the image that names them.  What counts is where
@@ -37,7 +37,7 @@ enum class OpenPolicy : uint8_t {
 /// As the option --follow spells it.
 std::string_view name_of(OpenPolicy policy);
 
-class SystemGate final : public Gate {
+class SystemGate final : public FileOpener {
  public:
   SystemGate(Reactor& reactor, OpenPolicy policy) : reactor_(reactor), policy_(policy) {}
   Result<std::unique_ptr<File>> open(std::string_view name, FileOptions options) override;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Survey: one walk over all of an image's metadata: what refers to what, and what the refcounts
-/// say.  check.cc runs it, repair.cc acts on it.
+/// MetadataScan: one walk over all of an image's metadata: what refers to what, and what the
+/// refcounts say.  check.cc runs it, repair.cc acts on it.
 ///
 ///   1. The references are counted: from the header, the active L1 table, each snapshot's, the
 ///      snapshot table, the encryption header, the bitmaps, the refcount table.  Each L2 table is
@@ -11,8 +11,8 @@
 /// An image may be hostile: a table that begins behind the end of the file is a finding and is not
 /// read; nothing is followed twice; an owner that meets another is reported and not followed into
 /// large tables, so the time follows what is really there.
-/// Invariant: run() writes nothing; fix_entries() and visit_copied() do, for repair.cc.
-/// Memory: ReferenceCounts (count.h), 32 bytes an L2 table, the refcount table.
+/// Invariant: run() writes nothing; repair_entries() and visit_copied() do, for repair.cc.
+/// Memory: ReferenceCounts (reference_counts.h), 32 bytes an L2 table, the refcount table.
 #pragma once
 
 #include <algorithm>
@@ -27,16 +27,16 @@
 #include "format/kept_clusters.h"
 #include "format/l2.h"
 #include "format/refcount.h"
-#include "qcow2/check/count.h"
 #include "qcow2/check/finding.h"
+#include "qcow2/check/reference_counts.h"
 #include "qcow2/check/report.h"
-#include "qcow2/core/head.h"
+#include "qcow2/core/image_header.h"
 
 namespace byre {
 
-class Survey {
+class MetadataScan {
  public:
-  Survey(Device& file, const CheckOptions& options) : file(file), options(options) {}
+  MetadataScan(Device& file, const CheckOptions& options) : file(file), options(options) {}
 
   /// All three steps.  Fails only when there is no way into the image at all.
   Task<void> run();
@@ -48,7 +48,7 @@ class Survey {
 
   Device& file;
   const CheckOptions& options;
-  Head head;
+  ImageHeader head;
   uint64_t file_size = 0;
   uint64_t clusters = 0;  ///< Of the file; of the last one there may be a part, or nothing.
   CheckReport report;
@@ -67,17 +67,17 @@ class Survey {
   bool snapshots_lost = false;      ///< Their table may lie anywhere: no place is sure to be free.
   bool l1_behind_end = false;       ///< A part of the active L1 table is not there,
   bool l1_too_short = false;        ///< or the header does not count it (lost_l1.h).
-  bool copied_drift = false;        ///< COPIED flags may contradict refcounts.
-  bool fixable_entries = false;     ///< fix_entries() has something to do.
+  bool copied_mismatch = false;     ///< COPIED flags may contradict refcounts.
+  bool repairable_entries = false;  ///< repair_entries() has something to do.
   bool lost_entries = false;        ///< Entries lead nowhere (loss.h).
   bool foreign_bitmaps = false;     ///< Of a type that no reader knows.
   bool bitmaps_lost = false;        ///< Their directory cannot be read.
   bool overfull = false;            ///< More references than a refcount holds.
-  bool mendable_snapshots = false;  ///< mend_snapshots(),
-  bool mendable_bitmaps = false;    ///< mend_bitmaps(),
-  bool mendable_header = false;     ///< or mend_header() (mend.h) has something to do.
-  uint64_t copied_wrong = 0;        ///< Corruptions that are COPIED flags.
-  uint64_t formal = 0;              ///< Corruptions that change no reference.
+  bool repairable_snapshots = false;  ///< repair_snapshots(),
+  bool repairable_bitmaps = false;    ///< repair_bitmaps(),
+  bool repairable_header = false;  ///< or repair_header() (structure_repair.h) has something to do.
+  uint64_t copied_wrong = 0;       ///< Corruptions that are COPIED flags.
+  uint64_t format_only = 0;        ///< Corruptions that change no reference.
 
   enum class Block : uint8_t {
     none,     ///< All counts are zero.
@@ -103,10 +103,10 @@ class Survey {
   void each_used(uint64_t index, Bytes block, const std::vector<uint64_t>& regions,
                  Visit visit) const;
   /// Writes those sectors of a table that differ from what was read.
-  Task<void> write_changes(HostOffset at, Bytes before, Bytes after, Mark mark);
+  Task<void> write_changes(HostOffset at, Bytes before, Bytes after, IoTag tag);
   /// Clears flags and offsets that mean nothing where they are: COPIED on compressed entries, hosts
   /// of zero clusters that are not aligned.  No guest sees a difference.
-  Task<void> fix_entries();
+  Task<void> repair_entries();
   /// Makes COPIED clear (or set) where counts' on_disk says so.
   enum class Copied : uint8_t { report, clear, set };
   Task<void> visit_copied(Copied what);
@@ -135,7 +135,7 @@ class Survey {
   /// May a cluster that nothing refers to be freed?
   bool keeps(HostCluster cluster) const { return keep_orphans || kept.contains(cluster); }
   /// Clusters in which compressed streams overlap; known only when that was asked for.
-  std::set<HostCluster> crossed;
+  std::set<HostCluster> overlapping;
 
   /// Compressed streams that do not inflate, by offset and size; known only when that was asked
   /// for.
@@ -171,7 +171,7 @@ class Survey {
     return at != l2_uses_.end() && at->cluster == cluster ? &*at : nullptr;
   }
   /// Reads; what lies behind the end of the file is zeros.
-  Task<void> read_padded(uint64_t offset, MutableBytes data, Mark mark);
+  Task<void> read_padded(uint64_t offset, MutableBytes data, IoTag tag);
   /// Does it end behind the end of the file?
   bool is_behind_end(uint64_t offset, uint64_t length) const;
   void unreadable(const Error& error);
@@ -189,7 +189,7 @@ class Survey {
     uint64_t guest_clusters = 1;
     const L1Table* l1 = nullptr;  ///< It is an entry of this L1 table.
     uint64_t entry = 0;           ///< The entry.
-    Remedy remedy = Remedy::refuse;
+    RepairKind repair = RepairKind::refuse;
     Cause cause = Cause::unknown;
   };
   template <class... Parts>
@@ -212,7 +212,7 @@ class Survey {
   /// What breaks the format but hides no reference; QEMU does not count it.
   template <class... Parts>
   void fault(const Place& place, const Parts&... parts) {
-    ++formal;
+    ++format_only;
     ++report.corruptions;
     ++report.corruptions_beyond_qemu;
     add_finding(Severity::corruption, place, parts...);
@@ -230,7 +230,7 @@ class Survey {
   Place entry_place(const Met& met, FindingKind kind) const;
   template <class... Parts>
   void note(FindingKind kind, const Parts&... parts) {
-    add_finding(Severity::note, {.kind = kind, .remedy = Remedy::none}, parts...);
+    add_finding(Severity::note, {.kind = kind, .repair = RepairKind::none}, parts...);
   }
 
   // 1.
@@ -257,14 +257,14 @@ class Survey {
   void count_compressed(const L2Use& use, GuestCluster guest, L2Entry entry, Run& run);
   void count_host(const L2Use& use, GuestCluster guest, L2Entry entry, HostOffset at, Run& run);
   bool check_subclusters(const L2Use& use, GuestCluster guest, L2Entry entry, bool has_host);
-  void look_at_header();
-  void look_at_readers(Header& header, Extensions& extensions);
+  void check_header();
+  void check_readers(Header& header, Extensions& extensions);
   Task<std::vector<Snapshot>> read_snapshots();
-  void look_at_snapshot_entry(uint64_t index);
+  void check_snapshot_entry(uint64_t index);
   Task<void> count_snapshots();
   Task<void> count_bitmaps();
-  void look_at_bitmap(const Bitmap& bitmap);
-  void look_at_extra_data(const Bitmap& bitmap, Place place);
+  void check_bitmap(const Bitmap& bitmap);
+  void check_extra_data(const Bitmap& bitmap, Place place);
   Task<void> count_bitmap(const Bitmap& bitmap, uint64_t index);
   Task<void> count_refcounts();
   void count_block(uint64_t index);
@@ -277,7 +277,7 @@ class Survey {
   }
   void compare_block(uint64_t index, Bytes block, const std::vector<uint64_t>& regions);
   void compare_cluster(HostCluster cluster, uint64_t refcount, bool writable);
-  Task<void> look_behind_end();
+  Task<void> check_behind_end();
 
   // 3.
   void visit_copied_l2(Copied what, const L2Use& use, MutableBytes table);
@@ -289,9 +289,9 @@ class Survey {
   struct Window;
   template <class Fill, class Look, class Seen>
   Task<void> each_window(const Fill& fill, const Look& look, const Seen& seen,
-                         std::string_view what, Mark mark);
-  Task<void> read_window(Window& window, Mark mark);
-  Task<void> read_run(Window& window, uint64_t first, uint64_t end, Mark mark);
+                         std::string_view what, IoTag tag);
+  Task<void> read_window(Window& window, IoTag tag);
+  Task<void> read_run(Window& window, uint64_t first, uint64_t end, IoTag tag);
   void report_unread(Window& window, std::string_view what);
   void progress(double fraction) const;
 
@@ -307,8 +307,8 @@ class Survey {
 };
 
 template <class Visit>
-void Survey::each_used(uint64_t index, Bytes block, const std::vector<uint64_t>& regions,
-                       Visit visit) const {
+void MetadataScan::each_used(uint64_t index, Bytes block, const std::vector<uint64_t>& regions,
+                             Visit visit) const {
   constexpr uint64_t kRegion = ReferenceCounts::kRegion;
   const uint32_t order = geometry().refcount_order;
   const uint64_t first = geometry().first_of_refcount_table(index).value;

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-# A floor is one static library made of every .cc file of its folder but the tests, fuzzers and
+# A layer is one static library made of every .cc file of its folder but the tests, fuzzers and
 # benchmarks; those lie beside the code and become one test program, one fuzzer per file and one
 # benchmark program, where their libraries are there (BYRE_TESTS).  docs/architecture.md has the
-# floors and what each may include.
+# layers and what each may include.
 
 # byre_precompile(TARGET LIBRARY): TARGET uses the headers that LIBRARY has compiled, in
 # src/LIBRARY/precompiled.h.  All that share them must have the same options.
@@ -33,11 +33,11 @@ function(byre_precompile_tests target)
   target_precompile_headers(${target} REUSE_FROM byre_test_headers)
 endfunction()
 
-# byre_floor(NAME [FOLDERS folder...] DEPS floor... [LIBS library...] [PRECOMPILED library] [WHOLE])
+# byre_layer(NAME [FOLDERS folder...] DEPS layer... [LIBS library...] [PRECOMPILED library] [WHOLE])
 # Nothing in a library throws.
 # FOLDERS: where its files are, when that is not the folder of its name alone.
 # WHOLE: its test program takes in every file, so that nothing may be missing.
-function(byre_floor name)
+function(byre_layer name)
   cmake_parse_arguments(F "WHOLE" "PRECOMPILED" "FOLDERS;DEPS;LIBS;TEST_DEPS" ${ARGN})
   if(NOT F_FOLDERS)
     set(F_FOLDERS ${name})

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "qcow2/repair/separate.h"
+#include "qcow2/repair/unshare.h"
 
 #include <algorithm>
 #include <map>
@@ -18,18 +18,18 @@ constexpr uint64_t kCopiesAlways = 64 * MiB;
 
 class Separator {
  public:
-  Separator(Survey& survey, RepairLog& log, bool copy_data)
-      : survey_(survey), log_(log), copy_data_(copy_data), owners_(survey) {}
+  Separator(MetadataScan& scan, RepairLog& log, bool copy_data)
+      : scan_(scan), log_(log), copy_data_(copy_data), owners_(scan) {}
 
   Task<std::string> run() {
-    std::vector<HostCluster> wanted = survey_.counts.aliased();
-    wanted.insert(wanted.end(), survey_.crossed.begin(), survey_.crossed.end());
-    if (survey_.overfull) add_overfull(wanted);
+    std::vector<HostCluster> wanted = scan_.counts.aliased();
+    wanted.insert(wanted.end(), scan_.overlapping.begin(), scan_.overlapping.end());
+    if (scan_.overfull) add_overfull(wanted);
     std::sort(wanted.begin(), wanted.end());
     wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
     co_await owners_.find(wanted, UINT64_MAX);
     plan_tables();
-    // The entries of a table that is about to become two are the next round's.
+    // The entries of a table that is about to become two are the next pass's.
     if (moves_.empty()) {
       for (const HostCluster cluster : wanted) plan_cluster(cluster);
     }
@@ -42,12 +42,12 @@ class Separator {
       }
       co_return placed.error().message();
     }
-    co_await begin_writing(survey_);
+    co_await begin_writing(scan_);
     for (const Move& move : moves_) co_await copy(move);
     co_await count();
-    co_await survey_.file.flush(Mark::commit_sync);
+    co_await scan_.file.flush(IoTag::commit_sync);
     co_await link();
-    co_await survey_.file.flush(Mark::commit_sync);
+    co_await scan_.file.flush(IoTag::commit_sync);
     tell();
     co_return std::string();
   }
@@ -67,17 +67,17 @@ class Separator {
     std::vector<Owners::L1Reference> l1_entries;  ///< or L1 entries.
   };
 
-  const Geometry& geometry() const { return survey_.geometry(); }
+  const Geometry& geometry() const { return scan_.geometry(); }
 
-  const Survey::L2Use& use_of(uint64_t table) const {
-    const Survey::L2Use* use = survey_.find_use(table);
+  const MetadataScan::L2Use& use_of(uint64_t table) const {
+    const MetadataScan::L2Use* use = scan_.find_use(table);
     BYRE_ASSERT(use);
     return *use;
   }
 
   /// May this byte of metadata be written?  Not when its cluster has another owner, too.
   bool is_own(HostOffset at) const {
-    const auto* cell = survey_.counts.find(geometry().cluster_of(at));
+    const auto* cell = scan_.counts.find(geometry().cluster_of(at));
     return cell && !cell->aliased;
   }
 
@@ -85,10 +85,10 @@ class Separator {
 
   /// Clusters with more references than a refcount holds.
   void add_overfull(std::vector<HostCluster>& found) const {
-    for (const uint64_t region : survey_.counts.regions()) {
+    for (const uint64_t region : scan_.counts.regions()) {
       for (uint64_t i = 0; i < ReferenceCounts::kRegion; ++i) {
         const HostCluster cluster{region * ReferenceCounts::kRegion + i};
-        if (survey_.counts.references(cluster) > references_max()) found.push_back(cluster);
+        if (scan_.counts.references(cluster) > references_max()) found.push_back(cluster);
       }
     }
   }
@@ -96,7 +96,7 @@ class Separator {
   // What is to be done.
 
   void plan_tables() {
-    for (const Survey::L2Use& use : survey_.l2_uses()) {
+    for (const MetadataScan::L2Use& use : scan_.l2_uses()) {
       if (use.shared) {
         plan_table(use);
       } else if (use.weight > references_max()) {
@@ -111,7 +111,7 @@ class Separator {
     move.length = geometry().cluster_size();
     move.guest = geometry().first_of_l1(reference.index);
     ++move.weight;
-    move.active += survey_.l1_tables[reference.table].active;
+    move.active += scan_.l1_tables[reference.table].active;
     move.l1_entries.push_back(reference);
   }
 
@@ -127,7 +127,7 @@ class Separator {
 
   /// As many L1 entries as a refcount holds keep it, the active one among them; the others get
   /// copies, for as many each.
-  void plan_copies_of_table(const Survey::L2Use& use) {
+  void plan_copies_of_table(const MetadataScan::L2Use& use) {
     std::vector<Move> moves;
     uint64_t index = 0;
     for (const Owners::L1Reference& reference : owners_.of_table(use.cluster)) {
@@ -139,12 +139,12 @@ class Separator {
     for (Move& move : moves) plan_move(std::move(move));
   }
 
-  void plan_table(const Survey::L2Use& use) {
+  void plan_table(const MetadataScan::L2Use& use) {
     std::map<uint64_t, Move> by_index;
     for (const Owners::L1Reference& reference : owners_.of_table(use.cluster)) {
       doubt({.offset = geometry().start_of(geometry().first_of_l1(reference.index)).value,
              .length = geometry().l1_span()},
-            survey_.l1_tables[reference.table]);
+            scan_.l1_tables[reference.table]);
       add_l1_entry(by_index[reference.index], use.cluster, reference);
     }
     if (by_index.empty()) return;
@@ -165,8 +165,8 @@ class Separator {
                     [&](const auto& reference) { return is_astray(reference); })) {
       return;
     }
-    const auto* cell = survey_.counts.find(cluster);
-    if (!(cell && cell->aliased) && !survey_.crossed.contains(cluster)) {
+    const auto* cell = scan_.counts.find(cluster);
+    if (!(cell && cell->aliased) && !scan_.overlapping.contains(cluster)) {
       plan_overfull(cluster, references.kept);
       return;
     }
@@ -180,14 +180,14 @@ class Separator {
       owners_.views_of(reference.l2_table, guest);
       log_.in_doubt.push_back(std::move(guest));
     }
-    const bool metadata = survey_.counts.references(cluster) > counted;
-    const bool crossed = survey_.crossed.contains(cluster);
+    const bool metadata = scan_.counts.references(cluster) > counted;
+    const bool overlapping = scan_.overlapping.contains(cluster);
     std::optional<GuestCluster> keeps;
     std::map<std::pair<uint64_t, uint64_t>, Move> moves;  // By guest cluster and descriptor.
     for (const Owners::Reference& reference : references.kept) {
       if (reference.compressed()) {
         // A stream that touches several such clusters is met in each.
-        if ((metadata || crossed) && !is_moved(reference)) {
+        if ((metadata || overlapping) && !is_moved(reference)) {
           const uint64_t stream = reference.entry.descriptor & ~kCopied;
           add_stream(moves[{reference.guest.value, stream}], reference);
         }
@@ -199,7 +199,7 @@ class Separator {
       }
       add_data(moves[{reference.guest.value, 0}], cluster, reference);
     }
-    // A copy with more references than a refcount holds is the next round's.
+    // A copy with more references than a refcount holds is the next pass's.
     for (auto& [key, move] : moves) plan_move(std::move(move));
   }
 
@@ -257,14 +257,14 @@ class Separator {
   }
 
   void add_entry(Move& move, const Owners::Reference& reference) const {
-    const Survey::L2Use& use = use_of(reference.l2_table);
+    const MetadataScan::L2Use& use = use_of(reference.l2_table);
     move.guest = reference.guest;
     move.weight += use.weight;
     move.active += use.active;
     move.entries.push_back(reference);
   }
 
-  void doubt(Finding::Guest guest, const Survey::L1Table& l1) {
+  void doubt(Finding::Guest guest, const MetadataScan::L1Table& l1) {
     guest.active = l1.active;
     if (!l1.active) guest.snapshots.push_back(l1.snapshot);
     log_.in_doubt.push_back(std::move(guest));
@@ -276,11 +276,11 @@ class Separator {
     uint64_t count = 0;
     for (const Move& move : moves_) count += move.clusters;
     const uint64_t bytes = count << geometry().cluster_bits;
-    if (bytes > std::max(kCopiesAlways, survey_.file_size)) {
+    if (bytes > std::max(kCopiesAlways, scan_.file_size)) {
       co_await fail(unsupported("to give each owner a copy would take ", bytes,
                                 " bytes, more than the image has"));
     }
-    const std::vector<HostSpan> room = co_await find_room(survey_, count);
+    const std::vector<HostSpan> room = co_await find_room(scan_, count);
     auto span = room.begin();
     uint64_t used = 0;
     for (Move& move : moves_) {
@@ -294,8 +294,8 @@ class Separator {
       move.to = geometry().start_of(span->first + used);
       move.to.value += geometry().offset_in_cluster(move.from);
       used += move.clusters;
-      survey_.clusters =
-          std::max(survey_.clusters, geometry().cluster_of(move.to).value + move.clusters);
+      scan_.clusters =
+          std::max(scan_.clusters, geometry().cluster_of(move.to).value + move.clusters);
       if (move.what == Move::What::stream &&
           !can_describe_compressed(move.to, move.length, geometry())) {
         co_await fail(unsupported("a compressed stream has no room below ",
@@ -310,13 +310,13 @@ class Separator {
       co_return;
     }
     std::vector<std::byte> piece;
-    const Mark mark = move.what == Move::What::table ? Mark::l2_allocate : Mark::copy_up_write;
+    const IoTag tag = move.what == Move::What::table ? IoTag::l2_allocate : IoTag::copy_up_write;
     for (uint64_t done = 0; done < move.length;) {
       piece.resize(std::min(kCopyPiece, move.length - done));
-      co_await survey_.read_padded(move.from.value + done, piece, Mark::copy_up_read);
+      co_await scan_.read_padded(move.from.value + done, piece, IoTag::copy_up_read);
       // The data of both are shared from now on.
       if (move.what == Move::What::table) clear_copied(piece);
-      co_await survey_.file.write(move.to.value + done, piece, {.mark = mark});
+      co_await scan_.file.write(move.to.value + done, piece, {.tag = tag});
       done += piece.size();
     }
     if (move.what == Move::What::stream) co_await fill_up(move);
@@ -326,8 +326,8 @@ class Separator {
   Task<void> fill_up(const Move& move) {
     const uint64_t end = geometry().start_of(geometry().cluster_of(move.to) + move.clusters).value;
     const std::byte last[1] = {};
-    if (end > survey_.file.size()) {
-      co_await survey_.file.write(end - 1, last, {.mark = Mark::copy_up_write});
+    if (end > scan_.file.size()) {
+      co_await scan_.file.write(end - 1, last, {.tag = IoTag::copy_up_write});
     }
   }
 
@@ -343,7 +343,7 @@ class Separator {
 
   /// The copies' refcounts, with all others that are too small.
   Task<void> count() {
-    const bool anew = survey_.refcounts_unsound;
+    const bool anew = scan_.refcounts_unsound;
     for (const Move& move : moves_) {
       const HostCluster first = geometry().cluster_of(move.to);
       const Owner owner = move.what == Move::What::table    ? Owner::l2
@@ -352,28 +352,28 @@ class Separator {
       const uint64_t identity =
           move.what == Move::What::table ? geometry().l1_index(move.guest) : move.guest.value;
       for (uint64_t i = 0; i < move.clusters; ++i) {
-        survey_.counts.add(first + i, owner, identity, move.weight);
+        scan_.counts.add(first + i, owner, identity, move.weight);
         const uint64_t index = geometry().refcount_table_index(first + i);
-        if (index >= survey_.blocks.size() || survey_.blocks[index] != Survey::Block::sound) {
-          survey_.refcounts_unsound = true;
+        if (index >= scan_.blocks.size() || scan_.blocks[index] != MetadataScan::Block::sound) {
+          scan_.refcounts_unsound = true;
         }
       }
       if (move.what != Move::What::table) continue;
       std::vector<std::byte> table(geometry().cluster_size());
-      co_await survey_.read_padded(move.to.value, table, Mark::l2_load);
-      survey_.count_l2({.cluster = first.value,
-                        .weight = move.weight,
-                        .active = move.active,
-                        .l1_index = static_cast<uint32_t>(geometry().l1_index(move.guest))},
-                       table);
+      co_await scan_.read_padded(move.to.value, table, IoTag::l2_load);
+      scan_.count_l2({.cluster = first.value,
+                      .weight = move.weight,
+                      .active = move.active,
+                      .l1_index = static_cast<uint32_t>(geometry().l1_index(move.guest))},
+                     table);
     }
-    std::sort(survey_.refcount_clusters.begin(), survey_.refcount_clusters.end());
+    std::sort(scan_.refcount_clusters.begin(), scan_.refcount_clusters.end());
     // What is written anew is written as it is now.
     if (!anew) {
       for (const Move& move : moves_) forget_old_place(move);
     }
-    survey_.damaged = true;  // Nothing is freed yet.
-    co_await repair_image(survey_, Repair::refcounts, log_);
+    scan_.damaged = true;  // Nothing is freed yet.
+    co_await repair_image(scan_, Repair::refcounts, log_);
   }
 
   /// What moves away needs no count where it was: if something else keeps refcounts from sinking
@@ -382,11 +382,11 @@ class Separator {
     const HostCluster first = geometry().cluster_of(move.from);
     for (uint64_t i = 0; i < move.clusters; ++i) {
       // A place that refcount structures leave has no count but these.
-      const auto& leaving = survey_.refcount_clusters;
+      const auto& leaving = scan_.refcount_clusters;
       if (std::binary_search(leaving.begin(), leaving.end(), first + i)) continue;
-      const uint64_t counted = survey_.counts.references(first + i);
+      const uint64_t counted = scan_.counts.references(first + i);
       for (uint64_t n = std::min(counted, move.weight); n != 0; --n) {
-        survey_.counts.drop(first + i);
+        scan_.counts.drop(first + i);
       }
     }
   }
@@ -405,12 +405,12 @@ class Separator {
     for (const auto& [cluster, changes] : by_table) {
       const HostOffset at = geometry().start_of(HostCluster{cluster});
       std::vector<std::byte> before(geometry().cluster_size());
-      co_await survey_.read_padded(at.value, before, Mark::l2_load);
+      co_await scan_.read_padded(at.value, before, IoTag::l2_load);
       std::vector<std::byte> after = before;
       for (const auto& [guest, entry] : changes) {
         store_l2(after, geometry().l2_index(guest), entry, geometry());
       }
-      co_await survey_.write_changes(at, before, after, Mark::l2_update);
+      co_await scan_.write_changes(at, before, after, IoTag::l2_update);
     }
   }
 
@@ -430,7 +430,7 @@ class Separator {
     for (const Owners::L1Reference& reference : move.l1_entries) {
       std::vector<std::byte> entry(8);
       store_l1_entry(entry, 0, move.to.value | (copied ? kCopied : 0));
-      co_await survey_.file.write(reference.at.value, entry, {.mark = Mark::l1_update});
+      co_await scan_.file.write(reference.at.value, entry, {.tag = IoTag::l1_update});
     }
   }
 
@@ -449,7 +449,7 @@ class Separator {
     }
   }
 
-  Survey& survey_;
+  MetadataScan& scan_;
   RepairLog& log_;
   const bool copy_data_;
   Owners owners_;
@@ -459,13 +459,13 @@ class Separator {
 
 }  // namespace
 
-bool can_separate(const Survey& survey, Repair repair) {
-  return repair == Repair::all && survey.report.check_errors == 0 && !survey.snapshots_lost &&
-         (survey.counts.has_aliases() || !survey.crossed.empty() || survey.overfull);
+bool can_separate(const MetadataScan& scan, Repair repair) {
+  return repair == Repair::all && scan.report.check_errors == 0 && !scan.snapshots_lost &&
+         (scan.counts.has_aliases() || !scan.overlapping.empty() || scan.overfull);
 }
 
-Task<std::string> separate(Survey& survey, RepairLog& log, bool copy_data) {
-  Separator separator(survey, log, copy_data);
+Task<std::string> separate(MetadataScan& scan, RepairLog& log, bool copy_data) {
+  Separator separator(scan, log, copy_data);
   co_return co_await separator.run();
 }
 

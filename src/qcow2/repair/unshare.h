@@ -10,10 +10,10 @@
 /// The same for a cluster, or an L2 table, with more references than a refcount holds: as many as
 /// it holds stay, and the others get copies.  Nothing of that is in doubt.
 ///
-/// Order, in each round: copies into space that nobody uses; refcounts for them, together with all
+/// Order, in each pass: copies into space that nobody uses; refcounts for them, together with all
 /// others that are too small; sync; the entries; sync (docs/engine.md, O1, O2).  Nothing is freed:
 /// what an owner had before is an orphan that may be the only copy of its data (orphans.h).
-/// An entry in a table that somebody else uses as well waits for the next round, when that is
+/// An entry in a table that somebody else uses as well waits for the next pass, when that is
 /// settled.
 /// Invariant: stopped anywhere, every entry leads to the old place or to a whole copy.
 /// Cost: one look at the tables to find the owners; the copies, which may not be more than the file
@@ -26,11 +26,11 @@
 namespace byre {
 
 /// Is something used twice, or too often, and may it be separated?
-bool can_separate(const Survey& survey, Repair repair);
+bool can_separate(const MetadataScan& scan, Repair repair);
 
-/// One round; the survey is stale afterwards.  Gives the reason when there is no room for the
+/// One pass; the scan is stale afterwards.  Gives the reason when there is no room for the
 /// copies; then nothing was written.  `copy_data` false: for a plan that is only tried, the
 /// contents of data clusters are not copied.
-Task<std::string> separate(Survey& survey, RepairLog& log, bool copy_data);
+Task<std::string> separate(MetadataScan& scan, RepairLog& log, bool copy_data);
 
 }  // namespace byre

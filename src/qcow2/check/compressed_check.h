@@ -6,14 +6,14 @@
 /// packing cursor: R-C in docs/peers.md).  The same stream for the same guest cluster, in the disk
 /// and in snapshots, is one. Cost: 32 bytes a stream; inflating reads all of them, on the worker
 /// threads, kInFlight at once. Not here: whether data of guests or tables lie in their clusters
-/// (survey.h).
+/// (metadata_scan.h).
 #pragma once
 
-#include "qcow2/check/survey.h"
+#include "qcow2/check/metadata_scan.h"
 
 namespace byre {
 
-/// Adds findings to the survey's report, and to survey.crossed the clusters where streams overlap.
-Task<void> check_streams(Survey& survey, bool inflate);
+/// Adds findings to the scan's report, and to scan.overlapping the clusters where streams overlap.
+Task<void> check_streams(MetadataScan& scan, bool inflate);
 
 }  // namespace byre

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Head: the first cluster of an image, read and parsed: what open, check and info begin with.
+/// ImageHeader: the first cluster of an image, read and parsed: what open, check and info begin
+/// with.
 ///
-/// Cost: two reads.  Not here: tables (open.cc), what may be opened by name (io/gate.h).
+/// Cost: two reads.  Not here: tables (open.cc), what may be opened by name (io/file_opener.h).
 #pragma once
 
 #include <optional>
@@ -15,7 +16,7 @@
 
 namespace byre {
 
-struct Head {
+struct ImageHeader {
   Header header;
   Extensions extensions;
   std::optional<std::string> backing_file;
@@ -25,12 +26,12 @@ struct Head {
 };
 
 /// Reads and parses; refuses incompatible features that are not known.
-Task<Head> load_head(Device& file, OpenFor purpose = OpenFor::use);
+Task<ImageHeader> load_image_header(Device& file, OpenFor purpose = OpenFor::use);
 /// The snapshot table; empty without snapshots.
-Task<std::vector<Snapshot>> load_snapshots(Device& file, const Head& head);
+Task<std::vector<Snapshot>> load_snapshots(Device& file, const ImageHeader& head);
 /// `entries` big-endian words at `at` (an L1 or refcount table), in host order.  Bytes beyond the
 /// end of the file are an error: a table must be there whole.
-Task<std::vector<uint64_t>> load_table(Device& file, HostOffset at, uint64_t entries, Mark mark);
+Task<std::vector<uint64_t>> load_table(Device& file, HostOffset at, uint64_t entries, IoTag tag);
 /// A name that an image gives for another file, as a plain path: `file:` is dropped, other
 /// protocols and json: are refused.
 Result<std::string> plain_name(std::string_view name);
@@ -41,7 +42,7 @@ struct BackingFile {
 };
 /// Of an image that has one (head.backing_file).  A format that is missing or unknown is an error:
 /// guessing it would let a guest choose what is opened.
-Result<BackingFile> backing_of(const Head& head);
+Result<BackingFile> backing_of(const ImageHeader& head);
 /// Is this the start of a qcow2 file?
 bool looks_like_qcow2(Bytes start);
 

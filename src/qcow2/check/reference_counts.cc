@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "qcow2/check/count.h"
+#include "qcow2/check/reference_counts.h"
 
 #include <algorithm>
 #include <utility>

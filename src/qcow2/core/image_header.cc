@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "qcow2/core/head.h"
+#include "qcow2/core/image_header.h"
 
 #include <algorithm>
 #include <span>
@@ -14,13 +14,13 @@ namespace {
 constexpr uint64_t kFirstRead = 64 * KiB;
 constexpr uint64_t kFirstSnapshotRead = 64 * KiB;
 
-std::string_view name_of_table(Mark mark) {
-  switch (mark) {
-    case Mark::l1_load:
+std::string_view name_of_table(IoTag tag) {
+  switch (tag) {
+    case IoTag::l1_load:
       return "L1 table";
-    case Mark::refcount_table_load:
+    case IoTag::refcount_table_load:
       return "refcount table";
-    case Mark::bitmap_load:
+    case IoTag::bitmap_load:
       return "bitmap table";
     default:
       return "table";
@@ -29,14 +29,14 @@ std::string_view name_of_table(Mark mark) {
 
 Task<std::vector<std::byte>> read_first_cluster(Device& file) {
   std::vector<std::byte> bytes(std::min(file.size(), kFirstRead));
-  co_await file.read(0, bytes, Mark::header_read);
+  co_await file.read(0, bytes, IoTag::header_read);
   const uint32_t cluster_bits = co_await parse_cluster_bits(bytes);
 
   const uint64_t wanted = std::min(file.size(), uint64_t{1} << cluster_bits);
   const size_t have = bytes.size();
   bytes.resize(wanted);
   if (wanted > have) {
-    co_await file.read(have, MutableBytes(bytes).subspan(have), Mark::header_read);
+    co_await file.read(have, MutableBytes(bytes).subspan(have), IoTag::header_read);
   }
   // A file that ends behind the header but inside its first cluster reads as it will once it has
   // grown: what is missing is zeros.
@@ -44,9 +44,9 @@ Task<std::vector<std::byte>> read_first_cluster(Device& file) {
   co_return bytes;
 }
 
-Task<Head> parse_head(Device& file, OpenFor purpose) {
+Task<ImageHeader> parse_head(Device& file, OpenFor purpose) {
   std::vector<std::byte> bytes = co_await read_first_cluster(file);
-  Head head;
+  ImageHeader head;
   head.header = co_await parse_header(bytes, purpose);
   head.extensions = co_await parse_extensions(bytes, head.header);
   co_await check_incompatible(head.header, head.extensions);
@@ -59,7 +59,7 @@ Task<Head> parse_head(Device& file, OpenFor purpose) {
 
 /// The table's length is known only from its contents, so a prefix is read that grows until it
 /// tells.
-Task<std::vector<Snapshot>> read_snapshots(Device& file, const Head& head) {
+Task<std::vector<Snapshot>> read_snapshots(Device& file, const ImageHeader& head) {
   const uint64_t at = head.header.snapshots_offset.value;
   const uint32_t count = head.header.snapshot_count;
   if (at >= file.size()) co_return corrupt("file ends at ", hex(file.size()));
@@ -69,7 +69,7 @@ Task<std::vector<Snapshot>> read_snapshots(Device& file, const Head& head) {
   for (uint64_t wanted = std::min(available, kFirstSnapshotRead);;) {
     const size_t have = bytes.size();
     bytes.resize(wanted);
-    co_await file.read(at + have, MutableBytes(bytes).subspan(have), Mark::snapshot_load);
+    co_await file.read(at + have, MutableBytes(bytes).subspan(have), IoTag::snapshot_load);
     const std::optional<uint64_t> size = co_await snapshot_table_size(bytes, count);
     const bool whole = size && *size <= bytes.size();
     // The file may end inside the padding of the last entry.
@@ -80,20 +80,20 @@ Task<std::vector<Snapshot>> read_snapshots(Device& file, const Head& head) {
 
 }  // namespace
 
-Task<Head> load_head(Device& file, OpenFor purpose) {
+Task<ImageHeader> load_image_header(Device& file, OpenFor purpose) {
   co_return co_await parse_head(file, purpose).doing(quoted(file.name()));
 }
 
-Task<std::vector<Snapshot>> load_snapshots(Device& file, const Head& head) {
+Task<std::vector<Snapshot>> load_snapshots(Device& file, const ImageHeader& head) {
   if (head.header.snapshot_count == 0) co_return std::vector<Snapshot>();
   co_return co_await read_snapshots(file, head)
       .doing(quoted(file.name()), ": snapshot table at ", head.header.snapshots_offset);
 }
 
-Task<std::vector<uint64_t>> load_table(Device& file, HostOffset at, uint64_t entries, Mark mark) {
+Task<std::vector<uint64_t>> load_table(Device& file, HostOffset at, uint64_t entries, IoTag tag) {
   const auto named = [&](Error error) {
     return std::move(error).while_doing(
-        cat(quoted(file.name()), ": ", name_of_table(mark), " at ", at));
+        cat(quoted(file.name()), ": ", name_of_table(tag), " at ", at));
   };
   if (entries > kBitmapTableEntriesMax) {
     co_return named(corrupt(entries, " entries are too many"));
@@ -104,7 +104,7 @@ Task<std::vector<uint64_t>> load_table(Device& file, HostOffset at, uint64_t ent
   std::vector<uint64_t> table(entries);
   if (table.empty()) co_return table;
   Result<void> read =
-      co_await file.read(at.value, std::as_writable_bytes(std::span(table)), mark).result();
+      co_await file.read(at.value, std::as_writable_bytes(std::span(table)), tag).result();
   if (!read) co_return named(std::move(read).error());
   for (uint64_t& entry : table) entry = swap_big(entry);
   co_return table;
@@ -119,7 +119,7 @@ Result<std::string> plain_name(std::string_view name) {
   return std::string(name);
 }
 
-Result<BackingFile> backing_of(const Head& head) {
+Result<BackingFile> backing_of(const ImageHeader& head) {
   const std::string& named = *head.backing_file;
   const std::optional<std::string>& format = head.extensions.backing_format;
   if (!format) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "io/gate.h"
+#include "io/file_opener.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -44,8 +44,8 @@ class GateTest : public testing::Test {
     top_ = folder_ / "images/top";
   }
   std::optional<Errc> refusal(OpenPolicy policy, const std::string& name) {
-    SystemGate gate(*reactor_, policy);
-    auto file = gate.open_named_by_image(top_, name, {});
+    SystemGate opener(*reactor_, policy);
+    auto file = opener.open_named_by_image(top_, name, {});
     if (file) return std::nullopt;
     return file.error().code();
   }
@@ -56,8 +56,8 @@ class GateTest : public testing::Test {
 };
 
 TEST_F(GateTest, WhatTheUserNamesIsOpened) {
-  SystemGate gate(*reactor_, OpenPolicy::nothing);
-  auto file = gate.open(top_, {});
+  SystemGate opener(*reactor_, OpenPolicy::nothing);
+  auto file = opener.open(top_, {});
   ASSERT_TRUE(file);
   EXPECT_EQ((*file)->properties().name, top_);
 }
@@ -117,22 +117,22 @@ TEST_F(GateTest, BesideALinkAndBesideTheImageAreBothBeside) {
 }
 
 TEST_F(GateTest, ARefusalNamesTheFileTheFolderAndThePolicy) {
-  SystemGate gate(*reactor_, OpenPolicy::same_directory);
-  const Result<void> allowed = gate.allows(top_, "../outside");
+  SystemGate opener(*reactor_, OpenPolicy::same_directory);
+  const Result<void> allowed = opener.allows(top_, "../outside");
   ASSERT_FALSE(allowed);
   const std::string folder = std::filesystem::canonical(folder_ / "images");
   EXPECT_EQ(allowed.error().message(),
             cat("image '", top_, "' names '../outside', which the policy same-directory does not ",
                 "allow: it is not in or below the folder of the image, '", folder, "'"));
   // What is not there is told in the same words: an image cannot ask which files exist.
-  const Result<void> missing = gate.allows(top_, "../nowhere");
+  const Result<void> missing = opener.allows(top_, "../nowhere");
   ASSERT_FALSE(missing);
   EXPECT_EQ(missing.error().code(), Errc::denied);
   EXPECT_EQ(missing.error().message(),
             cat("image '", top_, "' names '../nowhere', which the policy same-directory does not ",
                 "allow: it is not in or below the folder of the image, '", folder, "'"));
-  EXPECT_TRUE(gate.allows(top_, "base"));
-  EXPECT_TRUE(gate.allows(top_, folder_ / "also/base"));
+  EXPECT_TRUE(opener.allows(top_, "base"));
+  EXPECT_TRUE(opener.allows(top_, folder_ / "also/base"));
 }
 
 TEST_F(GateTest, AnyFileStillMeansAFile) {
@@ -147,9 +147,9 @@ TEST_F(GateTest, AnyFileStillMeansAFile) {
 TEST_F(GateTest, AnImageInTheFolderOfTheProcessWorksToo) {
   const std::filesystem::path before = std::filesystem::current_path();
   std::filesystem::current_path(folder_ / "images");
-  SystemGate gate(*reactor_, OpenPolicy::same_directory);
-  EXPECT_TRUE(gate.open_named_by_image("top", "base", {}));
-  EXPECT_FALSE(gate.open_named_by_image("top", "../outside", {}));
+  SystemGate opener(*reactor_, OpenPolicy::same_directory);
+  EXPECT_TRUE(opener.open_named_by_image("top", "base", {}));
+  EXPECT_FALSE(opener.open_named_by_image("top", "../outside", {}));
   std::filesystem::current_path(before);
 }
 

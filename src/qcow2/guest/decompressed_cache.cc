@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "qcow2/guest/unpacked.h"
+#include "qcow2/guest/decompressed_cache.h"
 
 #include <algorithm>
 
 namespace byre {
 
-struct UnpackedCache::Entry {
+struct DecompressedCache::Entry {
   Entry(ReadyQueue& ready, const Mapping& s) : stream(s), done(ready) {}
   const Mapping stream;
-  std::shared_ptr<std::vector<std::byte>> cluster;  ///< Null until it is unpacked.
+  std::shared_ptr<std::vector<std::byte>> cluster;  ///< Null until it is decompressed.
   Event done;                                       ///< Unpacked, or failed.
 };
 
-UnpackedCache::UnpackedCache(ReadyQueue& ready, const Geometry& geometry)
+DecompressedCache::DecompressedCache(ReadyQueue& ready, const Geometry& geometry)
     : ready_(ready),
       geometry_(geometry),
       entries_max_(std::clamp<uint64_t>(kBytesMax / geometry.cluster_size(), 2, 64)) {}
 
-UnpackedCache::~UnpackedCache() = default;
+DecompressedCache::~DecompressedCache() = default;
 
-std::shared_ptr<UnpackedCache::Entry> UnpackedCache::look_up(const Mapping& stream) {
+std::shared_ptr<DecompressedCache::Entry> DecompressedCache::look_up(const Mapping& stream) {
   for (size_t i = entries_.size(); i-- > 0;) {
     if (entries_[i]->stream != stream) continue;
     const auto found = entries_.begin() + static_cast<std::ptrdiff_t>(i);
@@ -29,12 +29,12 @@ std::shared_ptr<UnpackedCache::Entry> UnpackedCache::look_up(const Mapping& stre
   return nullptr;
 }
 
-UnpackedCache::Cluster UnpackedCache::find(const Mapping& stream) {
+DecompressedCache::Cluster DecompressedCache::find(const Mapping& stream) {
   const std::shared_ptr<Entry> entry = look_up(stream);
   return entry ? entry->cluster : nullptr;
 }
 
-Task<UnpackedCache::Cluster> UnpackedCache::get(Mapping stream, Source& source) {
+Task<DecompressedCache::Cluster> DecompressedCache::get(Mapping stream, Source& source) {
   while (const std::shared_ptr<Entry> entry = look_up(stream)) {
     co_await entry->done.wait();
     if (entry->cluster) co_return Cluster(entry->cluster);
@@ -43,25 +43,25 @@ Task<UnpackedCache::Cluster> UnpackedCache::get(Mapping stream, Source& source) 
   const auto entry = std::make_shared<Entry>(ready_, stream);
   entries_.push_back(entry);
   auto cluster = std::make_shared<std::vector<std::byte>>(geometry_.cluster_size());
-  Result<void> unpacked = co_await source.unpack(stream, *cluster).result();
-  if (unpacked) {
+  Result<void> decompressed = co_await source.decompress(stream, *cluster).result();
+  if (decompressed) {
     entry->cluster = std::move(cluster);
   } else {
     std::erase(entries_, entry);
   }
   if (entries_max_ == 0) std::erase(entries_, entry);
   entry->done.set();
-  co_await std::move(unpacked);
+  co_await std::move(decompressed);
   co_return Cluster(entry->cluster);
 }
 
-void UnpackedCache::limit(uint64_t bytes) {
+void DecompressedCache::limit(uint64_t bytes) {
   const uint64_t cluster = geometry_.cluster_size();
   entries_max_ = std::clamp<uint64_t>(bytes / cluster, cluster <= 64 * KiB ? 1 : 0, 64);
   while (entries_.size() > entries_max_) entries_.erase(entries_.begin());
 }
 
-void UnpackedCache::forget(HostCluster cluster) {
+void DecompressedCache::forget(HostCluster cluster) {
   std::erase_if(entries_, [&](const std::shared_ptr<Entry>& entry) {
     const HostSpan span = hosts(entry->stream, geometry_);
     return span.first <= cluster && cluster < span.end();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "io/gate.h"
+#include "io/file_opener.h"
 
 #include <fcntl.h>
 #include <linux/openat2.h>

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-/// UnpackedCache: the last few compressed clusters that were read, unpacked, so that small reads
-/// one behind the other unpack each cluster once.
+/// DecompressedCache: the last few compressed clusters that were read, decompressed, so that small
+/// reads one behind the other decompress each cluster once.
 ///
 /// An entry is named by where its stream lies: offset and size in the image's file.  Those bytes
 /// change only after a host cluster that they touch was free: as long as anything refers to the
-/// cluster, streams are only added behind others (pack.h).  So an entry is right until the
-/// allocator says that one of its clusters is free (Allocator::set_on_free), and is dropped then.
-/// Who asks for a stream holds a pin or a lock since before the lookup that named it (H1), which
-/// keeps its clusters from being free: nobody can ask by an old name after the bytes have changed,
-/// and nobody who still unpacks the old bytes can leave an entry behind. Those who miss together
-/// wait for one of them; when that fails, the others try for themselves. Cost: a walk over at most
-/// 64 entries.  Memory: kBytesMax, or two clusters if they are larger; less for an image in a long
-/// backing chain (limit()).
+/// cluster, streams are only added behind others (compressed_packer.h).  So an entry is right until
+/// the allocator says that one of its clusters is free (Allocator::set_on_free), and is dropped
+/// then. Who asks for a stream holds a pin or a lock since before the lookup that named it (H1),
+/// which keeps its clusters from being free: nobody can ask by an old name after the bytes have
+/// changed, and nobody who still decompresses the old bytes can leave an entry behind. Those who
+/// miss together wait for one of them; when that fails, the others try for themselves. Cost: a walk
+/// over at most 64 entries.  Memory: kBytesMax, or two clusters if they are larger; less for an
+/// image in a long backing chain (limit()).
 #pragma once
 
 #include <cstdint>
@@ -25,26 +25,26 @@
 
 namespace byre {
 
-class UnpackedCache {
+class DecompressedCache {
  public:
   static constexpr uint64_t kBytesMax = 4 * MiB;
   using Cluster = std::shared_ptr<const std::vector<std::byte>>;
 
-  /// Reads and unpacks a stream.
+  /// Reads and decompresses a stream.
   class Source {
    public:
-    virtual Task<void> unpack(Mapping stream, MutableBytes cluster) = 0;
+    virtual Task<void> decompress(Mapping stream, MutableBytes cluster) = 0;
 
    protected:
     ~Source() = default;
   };
-  UnpackedCache(ReadyQueue& ready, const Geometry& geometry);
-  UnpackedCache(const UnpackedCache&) = delete;
-  ~UnpackedCache();
+  DecompressedCache(ReadyQueue& ready, const Geometry& geometry);
+  DecompressedCache(const DecompressedCache&) = delete;
+  ~DecompressedCache();
 
   /// The cluster of `stream` if it is here; null otherwise.
   Cluster find(const Mapping& stream);
-  /// Has `source` unpack it if it is not.
+  /// Has `source` decompress it if it is not.
   Task<Cluster> get(Mapping stream, Source& source);
   /// From here on no more than `bytes`; one cluster of 64 KiB or less is always kept.
   void limit(uint64_t bytes);

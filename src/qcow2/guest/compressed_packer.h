@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Packer: where compressed streams go: one behind the other, to the byte, across host clusters.
+/// CompressedPacker: where compressed streams go: one behind the other, to the byte, across host
+/// clusters.
 ///
 /// The cursor points behind the last stream.  The next one begins there if the host cluster has
 /// room for it, or if the cluster behind it comes free for the rest; otherwise in a fresh cluster.
@@ -18,7 +19,7 @@
 /// stream is ever put into a cluster that is or will become free.  A stream that is waiting to be
 /// written has its references: dropped unwritten, it ends its run, so that its bytes are never
 /// written to clusters that are no longer its own.
-/// Streams are placed in the order in which their requests took a Turn, however long compressing
+/// Streams are placed in the order in which their requests took a Ticket, however long compressing
 /// them took.
 /// Cost: memory for what waits; a write for each group.  Not here: compressing, locks on guest
 /// clusters, staging (compress.cc).
@@ -36,7 +37,7 @@
 
 namespace byre {
 
-class Packer {
+class CompressedPacker {
   struct Run;
 
  public:
@@ -48,9 +49,10 @@ class Packer {
    protected:
     ~Writer() = default;
   };
-  Packer(ReadyQueue& ready, const Geometry& geometry, Allocator& allocator, Writer& writer);
-  Packer(const Packer&) = delete;
-  ~Packer();
+  CompressedPacker(ReadyQueue& ready, const Geometry& geometry, Allocator& allocator,
+                   Writer& writer);
+  CompressedPacker(const CompressedPacker&) = delete;
+  ~CompressedPacker();
 
   /// A stream with a place and the references for it.
   class [[nodiscard]] Placed {
@@ -65,7 +67,7 @@ class Packer {
     void keep();
 
    private:
-    friend class Packer;
+    friend class CompressedPacker;
     HostOffset at_;
     uint64_t size_ = 0;
     std::shared_ptr<Run> run_;
@@ -74,20 +76,20 @@ class Packer {
   };
 
   /// A request's place in the order of arrival; others wait behind it until it dies.
-  class [[nodiscard]] Turn {
+  class [[nodiscard]] Ticket {
    public:
-    explicit Turn(Packer& packer) : packer_(packer), number_(packer.next_turn_++) {
-      packer.turns_.insert(number_);
+    explicit Ticket(CompressedPacker& packer) : packer_(packer), number_(packer.next_ticket_++) {
+      packer.tickets_.insert(number_);
     }
-    Turn(const Turn&) = delete;
-    ~Turn() { end(); }
+    Ticket(const Ticket&) = delete;
+    ~Ticket() { end(); }
     /// Waits for those who came before.  Hold what they may wait for only if you asked for it in
     /// the step in which you took the turn.
-    Task<void> come();
+    Task<void> wait();
     void end();
 
    private:
-    Packer& packer_;
+    CompressedPacker& packer_;
     const uint64_t number_;
   };
 
@@ -113,8 +115,8 @@ class Packer {
   HostCluster cluster_{};
   uint64_t used_ = 0;  ///< Bytes of the cluster, 1 to all of them.
 
-  uint64_t next_turn_ = 0;
-  std::set<uint64_t> turns_;
+  uint64_t next_ticket_ = 0;
+  std::set<uint64_t> tickets_;
   Event turn_ended_;
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "qcow2/check/streams.h"
+#include "qcow2/check/compressed_check.h"
 
 #include <algorithm>
 #include <tuple>
@@ -24,7 +24,7 @@ struct Stream {
 
 class StreamCheck {
  public:
-  explicit StreamCheck(Survey& survey) : survey_(survey) {}
+  explicit StreamCheck(MetadataScan& scan) : scan_(scan) {}
 
   Task<void> run(bool inflate) {
     co_await collect();
@@ -38,31 +38,31 @@ class StreamCheck {
   }
 
  private:
-  const Geometry& geometry() const { return survey_.geometry(); }
+  const Geometry& geometry() const { return scan_.geometry(); }
 
   Task<void> collect() {
-    const Survey::L2Use* first = survey_.l2_uses().data();
-    const Survey::VisitL2 visit = [&](const Survey::L2Use& use, MutableBytes table) {
+    const MetadataScan::L2Use* first = scan_.l2_uses().data();
+    const MetadataScan::VisitL2 visit = [&](const MetadataScan::L2Use& use, MutableBytes table) {
       for (uint64_t i = 0; i < geometry().l2_entries(); ++i) {
         const L2Entry entry = load_l2(table, i, geometry());
         if ((entry.descriptor & kCompressed) == 0) continue;
         const Result<Mapping> mapping = decode_l2(entry, geometry());
-        if (!mapping || mapping->compressed_at.value >= survey_.file_size) continue;
+        if (!mapping || mapping->compressed_at.value >= scan_.file_size) continue;
         streams_.push_back({.at = mapping->compressed_at.value,
                             .size = mapping->compressed_size,
                             .guest = geometry().first_of_l1(use.l1_index) + i,
                             .use = static_cast<uint32_t>(&use - first)});
       }
     };
-    co_await survey_.each_l2(visit);
+    co_await scan_.each_l2(visit);
   }
 
-  Survey::Place place_of(const Stream& stream, FindingKind kind) const {
+  MetadataScan::Place place_of(const Stream& stream, FindingKind kind) const {
     return {.kind = kind,
             .structure = "compressed data",
             .at = stream.at,
             .length = stream.size,
-            .use = &survey_.l2_uses()[stream.use],
+            .use = &scan_.l2_uses()[stream.use],
             .guest = stream.guest};
   }
 
@@ -81,20 +81,20 @@ class StreamCheck {
   }
 
   void cross(const Stream& one, const Stream& other) {
-    Survey::Place place = place_of(other, FindingKind::crossed_streams);
+    MetadataScan::Place place = place_of(other, FindingKind::overlapping_streams);
     place.cause = Cause::stale_packing;
-    place.remedy = Remedy::separate;
-    survey_.damage_beyond_qemu(1, place, "guest offset ", geometry().start_of(other.guest),
-                               ": compressed data at ", hex(other.at),
-                               " overlap those of guest offset ", geometry().start_of(one.guest),
-                               " at ", hex(one.at));
-    survey_.crossed.insert(geometry().cluster_of(HostOffset{other.at}));
+    place.repair = RepairKind::unshare;
+    scan_.damage_beyond_qemu(1, place, "guest offset ", geometry().start_of(other.guest),
+                             ": compressed data at ", hex(other.at),
+                             " overlap those of guest offset ", geometry().start_of(one.guest),
+                             " at ", hex(one.at));
+    scan_.overlapping.insert(geometry().cluster_of(HostOffset{other.at}));
   }
 
   Task<void> inflate_all() {
     for (size_t done = 0; done < streams_.size(); done += kInFlight) {
       const size_t count = std::min(kInFlight, streams_.size() - done);
-      Scope scope(survey_.file.reactor().ready());
+      Scope scope(scan_.file.reactor().ready());
       for (size_t i = 0; i < count; ++i) scope.spawn(inflate(streams_[done + i]));
       co_await scope.join();
     }
@@ -103,36 +103,36 @@ class StreamCheck {
   Task<void> inflate(const Stream& stream) {
     std::vector<std::byte> bytes(stream.size);
     Result<void> read =
-        co_await survey_.read_padded(stream.at, bytes, Mark::read_compressed).result();
+        co_await scan_.read_padded(stream.at, bytes, IoTag::read_compressed).result();
     if (!read) {
-      survey_.unreadable(std::move(read).error().while_doing(
+      scan_.unreadable(std::move(read).error().while_doing(
           cat("compressed data of guest offset ", geometry().start_of(stream.guest))));
       co_return;
     }
     Result<void> inflated;
-    const Compression compression = survey_.head.header.compression;
+    const Compression compression = scan_.head.header.compression;
     const uint64_t size = geometry().cluster_size();
     auto work = [&] {
       std::vector<std::byte> cluster(size);
       inflated = decompress(compression, bytes, cluster);
     };
-    co_await survey_.file.reactor().offload(work);
+    co_await scan_.file.reactor().offload(work);
     if (inflated) co_return;
-    survey_.bad_streams.insert({stream.at, stream.size});
-    survey_.lost_entries = true;
-    survey_.damage_beyond_qemu(1, place_of(stream, FindingKind::bad_stream), "guest offset ",
-                               geometry().start_of(stream.guest), ": compressed data at ",
-                               hex(stream.at), " do not inflate: ", inflated.error().message());
+    scan_.bad_streams.insert({stream.at, stream.size});
+    scan_.lost_entries = true;
+    scan_.damage_beyond_qemu(1, place_of(stream, FindingKind::bad_stream), "guest offset ",
+                             geometry().start_of(stream.guest), ": compressed data at ",
+                             hex(stream.at), " do not inflate: ", inflated.error().message());
   }
 
-  Survey& survey_;
+  MetadataScan& scan_;
   std::vector<Stream> streams_;
 };
 
 }  // namespace
 
-Task<void> check_streams(Survey& survey, bool inflate) {
-  StreamCheck check(survey);
+Task<void> check_streams(MetadataScan& scan, bool inflate) {
+  StreamCheck check(scan);
   co_await check.run(inflate);
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "block/frozen.h"
+#include "block/point_in_time.h"
 
 #include <algorithm>
 
@@ -13,7 +13,7 @@ constexpr uint64_t kFetchMax = MiB;
 }  // namespace
 
 /// Brings the wanted pieces of [offset, offset + length) into memory, those that are not there.
-Task<void> Freezer::keep(uint64_t offset, uint64_t length) {
+Task<void> PointInTimeFilter::keep(uint64_t offset, uint64_t length) {
   const std::shared_ptr<Moment> moment = moment_;
   if (!moment || !moment->wanted || length == 0) co_return;
   const uint64_t end = std::min(moment->size, offset + std::min(length, UINT64_MAX - offset));
@@ -45,11 +45,11 @@ Task<void> Freezer::keep(uint64_t offset, uint64_t length) {
   for (const std::shared_ptr<Piece>& piece : fetched_by_others) co_await piece->done.wait();
 }
 
-Task<void> Freezer::fetch(std::shared_ptr<Moment> moment, uint64_t first,
-                          std::vector<std::shared_ptr<Piece>> run) {
+Task<void> PointInTimeFilter::fetch(std::shared_ptr<Moment> moment, uint64_t first,
+                                    std::vector<std::shared_ptr<Piece>> run) {
   const uint64_t at = first * kPiece;
   std::vector<std::byte> bytes(std::min(run.size() * kPiece, moment->size - at));
-  const Result<void> read = co_await below_.read(at, bytes, Mark::none).result();
+  const Result<void> read = co_await below_.read(at, bytes, IoTag::none).result();
   for (uint64_t i = 0; i < run.size(); ++i) {
     const Bytes part = Bytes(bytes).subspan(i * kPiece);
     if (read) {
@@ -62,55 +62,56 @@ Task<void> Freezer::fetch(std::shared_ptr<Moment> moment, uint64_t first,
   }
 }
 
-Task<void> Freezer::write_keeping(uint64_t offset, Bytes data, WriteOptions options) {
+Task<void> PointInTimeFilter::write_keeping(uint64_t offset, Bytes data, WriteOptions options) {
   co_await keep(offset, data.size());
   co_await below_.write(offset, data, options);
 }
 
-Task<void> Freezer::zero_keeping(uint64_t offset, uint64_t length, ZeroOptions options) {
+Task<void> PointInTimeFilter::zero_keeping(uint64_t offset, uint64_t length, ZeroOptions options) {
   co_await keep(offset, length);
   co_await below_.zero(offset, length, options);
 }
 
-Task<void> Freezer::discard_keeping(uint64_t offset, uint64_t length, DiscardOptions options) {
+Task<void> PointInTimeFilter::discard_keeping(uint64_t offset, uint64_t length,
+                                              DiscardOptions options) {
   co_await keep(offset, length);
   co_await below_.discard(offset, length, options);
 }
 
-Task<void> Freezer::shrink_keeping(uint64_t size) {
+Task<void> PointInTimeFilter::shrink_keeping(uint64_t size) {
   co_await keep(size, UINT64_MAX - size);
   co_await below_.resize(size);
 }
 
-Freezer::View::View(Freezer& freezer, uint64_t kept_max)
-    : freezer_(freezer), moment_(std::make_shared<Moment>()) {
-  BYRE_ASSERT(!freezer.moment_);
-  moment_->size = freezer.size();
+PointInTimeFilter::View::View(PointInTimeFilter& filter, uint64_t kept_max)
+    : filter_(filter), moment_(std::make_shared<Moment>()) {
+  BYRE_ASSERT(!filter.moment_);
+  moment_->size = filter.size();
   moment_->kept_max = kept_max;
-  freezer.moment_ = moment_;
+  filter.moment_ = moment_;
 }
 
-Freezer::View::~View() { freezer_.moment_.reset(); }
+PointInTimeFilter::View::~View() { filter_.moment_.reset(); }
 
-void Freezer::View::keep(std::function<uint64_t(uint64_t from)> wanted) {
+void PointInTimeFilter::View::keep(std::function<uint64_t(uint64_t from)> wanted) {
   moment_->wanted = std::move(wanted);
 }
 
-uint64_t Freezer::View::kept_bytes() const { return moment_->kept; }
-uint64_t Freezer::View::size() const { return moment_->size; }
+uint64_t PointInTimeFilter::View::kept_bytes() const { return moment_->kept; }
+uint64_t PointInTimeFilter::View::size() const { return moment_->size; }
 
-Task<void> Freezer::View::read(uint64_t offset, MutableBytes data, Mark mark) {
+Task<void> PointInTimeFilter::View::read(uint64_t offset, MutableBytes data, IoTag tag) {
   if (offset > size() || data.size() > size() - offset) {
     co_await fail(out_of_range("read", offset, data.size()));
   }
   // First what is there, then over it what was kept: whatever was written while this read ran was
   // kept before.
-  Device& below = freezer_.below_;
+  Device& below = filter_.below_;
   for (;;) {
     const uint64_t end = below.size();
     const uint64_t there = offset < end ? std::min<uint64_t>(end - offset, data.size()) : 0;
     Result<void> read;
-    if (there != 0) read = co_await below.read(offset, data.first(there), mark).result();
+    if (there != 0) read = co_await below.read(offset, data.first(there), tag).result();
     if (!read && below.size() < end) continue;  // It was cut off meanwhile.
     co_await std::move(read);
     fill_zero(data.subspan(there));
@@ -133,19 +134,19 @@ Task<void> Freezer::View::read(uint64_t offset, MutableBytes data, Mark mark) {
   }
 }
 
-Task<void> Freezer::View::write(uint64_t, Bytes, WriteOptions) {
+Task<void> PointInTimeFilter::View::write(uint64_t, Bytes, WriteOptions) {
   co_await fail(Error(Errc::read_only, "what a device held at one moment cannot be changed"));
 }
-Task<void> Freezer::View::zero(uint64_t, uint64_t, ZeroOptions) {
+Task<void> PointInTimeFilter::View::zero(uint64_t, uint64_t, ZeroOptions) {
   co_await fail(Error(Errc::read_only, "what a device held at one moment cannot be changed"));
 }
-Task<void> Freezer::View::discard(uint64_t, uint64_t, DiscardOptions) {
+Task<void> PointInTimeFilter::View::discard(uint64_t, uint64_t, DiscardOptions) {
   co_await fail(Error(Errc::read_only, "what a device held at one moment cannot be changed"));
 }
-Task<void> Freezer::View::flush(Mark) { co_return; }
-Task<Extent> Freezer::View::status(uint64_t, uint64_t length) {
+Task<void> PointInTimeFilter::View::flush(IoTag) { co_return; }
+Task<Extent> PointInTimeFilter::View::status(uint64_t, uint64_t length) {
   co_return Extent{.length = length};
 }
-Task<void> Freezer::View::close() { co_return; }
+Task<void> PointInTimeFilter::View::close() { co_return; }
 
 }  // namespace byre
