@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "base/checked.h"
-#include "coro/scope.h"
 #include "format/bitmap.h"
 #include "format/l1.h"
 #include "format/luks.h"
@@ -13,17 +12,6 @@
 namespace byre {
 namespace {
 
-/// Bytes of tables, and tables, that are read side by side; two windows are in memory, one being
-/// read and one being looked at.
-constexpr uint64_t kWindow = 4 * MiB;
-constexpr uint64_t kWindowTablesMax = 1024;
-uint64_t window_for(uint64_t cluster_size) {
-  return std::clamp<uint64_t>(kWindow / cluster_size, 1, kWindowTablesMax);
-}
-/// What lies side by side in the file is read at once, up to this size.
-constexpr uint64_t kRunMax = MiB;
-/// Less than this is not worth another thread.
-constexpr uint64_t kLookedAtInPlace = 256 * KiB;
 /// L1 and bitmap tables are read in pieces of this size.
 constexpr uint64_t kPiece = MiB;
 /// A structure that shares its first cluster with another is not followed when it is larger: it
@@ -245,9 +233,7 @@ bool MetadataScan::count_range(uint64_t offset, uint64_t length, Owner owner, ui
 }
 
 Task<void> MetadataScan::read_padded(uint64_t offset, MutableBytes data, IoTag tag) {
-  const uint64_t there = offset < file_size ? std::min(file_size - offset, data.size()) : 0;
-  if (there != 0) co_await file.read(offset, data.first(there), tag);
-  fill_zero(data.subspan(there));
+  co_await byre::read_padded(file, file_size, offset, data, tag);
 }
 
 // ---- L1 tables, active and not.
@@ -408,128 +394,55 @@ void MetadataScan::count_l2_tables() {
 
 // ---- L2 tables.
 
-/// The clusters that are read side by side, and what came of it.
-struct MetadataScan::Window {
-  std::vector<HostCluster> wanted;
-  std::vector<std::byte> bytes;
-  std::vector<Error> errors;  ///< Of those that could not be read.
-  MutableBytes cluster(uint64_t index, uint64_t size) {
-    return MutableBytes(bytes).subspan(index * size, size);
-  }
-};
+TableReader::Pace MetadataScan::pace_of(uint64_t count, double from, double to) const {
+  return {
+      .go_on = [this] { return go_on(); },
+      .progress =
+          [this, count, from, to](uint64_t done) {
+            progress(from + (to - from) * static_cast<double>(done) / static_cast<double>(count));
+          }};
+}
 
-/// Reads the clusters that `fill` names, window by window, and has `look` at each window once it is
-/// there, then `seen`.  While a worker looks at one window the next is read.
-template <class Fill, class Look, class Seen>
-Task<void> MetadataScan::each_window(const Fill& fill, const Look& look, const Seen& seen,
-                                     std::string_view what, IoTag tag) {
-  Window windows[2];
-  fill(windows[0]);
-  co_await read_window(windows[0], tag);
-  for (size_t at = 0; !windows[at].wanted.empty(); at = 1 - at) {
-    co_await go_on();
-    Window& now = windows[at];
-    Window& next = windows[1 - at];
-    next.wanted.clear();
-    fill(next);
-    Scope scope(file.reactor().ready());
-    if (!next.wanted.empty()) scope.spawn(read_window(next, tag));
-    if (now.wanted.size() * geometry().cluster_size() < kLookedAtInPlace) {
-      look(now);
-    } else {
-      co_await file.reactor().offload([&] { look(now); });
-    }
-    report_unread(now, what);
-    seen();
-    co_await scope.join();
-  }
+void MetadataScan::unreadable_table(const Error& error, std::string_view what,
+                                    HostCluster cluster) {
+  unreadable(error.copy().while_doing(cat(what, " at ", hex(geometry().start_of(cluster).value))));
 }
 
 Task<void> MetadataScan::each_l2(const VisitL2& visit, bool counting) {
-  const uint64_t size = geometry().cluster_size();
-  const uint64_t count_max = window_for(size);
-  uint64_t filled = 0;
-  uint64_t visited = 0;
-  const auto fill = [&](Window& window) {
-    const uint64_t end = std::min<uint64_t>(l2_uses_.size(), filled + count_max);
-    while (filled < end) window.wanted.push_back({l2_uses_[filled++].cluster});
+  TableReader::Pace pace = pace_of(l2_uses_.size(), 0, kShareOfCounting);
+  if (!counting) pace.progress = nullptr;
+  TableReader reader(file, geometry(), file_size);
+  const auto cluster = [this](uint64_t i) { return HostCluster{l2_uses_[i].cluster}; };
+  const auto visit_table = [&](uint64_t i, MutableBytes table) { visit(l2_uses_[i], table); };
+  const auto failed = [&](uint64_t i, const Error& error) {
+    unreadable_table(error, "L2 table", cluster(i));
   };
-  const auto look = [&](Window& window) {
-    for (uint64_t i = 0; i < window.wanted.size(); ++i, ++visited) {
-      if (!window.errors[i]) visit(l2_uses_[visited], window.cluster(i, size));
-    }
-  };
-  const auto seen = [&] {
-    if (!counting) return;
-    progress(kShareOfCounting * static_cast<double>(visited) /
-             static_cast<double>(l2_uses_.size()));
-  };
-  co_await each_window(fill, look, seen, "L2 table", IoTag::l2_load);
+  co_await reader.each({.count = l2_uses_.size(), .cluster = cluster, .tag = IoTag::l2_load},
+                       visit_table, failed, std::move(pace));
 }
 
 /// What visit() changes is written back.
 Task<void> MetadataScan::change_each_l2(const VisitL2& visit) {
-  const uint64_t size = geometry().cluster_size();
-  const uint64_t count_max = window_for(size);
-  std::vector<std::byte> before(size);
-  Window window;
+  TableReader reader(file, geometry(), file_size);
+  std::vector<std::byte> before(geometry().cluster_size());
+  TableReader::Window window;
   for (uint64_t done = 0; done < l2_uses_.size();) {
     co_await go_on();
-    window.wanted.clear();
-    const uint64_t end = std::min<uint64_t>(l2_uses_.size(), done + count_max);
-    for (uint64_t i = done; i < end; ++i) window.wanted.push_back({l2_uses_[i].cluster});
-    co_await read_window(window, IoTag::l2_load);
-    report_unread(window, "L2 table");
+    window.clusters.clear();
+    const uint64_t end = std::min<uint64_t>(l2_uses_.size(), done + reader.window_max());
+    for (uint64_t i = done; i < end; ++i) window.clusters.push_back({l2_uses_[i].cluster});
+    co_await reader.read(window, IoTag::l2_load);
+    for (uint64_t i = 0; i < window.clusters.size(); ++i) {
+      if (window.errors[i]) unreadable_table(window.errors[i], "L2 table", window.clusters[i]);
+    }
     for (uint64_t i = 0; done < end; ++i, ++done) {
       if (window.errors[i]) continue;
-      const MutableBytes table = window.cluster(i, size);
+      const MutableBytes table = window.table(i, geometry());
       copy(before, table);
       visit(l2_uses_[done], table);
-      co_await write_changes(geometry().start_of(window.wanted[i]), before, table,
+      co_await write_changes(geometry().start_of(window.clusters[i]), before, table,
                              IoTag::l2_update);
     }
-  }
-}
-
-/// What lies behind the end is zeros.
-Task<void> MetadataScan::read_window(Window& window, IoTag tag) {
-  const uint64_t size = geometry().cluster_size();
-  const uint64_t count = window.wanted.size();
-  if (window.bytes.size() < count * size) window.bytes.resize(count * size);
-  window.errors.clear();
-  window.errors.resize(count);
-  Scope reads(file.reactor().ready());
-  for (uint64_t first = 0; first < count;) {
-    uint64_t end = first + 1;
-    while (end < count && window.wanted[end] == window.wanted[end - 1] + 1 &&
-           (end - first) * size < kRunMax) {
-      ++end;
-    }
-    reads.spawn(read_run(window, first, end, tag));
-    first = end;
-  }
-  co_await reads.join();
-}
-
-/// Clusters that lie side by side; where that fails, each by itself.
-Task<void> MetadataScan::read_run(Window& window, uint64_t first, uint64_t end, IoTag tag) {
-  const uint64_t size = geometry().cluster_size();
-  const uint64_t at = geometry().start_of(window.wanted[first]).value;
-  const MutableBytes bytes = MutableBytes(window.bytes).subspan(first * size, (end - first) * size);
-  const Result<void> all = co_await read_padded(at, bytes, tag).result();
-  if (all) co_return;
-  for (uint64_t i = first; i < end; ++i) {
-    const uint64_t own = geometry().start_of(window.wanted[i]).value;
-    Result<void> one = co_await read_padded(own, window.cluster(i, size), tag).result();
-    if (!one) window.errors[i] = std::move(one).error();
-  }
-}
-
-void MetadataScan::report_unread(Window& window, std::string_view what) {
-  for (uint64_t i = 0; i < window.wanted.size(); ++i) {
-    if (!window.errors[i]) continue;
-    unreadable(window.errors[i].copy().while_doing(
-        cat(what, " at ", hex(geometry().start_of(window.wanted[i]).value))));
   }
 }
 
@@ -1067,31 +980,22 @@ void MetadataScan::count_block(uint64_t index) {
 Task<void> MetadataScan::compare() {
   const std::vector<uint64_t> regions = counts.regions();
   const std::vector<uint64_t> indices = indices_to_compare(regions);
-  const uint64_t size = geometry().cluster_size();
-  const uint64_t count_max = window_for(size);
-  uint64_t filled = 0;
-  uint64_t compared = 0;
-  const auto fill = [&](Window& window) {
-    const uint64_t end = std::min<uint64_t>(indices.size(), filled + count_max);
-    for (; filled < end; ++filled) {
-      const bool readable = is_readable(indices[filled]);
-      window.wanted.push_back(readable ? block_at(indices[filled]) : HostCluster{clusters});
-    }
+  TableReader reader(file, geometry(), file_size);
+  // What has no block is read behind the end of the file: as zeros.
+  const auto block_of = [&](uint64_t i) {
+    return is_readable(indices[i]) ? block_at(indices[i]) : HostCluster{clusters};
   };
-  const auto look = [&](Window& window) {
-    for (uint64_t i = 0; i < window.wanted.size(); ++i, ++compared) {
-      const uint64_t index = indices[compared];
-      const bool readable = is_readable(index);
-      if (window.errors[i]) blocks[index] = Block::lost;
-      compare_block(index, readable && !window.errors[i] ? window.cluster(i, size) : Bytes(),
-                    regions);
-    }
+  const auto compare_table = [&](uint64_t i, MutableBytes block) {
+    compare_block(indices[i], is_readable(indices[i]) ? Bytes(block) : Bytes(), regions);
   };
-  const auto seen = [&] {
-    progress(kShareOfCounting + (1 - kShareOfCounting) * static_cast<double>(compared) /
-                                    static_cast<double>(indices.size()));
+  const auto failed = [&](uint64_t i, const Error& error) {
+    const HostCluster at = block_of(i);
+    blocks[indices[i]] = Block::lost;
+    compare_block(indices[i], {}, regions);
+    unreadable_table(error, "refcount block", at);
   };
-  co_await each_window(fill, look, seen, "refcount block", IoTag::refcount_load);
+  co_await reader.each({.count = indices.size(), .cluster = block_of, .tag = IoTag::refcount_load},
+                       compare_table, failed, pace_of(indices.size(), kShareOfCounting, 1));
   // What no table entry covers.
   const uint64_t covered = geometry().first_of_refcount_table(blocks.size()).value;
   for (const uint64_t region : regions) {

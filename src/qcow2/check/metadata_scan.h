@@ -30,6 +30,7 @@
 #include "qcow2/check/finding.h"
 #include "qcow2/check/reference_counts.h"
 #include "qcow2/check/report.h"
+#include "qcow2/check/table_reader.h"
 #include "qcow2/core/image_header.h"
 
 namespace byre {
@@ -286,13 +287,8 @@ class MetadataScan {
   bool may_change_copied(Copied what, HostCluster cluster) const;
   void report_copied(uint64_t weight, const Place& place, std::string_view what);
 
-  struct Window;
-  template <class Fill, class Look, class Seen>
-  Task<void> each_window(const Fill& fill, const Look& look, const Seen& seen,
-                         std::string_view what, IoTag tag);
-  Task<void> read_window(Window& window, IoTag tag);
-  Task<void> read_run(Window& window, uint64_t first, uint64_t end, IoTag tag);
-  void report_unread(Window& window, std::string_view what);
+  TableReader::Pace pace_of(uint64_t count, double from, double to) const;
+  void unreadable_table(const Error& error, std::string_view what, HostCluster cluster);
   void progress(double fraction) const;
 
   std::vector<uint64_t> l1_;  ///< The active one.
