@@ -13,6 +13,7 @@
 #include "cli/text.h"
 #include "format/bitmap.h"
 #include "format/l1.h"
+#include "qcow2/check/metadata_scan.h"
 #include "qcow2/check/owners.h"
 
 namespace byre {
@@ -628,13 +629,12 @@ Task<void> dump_host(Dump& dump) {
   const HostCluster cluster = dump.geometry().cluster_of(HostOffset{offset});
   co_await add_refcount(dump, "the cluster", {offset});
   const CheckOptions options{.findings_max = 0};
-  MetadataScan scan(dump.file, options);
-  co_await scan.run();
-  Owners owners(scan);
+  const ScanResult found = co_await scan_metadata(dump.file, options);
+  Owners owners(dump.file, found, {});
   co_await owners.find({cluster}, kRowsMax);
 
-  const auto* cell = scan.counts.find(cluster);
-  const uint64_t references = scan.counts.references(cluster);
+  const auto* cell = found.references.counts.find(cluster);
+  const uint64_t references = found.references.counts.references(cluster);
   Json json = Json::object();
   json["references"] = references;
   json["owner"] = std::string(name_of(cell ? cell->owner() : Owner::nobody));
@@ -644,7 +644,7 @@ Task<void> dump_host(Dump& dump) {
                        json["two-owners"].boolean() ? " and by something else" : ""),
                    std::move(json));
   for (const Owners::L1Reference& reference : owners.of_table(cluster.value)) {
-    const MetadataScan::L1Table& l1 = scan.l1_tables[reference.table];
+    const L1Table& l1 = found.l1_tables[reference.table];
     std::vector<std::byte> bytes(8);
     co_await read_padded(dump.file, reference.at.value, bytes);
     Json row = l1_json(dump, reference.index, reference.at, load_l1_entry(bytes, 0));

@@ -11,7 +11,7 @@ namespace {
 
 class BitmapCheck {
  public:
-  BitmapCheck(MetadataScan& scan, const Bitmap& bitmap)
+  BitmapCheck(ScanContext& scan, const Bitmap& bitmap)
       : scan_(scan), bitmap_(bitmap), name_(cat("bitmap ", quoted(bitmap.name), ": ")) {}
 
   Task<void> run() {
@@ -19,13 +19,14 @@ class BitmapCheck {
       note("in use: whoever tracked it did not end in order, so it will not be used");
     }
     // The scan has said so: where its bits end cannot be told, or nobody reads so many.
-    const Unusable unusable = why_unusable(bitmap_, scan_.head.header.size, scan_.geometry());
+    const Unusable unusable =
+        why_unusable(bitmap_, scan_.result().head.header.size, scan_.geometry());
     if (unusable.fault == BitmapFault::invalid ||
         bitmap_.table_entries > kBitmapDataSizeMax / scan_.geometry().cluster_size()) {
       co_return;
     }
     const Result<std::vector<uint64_t>> table =
-        co_await load_table(scan_.file, bitmap_.table_offset, bitmap_.table_entries,
+        co_await load_table(scan_.file(), bitmap_.table_offset, bitmap_.table_entries,
                             IoTag::bitmap_load)
             .result();
     if (!table) co_return;  // Behind the end, or unreadable: known.
@@ -34,7 +35,7 @@ class BitmapCheck {
       const Result<BitmapTableEntry> entry =
           decode_bitmap_table_entry((*table)[i], scan_.geometry());
       if (!entry || !entry->data) continue;
-      co_await look_at(i, *entry->data);
+      co_await check_data(i, *entry->data);
     }
   }
 
@@ -47,10 +48,10 @@ class BitmapCheck {
         parts...);
   }
 
-  Task<void> look_at(uint64_t index, HostCluster cluster) {
+  Task<void> check_data(uint64_t index, HostCluster cluster) {
     const Geometry& g = scan_.geometry();
     const uint64_t at = g.start_of(cluster).value;
-    if (at >= scan_.file_size) co_return;
+    if (at >= scan_.result().file_size()) co_return;
     std::vector<std::byte> bytes(g.cluster_size());
     Result<void> read = co_await scan_.read_padded(at, bytes, IoTag::bitmap_load).result();
     if (!read) {
@@ -59,7 +60,7 @@ class BitmapCheck {
     }
     // Bits of granules that the disk does not have.
     const uint64_t granules =
-        div_ceil(scan_.head.header.size, uint64_t{1} << bitmap_.granularity_bits);
+        div_ceil(scan_.result().head.header.size, uint64_t{1} << bitmap_.granularity_bits);
     const uint64_t first = index * g.cluster_size() * 8;
     const uint64_t bits = g.cluster_size() * 8;
     if (first + bits <= granules) co_return;
@@ -70,17 +71,17 @@ class BitmapCheck {
       note("bits behind the end of the disk are set, in the cluster at ", hex(at));
   }
 
-  MetadataScan& scan_;
+  ScanContext& scan_;
   const Bitmap& bitmap_;
   const std::string name_;
 };
 
 }  // namespace
 
-Task<void> check_bitmaps(MetadataScan& scan) {
-  const std::optional<BitmapsExtension>& extension = scan.head.extensions.bitmaps;
+Task<void> check_bitmaps(ScanContext& scan) {
+  const std::optional<BitmapsExtension>& extension = scan.result().head.extensions.bitmaps;
   if (!extension) co_return;
-  if ((scan.head.header.autoclear & kBitmaps) == 0) {
+  if ((scan.result().head.header.autoclear & kBitmaps) == 0) {
     scan.add_finding(Severity::note,
                      {.kind = FindingKind::bitmap,
                       .structure = "bitmaps extension",

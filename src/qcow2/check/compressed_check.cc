@@ -24,7 +24,7 @@ struct Stream {
 
 class StreamCheck {
  public:
-  explicit StreamCheck(MetadataScan& scan) : scan_(scan) {}
+  explicit StreamCheck(ScanContext& scan) : scan_(scan) {}
 
   Task<void> run(bool inflate) {
     co_await collect();
@@ -33,7 +33,7 @@ class StreamCheck {
     streams_.erase(std::unique(streams_.begin(), streams_.end(),
                                [](const Stream& a, const Stream& b) { return a.key() == b.key(); }),
                    streams_.end());
-    find_crossed();
+    find_overlaps();
     if (inflate) co_await inflate_all();
   }
 
@@ -41,13 +41,13 @@ class StreamCheck {
   const Geometry& geometry() const { return scan_.geometry(); }
 
   Task<void> collect() {
-    const MetadataScan::L2Use* first = scan_.l2_uses().data();
-    const MetadataScan::VisitL2 visit = [&](const MetadataScan::L2Use& use, MutableBytes table) {
+    const L2Use* first = scan_.result().l2_uses.data();
+    const VisitL2 visit = [&](const L2Use& use, MutableBytes table) {
       for (uint64_t i = 0; i < geometry().l2_entries(); ++i) {
         const L2Entry entry = load_l2(table, i, geometry());
         if ((entry.descriptor & kCompressed) == 0) continue;
         const Result<Mapping> mapping = decode_l2(entry, geometry());
-        if (!mapping || mapping->compressed_at.value >= scan_.file_size) continue;
+        if (!mapping || mapping->compressed_at.value >= scan_.result().file_size()) continue;
         streams_.push_back({.at = mapping->compressed_at.value,
                             .size = mapping->compressed_size,
                             .guest = geometry().first_of_l1(use.l1_index) + i,
@@ -57,44 +57,44 @@ class StreamCheck {
     co_await scan_.each_l2(visit);
   }
 
-  MetadataScan::Place place_of(const Stream& stream, FindingKind kind) const {
+  FindingPlace place_of(const Stream& stream, FindingKind kind) const {
     return {.kind = kind,
             .structure = "compressed data",
             .at = stream.at,
             .length = stream.size,
-            .use = &scan_.l2_uses()[stream.use],
+            .use = &scan_.result().l2_uses[stream.use],
             .guest = stream.guest};
   }
 
-  void find_crossed() {
+  void find_overlaps() {
     const Stream* longest = nullptr;
     const Stream* previous = nullptr;
     for (const Stream& stream : streams_) {
       if (longest && stream.at < longest->end() - kSectorSize) {
-        cross(*longest, stream);
+        add_overlap(*longest, stream);
       } else if (previous && stream.at == previous->at) {
-        cross(*previous, stream);  // Both in one sector.
+        add_overlap(*previous, stream);  // Both in one sector.
       }
       if (!longest || stream.end() > longest->end()) longest = &stream;
       previous = &stream;
     }
   }
 
-  void cross(const Stream& one, const Stream& other) {
-    MetadataScan::Place place = place_of(other, FindingKind::overlapping_streams);
+  void add_overlap(const Stream& one, const Stream& other) {
+    FindingPlace place = place_of(other, FindingKind::overlapping_streams);
     place.cause = Cause::stale_packing;
     place.repair = RepairKind::unshare;
     scan_.damage_beyond_qemu(1, place, "guest offset ", geometry().start_of(other.guest),
                              ": compressed data at ", hex(other.at),
                              " overlap those of guest offset ", geometry().start_of(one.guest),
                              " at ", hex(one.at));
-    scan_.overlapping.insert(geometry().cluster_of(HostOffset{other.at}));
+    scan_.result().overlapping.insert(geometry().cluster_of(HostOffset{other.at}));
   }
 
   Task<void> inflate_all() {
     for (size_t done = 0; done < streams_.size(); done += kInFlight) {
       const size_t count = std::min(kInFlight, streams_.size() - done);
-      Scope scope(scan_.file.reactor().ready());
+      Scope scope(scan_.file().reactor().ready());
       for (size_t i = 0; i < count; ++i) scope.spawn(inflate(streams_[done + i]));
       co_await scope.join();
     }
@@ -110,28 +110,27 @@ class StreamCheck {
       co_return;
     }
     Result<void> inflated;
-    const Compression compression = scan_.head.header.compression;
+    const Compression compression = scan_.result().head.header.compression;
     const uint64_t size = geometry().cluster_size();
     auto work = [&] {
       std::vector<std::byte> cluster(size);
       inflated = decompress(compression, bytes, cluster);
     };
-    co_await scan_.file.reactor().offload(work);
+    co_await scan_.file().reactor().offload(work);
     if (inflated) co_return;
-    scan_.bad_streams.insert({stream.at, stream.size});
-    scan_.lost_entries = true;
-    scan_.damage_beyond_qemu(1, place_of(stream, FindingKind::bad_stream), "guest offset ",
-                             geometry().start_of(stream.guest), ": compressed data at ",
-                             hex(stream.at), " do not inflate: ", inflated.error().message());
+    scan_.result().bad_streams.insert({stream.at, stream.size});
+    scan_.lost_beyond_qemu(1, place_of(stream, FindingKind::bad_stream), "guest offset ",
+                           geometry().start_of(stream.guest), ": compressed data at ",
+                           hex(stream.at), " do not inflate: ", inflated.error().message());
   }
 
-  MetadataScan& scan_;
+  ScanContext& scan_;
   std::vector<Stream> streams_;
 };
 
 }  // namespace
 
-Task<void> check_streams(MetadataScan& scan, bool inflate) {
+Task<void> check_streams(ScanContext& scan, bool inflate) {
   StreamCheck check(scan);
   co_await check.run(inflate);
 }

@@ -7,15 +7,17 @@
 /// Invariant: of a cluster's references the first `references_max` are kept, in the order of the
 /// L2 tables in the file; how many there are is counted.
 /// Cost: one read of every L2 and L1 table; memory for what was asked for.
-/// Not here: references of metadata to metadata other than L1 to L2 (MetadataScan tells those as it
-/// goes).
+/// Not here: references of metadata to metadata other than L1 to L2 (a scan tells
+/// those as it goes).
 #pragma once
 
 #include <cstdint>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
-#include "qcow2/check/metadata_scan.h"
+#include "format/l2.h"
+#include "qcow2/check/l2_tables.h"
 
 namespace byre {
 
@@ -36,10 +38,11 @@ class Owners {
   struct L1Reference {
     HostOffset at;       ///< The entry, in the file.
     uint64_t index = 0;  ///< In its table,
-    size_t table = 0;    ///< which is scan.l1_tables[table].
+    size_t table = 0;    ///< which is ScanResult::l1_tables[table].
   };
 
-  explicit Owners(MetadataScan& scan) : scan_(scan) {}
+  Owners(Device& file, const ScanResult& found, ReadHooks hooks)
+      : file_(file), found_(found), hooks_(std::move(hooks)) {}
   /// Looks for the owners of `clusters`, and of the L2 tables among them and around them.
   Task<void> find(const std::vector<HostCluster>& clusters, uint64_t references_max);
 
@@ -49,16 +52,15 @@ class Owners {
   void views_of(uint64_t l2_table, Finding::Guest& guest) const;
 
  private:
-  void look_at(const MetadataScan::L2Use& use, Bytes table, uint64_t references_max);
-  void see(uint64_t cluster, const Reference& reference, uint64_t references_max);
-  Task<void> look_at_l1(size_t index);
+  void visit_l2(const L2Use& use, Bytes table, uint64_t references_max);
+  void add(uint64_t cluster, const Reference& reference, uint64_t references_max);
+  Task<void> visit_l1(size_t index);
 
-  MetadataScan& scan_;
+  Device& file_;
+  const ScanResult& found_;
+  const ReadHooks hooks_;
   std::unordered_map<uint64_t, References> references_;
   std::unordered_map<uint64_t, std::vector<L1Reference>> tables_;
 };
-
-/// Completes the findings of a scan: guest ranges, snapshots, causes that need to know both.
-Task<void> attribute(MetadataScan& scan);
 
 }  // namespace byre

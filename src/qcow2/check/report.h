@@ -7,6 +7,7 @@
 #include <functional>
 #include <vector>
 
+#include "base/error.h"
 #include "qcow2/check/finding.h"
 
 namespace byre {
@@ -27,6 +28,10 @@ struct CheckOptions {
   std::function<void(double)> progress;
   /// Asked now and then; true ends the check with Errc::cancelled.
   std::function<bool()> stopped;
+  Result<void> go_on() const {
+    if (!stopped || !stopped()) return {};
+    return Error(Errc::cancelled, "the check was stopped");
+  }
   uint64_t findings_max = 10000;  ///< Kept with words; all are counted.
   /// Find out whom each finding touches: guest ranges, snapshots, likely causes.  Costs another
   /// look at the L2 tables, and only when something was found.

@@ -12,13 +12,13 @@ namespace {
 
 class SnapshotCheck {
  public:
-  SnapshotCheck(MetadataScan& scan, const Snapshot& snapshot)
+  SnapshotCheck(ScanContext& scan, const Snapshot& snapshot)
       : scan_(scan), snapshot_(snapshot), name_(cat("snapshot ", quoted(snapshot.name), ": ")) {}
 
   Task<void> run() {
     const Geometry& g = scan_.geometry();
     if (!check_l1_table(snapshot_, g)) co_return;  // Known.
-    const uint64_t size = snapshot_.disk_size.value_or(scan_.head.header.size);
+    const uint64_t size = snapshot_.disk_size.value_or(scan_.result().head.header.size);
     if (size > g.size_max()) {
       broken("its disk of ", size, " bytes is larger than clusters of ", g.cluster_size(),
              " bytes allow");
@@ -36,11 +36,11 @@ class SnapshotCheck {
       broken("a VM state of ", snapshot_.vm_state_size, " bytes, and its L1 table ends before");
       co_return;
     }
-    co_await look_at_vm_state(disk_entries, entries);
+    co_await check_vm_state(disk_entries, entries);
   }
 
  private:
-  MetadataScan::Place place(uint64_t index, uint64_t count) const {
+  FindingPlace place(uint64_t index, uint64_t count) const {
     return {.kind = FindingKind::snapshot,
             .structure = "snapshot's L1 table",
             .at = snapshot_.l1_offset.value + index * 8,
@@ -52,12 +52,12 @@ class SnapshotCheck {
   }
   template <class... Parts>
   void note(const Parts&... parts) {
-    MetadataScan::Place at = place(0, snapshot_.l1_entries);
+    FindingPlace at = place(0, snapshot_.l1_entries);
     at.repair = RepairKind::none;
     scan_.add_finding(Severity::note, at, name_, parts...);
   }
 
-  Task<void> look_at_vm_state(uint64_t first, uint64_t count) {
+  Task<void> check_vm_state(uint64_t first, uint64_t count) {
     std::vector<std::byte> bytes(count * 8);
     const uint64_t at = snapshot_.l1_offset.value + first * 8;
     const Result<void> read = co_await scan_.read_padded(at, bytes, IoTag::l1_load).result();
@@ -71,37 +71,37 @@ class SnapshotCheck {
     }
   }
 
-  MetadataScan& scan_;
+  ScanContext& scan_;
   const Snapshot& snapshot_;
   const std::string name_;
 };
 
 }  // namespace
 
-Task<void> check_snapshots(MetadataScan& scan) {
-  if (scan.snapshots_lost) co_return;  // The scan has said so.
+Task<void> check_snapshots(ScanContext& scan) {
+  if (scan.result().snapshots_lost) co_return;  // The scan has said so.
   std::map<std::string_view, uint64_t> ids;
   std::map<std::string_view, uint64_t> names;
-  for (const Snapshot& snapshot : scan.snapshots) {
+  for (const Snapshot& snapshot : scan.result().snapshots) {
     if (is_empty_entry(snapshot)) continue;
     ++ids[snapshot.id];
     ++names[snapshot.name];
   }
-  const MetadataScan::Place table{.kind = FindingKind::snapshot,
-                                  .structure = "snapshot table",
-                                  .at = scan.head.header.snapshots_offset.value};
+  const FindingPlace table{.kind = FindingKind::snapshot,
+                           .structure = "snapshot table",
+                           .at = scan.result().head.header.snapshots_offset.value};
   for (const auto& [id, count] : ids) {
     if (count == 1) continue;
     scan.damage_beyond_qemu(1, table, count, " snapshots have the id ", quoted(id));
   }
   for (const auto& [name, count] : names) {
     if (count == 1) continue;
-    MetadataScan::Place place = table;
+    FindingPlace place = table;
     place.repair = RepairKind::none;
     scan.add_finding(Severity::note, place, count, " snapshots have the name ", quoted(name),
                      "; only ids tell them apart");
   }
-  for (const Snapshot& snapshot : scan.snapshots) {
+  for (const Snapshot& snapshot : scan.result().snapshots) {
     if (is_empty_entry(snapshot)) continue;
     co_await scan.go_on();
     SnapshotCheck check(scan, snapshot);

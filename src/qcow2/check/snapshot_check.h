@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-/// A look at the internal snapshots as such: can each be opened, applied and told from the others?
+/// A check of the internal snapshots as such: can each be opened, applied and told from the others?
 ///
 /// Ids differ, the L1 table reaches over the disk that the snapshot had and the VM state behind it,
-/// and the VM state has tables.  That tables are there, readable and counted is the scan's
-/// (metadata_scan.h); that compressed data inflate, compressed_check.h's.
+/// and the VM state has tables.
+/// Not here: that tables are there, readable and counted (snapshot_scan.h); that compressed data
+/// inflate (compressed_check.h).
 /// Cost: one more look at the snapshot table and the L1 entries of VM states.
 #pragma once
 
-#include "qcow2/check/metadata_scan.h"
+#include "qcow2/check/scan_context.h"
 
 namespace byre {
 
 /// Adds findings to the scan's report.
-Task<void> check_snapshots(MetadataScan& scan);
+Task<void> check_snapshots(ScanContext& scan);
 
 }  // namespace byre

@@ -7,10 +7,10 @@
 #include <vector>
 
 #include "block/point_in_time.h"
+#include "qcow2/check/attribution.h"
 #include "qcow2/check/bitmap_check.h"
 #include "qcow2/check/compressed_check.h"
 #include "qcow2/check/metadata_scan.h"
-#include "qcow2/check/owners.h"
 #include "qcow2/check/snapshot_check.h"
 #include "qcow2/core/quiesced.h"
 #include "qcow2/guest/guest_disk.h"
@@ -35,12 +35,8 @@ struct OnlineCheck {
   }
   /// What the scan may still read stays readable.
   void keep(const Geometry& geometry) {
-    for (const uint64_t region : scan->counts.regions()) {
-      for (uint64_t i = 0; i < ReferenceCounts::kRegion; ++i) {
-        const HostCluster cluster{region * ReferenceCounts::kRegion + i};
-        if (scan->counts.references(cluster) != 0) wanted.push_back(cluster);
-      }
-    }
+    const std::vector<HostCluster> counted = scan->counted();
+    wanted.insert(wanted.end(), counted.begin(), counted.end());
     std::sort(wanted.begin(), wanted.end());
     view->keep([this, &geometry](uint64_t from) {
       const auto found =
@@ -57,7 +53,7 @@ struct OnlineCheck {
 };
 
 static Task<void> begin_online_check(GuestDisk& disk, OnlineCheck& check);
-static Task<void> free_leaks(GuestDisk& disk, MetadataScan& scan);
+static Task<void> free_leaks(GuestDisk& disk, const ScanResult& found, CheckReport& report);
 
 Result<void> check_online_options(const CheckOptions& options) {
   if (options.repair != Repair::none && options.repair != Repair::leaks) {
@@ -83,8 +79,7 @@ Task<void> begin_online_check(GuestDisk& disk, OnlineCheck& check) {
   co_await check.scan->begin();
   // If its table leads to it all the same, begin() has counted it.
   for (const HostCluster cluster : disk.bitmaps->candidates()) {
-    if (check.scan->counts.references(cluster) == 0)
-      check.scan->counts.add(cluster, Owner::other, cluster.value);
+    check.scan->count_if_new(cluster);
   }
   const std::unordered_set<HostCluster> blocks = disk.allocator->refcount_blocks();
   check.wanted.assign(blocks.begin(), blocks.end());
@@ -94,15 +89,14 @@ Task<void> begin_online_check(GuestDisk& disk, OnlineCheck& check) {
 }
 
 /// Step 3 of online_check.h.
-Task<void> free_leaks(GuestDisk& disk, MetadataScan& scan) {
-  CheckReport& report = scan.report;
-  if (report.corruptions != 0 || report.check_errors != 0 || scan.damaged) co_return;
+Task<void> free_leaks(GuestDisk& disk, const ScanResult& found, CheckReport& report) {
+  if (report.corruptions != 0 || report.check_errors != 0 || found.damaged) co_return;
   std::unordered_set<uint64_t> freed;
-  report.orphans_kept = scan.orphans_kept();
-  for (const HostSpan& span : scan.orphans) {
+  report.orphans_kept = found.orphans_remembered;
+  for (const HostSpan& span : found.orphans) {
     for (HostCluster cluster = span.first; cluster < span.end(); ++cluster) {
       if (disk.closing) break;
-      if (scan.kept.contains(cluster)) continue;  // R1.
+      if (found.kept.contains(cluster)) continue;  // R1.
       co_await disk.allocator->load({cluster, 1});
       // In one step from here.
       const uint64_t count = disk.allocator->refcount(cluster);
@@ -143,14 +137,16 @@ Task<CheckReport> check_online(GuestDisk& disk, CheckOptions options) {
     check.begin(*disk.file);
     co_await check.scan->begin();
   }
-  MetadataScan& scan = *check.scan;
-  co_await scan.end();
-  if (options.streams) co_await check_streams(scan, false);
-  if (options.bitmaps) co_await check_bitmaps(scan);
-  if (options.snapshots) co_await check_snapshots(scan);
-  if (options.attribute && !scan.report.findings.empty()) co_await attribute(scan);
-  if (options.repair == Repair::leaks) co_await free_leaks(disk, scan);
-  co_return std::move(scan.report);
+  co_await check.scan->end();
+  ScanContext& context = check.scan->context();
+  if (options.streams) co_await check_streams(context, false);
+  if (options.bitmaps) co_await check_bitmaps(context);
+  if (options.snapshots) co_await check_snapshots(context);
+  if (options.attribute && !context.result().report.findings.empty()) co_await attribute(context);
+  const ScanResult found = check.scan->take();
+  CheckReport report = found.report;
+  if (options.repair == Repair::leaks) co_await free_leaks(disk, found, report);
+  co_return std::move(report);
 }
 
 }  // namespace byre

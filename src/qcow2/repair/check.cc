@@ -8,10 +8,7 @@
 #include <unordered_set>
 #include <utility>
 
-#include "qcow2/check/bitmap_check.h"
-#include "qcow2/check/compressed_check.h"
-#include "qcow2/check/owners.h"
-#include "qcow2/check/snapshot_check.h"
+#include "qcow2/check/metadata_scan.h"
 #include "qcow2/repair/keep.h"
 #include "qcow2/repair/loss.h"
 #include "qcow2/repair/lost_l1.h"
@@ -98,55 +95,48 @@ void normalise(std::vector<Finding::Guest>& guests) {
   guests.resize(kept);
 }
 
-Task<std::unique_ptr<MetadataScan>> look(Device& file, const CheckOptions& options) {
-  auto scan = std::make_unique<MetadataScan>(file, options);
-  co_await scan->run();
-  // Streams that overlap can count more references than a refcount holds.
-  const bool streams =
-      options.streams || options.decode || (options.repair == Repair::all && scan->overfull);
-  if (streams) co_await check_streams(*scan, options.decode);
-  if (options.bitmaps) co_await check_bitmaps(*scan);
-  if (options.snapshots) co_await check_snapshots(*scan);
-  const bool attributed = options.attribute && !scan->report.findings.empty();
-  if (attributed || !scan->overlapping.empty()) co_await attribute(*scan);
-  co_return scan;
+Task<std::unique_ptr<RepairState>> scan_for_repair(Device& file, const CheckOptions& options) {
+  ScanResult found = co_await scan_metadata(file, options);
+  co_return std::make_unique<RepairState>(file, options, std::move(found));
 }
 
 /// The tables of snapshots and bitmaps.
-bool can_mend(const MetadataScan& scan, Repair repair) {
-  return repair == Repair::all && scan.report.check_errors == 0 && !scan.refcounts_unsound &&
-         !scan.snapshots_lost &&
-         (scan.repairable_snapshots || scan.repairable_bitmaps || scan.repairable_header);
+bool can_mend(const RepairState& state, Repair repair) {
+  return repair == Repair::all && state.found.report.check_errors == 0 &&
+         !state.refcounts_unsound && !state.found.snapshots_lost &&
+         (state.found.repairable_snapshots || state.found.repairable_bitmaps ||
+          state.found.repairable_header);
 }
-Task<bool> run_pass(MetadataScan& scan, RepairLog& log) {
-  if (scan.repairable_snapshots && co_await repair_snapshots(scan, log, RepairBroken::useless))
+Task<bool> run_pass(RepairState& state, RepairLog& log) {
+  if (state.found.repairable_snapshots &&
+      co_await repair_snapshots(state, log, RepairBroken::useless))
     co_return true;
-  if (scan.repairable_bitmaps && co_await repair_bitmaps(scan, log, RepairBroken::useless))
+  if (state.found.repairable_bitmaps && co_await repair_bitmaps(state, log, RepairBroken::useless))
     co_return true;
-  if (!scan.repairable_header) co_return false;
-  co_return co_await repair_header(scan, log);
+  if (!state.found.repairable_header) co_return false;
+  co_return co_await repair_header(state, log);
 }
 
 /// What leads nowhere: the L1 table, and what is in it.  A new L1 table comes last, when nothing
 /// keeps the file from growing.
-bool can_give_up(const MetadataScan& scan) {
-  return can_give_up_entries(scan) || has_lost_l1(scan);
+bool can_give_up(const RepairState& state) {
+  return can_give_up_entries(state) || has_lost_l1(state);
 }
-Task<std::string> give_up(MetadataScan& scan, RepairLog& log) {
-  if (!scan.l1_behind_end && can_give_up_entries(scan)) {
-    co_return co_await give_up_entries(scan, log, false);
+Task<std::string> give_up(RepairState& state, RepairLog& log) {
+  if (!state.found.l1_behind_end && can_give_up_entries(state)) {
+    co_return co_await give_up_entries(state, log, false);
   }
-  co_return co_await give_up_l1(scan, log);
+  co_return co_await give_up_l1(state, log);
 }
 
 /// When nothing else is left to do: what cannot be separated from other metadata, or leads nowhere
 /// as a whole.  One kind of it.
-Task<std::string> give_up_tables(MetadataScan& scan, RepairLog& log) {
-  if (has_broken_snapshots(scan) && co_await repair_snapshots(scan, log, RepairBroken::broken))
+Task<std::string> give_up_tables(RepairState& state, RepairLog& log) {
+  if (has_broken_snapshots(state) && co_await repair_snapshots(state, log, RepairBroken::broken))
     co_return std::string();
-  if (has_broken_bitmaps(scan) && co_await repair_bitmaps(scan, log, RepairBroken::broken))
+  if (has_broken_bitmaps(state) && co_await repair_bitmaps(state, log, RepairBroken::broken))
     co_return std::string();
-  co_return co_await give_up_entries(scan, log, true);
+  co_return co_await give_up_entries(state, log, true);
 }
 
 /// What is tried next, and whether it is worth trying.
@@ -161,25 +151,25 @@ class Repairing {
         last_resorts_(giving_up_ ? kLastResorts : 0) {}
 
   Task<RepairPasses> run() {
-    scan_ = co_await look(file_, options_);
-    passes_.first = scan_->report;
-    scan_->keep_orphans = options_.keep_orphans;
+    state_ = co_await scan_for_repair(file_, options_);
+    passes_.first = state_->found.report;
+    state_->keep_orphans = options_.keep_orphans;
     collect_doubts();
     const int passes_max = options_.accept_loss ? kRoundsMaxWithLosses : kRoundsMax;
     for (int pass = 0; pass < passes_max; ++pass) {
-      const Tally before = tally_of(scan_->report);
-      scan_->promise = promises_ && (passes_.damaged || scan_->damaged);
+      const Tally before = tally_of(state_->found.report);
+      state_->promise = promises_ && (passes_.damaged || state_->damaged);
       const Step step = co_await take_step();
       if (step == Step::none && goes_further()) continue;
       if (step == Step::none) break;
-      scan_ = co_await look(file_, options_);
+      state_ = co_await scan_for_repair(file_, options_);
       // Two owners are one again when the refcounts moved away; what the other had lost is a leak.
-      scan_->keep_orphans = options_.keep_orphans || passes_.damaged;
-      const bool changed = tally_of(scan_->report) != before;
+      state_->keep_orphans = options_.keep_orphans || passes_.damaged;
+      const bool changed = tally_of(state_->found.report) != before;
       if (!changed && step == Step::final && !goes_further()) break;
       if (changed) try_entries_ = true;
     }
-    if (promises_ && scan_->kept == KeptClusters::all()) co_await keep_orphans();
+    if (promises_ && state_->kept == KeptClusters::all()) co_await keep_orphans();
     co_await end();
     co_return std::move(passes_);
   }
@@ -189,7 +179,7 @@ class Repairing {
   enum class Step : uint8_t { none, some, final };
 
   void collect_doubts() {
-    for (const Finding& finding : scan_->report.findings) {
+    for (const Finding& finding : state_->found.report.findings) {
       if (!is_doubtful(finding.kind)) continue;
       passes_.log.in_doubt.insert(passes_.log.in_doubt.end(), finding.guests.begin(),
                                   finding.guests.end());
@@ -197,7 +187,8 @@ class Repairing {
   }
 
   bool goes_further() {
-    const bool possible = scan_->report.corruptions != 0 && scan_->report.check_errors == 0;
+    const bool possible =
+        state_->found.report.corruptions != 0 && state_->found.report.check_errors == 0;
     last_resort_ = possible && last_resorts_ > 0;
     last_resorts_ -= last_resort_;
     return last_resort_;
@@ -206,44 +197,44 @@ class Repairing {
   Task<Step> take_step() {
     if (last_resort_) {
       last_resort_ = false;
-      passes_.damaged |= scan_->damaged;
-      passes_.not_given_up = co_await give_up_tables(*scan_, passes_.log);
+      passes_.damaged |= state_->damaged;
+      passes_.not_given_up = co_await give_up_tables(*state_, passes_.log);
       separating_ = repairing_ = giving_up_ = true;
       co_return Step::final;
     }
-    if (try_entries_ && can_fix_entries(*scan_, options_.repair)) {
-      co_await repair_entries(*scan_, passes_.log);
+    if (try_entries_ && can_fix_entries(*state_, options_.repair)) {
+      co_await repair_entries(*state_, passes_.log);
       try_entries_ = false;
       co_return Step::some;
     }
     const uint64_t actions = passes_.log.actions_count;
-    if (giving_up_ && can_give_up(*scan_)) {
-      passes_.damaged |= scan_->damaged;
-      passes_.not_given_up = co_await give_up(*scan_, passes_.log);
+    if (giving_up_ && can_give_up(*state_)) {
+      passes_.damaged |= state_->damaged;
+      passes_.not_given_up = co_await give_up(*state_, passes_.log);
       giving_up_ = passes_.log.actions_count != actions;
       separating_ |= giving_up_;
       co_return Step::some;
     }
-    if (separating_ && can_separate(*scan_, options_.repair)) {
-      passes_.damaged |= scan_->damaged;
-      passes_.not_unshared = co_await separate(*scan_, passes_.log, copy_data_);
+    if (separating_ && can_separate(*state_, options_.repair)) {
+      passes_.damaged |= state_->damaged;
+      passes_.not_unshared = co_await separate(*state_, passes_.log, copy_data_);
       separating_ = passes_.log.actions_count != actions;
       co_return Step::some;
     }
-    if (repairing_ && can_mend(*scan_, options_.repair)) {
-      passes_.damaged |= scan_->damaged;
-      repairing_ = co_await run_pass(*scan_, passes_.log);
+    if (repairing_ && can_mend(*state_, options_.repair)) {
+      passes_.damaged |= state_->damaged;
+      repairing_ = co_await run_pass(*state_, passes_.log);
       co_return Step::some;
     }
-    if (!can_repair(*scan_, options_.repair)) co_return Step::none;
-    passes_.damaged |= scan_->damaged;
-    co_await repair_image(*scan_, options_.repair, passes_.log);
+    if (!can_repair(*state_, options_.repair)) co_return Step::none;
+    passes_.damaged |= state_->damaged;
+    co_await repair_image(*state_, options_.repair, passes_.log);
     co_return Step::final;
   }
 
   Task<void> keep_orphans() {
-    co_await remember_orphans(*scan_);
-    const uint64_t count = scan_->orphan_clusters();
+    co_await remember_orphans(*state_);
+    const uint64_t count = state_->found.orphan_clusters();
     if (count == 0) co_return;
     passes_.log.add(
         {.kind = RepairAction::Kind::keep,
@@ -254,21 +245,21 @@ class Repairing {
   }
 
   Task<void> end() {
-    const CheckReport& report = scan_->report;
+    const CheckReport& report = state_->found.report;
     passes_.sound = report.corruptions == 0 && report.check_errors == 0;
     const bool counted = options_.repair == Repair::refcounts && report.check_errors == 0 &&
-                         report.corruptions == scan_->format_only;
+                         report.corruptions == state_->found.format_only;
     if (passes_.sound || counted) co_await clear_repaired_bits(file_);
     normalise(passes_.log.in_doubt);
     normalise(passes_.log.lost);
-    passes_.last = std::move(scan_);
+    passes_.last = std::move(state_);
   }
 
   Device& file_;
   const CheckOptions& options_;
   const bool copy_data_;
   const bool promises_;
-  std::unique_ptr<MetadataScan> scan_;
+  std::unique_ptr<RepairState> state_;
   RepairPasses passes_;
   bool separating_ = true;
   bool try_entries_ = true;
@@ -287,13 +278,13 @@ Task<RepairPasses> repair_in_passes(Device& file, const CheckOptions& options, b
 
 Task<CheckReport> survey_and_repair(Device& file, CheckOptions options) {
   if (options.repair == Repair::none) {
-    const std::unique_ptr<MetadataScan> scan = co_await look(file, options);
-    scan->report.orphans_kept = scan->orphans_kept();
-    co_return std::move(scan->report);
+    ScanResult found = co_await scan_metadata(file, options);
+    found.report.orphans_kept = found.orphans_remembered;
+    co_return std::move(found.report);
   }
   RepairPasses passes = co_await repair_in_passes(file, options, true);
   CheckReport report =
-      merge(std::move(passes.first), std::move(passes.last->report), options.findings_max);
+      merge(std::move(passes.first), passes.last->found.report, options.findings_max);
   if (passes.log.actions_count != 0 && passes.damaged) {
     report.in_doubt = std::move(passes.log.in_doubt);
   }

@@ -5,7 +5,7 @@
 
 #include <functional>
 
-#include "qcow2/check/metadata_scan.h"
+#include "qcow2/repair/repair_state.h"
 
 namespace byre {
 
@@ -13,6 +13,6 @@ using HeadEdit = std::function<void(Header&, Extensions&)>;
 
 /// Durable when it returns.  Fails with Errc::no_space when the first sector has no room; then
 /// nothing is written.
-Task<void> change_head(MetadataScan& scan, HeadEdit edit);
+Task<void> change_head(RepairState& state, HeadEdit edit);
 
 }  // namespace byre

@@ -9,15 +9,16 @@
 #pragma once
 
 #include "format/kept_clusters.h"
-#include "qcow2/check/metadata_scan.h"
+#include "qcow2/repair/repair_state.h"
 
 namespace byre {
 
 /// Makes the header say `kept`, durably, in one write of its first sector.  Fails with
 /// Errc::no_space when that has no room; then nothing is written.
-Task<void> remember_kept(MetadataScan& scan, const KeptClusters& kept);
+Task<void> remember_kept(RepairState& state, const KeptClusters& kept);
 
-/// The clusters of `scan.orphans` that are kept, in as many ranges as the header has room for.
-Task<void> remember_orphans(MetadataScan& scan);
+/// The clusters of `state.found.orphans` that are kept, in as many ranges as the header has room
+/// for.
+Task<void> remember_orphans(RepairState& state);
 
 }  // namespace byre

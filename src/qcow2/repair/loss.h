@@ -28,7 +28,7 @@
 namespace byre {
 
 /// Are there entries to give up?
-bool can_give_up_entries(const MetadataScan& scan);
+bool can_give_up_entries(const RepairState& state);
 
 /// Clusters that hide a backing file where something is given up.
 struct ZerosNeeded {
@@ -37,11 +37,11 @@ struct ZerosNeeded {
   uint64_t holes = 0;     ///< Of zeros, that are written only where the file cannot grow.
 };
 /// Why there cannot be so many; empty: there can.
-std::string why_no_zeros(const MetadataScan& scan, const ZerosNeeded& needed);
+std::string why_no_zeros(const RepairState& state, const ZerosNeeded& needed);
 
 /// One pass; the scan is stale afterwards.  The reason, when that is not possible; then nothing
 /// was written.  `tables` as well gives up L1 entries to tables that lie in other metadata, which
 /// no repair can separate.
-Task<std::string> give_up_entries(MetadataScan& scan, RepairLog& log, bool tables);
+Task<std::string> give_up_entries(RepairState& state, RepairLog& log, bool tables);
 
 }  // namespace byre

@@ -17,10 +17,10 @@
 
 namespace byre {
 
-bool has_lost_l1(const MetadataScan& scan);
+bool has_lost_l1(const RepairState& state);
 
 /// Step 1 or step 3; step 2 is the caller's.  The scan is stale afterwards.  The reason, when it
 /// is not possible; then the tables are as they were.
-Task<std::string> give_up_l1(MetadataScan& scan, RepairLog& log);
+Task<std::string> give_up_l1(RepairState& state, RepairLog& log);
 
 }  // namespace byre

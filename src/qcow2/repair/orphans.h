@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Orphans: clusters that have a refcount and no owner, looked at before they are freed.
+/// Orphans: clusters that have a refcount and no owner, catalogued and saved before they are freed.
 ///
 /// After a crash they are what was reserved and never linked, or unlinked and not yet freed: of no
 /// use.  After damage one of them may be the only copy of what a guest wrote (peer defect j: two
@@ -13,7 +13,7 @@
 #include <string_view>
 #include <vector>
 
-#include "qcow2/check/metadata_scan.h"
+#include "qcow2/check/scan_result.h"
 
 namespace byre {
 
@@ -32,8 +32,9 @@ struct Orphan {
 std::string_view name_of(Orphan::Looks looks);
 
 /// The first `orphans_max` of them.
-Task<std::vector<Orphan>> catalogue_orphans(MetadataScan& scan, size_t orphans_max);
+Task<std::vector<Orphan>> catalogue_orphans(Device& file, const ScanResult& found,
+                                            size_t orphans_max);
 /// Copies all of them into `to`, and makes that durable; the number of clusters.
-Task<uint64_t> save_orphans(MetadataScan& scan, Device& to);
+Task<uint64_t> save_orphans(Device& file, const ScanResult& found, Device& to);
 
 }  // namespace byre

@@ -13,8 +13,8 @@
 namespace byre {
 
 struct RepairPasses {
-  CheckReport first;                   ///< What was found.
-  std::unique_ptr<MetadataScan> last;  ///< How it is now.
+  CheckReport first;                  ///< What was found.
+  std::unique_ptr<RepairState> last;  ///< How it is now.
   RepairLog log;
   bool damaged = false;      ///< References were wrong or missing, at the beginning or on the way.
   bool sound = false;        ///< Now.

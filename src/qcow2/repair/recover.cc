@@ -48,28 +48,28 @@ Task<Recovery> carry_out(Device& file, const RecoverOptions& options, bool for_g
   if (!passes.sound) {
     recovery.refused = !passes.not_given_up.empty()   ? std::move(passes.not_given_up)
                        : !passes.not_unshared.empty() ? std::move(passes.not_unshared)
-                                                      : reason_against(passes.last->report);
-    recovery.left = std::move(passes.last->report);
+                                                      : reason_against(passes.last->found.report);
+    recovery.left = passes.last->found.report;
     co_return std::move(recovery);
   }
 
-  MetadataScan& scan = *passes.last;
-  recovery.orphans = co_await catalogue_orphans(scan, kOrphansMax);
-  recovery.orphan_clusters = scan.orphan_clusters();
+  RepairState& state = *passes.last;
+  recovery.orphans = co_await catalogue_orphans(file, state.found, kOrphansMax);
+  recovery.orphan_clusters = state.found.orphan_clusters();
   if (for_good && options.save_orphans_to && recovery.orphan_clusters != 0) {
-    recovery.orphans_saved = co_await save_orphans(scan, *options.save_orphans_to);
+    recovery.orphans_saved = co_await save_orphans(file, state.found, *options.save_orphans_to);
   }
   const bool wanted = options.free_orphans || options.save_orphans_to;
-  scan.keep_orphans = passes.damaged && !wanted;
+  state.keep_orphans = passes.damaged && !wanted;
   // Before they are freed: from here on they are leaks like any other.
-  scan.promise = false;
-  if (wanted && !scan.kept.empty()) co_await remember_kept(scan, {});
-  if (can_repair(scan, Repair::leaks)) {
-    co_await repair_image(scan, Repair::leaks, recovery.log);
-    recovery.orphans_freed = recovery.orphan_clusters != 0 && scan.orphans_kept() == 0;
+  state.promise = false;
+  if (wanted && !state.kept.empty()) co_await remember_kept(state, {});
+  if (can_repair(state, Repair::leaks)) {
+    co_await repair_image(state, Repair::leaks, recovery.log);
+    recovery.orphans_freed = recovery.orphan_clusters != 0 && state.orphans_kept() == 0;
     recovery.left = co_await check_image(file, {});
   } else {
-    recovery.left = std::move(scan.report);
+    recovery.left = state.found.report;
   }
   co_await file.flush(IoTag::flush);
   co_return std::move(recovery);

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "qcow2/check/metadata_scan.h"
+#include "qcow2/repair/repair_state.h"
 
 namespace byre {
 
@@ -55,24 +55,24 @@ struct RepairLog {
 };
 
 /// Would repair_image() change something?
-bool can_repair(const MetadataScan& scan, Repair repair);
+bool can_repair(const RepairState& state, Repair repair);
 /// One pass of it; the scan is stale afterwards.
-Task<void> repair_image(MetadataScan& scan, Repair repair, RepairLog& log);
+Task<void> repair_image(RepairState& state, Repair repair, RepairLog& log);
 /// Clears, in L2 entries, what means nothing and hides nothing; the scan is stale afterwards.
-bool can_fix_entries(const MetadataScan& scan, Repair repair);
-Task<void> repair_entries(MetadataScan& scan, RepairLog& log);
+bool can_fix_entries(const RepairState& state, Repair repair);
+Task<void> repair_entries(RepairState& state, RepairLog& log);
 /// Runs of `count` clusters in all that nobody uses: one behind the end of a file that can grow,
 /// else what is free in it.  Fails with Errc::no_space.
-Task<std::vector<HostSpan>> find_room(MetadataScan& scan, uint64_t count);
+Task<std::vector<HostSpan>> find_room(RepairState& state, uint64_t count);
 /// Writes a table that must lie in one piece where nobody uses anything, and counts it, durably;
 /// none when there is no room.  Nothing points to it yet.
-Task<std::optional<HostOffset>> place_table(MetadataScan& scan, RepairLog& log, Bytes table,
+Task<std::optional<HostOffset>> place_table(RepairState& state, RepairLog& log, Bytes table,
                                             IoTag tag);
 /// What comes before the first write of a pass: forget_unknown_features(), and the promise to keep
-/// what may be the only copy of something (keep.h), when `scan.promise` says so.
-Task<void> begin_writing(MetadataScan& scan);
+/// what may be the only copy of something (keep.h), when `state.promise` says so.
+Task<void> begin_writing(RepairState& state);
 /// Clears autoclear features that say something which a change may make untrue, or nothing.
-Task<void> forget_unknown_features(MetadataScan& scan);
+Task<void> forget_unknown_features(RepairState& state);
 /// Clears the dirty and the corrupt bit, when they are set.
 Task<void> clear_repaired_bits(Device& file);
 

@@ -13,7 +13,7 @@
 namespace byre {
 
 /// Puts right what other readers refuse of the header and its extensions.  False: there is no room.
-Task<bool> repair_header(MetadataScan& scan, RepairLog& log);
+Task<bool> repair_header(RepairState& state, RepairLog& log);
 
 /// What may be taken out.
 enum class RepairBroken : uint8_t {
@@ -22,16 +22,16 @@ enum class RepairBroken : uint8_t {
 };
 
 /// Is there something that only RepairBroken::broken takes out?
-bool has_broken_snapshots(const MetadataScan& scan);
-bool has_broken_bitmaps(const MetadataScan& scan);
+bool has_broken_snapshots(const RepairState& state);
+bool has_broken_bitmaps(const RepairState& state);
 
 /// Takes empty entries out of the snapshot table, and completes those that do not say how large
 /// their disk is with what readers take then: the size of the disk.  Where the old table's first
 /// entries are all that is wanted, only the header changes.  False: there is no room.
-Task<bool> repair_snapshots(MetadataScan& scan, RepairLog& log, RepairBroken what);
+Task<bool> repair_snapshots(RepairState& state, RepairLog& log, RepairBroken what);
 /// Takes bitmaps that are invalid out of the directory, and marks in_use what does not fit the disk
 /// (of a table that is too long, what would lie behind the disk goes): nobody can use either.
 /// False: there is no room.
-Task<bool> repair_bitmaps(MetadataScan& scan, RepairLog& log, RepairBroken what);
+Task<bool> repair_bitmaps(RepairState& state, RepairLog& log, RepairBroken what);
 
 }  // namespace byre

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/checked.h"
+#include "qcow2/check/metadata_scan.h"
 #include "qcow2/check/owners.h"
 #include "qcow2/repair/check.h"
 
@@ -133,12 +134,13 @@ class Before final : public ReadOnly {
 /// The guest ranges that read what lies at these places of `image`; empty when that cannot be told.
 Task<std::string> guests_at(Device& image, std::vector<HostOffset> places) {
   const CheckOptions options{.findings_max = 0};
-  MetadataScan scan(image, options);
-  if (!co_await scan.run().result()) co_return std::string();
+  const Result<ScanResult> scanned = co_await scan_metadata(image, options).result();
+  if (!scanned) co_return std::string();
+  const Geometry& geometry = scanned->geometry();
   std::vector<HostCluster> clusters;
-  for (const HostOffset at : places) clusters.push_back(scan.geometry().cluster_of(at));
+  for (const HostOffset at : places) clusters.push_back(geometry.cluster_of(at));
   clusters.erase(std::unique(clusters.begin(), clusters.end()), clusters.end());
-  Owners owners(scan);
+  Owners owners(image, *scanned, {});
   if (!co_await owners.find(clusters, Finding::kGuestsMax).result()) co_return std::string();
   std::set<uint64_t> guests;
   for (const HostCluster cluster : clusters) {
@@ -156,9 +158,8 @@ Task<std::string> guests_at(Device& image, std::vector<HostOffset> places) {
       words += ", and more";
       break;
     }
-    words +=
-        cat(words.empty() ? "guest offset " : ", ", scan.geometry().start_of(GuestCluster{first}),
-            " (", (end - first) << scan.geometry().cluster_bits, " bytes)");
+    words += cat(words.empty() ? "guest offset " : ", ", geometry.start_of(GuestCluster{first}),
+                 " (", (end - first) << geometry.cluster_bits, " bytes)");
   }
   co_return words;
 }
@@ -172,11 +173,11 @@ Error not_a_journal(const Device& file, std::string_view why) {
 Task<uint64_t> fingerprint_of(Device& file) {
   Hashing hashing(file);
   const CheckOptions options{.findings_max = 0};
-  MetadataScan scan(hashing, options);
-  co_await scan.run().doing("check ", quoted(file.name()));
+  const ScanResult scanned =
+      co_await scan_metadata(hashing, options).doing("check ", quoted(file.name()));
   uint64_t snapshots = hashing.snapshots;
-  const Result<std::vector<std::byte>> table = serialize_snapshots(scan.snapshots);
-  if (!scan.snapshots_lost && table) snapshots = hash_of(*table);
+  const Result<std::vector<std::byte>> table = serialize_snapshots(scanned.snapshots);
+  if (!scanned.snapshots_lost && table) snapshots = hash_of(*table);
   co_return mix(mix(hashing.sum, snapshots), file.size());
 }
 

@@ -6,7 +6,9 @@
 #include <set>
 
 #include "format/l1.h"
+#include "qcow2/check/l2_counter.h"
 #include "qcow2/check/owners.h"
+#include "qcow2/repair/table_change.h"
 
 namespace byre {
 namespace {
@@ -18,13 +20,16 @@ constexpr uint64_t kCopiesAlways = 64 * MiB;
 
 class Separator {
  public:
-  Separator(MetadataScan& scan, RepairLog& log, bool copy_data)
-      : scan_(scan), log_(log), copy_data_(copy_data), owners_(scan) {}
+  Separator(RepairState& state, RepairLog& log, bool copy_data)
+      : state_(state),
+        log_(log),
+        copy_data_(copy_data),
+        owners_(state.file, state.found, state.hooks()) {}
 
   Task<std::string> run() {
-    std::vector<HostCluster> wanted = scan_.counts.aliased();
-    wanted.insert(wanted.end(), scan_.overlapping.begin(), scan_.overlapping.end());
-    if (scan_.overfull) add_overfull(wanted);
+    std::vector<HostCluster> wanted = state_.references.counts.aliased();
+    wanted.insert(wanted.end(), state_.found.overlapping.begin(), state_.found.overlapping.end());
+    if (state_.found.overfull) add_overfull(wanted);
     std::sort(wanted.begin(), wanted.end());
     wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
     co_await owners_.find(wanted, UINT64_MAX);
@@ -42,12 +47,12 @@ class Separator {
       }
       co_return placed.error().message();
     }
-    co_await begin_writing(scan_);
+    co_await begin_writing(state_);
     for (const Move& move : moves_) co_await copy(move);
     co_await count();
-    co_await scan_.file.flush(IoTag::commit_sync);
+    co_await state_.file.flush(IoTag::commit_sync);
     co_await link();
-    co_await scan_.file.flush(IoTag::commit_sync);
+    co_await state_.file.flush(IoTag::commit_sync);
     tell();
     co_return std::string();
   }
@@ -67,28 +72,26 @@ class Separator {
     std::vector<Owners::L1Reference> l1_entries;  ///< or L1 entries.
   };
 
-  const Geometry& geometry() const { return scan_.geometry(); }
+  const Geometry& geometry() const { return state_.geometry(); }
 
-  const MetadataScan::L2Use& use_of(uint64_t table) const {
-    const MetadataScan::L2Use* use = scan_.find_use(table);
+  const L2Use& use_of(uint64_t table) const {
+    const L2Use* use = state_.found.find_use(table);
     BYRE_ASSERT(use);
     return *use;
   }
 
   /// May this byte of metadata be written?  Not when its cluster has another owner, too.
-  bool is_own(HostOffset at) const {
-    const auto* cell = scan_.counts.find(geometry().cluster_of(at));
-    return cell && !cell->aliased;
-  }
+  bool is_own(HostOffset at) const { return state_.is_own(geometry().cluster_of(at)); }
 
   uint64_t references_max() const { return refcount_max(geometry().refcount_order); }
 
   /// Clusters with more references than a refcount holds.
   void add_overfull(std::vector<HostCluster>& found) const {
-    for (const uint64_t region : scan_.counts.regions()) {
+    for (const uint64_t region : state_.references.counts.regions()) {
       for (uint64_t i = 0; i < ReferenceCounts::kRegion; ++i) {
         const HostCluster cluster{region * ReferenceCounts::kRegion + i};
-        if (scan_.counts.references(cluster) > references_max()) found.push_back(cluster);
+        if (state_.references.counts.references(cluster) > references_max())
+          found.push_back(cluster);
       }
     }
   }
@@ -96,7 +99,7 @@ class Separator {
   // What is to be done.
 
   void plan_tables() {
-    for (const MetadataScan::L2Use& use : scan_.l2_uses()) {
+    for (const L2Use& use : state_.found.l2_uses) {
       if (use.shared) {
         plan_table(use);
       } else if (use.weight > references_max()) {
@@ -111,7 +114,7 @@ class Separator {
     move.length = geometry().cluster_size();
     move.guest = geometry().first_of_l1(reference.index);
     ++move.weight;
-    move.active += scan_.l1_tables[reference.table].active;
+    move.active += state_.found.l1_tables[reference.table].active;
     move.l1_entries.push_back(reference);
   }
 
@@ -127,7 +130,7 @@ class Separator {
 
   /// As many L1 entries as a refcount holds keep it, the active one among them; the others get
   /// copies, for as many each.
-  void plan_copies_of_table(const MetadataScan::L2Use& use) {
+  void plan_copies_of_table(const L2Use& use) {
     std::vector<Move> moves;
     uint64_t index = 0;
     for (const Owners::L1Reference& reference : owners_.of_table(use.cluster)) {
@@ -139,12 +142,12 @@ class Separator {
     for (Move& move : moves) plan_move(std::move(move));
   }
 
-  void plan_table(const MetadataScan::L2Use& use) {
+  void plan_table(const L2Use& use) {
     std::map<uint64_t, Move> by_index;
     for (const Owners::L1Reference& reference : owners_.of_table(use.cluster)) {
       doubt({.offset = geometry().start_of(geometry().first_of_l1(reference.index)).value,
              .length = geometry().l1_span()},
-            scan_.l1_tables[reference.table]);
+            state_.found.l1_tables[reference.table]);
       add_l1_entry(by_index[reference.index], use.cluster, reference);
     }
     if (by_index.empty()) return;
@@ -165,8 +168,8 @@ class Separator {
                     [&](const auto& reference) { return is_astray(reference); })) {
       return;
     }
-    const auto* cell = scan_.counts.find(cluster);
-    if (!(cell && cell->aliased) && !scan_.overlapping.contains(cluster)) {
+    const auto* cell = state_.references.counts.find(cluster);
+    if (!(cell && cell->aliased) && !state_.found.overlapping.contains(cluster)) {
       plan_overfull(cluster, references.kept);
       return;
     }
@@ -180,8 +183,8 @@ class Separator {
       owners_.views_of(reference.l2_table, guest);
       log_.in_doubt.push_back(std::move(guest));
     }
-    const bool metadata = scan_.counts.references(cluster) > counted;
-    const bool overlapping = scan_.overlapping.contains(cluster);
+    const bool metadata = state_.references.counts.references(cluster) > counted;
+    const bool overlapping = state_.found.overlapping.contains(cluster);
     std::optional<GuestCluster> keeps;
     std::map<std::pair<uint64_t, uint64_t>, Move> moves;  // By guest cluster and descriptor.
     for (const Owners::Reference& reference : references.kept) {
@@ -257,14 +260,14 @@ class Separator {
   }
 
   void add_entry(Move& move, const Owners::Reference& reference) const {
-    const MetadataScan::L2Use& use = use_of(reference.l2_table);
+    const L2Use& use = use_of(reference.l2_table);
     move.guest = reference.guest;
     move.weight += use.weight;
     move.active += use.active;
     move.entries.push_back(reference);
   }
 
-  void doubt(Finding::Guest guest, const MetadataScan::L1Table& l1) {
+  void doubt(Finding::Guest guest, const L1Table& l1) {
     guest.active = l1.active;
     if (!l1.active) guest.snapshots.push_back(l1.snapshot);
     log_.in_doubt.push_back(std::move(guest));
@@ -276,11 +279,11 @@ class Separator {
     uint64_t count = 0;
     for (const Move& move : moves_) count += move.clusters;
     const uint64_t bytes = count << geometry().cluster_bits;
-    if (bytes > std::max(kCopiesAlways, scan_.file_size)) {
+    if (bytes > std::max(kCopiesAlways, state_.file_size())) {
       co_await fail(unsupported("to give each owner a copy would take ", bytes,
                                 " bytes, more than the image has"));
     }
-    const std::vector<HostSpan> room = co_await find_room(scan_, count);
+    const std::vector<HostSpan> room = co_await find_room(state_, count);
     auto span = room.begin();
     uint64_t used = 0;
     for (Move& move : moves_) {
@@ -294,8 +297,8 @@ class Separator {
       move.to = geometry().start_of(span->first + used);
       move.to.value += geometry().offset_in_cluster(move.from);
       used += move.clusters;
-      scan_.clusters =
-          std::max(scan_.clusters, geometry().cluster_of(move.to).value + move.clusters);
+      state_.references.clusters = std::max(state_.references.clusters,
+                                            geometry().cluster_of(move.to).value + move.clusters);
       if (move.what == Move::What::stream &&
           !can_describe_compressed(move.to, move.length, geometry())) {
         co_await fail(unsupported("a compressed stream has no room below ",
@@ -313,10 +316,10 @@ class Separator {
     const IoTag tag = move.what == Move::What::table ? IoTag::l2_allocate : IoTag::copy_up_write;
     for (uint64_t done = 0; done < move.length;) {
       piece.resize(std::min(kCopyPiece, move.length - done));
-      co_await scan_.read_padded(move.from.value + done, piece, IoTag::copy_up_read);
+      co_await state_.read_padded(move.from.value + done, piece, IoTag::copy_up_read);
       // The data of both are shared from now on.
       if (move.what == Move::What::table) clear_copied(piece);
-      co_await scan_.file.write(move.to.value + done, piece, {.tag = tag});
+      co_await state_.file.write(move.to.value + done, piece, {.tag = tag});
       done += piece.size();
     }
     if (move.what == Move::What::stream) co_await fill_up(move);
@@ -326,8 +329,8 @@ class Separator {
   Task<void> fill_up(const Move& move) {
     const uint64_t end = geometry().start_of(geometry().cluster_of(move.to) + move.clusters).value;
     const std::byte last[1] = {};
-    if (end > scan_.file.size()) {
-      co_await scan_.file.write(end - 1, last, {.tag = IoTag::copy_up_write});
+    if (end > state_.file.size()) {
+      co_await state_.file.write(end - 1, last, {.tag = IoTag::copy_up_write});
     }
   }
 
@@ -343,7 +346,7 @@ class Separator {
 
   /// The copies' refcounts, with all others that are too small.
   Task<void> count() {
-    const bool anew = scan_.refcounts_unsound;
+    const bool anew = state_.refcounts_unsound;
     for (const Move& move : moves_) {
       const HostCluster first = geometry().cluster_of(move.to);
       const Owner owner = move.what == Move::What::table    ? Owner::l2
@@ -352,28 +355,39 @@ class Separator {
       const uint64_t identity =
           move.what == Move::What::table ? geometry().l1_index(move.guest) : move.guest.value;
       for (uint64_t i = 0; i < move.clusters; ++i) {
-        scan_.counts.add(first + i, owner, identity, move.weight);
-        const uint64_t index = geometry().refcount_table_index(first + i);
-        if (index >= scan_.blocks.size() || scan_.blocks[index] != MetadataScan::Block::sound) {
-          scan_.refcounts_unsound = true;
-        }
+        state_.count_new(first + i, owner, identity, move.weight);
       }
       if (move.what != Move::What::table) continue;
       std::vector<std::byte> table(geometry().cluster_size());
-      co_await scan_.read_padded(move.to.value, table, IoTag::l2_load);
-      scan_.count_l2({.cluster = first.value,
-                      .weight = move.weight,
-                      .active = move.active,
-                      .l1_index = static_cast<uint32_t>(geometry().l1_index(move.guest))},
-                     table);
+      co_await state_.read_padded(move.to.value, table, IoTag::l2_load);
+      count_table(move, table);
     }
-    std::sort(scan_.refcount_clusters.begin(), scan_.refcount_clusters.end());
+    std::sort(state_.refcount_clusters.begin(), state_.refcount_clusters.end());
     // What is written anew is written as it is now.
     if (!anew) {
       for (const Move& move : moves_) forget_old_place(move);
     }
-    scan_.damaged = true;  // Nothing is freed yet.
-    co_await repair_image(scan_, Repair::refcounts, log_);
+    state_.damaged = true;  // Nothing is freed yet.
+    co_await repair_image(state_, Repair::refcounts, log_);
+  }
+
+  /// What the copy of a table refers to; what is wrong with it the scan has said of the original.
+  void count_table(const Move& move, Bytes table) {
+    const auto ignore = [](HostCluster, Owner) {};
+    const GuestCluster first = geometry().first_of_l1(geometry().l1_index(move.guest));
+    for (uint64_t i = 0; i < geometry().l2_entries(); ++i) {
+      const L2Entry entry = load_l2(table, i, geometry());
+      const uint64_t at = entry.descriptor & kOffsetMask;
+      if (geometry().data_file) continue;
+      if ((entry.descriptor & kCompressed) == 0) {
+        if (at == 0) continue;
+        state_.references.count(at, geometry().cluster_size(), Owner::data, (first + i).value,
+                                move.weight, ignore);
+      } else if (entry.bitmap == 0) {
+        const CompressedRange range = compressed_range(entry.descriptor, geometry());
+        state_.references.count(range.at, range.length, Owner::compressed, 0, move.weight, ignore);
+      }
+    }
   }
 
   /// What moves away needs no count where it was: if something else keeps refcounts from sinking
@@ -382,11 +396,11 @@ class Separator {
     const HostCluster first = geometry().cluster_of(move.from);
     for (uint64_t i = 0; i < move.clusters; ++i) {
       // A place that refcount structures leave has no count but these.
-      const auto& leaving = scan_.refcount_clusters;
+      const auto& leaving = state_.refcount_clusters;
       if (std::binary_search(leaving.begin(), leaving.end(), first + i)) continue;
-      const uint64_t counted = scan_.counts.references(first + i);
+      const uint64_t counted = state_.references.counts.references(first + i);
       for (uint64_t n = std::min(counted, move.weight); n != 0; --n) {
-        scan_.counts.drop(first + i);
+        state_.references.counts.drop(first + i);
       }
     }
   }
@@ -405,12 +419,12 @@ class Separator {
     for (const auto& [cluster, changes] : by_table) {
       const HostOffset at = geometry().start_of(HostCluster{cluster});
       std::vector<std::byte> before(geometry().cluster_size());
-      co_await scan_.read_padded(at.value, before, IoTag::l2_load);
+      co_await state_.read_padded(at.value, before, IoTag::l2_load);
       std::vector<std::byte> after = before;
       for (const auto& [guest, entry] : changes) {
         store_l2(after, geometry().l2_index(guest), entry, geometry());
       }
-      co_await scan_.write_changes(at, before, after, IoTag::l2_update);
+      co_await write_changes(state_.file, at, before, after, IoTag::l2_update);
     }
   }
 
@@ -430,7 +444,7 @@ class Separator {
     for (const Owners::L1Reference& reference : move.l1_entries) {
       std::vector<std::byte> entry(8);
       store_l1_entry(entry, 0, move.to.value | (copied ? kCopied : 0));
-      co_await scan_.file.write(reference.at.value, entry, {.tag = IoTag::l1_update});
+      co_await state_.file.write(reference.at.value, entry, {.tag = IoTag::l1_update});
     }
   }
 
@@ -449,7 +463,7 @@ class Separator {
     }
   }
 
-  MetadataScan& scan_;
+  RepairState& state_;
   RepairLog& log_;
   const bool copy_data_;
   Owners owners_;
@@ -459,13 +473,15 @@ class Separator {
 
 }  // namespace
 
-bool can_separate(const MetadataScan& scan, Repair repair) {
-  return repair == Repair::all && scan.report.check_errors == 0 && !scan.snapshots_lost &&
-         (scan.counts.has_aliases() || !scan.overlapping.empty() || scan.overfull);
+bool can_separate(const RepairState& state, Repair repair) {
+  return repair == Repair::all && state.found.report.check_errors == 0 &&
+         !state.found.snapshots_lost &&
+         (state.references.counts.has_aliases() || !state.found.overlapping.empty() ||
+          state.found.overfull);
 }
 
-Task<std::string> separate(MetadataScan& scan, RepairLog& log, bool copy_data) {
-  Separator separator(scan, log, copy_data);
+Task<std::string> separate(RepairState& state, RepairLog& log, bool copy_data) {
+  Separator separator(state, log, copy_data);
   co_return co_await separator.run();
 }
 

@@ -26,11 +26,11 @@
 namespace byre {
 
 /// Is something used twice, or too often, and may it be separated?
-bool can_separate(const MetadataScan& scan, Repair repair);
+bool can_separate(const RepairState& state, Repair repair);
 
 /// One pass; the scan is stale afterwards.  Gives the reason when there is no room for the
 /// copies; then nothing was written.  `copy_data` false: for a plan that is only tried, the
 /// contents of data clusters are not copied.
-Task<std::string> separate(MetadataScan& scan, RepairLog& log, bool copy_data);
+Task<std::string> separate(RepairState& state, RepairLog& log, bool copy_data);
 
 }  // namespace byre

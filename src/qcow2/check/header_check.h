@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The part of a scan that looks at the header and its extensions by themselves: what other readers
+/// refuse, and what is odd.
+/// Not here: what byre itself refuses (image_header.h).
+#pragma once
+
+#include "qcow2/check/scan_context.h"
+
+namespace byre {
+
+void check_header(ScanContext& scan);
+
+}  // namespace byre

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The part of a scan that walks the snapshot table: is each entry one that readers take, and what
+/// do its L1 table and the table itself refer to?
+/// Not here: whether a snapshot can be applied (snapshot_check.h).
+#pragma once
+
+#include "qcow2/check/l1_scan.h"
+#include "qcow2/check/scan_context.h"
+
+namespace byre {
+
+Task<void> scan_snapshots(ScanContext& scan, L1Scan& l1);
+
+}  // namespace byre
