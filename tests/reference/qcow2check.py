@@ -16,7 +16,7 @@ class Checker:
     def __init__(self, image, limit):
         self.image, self.limit = image, limit
         self.size, self.cluster_size = image.blob.size, image.cluster_size
-        self.found = {"errors": [], "leaks": [], "copied_drift": [], "warnings": []}
+        self.found = {"errors": [], "leaks": [], "copied_mismatch": [], "warnings": []}
         self.counts = dict.fromkeys(self.found, 0)
         self.refs = {}  # host cluster -> references
         self.owner = {}  # host cluster -> guest cluster, or (kind, index) for metadata, or STREAMS
@@ -175,7 +175,7 @@ class Checker:
                 if host != guest * size:
                     self.error("data-file-offset", f"guest cluster {guest} is at {host:#x}", guest=guest)
                 if active and not entry & COPIED:
-                    self.report("copied_drift", "copied-clear", f"guest cluster {guest}", guest=guest)
+                    self.report("copied_mismatch", "copied-clear", f"guest cluster {guest}", guest=guest)
                 continue
             if host % size or host >= self.size:
                 # A cluster that is only reserved may lie where the file has not grown yet.
@@ -302,4 +302,4 @@ class Checker:
             elif copied and refcount != 1:
                 self.error("copied-refcount", what, offset=offset)
             elif not copied and refcount == refs == 1:
-                self.report("copied_drift", "copied-clear", what, offset=offset)
+                self.report("copied_mismatch", "copied-clear", what, offset=offset)

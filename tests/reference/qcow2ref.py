@@ -21,7 +21,7 @@ from qcow2read import FormatError
 
 class Image(qcow2read.Image):
     def check(self, decode=False, limit=10000):
-        """{errors, leaks, copied_drift, warnings: lists of findings; counts, dirty, corrupt}."""
+        """{errors, leaks, copied_mismatch, warnings: lists of findings; counts, dirty, corrupt}."""
         return Checker(self, limit).run(decode)
 
 
@@ -31,14 +31,14 @@ def check(source, decode=False, limit=10000, **options):
         return Image(source, **options).check(decode, limit)
     except FormatError as error:
         return {"dirty": False, "corrupt": False, "errors": [{"kind": "header", "text": str(error)}], "leaks": [],
-                "copied_drift": [], "warnings": [],
-                "counts": {"errors": 1, "leaks": 0, "copied_drift": 0, "warnings": 0}}
+                "copied_mismatch": [], "warnings": [],
+                "counts": {"errors": 1, "leaks": 0, "copied_mismatch": 0, "warnings": 0}}
 
 
 def verdict(result, strict=False):
     """The exit code: 0 sound, 2 errors, 3 leaks only."""
     counts = result["counts"]
-    if counts["errors"] or strict and (counts["copied_drift"] or counts["warnings"]):
+    if counts["errors"] or strict and (counts["copied_mismatch"] or counts["warnings"]):
         return 2
     return 3 if counts["leaks"] else 0
 
@@ -47,7 +47,7 @@ def print_check(result, as_json):
     if as_json:
         print(json.dumps(result, indent=1))
         return
-    for where in ("errors", "copied_drift", "leaks", "warnings"):
+    for where in ("errors", "copied_mismatch", "leaks", "warnings"):
         for finding in result[where]:
             print(f"{where}: {finding['kind']}: {finding['text']}")
         if result["counts"][where] > len(result[where]):

@@ -593,7 +593,7 @@ class Damage(Case):
         for place in (lambda e: e.l1(), lambda e: e.l2(2), lambda e: e.l2(4)):
             editor = self.plain()
             editor.flip(place(editor), COPIED)
-            result = self.expect(editor, "copied_drift", "copied-clear", 2)
+            result = self.expect(editor, "copied_mismatch", "copied-clear", 2)
             self.assertEqual((verdict(result), verdict(result, strict=True)), (0, 2))
         editor = self.plain()
         editor.flip(editor.l2(5), COPIED)
@@ -762,7 +762,7 @@ class Damage(Case):
         self.expect(editor, "errors", "data-file-offset")
         editor = Editor(path)
         editor.flip(editor.l2(2), COPIED)
-        self.expect(editor, "copied_drift", "copied-clear")
+        self.expect(editor, "copied_mismatch", "copied-clear")
 
     def test_headers(self):
         for at, value in ((0, b"x"), (4, b"\0\0\0\4"), (20, b"\0\0\0\x08"), (20, b"\0\0\0\x1e"), (72, b"\1"),
