@@ -96,6 +96,22 @@ class Layers(unittest.TestCase):
         ]
         self.assertEqual(users, ["qcow2/core/header_state.cc", "qcow2/ops/create.cc"])
 
+    def test_a_check_writes_nothing(self):
+        """Neither to the image, nor, outside of check/, into what a scan has found: a result is handed out const."""
+        wrong = []
+        for path, layer in sources():
+            if layer != "qcow2" or is_test(path):
+                continue
+            text = code(path)
+            if path.parent.name == "check":
+                if re.search(r"(\.|->)(write|zero|discard|flush|allocate)\(", text):
+                    wrong.append(f"{path.relative_to(SRC)} writes")
+            elif "ScanResult&" in re.sub(r"const ScanResult&", "", text):
+                wrong.append(f"{path.relative_to(SRC)} takes a ScanResult that is not const")
+            elif "ScanContext" in text and path.stem != "online_check":
+                wrong.append(f"{path.relative_to(SRC)} takes part in a scan")
+        self.assertEqual(wrong, [])
+
     def test_guest_bytes_leave_through_the_data_store_alone(self):
         """What guest/ and ops/ do with the image's file concerns metadata; they write no data file at all."""
         metadata = {"header_read", "l2_load", "l1_shrink_load", "l2_allocate", "l2_update", "l1_grow", "l1_shrink",

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Completes the findings of a scan: guest ranges, snapshots, causes that need to know both.
 ///
-/// Cost: another look at the L2 and L1 tables (owners.h), when a finding is about a cluster.
+/// Cost: another read of the L2 and L1 tables (owners.h), when a finding is about a cluster.
 #pragma once
 
 #include "qcow2/check/scan_context.h"

@@ -41,7 +41,7 @@ class HeaderCheck {
   }
 
  private:
-  /// What byre reads and others refuse; it is taken out of what is looked at afterwards.
+  /// What byre reads and others refuse; it is taken out of what is checked afterwards.
   void check_readers(Header& header, Extensions& extensions) {
     const auto refused = [&](uint64_t at, uint64_t length, RepairKind repair,
                              const auto&... parts) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The part of a scan that looks at the header and its extensions by themselves: what other readers
+/// The part of a scan that checks the header and its extensions by themselves: what other readers
 /// refuse, and what is odd.
 /// Not here: what byre itself refuses (image_header.h).
 #pragma once

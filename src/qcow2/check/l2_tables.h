@@ -13,17 +13,17 @@ namespace byre {
 /// Runs on a worker thread, with nothing but reads beside it.
 using VisitL2 = std::function<void(const L2Use& use, MutableBytes table)>;
 
-/// What the reading of tables asks and tells; what is empty is not called.
+/// What the reading of tables asks and reports; what is empty is not called.
 struct ReadHooks {
   std::function<Result<void>()> go_on = {};
   std::function<void(const Error& error)> unreadable = {};
   std::function<void(uint64_t done)> progress = {};
 };
 
-/// A table that cannot be read is told of and not visited.
+/// A table that cannot be read is reported and not visited.
 Task<void> each_l2(Device& file, const ScanResult& found, VisitL2 visit, ReadHooks hooks);
 
-/// What hooks.unreadable is told of the table at `cluster`.
+/// The error of a read with the table at `cluster` named.
 Error unreadable_table(const Error& error, std::string_view what, HostCluster cluster,
                        const Geometry& geometry);
 

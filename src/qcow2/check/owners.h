@@ -2,7 +2,7 @@
 /// Owners: who refers to certain host clusters, down to the entry in the file.
 ///
 /// A scan counts; it does not remember who it counted.  When something is wrong with some
-/// clusters, this looks the tables through once more for exactly those, and for the L1 tables, and
+/// clusters, this reads the tables once more for exactly those, and for the L1 tables, and
 /// so the snapshots, that see them.
 /// Invariant: of a cluster's references the first `references_max` are kept, in the order of the
 /// L2 tables in the file; how many there are is counted.
@@ -43,7 +43,7 @@ class Owners {
 
   Owners(Device& file, const ScanResult& found, ReadHooks hooks)
       : file_(file), found_(found), hooks_(std::move(hooks)) {}
-  /// Looks for the owners of `clusters`, and of the L2 tables among them and around them.
+  /// Finds the owners of `clusters`, and of the L2 tables among them and around them.
   Task<void> find(const std::vector<HostCluster>& clusters, uint64_t references_max);
 
   const References& of(HostCluster cluster) const;

@@ -34,12 +34,12 @@ struct CheckOptions {
   }
   uint64_t findings_max = 10000;  ///< Kept with words; all are counted.
   /// Find out whom each finding touches: guest ranges, snapshots, likely causes.  Costs another
-  /// look at the L2 tables, and only when something was found.
+  /// read of the L2 tables, and only when something was found.
   bool attribute = false;
-  /// Look whether compressed streams overlap, and whether each inflates (compressed_check.h).
+  /// Check whether compressed streams overlap, and whether each inflates (compressed_check.h).
   bool streams = false;
   bool decode = false;
-  /// Look at the bits of persistent bitmaps (bitmap_check.h), and at snapshots as such
+  /// Check the bits of persistent bitmaps (bitmap_check.h), and at snapshots as such
   /// (snapshot_check.h).
   bool bitmaps = false;
   bool snapshots = false;

@@ -5,7 +5,7 @@
 /// and the VM state has tables.
 /// Not here: that tables are there, readable and counted (snapshot_scan.h); that compressed data
 /// inflate (compressed_check.h).
-/// Cost: one more look at the snapshot table and the L1 entries of VM states.
+/// Cost: one more read of the snapshot table and the L1 entries of VM states.
 #pragma once
 
 #include "qcow2/check/scan_context.h"

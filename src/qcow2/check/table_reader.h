@@ -55,7 +55,7 @@ class TableReader {
   struct Pace {
     /// Asked before each window is visited; an error ends the reading and is its result.
     std::function<Result<void>()> go_on = {};
-    /// Told after each window how many tables are done.
+    /// Called after each window with the number of tables that are done.
     std::function<void(uint64_t done)> progress = {};
     Throttle* throttle = nullptr;
     uint64_t reads_max = UINT64_MAX;  ///< Side by side.

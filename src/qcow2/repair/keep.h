@@ -4,8 +4,8 @@
 ///
 /// Before the first write of a repair that met damage the header says that all leaked clusters are
 /// kept; in the end, which.  So whoever repairs next, in whatever mode and wherever the first
-/// repair was cut off, frees none of them. Not here: the list itself (format/kept_clusters.h), who
-/// frees (repair.h, online_check.h).
+/// repair was cut off, frees none of them.
+/// Not here: the list itself (format/kept_clusters.h), freeing (repair.h, online_check.h).
 #pragma once
 
 #include "format/kept_clusters.h"

@@ -127,7 +127,7 @@ class GivingUp {
     if (is_two_tables(g().cluster_of(at))) return false;
     return others_too_ || state_.references.counts.find(g().cluster_of(at))->owner() != Owner::l2;
   }
-  /// Two L1 entries lead to it, which can be separated.
+  /// Two L1 entries lead to it, which can be unshared.
   bool is_two_tables(HostCluster table) const {
     const L2Use* use = state_.found.find_use(table.value);
     return use && use->shared;
@@ -150,7 +150,7 @@ class GivingUp {
     l1_.push_back({.l1 = l1, .index = index, .needs_table = needs_table, .zeros = zeros});
   }
 
-  /// Tables with lost entries, and what needs a cluster of zeros.  A table that somebody else uses
+  /// Tables with lost entries, and what needs a cluster of zeros.  A table that something else uses
   /// as well waits until that is settled.
   Task<void> collect_l2() {
     const bool wants_clusters = g().version < 3 && has_backing();

@@ -11,8 +11,8 @@
 ///   extended L2                zero bits for the subclusters that had data; the others stay
 ///   version 2                  nothing, or with a backing file a cluster of zeros
 ///   a raw external data file   the cluster's own place in it, which is what the disk shows: no
-///   loss L1 entries                 nothing, or with a backing file a table of zero flags; in
-///   version 2
+///                              loss
+///   L1 entries                 nothing, or with a backing file a table of zero flags; in version 2
 ///                              one that leads to clusters of zeros, which are holes where the
 ///                              file can grow
 ///
@@ -39,9 +39,9 @@ struct ZerosNeeded {
 /// Why there cannot be so many; empty: there can.
 std::string why_no_zeros(const RepairState& state, const ZerosNeeded& needed);
 
-/// One pass; the scan is stale afterwards.  The reason, when that is not possible; then nothing
+/// One pass; the state is stale afterwards.  The reason, when that is not possible; then nothing
 /// was written.  `tables` as well gives up L1 entries to tables that lie in other metadata, which
-/// no repair can separate.
+/// no repair can unshare.
 Task<std::string> give_up_entries(RepairState& state, RepairLog& log, bool tables);
 
 }  // namespace byre

@@ -6,7 +6,7 @@
 ///      the others were, so the file may grow; every reader refuses the image, and a repair can be
 ///      run again.
 ///   2. Entries that lead nowhere are given up (loss.h).
-///   3. A whole table is written where nobody uses anything and counted, durably; then one sector
+///   3. A whole table is written where nothing is in use and counted, durably; then one sector
 ///      of the header switches to it (docs/engine.md, O6).  An entry that is lost is zero; with a
 ///      backing file it leads nowhere, and the next pass puts a table of zeros there.
 ///
@@ -19,7 +19,7 @@ namespace byre {
 
 bool has_lost_l1(const RepairState& state);
 
-/// Step 1 or step 3; step 2 is the caller's.  The scan is stale afterwards.  The reason, when it
+/// Step 1 or step 3; step 2 is the caller's.  The state is stale afterwards.  The reason, when it
 /// is not possible; then the tables are as they were.
 Task<std::string> give_up_l1(RepairState& state, RepairLog& log);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Rounds: look, repair one kind of thing, look again, until nothing changes any more.
+/// Repair passes: scan, repair one kind of thing, scan again, until nothing changes any more.
 ///
 /// The order: flags that hide nothing; what has two owners; refcounts and COPIED.  Each pass
 /// leaves an image no worse than it was (repair.h, unshare.h), so that it can be stopped anywhere.

@@ -19,10 +19,10 @@ bool may_free(const RepairState& state) {
   return !state.damaged && state.found.report.check_errors == 0;
 }
 
-/// How far into a file that cannot grow room is looked for, in clusters.
+/// How far into a file that cannot grow room is searched, in clusters.
 constexpr uint64_t kSearched = uint64_t{1} << 26;
 
-/// Clusters side by side that nobody uses.
+/// Clusters side by side that nothing uses.
 struct Room {
   uint64_t first = 0;
   uint64_t count = 0;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Repair: makes refcounts and COPIED flags what a scan has counted.
+/// Repair: makes refcounts and COPIED flags agree with what a scan has counted.
 ///
 /// Counts are raised, and flags cleared, before anything is freed; nothing is freed while the
-/// scan is damaged, that is, while references may be missing.  Refcount structures that cannot be
-/// believed are written anew into space that nobody uses, synced, and entered by one sector of the
+/// image is damaged, that is, while references may be missing.  Refcount structures that cannot be
+/// believed are written anew into space that nothing uses, synced, and entered by one sector of the
 /// header (docs/engine.md, O1, O3, O6).  Stopped at any write, it can be run again.
 /// Not here: what to do about entries that lead nowhere; they are left as they are.
 #pragma once
@@ -56,15 +56,15 @@ struct RepairLog {
 
 /// Would repair_image() change something?
 bool can_repair(const RepairState& state, Repair repair);
-/// One pass of it; the scan is stale afterwards.
+/// One pass of it; the state is stale afterwards.
 Task<void> repair_image(RepairState& state, Repair repair, RepairLog& log);
-/// Clears, in L2 entries, what means nothing and hides nothing; the scan is stale afterwards.
+/// Clears, in L2 entries, what means nothing and hides nothing; the state is stale afterwards.
 bool can_fix_entries(const RepairState& state, Repair repair);
 Task<void> repair_entries(RepairState& state, RepairLog& log);
-/// Runs of `count` clusters in all that nobody uses: one behind the end of a file that can grow,
+/// Runs of `count` clusters in all that nothing uses: one behind the end of a file that can grow,
 /// else what is free in it.  Fails with Errc::no_space.
 Task<std::vector<HostSpan>> find_room(RepairState& state, uint64_t count);
-/// Writes a table that must lie in one piece where nobody uses anything, and counts it, durably;
+/// Writes a table that must lie in one piece where nothing is in use, and counts it, durably;
 /// none when there is no room.  Nothing points to it yet.
 Task<std::optional<HostOffset>> place_table(RepairState& state, RepairLog& log, Bytes table,
                                             IoTag tag);

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Mending the tables of snapshots and bitmaps: what no reader takes is completed or taken out
+/// Repair of the tables of snapshots and bitmaps: what no reader takes is completed or taken out
 /// (docs/engine.md, R8).
 ///
-/// A new table is written where nobody uses anything and counted, durably; then one sector of the
-/// header switches to it (O6, B4).  A cut leaves the old table or the new one, and leaks.
-/// The scan is stale afterwards.
-/// Not here: what is wrong with them (metadata_scan.h says so), refcounts and entries (repair.h).
+/// A new table is written where nothing is in use and counted, durably; then one sector of the
+/// header switches to it (O6, B4).  A power loss leaves the old table or the new one, and leaks.
+/// The state is stale afterwards.
+/// Not here: what is wrong with them (check/snapshot_scan.h, check/bitmap_scan.h), refcounts and
+/// entries (repair.h).
 #pragma once
 
 #include "qcow2/repair/repair.h"
@@ -17,7 +18,7 @@ Task<bool> repair_header(RepairState& state, RepairLog& log);
 
 /// What may be taken out.
 enum class RepairBroken : uint8_t {
-  useless,  ///< Only what nobody can use.
+  useless,  ///< Only what no reader can use.
   broken,   ///< Also what leads nowhere, or into other metadata: RepairLog::lost_things names it.
 };
 
@@ -30,7 +31,7 @@ bool has_broken_bitmaps(const RepairState& state);
 /// entries are all that is wanted, only the header changes.  False: there is no room.
 Task<bool> repair_snapshots(RepairState& state, RepairLog& log, RepairBroken what);
 /// Takes bitmaps that are invalid out of the directory, and marks in_use what does not fit the disk
-/// (of a table that is too long, what would lie behind the disk goes): nobody can use either.
+/// (of a table that is too long, what would lie behind the disk goes): no reader can use either.
 /// False: there is no room.
 Task<bool> repair_bitmaps(RepairState& state, RepairLog& log, RepairBroken what);
 

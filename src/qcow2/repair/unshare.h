@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Separate: what two things use becomes two.
+/// Unshare: a cluster that two things use becomes two.
 ///
 /// Two L2 entries on one host cluster, data in a cluster of metadata, two L1 entries on one L2
 /// table, compressed streams that overlap: whoever writes there next harms the other.  Which of the
-/// owners is right nobody can know; so one keeps the place (metadata first, then compressed data,
+/// owners is right cannot be known; so one keeps the place (metadata first, then compressed data,
 /// then the lowest guest cluster), and each of the others gets a copy of what is there.  What the
 /// guests read does not change; their ranges are in doubt, and named (RepairLog::in_doubt).
 ///
 /// The same for a cluster, or an L2 table, with more references than a refcount holds: as many as
 /// it holds stay, and the others get copies.  Nothing of that is in doubt.
 ///
-/// Order, in each pass: copies into space that nobody uses; refcounts for them, together with all
+/// Order, in each pass: copies into space that nothing uses; refcounts for them, together with all
 /// others that are too small; sync; the entries; sync (docs/engine.md, O1, O2).  Nothing is freed:
 /// what an owner had before is an orphan that may be the only copy of its data (orphans.h).
-/// An entry in a table that somebody else uses as well waits for the next pass, when that is
+/// An entry in a table that something else uses as well waits for the next pass, when that is
 /// settled.
 /// Invariant: stopped anywhere, every entry leads to the old place or to a whole copy.
-/// Cost: one look at the tables to find the owners; the copies, which may not be more than the file
+/// Cost: one read of the tables to find the owners; the copies, which may not be more than the file
 /// holds already, or the image is refused.
 /// Not here: the refcounts (repair.h), who goes first (check.cc).
 #pragma once
@@ -25,12 +25,12 @@
 
 namespace byre {
 
-/// Is something used twice, or too often, and may it be separated?
-bool can_separate(const RepairState& state, Repair repair);
+/// Is something used twice, or too often, and may it be unshared?
+bool can_unshare(const RepairState& state, Repair repair);
 
-/// One pass; the scan is stale afterwards.  Gives the reason when there is no room for the
+/// One pass; the state is stale afterwards.  Gives the reason when there is no room for the
 /// copies; then nothing was written.  `copy_data` false: for a plan that is only tried, the
 /// contents of data clusters are not copied.
-Task<std::string> separate(RepairState& state, RepairLog& log, bool copy_data);
+Task<std::string> unshare(RepairState& state, RepairLog& log, bool copy_data);
 
 }  // namespace byre
