@@ -2,23 +2,24 @@
 /// Checking a disk while it is served and written.
 ///
 ///   1. A moment of rest, as for a snapshot (docs/engine.md, S1): every lock is taken, what is
-///      staged is committed with all refcounts, limbo is drained.  So the file says the whole
-///      truth.  The roots (header, L1 tables, snapshot table, bitmap tables) are read, and the file
+///      staged is committed with all refcounts, limbo is drained.  So the file and the memory
+///      agree.  The roots (header, L1 tables, snapshot table, bitmap tables) are read, and the file
 ///      is frozen (block/point_in_time.h): what its metadata held stays readable.  Then the guest's
 ///      writes go on; its reads never stopped.
-///   2. The scan of an image that is offline (metadata_scan.h) goes over that moment.  So what it
-///   finds is what
-///      an offline check would have found then, in the same words, and whatever happens meanwhile
-///      (commits that fail, snapshots, resizes, tables that move and are reused) cannot disturb it.
+///   2. The scan of an offline image (metadata_scan.h) reads the file as it was then.  So it
+///      finds what an offline check would have found, in the same words, and nothing that happens
+///      meanwhile (commits that fail, snapshots, resizes, tables that move and are reused) can
+///      disturb it.
 ///   3. With Repair::leaks, and when nothing but leaks was found: what had a refcount and no
-///      reference goes to limbo, if it still has that refcount and nothing in limbo.  Nobody can
-///      have begun to use it: only free clusters are handed out (H4).
+///      reference goes to limbo, if it still has that refcount and nothing in limbo.  No writer can
+///      hold it: only free clusters are handed out (H4).
 ///
 /// Invariant: on a sound image there is no finding, at any load.  Nothing but step 3 writes.
 /// Cost: step 1 holds up the guest's writes for two small commits, the I/O that runs, and the
 /// reading of the L1 tables; what was staged before went down in a commit of its own.  Memory: that
 /// of a check, and the metadata that change while it runs, 4 KiB a piece; beyond kKeptMax of them
-/// it ends with Errc::busy. Not here: corruptions are repaired with the image offline (repair.h);
+/// it ends with Errc::busy.
+/// Not here: corruptions are repaired with the image offline (repair.h);
 /// compressed streams are not inflated, since their clusters may be rewritten.
 #pragma once
 

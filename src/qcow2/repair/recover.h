@@ -4,11 +4,11 @@
 /// plan_recovery() carries the whole repair out on an overlay in memory and checks the result; so
 /// what it says is what would happen.  An image is accepted when no corruption would be left, and
 /// nothing lost unless that was accepted; the others are refused, with the first thing that stands
-/// against them, and are not touched. recover() plans, and if that is accepted does the same to the
-/// file.  Orphans stay where they are until everything else is sound; then they are catalogued,
+/// against them, and are not touched.  recover() plans, and if that is accepted does the same to
+/// the file.  Orphans stay where they are until everything else is sound; then they are catalogued,
 /// saved if there is somewhere to save them, and freed only when they cannot be the last copy of
-/// anything: no damage was met, or they were saved, or the caller says so. Not here: undo (undo.h
-/// goes below), words for people (cli/repair.cc).
+/// anything: no damage was met, or they were saved, or the caller says so.
+/// Not here: undo (undo.h goes below), words for people (cli/repair.cc).
 #pragma once
 
 #include "qcow2/repair/orphans.h"

@@ -23,9 +23,11 @@
 /// touched nothing but data in place that only one thing used before the repair: an undo does not
 /// touch these either.  Data that two things used, and their copies, must be what they were: taken
 /// back, one would read what was written for the other.  So the journal has a hash of what the
-/// repair read to copy it. Invariant: cut off anywhere, a repair leaves an image and a journal that
-/// undo correctly; so does an undo. Cost: a sync of the journal for each write; one check for the
-/// fingerprint. Not here: where the journal lies (cli/repair.cc).
+/// repair read to copy it.
+/// Invariant: stopped anywhere, a repair leaves an image and a journal that undo correctly; so does
+/// an undo.
+/// Cost: a sync of the journal for each write; one check for the fingerprint.
+/// Not here: where the journal lies (cli/repair.cc).
 #pragma once
 
 #include <cstdint>

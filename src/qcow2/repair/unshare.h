@@ -18,7 +18,8 @@
 /// Invariant: stopped anywhere, every entry leads to the old place or to a whole copy.
 /// Cost: one read of the tables to find the owners; the copies, which may not be more than the file
 /// holds already, or the image is refused.
-/// Not here: the refcounts (repair.h), who goes first (check.cc).
+/// Not here: the refcounts (repair.h), the choice of who gets a copy (unshare_plan.h), the order of
+/// passes (passes.cc).
 #pragma once
 
 #include "qcow2/repair/repair.h"
