@@ -6,6 +6,7 @@
 
 #include "base/checked.h"
 #include "format/codec.h"
+#include "format/extended_l2.h"
 #include "qcow2/guest/guest_disk.h"
 
 namespace byre {
@@ -116,9 +117,7 @@ Task<void> read_mapped(GuestDisk& disk, const Mapping& mapping, uint64_t offset,
 
 bool reads_zero(const GuestDisk& disk, const Mapping& mapping, uint32_t units,
                 uint64_t cluster_start) {
-  if (mapping.compressed || (mapping.allocated & units) != 0) return false;
-  if ((mapping.zero & units) == units) return true;
-  return !disk.backing || cluster_start >= disk.backing->size();
+  return reads_zero(mapping, units, cluster_start < disk.backing_end());
 }
 
 /// What the backing device has; zeros beyond its end, beyond our own, and without one.
