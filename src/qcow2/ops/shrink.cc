@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "base/checked.h"
+#include "qcow2/core/l2_patch.h"
 #include "qcow2/core/quiesced.h"
 #include "qcow2/guest/external_store.h"
 #include "qcow2/guest/guest_disk.h"
@@ -28,8 +29,8 @@ static Task<void> zero_tail(GuestDisk& disk, uint64_t size);
 static Task<bool> ends_in_data(GuestDisk& disk, uint64_t size);
 static Task<void> cut_tables(GuestDisk& disk, uint64_t size, CutOff& off);
 static Task<void> cut_last_table(GuestDisk& disk, uint64_t size, CutOff& off);
-static Task<void> cut_last_cluster(GuestDisk& disk, uint64_t size, MutableBytes table,
-                                   uint64_t index, CutOff& off);
+static Task<void> cut_last_cluster(GuestDisk& disk, uint64_t size, L2Patch& table, uint64_t index,
+                                   CutOff& off);
 static Task<void> free_cut_off(GuestDisk& disk, CutOff off);
 static Task<void> empty_limbo(GuestDisk& disk);
 
@@ -141,34 +142,29 @@ Task<void> cut_last_table(GuestDisk& disk, uint64_t size, CutOff& off) {
   const uint64_t l1_index = off.l1_entries - 1;
   const L1Entry entry = co_await decode_l1(off.l1[l1_index], g).doing("L1 entry ", l1_index);
   if (!entry.l2) co_return;
-  const HostOffset from = g.start_of(*entry.l2);
-  std::vector<std::byte> table(disk.cluster_size());
-  co_await disk.file->read(from.value, table, IoTag::l2_load).doing("L2 table at ", from);
+  L2Patch table = co_await L2Patch::load(*disk.file, g, *entry.l2);
   const uint64_t kept = g.clusters_for(size) - g.first_of_l1(l1_index).value;
-  for (uint64_t i = 0; i < g.l2_entries(); ++i) {
-    L2Entry l2 = load_l2(table, i, g);
-    if (i >= kept) {
-      if (l2 == L2Entry{}) continue;
-      off.mappings.push_back(co_await decode_l2(l2, g).doing("L2 table at ", from, ": entry ", i));
-      l2 = {};
-    }
-    store_l2(table, i, l2, g);
+  for (uint64_t i = kept; i < table.entries(); ++i) {
+    const L2Entry l2 = table.entry(i);
+    if (l2 == L2Entry{}) continue;
+    off.mappings.push_back(
+        co_await decode_l2(l2, g).doing("L2 table at ", table.at(), ": entry ", i));
+    table.set(i, {});
   }
   if (off.last_cluster_copy) co_await cut_last_cluster(disk, size, table, kept - 1, off);
   if (off.mappings.empty()) co_return;
-  if (!entry.copied) co_await disk.allocator->clear_shared(table);
+  if (!entry.copied) co_await disk.allocator->clear_shared(table.mutable_bytes());
   co_await disk.allocator->load({*entry.l2, 1});
-  const HostOffset at = g.start_of(off.last_table_copy.first());
-  co_await disk.file->write(at.value, table, {.tag = IoTag::l2_allocate}).doing("L2 table at ", at);
+  co_await table.write_copy(*disk.file, off.last_table_copy.first());
   off.l1[l1_index] = encode_l1({off.last_table_copy.first(), true}, g);
   off.last_table = entry.l2;
 }
 
 /// The cluster that the new end lies in, entry `index` of `table`, with zeros behind the end.
-Task<void> cut_last_cluster(GuestDisk& disk, uint64_t size, MutableBytes table, uint64_t index,
+Task<void> cut_last_cluster(GuestDisk& disk, uint64_t size, L2Patch& table, uint64_t index,
                             CutOff& off) {
   const Geometry& g = disk.head.geometry;
-  const Mapping old = co_await decode_l2(load_l2(table, index, g), g).doing("entry ", index);
+  const Mapping old = co_await decode_l2(table.entry(index), g).doing("entry ", index);
   co_await disk.load_refcounts_of(old);
   std::vector<std::byte> bytes(disk.cluster_size());
   Mapping copy{.copied = true, .host = off.last_cluster_copy.first()};
@@ -183,7 +179,7 @@ Task<void> cut_last_cluster(GuestDisk& disk, uint64_t size, MutableBytes table, 
   fill_zero(MutableBytes(bytes).subspan(size % disk.cluster_size()));
   const HostOffset at = g.start_of(*copy.host);
   co_await disk.store.write(at, bytes, false, IoTag::copy_up_write).doing("data at ", at);
-  store_l2(table, index, encode_l2(copy, g), g);
+  table.set(index, encode_l2(copy, g));
   off.mappings.push_back(old);
 }
 
