@@ -5,6 +5,8 @@
 
 #include "coro/scope.h"
 #include "format/codec.h"
+#include "qcow2/core/space_retry.h"
+#include "qcow2/guest/change.h"
 #include "qcow2/guest/guest_disk.h"
 #include "qcow2/guest/write.h"
 
@@ -20,7 +22,6 @@ constexpr uint64_t kWorkMin = 64 * KiB;
 using Stream = std::optional<std::vector<std::byte>>;  ///< None: it would not be smaller.
 static Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes data,
                                                int level);
-static Task<CompressedPacker::Placed> place_stream(GuestDisk& disk, Bytes stream, bool& reclaimed);
 static Task<std::vector<Stream>> compress_clusters(GuestDisk& disk, Bytes data, int level);
 static Task<void> compress_some(GuestDisk& disk, Bytes data, int level, std::span<Stream> streams);
 
@@ -65,11 +66,9 @@ Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes 
   // Asked for in one step: who comes later waits for this request in both
   // (CompressedPacker::Ticket).
   CompressedPacker::Ticket ticket(*disk.packer);
-  RangeLock::Request lock(disk.clusters, first.value, first.value + count,
-                          RangeLock::Mode::exclusive);
-  co_await lock;
-  if (!disk.bitmaps->try_set_dirty(offset, data.size()))
-    co_await disk.bitmaps->set_dirty(offset, data.size());
+  ExclusiveRange range(disk.clusters, first, first + count);
+  co_await range;
+  co_await record_change(disk, range, offset, data.size());
   std::vector<Stream> streams = co_await compress_clusters(disk, data, level);
   std::vector<Mapping> old(count);
   {
@@ -79,10 +78,10 @@ Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes 
   for (uint64_t i = 0; i < count; ++i) {
     if (streams[i]) co_await disk.load_refcounts_of(old[i]);
   }
-  co_await disk.prepare_table(g.l1_index(first));
+  co_await disk.prepare_table(range);
   co_await ticket.wait();
 
-  bool reclaimed = false;
+  SpaceRetry retry(disk);
   std::vector<CompressedPacker::Placed> placed;
   Result<void> all_placed;
   for (uint64_t i = 0; i < count && all_placed; ++i) {
@@ -90,8 +89,9 @@ Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes 
       placed.emplace_back();
       continue;
     }
+    const Bytes stream = *streams[i];
     Result<CompressedPacker::Placed> place =
-        co_await place_stream(disk, *streams[i], reclaimed).result();
+        co_await retry.run(&CompressedPacker::place, *disk.packer, stream).result();
     if (place) {
       placed.push_back(*std::move(place));
     } else {
@@ -103,17 +103,13 @@ Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes 
     while (streams[i]) {
       Result<bool> written = co_await disk.packer->write(placed[i]).result();
       if (written && *written) break;
-      if (!written && (written.error().code() != Errc::no_space || reclaimed))
-        co_await fail(std::move(written).error());
       placed[i] = CompressedPacker::Placed();  // To limbo: its write may still land (H6).
-      if (!written) {
-        reclaimed = true;
-        co_await disk.reclaim_space();
-      }
-      placed[i] = co_await place_stream(disk, *streams[i], reclaimed);
+      if (!written) co_await retry.reclaim_after(std::move(written).error());
+      const Bytes stream = *streams[i];
+      placed[i] = co_await retry.run(&CompressedPacker::place, *disk.packer, stream);
     }
     if (!streams[i]) continue;
-    disk.publish(first + i, placed[i].mapping(), old[i]);  // M3, P3: its bytes are down.
+    disk.publish(range, first + i, placed[i].mapping(), old[i]);  // M3, P3: its bytes are down.
     placed[i].keep();
     ++disk.stats.clusters_compressed;
   }
@@ -121,20 +117,9 @@ Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes 
   co_return std::move(streams);
 }
 
-/// CompressedPacker::place(), with a second try once freed space has been made usable.
-Task<CompressedPacker::Placed> place_stream(GuestDisk& disk, Bytes stream, bool& reclaimed) {
-  Result<CompressedPacker::Placed> placed = co_await disk.packer->place(stream).result();
-  if (!placed && placed.error().code() == Errc::no_space && !reclaimed) {
-    reclaimed = true;
-    co_await disk.reclaim_space();
-    placed = co_await disk.packer->place(stream).result();
-  }
-  co_return std::move(placed);
-}
-
-Task<void> GuestDisk::write_packed(uint64_t at, Bytes bytes) {
+Task<void> GuestDisk::write_packed(HostOffset at, Bytes bytes) {
   const Epochs::Pin pin = epochs.pin();
-  co_await store.write(HostOffset{at}, bytes, false, IoTag::write_compressed);
+  co_await store.write(pin, at, bytes, false, IoTag::write_compressed);
 }
 
 /// The streams of `data`'s clusters, in their order, made on all cores.

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "base/checked.h"
 #include "block/raw.h"
+#include "qcow2/guest/change.h"
 #include "qcow2/guest/guest_disk.h"
 
 namespace byre {
@@ -50,13 +50,12 @@ Task<void> zero_raw_data(GuestDisk& disk, uint64_t offset, uint64_t length, Zero
   for (const uint64_t end = offset + length; offset < end;) {
     const uint64_t step = std::min(end - offset, kZeroAtOnce);
     const GuestCluster last = g.cluster_of(GuestOffset{offset + step - 1});
-    RangeLock::Request lock(disk.clusters, g.cluster_of(GuestOffset{offset}).value, last.value + 1,
-                            RangeLock::Mode::shared);
-    co_await lock;
-    if (!disk.bitmaps->try_set_dirty(offset, step)) co_await disk.bitmaps->set_dirty(offset, step);
+    SharedRange range(disk.clusters, g.cluster_of(GuestOffset{offset}), last + 1);
+    co_await begin_change(disk, range, offset, step);
     const uint64_t there =
         offset < disk.data->size() ? std::min(step, disk.data->size() - offset) : 0;
-    if (there != 0) co_await disk.store.zero(HostOffset{offset}, there, options).doing("data file");
+    if (there != 0)
+      co_await disk.store.zero(range, HostOffset{offset}, there, options).doing("data file");
     offset += step;
   }
 }
@@ -98,9 +97,8 @@ Task<void> punch_removed(GuestDisk& disk) {
 /// written again since keeps what it has.
 Task<void> punch_unowned(GuestDisk& disk, GuestCluster first, uint64_t count) {
   const Geometry& g = disk.head.geometry;
-  RangeLock::Request lock(disk.clusters, first.value, first.value + count,
-                          RangeLock::Mode::exclusive);
-  co_await lock;
+  ExclusiveRange range(disk.clusters, first, first + count);
+  co_await range;
   const auto unowned = [&](uint64_t index) -> Task<bool> {
     const Epochs::Pin pin = disk.epochs.pin();
     const Map::Found found = co_await disk.map->find(first + index);
@@ -111,7 +109,7 @@ Task<void> punch_unowned(GuestDisk& disk, GuestCluster first, uint64_t count) {
     while (end < count && co_await unowned(end)) ++end;
     const uint64_t from = g.start_of(first + i).value;
     const uint64_t to = std::min(g.start_of(first + end).value, disk.data->size());
-    if (from < to) co_await disk.store.discard(HostOffset{from}, to - from);
+    if (from < to) co_await disk.store.discard(range, HostOffset{from}, to - from);
     i = end + 1;
   }
 }

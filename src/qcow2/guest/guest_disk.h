@@ -53,8 +53,9 @@ class GuestDisk final : public Engine,
   bool punching_removed = false;
 
  private:
-  Task<void> write_packed(uint64_t at, Bytes bytes) override;            // compress.cc
-  Task<void> decompress(Mapping stream, MutableBytes cluster) override;  // read.cc
+  Task<void> write_packed(HostOffset at, Bytes bytes) override;  // compress.cc
+  // read.cc
+  Task<void> decompress(HostAccess access, Mapping stream, MutableBytes cluster) override;
 };
 
 }  // namespace byre

@@ -11,10 +11,11 @@
 
 namespace byre {
 
-static Task<void> read_compressed(GuestDisk& disk, Mapping mapping, uint64_t within,
-                                  MutableBytes data, ReadFor read);
+static Task<void> read_compressed(GuestDisk& disk, HostAccess access, Mapping mapping,
+                                  uint64_t within, MutableBytes data, ReadFor read);
 static Task<void> read_below(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTag);
-static Task<void> decompress_stream(GuestDisk& disk, Mapping mapping, MutableBytes cluster);
+static Task<void> decompress_stream(GuestDisk& disk, HostAccess access, Mapping mapping,
+                                    MutableBytes cluster);
 
 Task<void> read_disk(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTag tag) {
   const Request request(disk);
@@ -62,7 +63,8 @@ Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTa
         length = std::min<uint64_t>(data.size(), length + disk.cluster_size());
         ++next;
       }
-      co_await disk.store.read(g.start_of(*mapping.host) + in_cluster, data.first(length), tag);
+      co_await disk.store.read(pin, g.start_of(*mapping.host) + in_cluster, data.first(length),
+                               tag);
     } else if (!mapping.compressed && mapping.allocated == 0 && mapping.zero == 0 &&
                disk.map->table_missing(cluster)) {
       // A whole table is missing: go on to its end at once.
@@ -70,25 +72,25 @@ Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTa
       length = std::min<uint64_t>(data.size(), table_end - offset);
       co_await read_below(disk, offset, data.first(length), tag);
     } else {
-      co_await read_mapped(disk, mapping, offset, data.first(length), tag);
+      co_await read_mapped(disk, pin, mapping, offset, data.first(length), tag);
     }
     offset += length;
     data = data.subspan(length);
   }
 }
 
-/// The bytes of one cluster, or a part of it, as `mapping` says.  The caller holds a pin or X.
-Task<void> read_mapped(GuestDisk& disk, const Mapping& mapping, uint64_t offset, MutableBytes data,
-                       ReadFor read) {
+/// The bytes of one cluster, or a part of it, as `mapping` says.
+Task<void> read_mapped(GuestDisk& disk, HostAccess access, const Mapping& mapping, uint64_t offset,
+                       MutableBytes data, ReadFor read) {
   const Geometry& g = disk.head.geometry;
   uint64_t within = g.offset_in_cluster(GuestOffset{offset});
   if (mapping.compressed) {
-    co_await read_compressed(disk, mapping, within, data, read);
+    co_await read_compressed(disk, access, mapping, within, data, read);
     co_return;
   }
   const uint32_t allocated = mapping.allocated;
   const uint32_t zero = mapping.zero;
-  const uint64_t host = mapping.host ? g.start_of(*mapping.host).value : 0;
+  const HostOffset host = mapping.host ? g.start_of(*mapping.host) : HostOffset{};
   const auto kind = [&](uint64_t unit) {
     return (allocated >> unit & 1) ? 0 : (zero >> unit & 1) ? 1 : 2;
   };
@@ -100,7 +102,7 @@ Task<void> read_mapped(GuestDisk& disk, const Mapping& mapping, uint64_t offset,
     const uint64_t length = std::min<uint64_t>(data.size(), end * g.unit_size() - within);
     switch (kind(unit)) {
       case 0:
-        co_await disk.store.read(HostOffset{host + within}, data.first(length), read.tag);
+        co_await disk.store.read(access, host + within, data.first(length), read.tag);
         break;
       case 1:
         fill_zero(data.first(length));
@@ -131,29 +133,30 @@ Task<void> read_below(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTag
   fill_zero(data.subspan(below));
 }
 
-Task<void> read_compressed(GuestDisk& disk, Mapping mapping, uint64_t within, MutableBytes data,
-                           ReadFor read) {
+Task<void> read_compressed(GuestDisk& disk, HostAccess access, Mapping mapping, uint64_t within,
+                           MutableBytes data, ReadFor read) {
   DecompressedCache::Cluster cluster = disk.decompressed.find(mapping);
   // Who wants all of it gets it at once; it will hardly be asked for again.
   if (!cluster && data.size() == disk.cluster_size()) {
-    co_await decompress_stream(disk, mapping, data);
+    co_await decompress_stream(disk, access, mapping, data);
     co_return;
   }
   // A copy up is the last use of its stream, and waits for no reader.  Where another process may
   // write the image nothing tells when its bytes change.
   if (!cluster && (read.last_use || disk.options.share_lock)) {
     std::vector<std::byte> now(disk.cluster_size());
-    co_await decompress_stream(disk, mapping, now);
+    co_await decompress_stream(disk, access, mapping, now);
     copy(data, Bytes(now).subspan(within, data.size()));
     co_return;
   }
-  if (!cluster) cluster = co_await disk.decompressed.get(mapping, disk.stream_source());
+  if (!cluster) cluster = co_await disk.decompressed.get(access, mapping, disk.stream_source());
   copy(data, Bytes(*cluster).subspan(within, data.size()));
 }
 
-Task<void> decompress_stream(GuestDisk& disk, Mapping mapping, MutableBytes cluster) {
+Task<void> decompress_stream(GuestDisk& disk, HostAccess access, Mapping mapping,
+                             MutableBytes cluster) {
   std::vector<std::byte> stream(mapping.compressed_size);
-  co_await disk.store.read(mapping.compressed_at, stream, IoTag::read_compressed);
+  co_await disk.store.read(access, mapping.compressed_at, stream, IoTag::read_compressed);
   Result<void> decompressed;
   const Compression compression = disk.head.header.compression;
   const auto work = [&] { decompressed = decompress(compression, stream, cluster); };
@@ -167,8 +170,9 @@ Task<void> decompress_stream(GuestDisk& disk, Mapping mapping, MutableBytes clus
   }
 }
 
-BYRE_CORO_WRAPPER Task<void> GuestDisk::decompress(Mapping stream, MutableBytes cluster) {
-  return decompress_stream(*this, stream, cluster);
+BYRE_CORO_WRAPPER Task<void> GuestDisk::decompress(HostAccess access, Mapping stream,
+                                                   MutableBytes cluster) {
+  return decompress_stream(*this, access, stream, cluster);
 }
 
 /// What is alike from the start of the range, as the tables of this image alone have it.

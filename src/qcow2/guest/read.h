@@ -8,6 +8,7 @@
 
 #include "block/device.h"
 #include "format/l2.h"
+#include "qcow2/core/guards.h"
 
 namespace byre {
 
@@ -28,9 +29,9 @@ struct ReadFor {
 inline const ReadFor kCopyUp{IoTag::copy_up_read, true};
 /// Guest bytes wherever they are, also behind the disk.
 Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTag tag);
-/// The bytes of one cluster, or a part of it, as `mapping` says.  The caller holds a pin or X.
-Task<void> read_mapped(GuestDisk& disk, const Mapping& mapping, uint64_t offset, MutableBytes data,
-                       ReadFor read);
+/// The bytes of one cluster, or a part of it, as `mapping` says.
+Task<void> read_mapped(GuestDisk& disk, HostAccess access, const Mapping& mapping, uint64_t offset,
+                       MutableBytes data, ReadFor read);
 /// Do these units, read from anywhere but a host cluster, give zeros?
 bool reads_zero(const GuestDisk& disk, const Mapping& mapping, uint32_t units,
                 uint64_t cluster_start);

@@ -3,9 +3,9 @@
 
 #include <algorithm>
 
-#include "base/checked.h"
+#include "qcow2/core/space_retry.h"
+#include "qcow2/guest/change.h"
 #include "qcow2/guest/compress.h"
-#include "qcow2/guest/external_store.h"
 #include "qcow2/guest/guest_disk.h"
 #include "qcow2/guest/read.h"
 #include "qcow2/guest/write_plan.h"
@@ -18,38 +18,39 @@ namespace {
 constexpr uint64_t kPieceMax = 2 * MiB;
 }  // namespace
 
-static Task<uint64_t> write_in_place(GuestDisk& disk, uint64_t offset, Bytes data, bool fua,
-                                     bool& durable);
+struct InPlace;
+static Task<InPlace> write_in_place(GuestDisk& disk, uint64_t offset, Bytes data, bool fua);
 // Not inlined: clang would make its frame a part of every overwrite's, which no pool takes then.
 [[gnu::noinline]] static Task<void> write_allocating(GuestDisk& disk, uint64_t offset, Bytes data);
-static Task<void> write_segments(GuestDisk& disk, WritePiece piece);
-static Task<uint64_t> write_segment(GuestDisk& disk, const WritePiece& piece, WriteMethod method);
-static Task<uint64_t> allocate_and_write(GuestDisk& disk, const WritePiece& piece);
+static Task<void> write_segments(GuestDisk& disk, const ExclusiveRange& range, WritePiece piece);
+static Task<uint64_t> write_segment(GuestDisk& disk, const ExclusiveRange& range,
+                                    const WritePiece& piece, WriteMethod method);
+static Task<uint64_t> allocate_and_write(GuestDisk& disk, const ExclusiveRange& range,
+                                         const WritePiece& piece);
 static Task<void> perform(GuestDisk& disk, const WritePiece& segment, const FillPlan& plan);
-static Task<void> fill_around(GuestDisk& disk, const Mapping& old, const HostWrite& write,
-                              const WritePiece& segment, MutableBytes edge);
-static void publish_segment(GuestDisk& disk, const WritePiece& segment, WriteMethod method,
-                            const HostRun& host);
+static Task<void> fill_around(GuestDisk& disk, HostAccess access, const Mapping& old,
+                              const HostWrite& write, const WritePiece& segment, MutableBytes edge);
+static void publish_segment(GuestDisk& disk, const ExclusiveRange& range, const WritePiece& segment,
+                            WriteMethod method, const HostRun& host);
 
 Task<void> write_disk(GuestDisk& disk, uint64_t offset, Bytes data, WriteOptions options) {
-  const Request request(disk);
+  ChangeRequest request(disk, "write", offset, data.size());
   co_await request.begin();
   bool durable = false;
-  {
-    RangeLock::Request keep_size(disk.disk_size, 0, 1, RangeLock::Mode::shared);
-    co_await keep_size;
-    // Not sooner: what was waited for may have been a change that failed (M4).
-    co_await disk.check_can_write();
-    if (!within(offset, data.size(), disk.size))
-      co_await fail(disk.out_of_range("write", offset, data.size()));
-    if (options.compressed) {
-      co_await write_compressed(disk, offset, data, options.compression_level);
-    } else {
-      durable = co_await write_checked(disk, offset, data, options.fua);
-    }
+  if (options.compressed) {
+    co_await write_compressed(disk, offset, data, options.compression_level);
+  } else {
+    durable = co_await write_checked(disk, offset, data, options.fua);
   }
+  request.release_size();
   if (options.fua && !durable) co_await disk.committer->flush(IoTag::flush);
 }
+
+/// What an overwrite has done.
+struct InPlace {
+  uint64_t bytes = 0;
+  bool durable = true;  ///< They are on the disk, and so are their mappings.
+};
 
 /// True if everything is durable: it all went, with FUA, to clusters whose mapping is.
 Task<bool> write_checked(GuestDisk& disk, uint64_t offset, Bytes data, bool fua) {
@@ -67,9 +68,12 @@ Task<bool> write_checked(GuestDisk& disk, uint64_t offset, Bytes data, bool fua)
       const uint64_t in_first = std::min(disk.cluster_size() - in_cluster, piece - done);
       const bool allocates =
           peek && *peek && !writable_in_place((*peek)->mapping, in_cluster, in_first, g);
-      if (!allocates)
-        done += co_await write_in_place(disk, offset + done, data.subspan(done, piece - done), fua,
-                                        durable);
+      if (!allocates) {
+        const InPlace part = co_await write_in_place(
+            disk, offset + done, data.subspan(done, piece - done), fua && durable);
+        done += part.bytes;
+        durable &= part.durable;
+      }
       if (done < piece) {
         co_await write_allocating(disk, offset + done, data.subspan(done, piece - done));
         durable = false;
@@ -82,19 +86,17 @@ Task<bool> write_checked(GuestDisk& disk, uint64_t offset, Bytes data, bool fua)
   co_return durable;
 }
 
-/// Overwrites from the start of `data` on what is ours alone, under a shared lock; returns how many
-/// bytes that were.  Clusters that follow each other on the host are one I/O.
-Task<uint64_t> write_in_place(GuestDisk& disk, uint64_t offset, Bytes data, bool fua,
-                              bool& durable) {
+/// Overwrites from the start of `data` on what is ours alone, under a shared lock.  Clusters that
+/// follow each other on the host are one I/O.
+Task<InPlace> write_in_place(GuestDisk& disk, uint64_t offset, Bytes data, bool fua) {
   const Geometry& g = disk.head.geometry;
   const GuestCluster first = g.cluster_of(GuestOffset{offset});
   const GuestCluster last = g.cluster_of(GuestOffset{offset + data.size() - 1});
-  RangeLock::Request lock(disk.clusters, first.value, last.value + 1, RangeLock::Mode::shared);
-  co_await lock;
-  if (!disk.bitmaps->try_set_dirty(offset, data.size()))
-    co_await disk.bitmaps->set_dirty(offset, data.size());
+  SharedRange range(disk.clusters, first, last + 1);
+  co_await begin_change(disk, range, offset, data.size());
   const Epochs::Pin pin = disk.epochs.pin();
   uint64_t done = 0;
+  bool durable = fua;
   while (done < data.size()) {
     uint64_t run = 0;
     uint64_t host = 0;
@@ -110,16 +112,16 @@ Task<uint64_t> write_in_place(GuestDisk& disk, uint64_t offset, Bytes data, bool
       const uint64_t here = g.start_of(*found.mapping.host).value + in_cluster;
       if (run == 0) host = here;
       if (here != host + run) break;
-      durable &= found.durable && fua;
+      durable &= found.durable;
       run += length;
     }
     if (run == 0) break;
-    co_await disk.store.write(HostOffset{host}, data.subspan(done, run), fua && durable,
+    co_await disk.store.write(pin, HostOffset{host}, data.subspan(done, run), durable,
                               disk.write_mark(offset));
     ++disk.stats.writes_in_place;
     done += run;
   }
-  co_return done;
+  co_return InPlace{done, durable};
 }
 
 /// Writes a piece under an exclusive lock: lookup, space, data, and only then the map (M3).
@@ -127,11 +129,8 @@ Task<void> write_allocating(GuestDisk& disk, uint64_t offset, Bytes data) {
   const Geometry& g = disk.head.geometry;
   const GuestCluster first = g.cluster_of(GuestOffset{offset});
   const GuestCluster last = g.cluster_of(GuestOffset{offset + data.size() - 1});
-  co_await disk.throttle_staging();
-  RangeLock::Request lock(disk.clusters, first.value, last.value + 1, RangeLock::Mode::exclusive);
-  co_await lock;
-  if (!disk.bitmaps->try_set_dirty(offset, data.size()))
-    co_await disk.bitmaps->set_dirty(offset, data.size());
+  ExclusiveRange range(disk.clusters, first, last + 1);
+  co_await begin_change(disk, range, offset, data.size());
 
   std::vector<Mapping> old(last - first + 1);
   {
@@ -145,85 +144,71 @@ Task<void> write_allocating(GuestDisk& disk, uint64_t offset, Bytes data) {
                          .data = data,
                          .old = old};
   if (all_in_place(piece)) {
-    lock.downgrade();  // A writer was faster, and left it writable.
-    co_await write_segments(disk, piece);
+    range.downgrade();  // A writer was faster, and left it writable.
+    co_await write_segments(disk, range, piece);
     co_return;
   }
   for (const Mapping& mapping : old) {
     if (!mapping.copied) co_await disk.load_refcounts_of(mapping);
   }
-  co_await disk.prepare_table(g.l1_index(first));
-  co_await write_segments(disk, piece);
+  co_await disk.prepare_table(range);
+  co_await write_segments(disk, range, piece);
 }
 
-/// Each segment as its clusters need it.  Holds X, or shared what is all in place.
-Task<void> write_segments(GuestDisk& disk, WritePiece piece) {
+/// Each segment as its clusters need it.  The range may be shared by now if all are in place.
+Task<void> write_segments(GuestDisk& disk, const ExclusiveRange& range, WritePiece piece) {
   while (!piece.old.empty()) {
     const WriteSegment segment = first_segment(piece);
     const WritePiece part = piece.before(segment.count);
-    const uint64_t done = segment.method == WriteMethod::fresh
-                              ? co_await allocate_and_write(disk, part)
-                              : co_await write_segment(disk, part, segment.method);
+    uint64_t done = 0;
+    if (segment.method == WriteMethod::fresh) {
+      SpaceRetry retry(disk);
+      done = co_await retry.run(allocate_and_write, disk, range, part);
+    } else {
+      done = co_await write_segment(disk, range, part, segment.method);
+    }
     piece = piece.after(done);
   }
 }
 
 /// A segment that has its host clusters already; returns how many clusters that were.
-Task<uint64_t> write_segment(GuestDisk& disk, const WritePiece& piece, WriteMethod method) {
+Task<uint64_t> write_segment(GuestDisk& disk, const ExclusiveRange& range, const WritePiece& piece,
+                             WriteMethod method) {
   const HostRun host = own_place(piece, method);
   const FillPlan plan = plan_fill(piece, method, host);
   // A raw data file reads as zeros there already, so the entries change nothing.  They are durable
   // before the data go down: not even a write that fails or is cut off tells the two apart.
   if (method == WriteMethod::external && disk.has_raw_data()) {
-    publish_segment(disk, piece, method, host);
+    publish_segment(disk, range, piece, method, host);
     co_await disk.committer->flush(IoTag::commit_sync);
     co_await perform(disk, piece, plan);
     co_return piece.old.size();
   }
   co_await perform(disk, piece, plan);
-  if (method != WriteMethod::in_place) publish_segment(disk, piece, method, host);
+  if (method != WriteMethod::in_place) publish_segment(disk, range, piece, method, host);
   co_return piece.old.size();
 }
 
 /// Writes to fresh clusters as many clusters of the piece as one reservation gives, and returns how
-/// many those were.
-Task<uint64_t> allocate_and_write(GuestDisk& disk, const WritePiece& piece) {
-  bool reclaimed = false;
-  for (;;) {
-    Result<Reservation> reserved =
-        co_await disk.allocator->reserve(piece.old.size(), Allocator::Use::data).result();
-    if (!reserved && reserved.error().code() == Errc::no_space && !reclaimed) {
-      reclaimed = true;
-      co_await disk.reclaim_space();
-      continue;
-    }
-    Reservation fresh = co_await std::move(reserved);
-    const uint64_t count = fresh.count();
-    const WritePiece part = piece.before(count);
-    const HostRun host{fresh.first(), fresh.zero(0), fresh.zero(count - 1)};
-
-    Result<void> written =
-        co_await perform(disk, part, plan_fill(part, WriteMethod::fresh, host)).result();
-    if (!written && written.error().code() == Errc::no_space && !reclaimed) {
-      reclaimed = true;
-      {
-        const Reservation failed = std::move(fresh);
-      }  // To limbo: its write may still land (H6).
-      co_await disk.reclaim_space();
-      continue;
-    }
-    co_await std::move(written);
-    publish_segment(disk, part, WriteMethod::fresh, host);
-    fresh.keep();
-    co_return count;
-  }
+/// many those were.  A reservation whose write failed goes to limbo: it may still land (H6).
+Task<uint64_t> allocate_and_write(GuestDisk& disk, const ExclusiveRange& range,
+                                  const WritePiece& piece) {
+  Reservation fresh = co_await disk.allocator->reserve(piece.old.size(), Allocator::Use::data);
+  const uint64_t count = fresh.count();
+  const WritePiece part = piece.before(count);
+  const HostRun host{fresh.first(), fresh.zero(0), fresh.zero(count - 1)};
+  co_await perform(disk, part, plan_fill(part, WriteMethod::fresh, host));
+  publish_segment(disk, range, part, WriteMethod::fresh, host);
+  fresh.keep();
+  co_return count;
 }
 
 /// The map learns what the segment's clusters are now.  Their bytes are down (M3).
-void publish_segment(GuestDisk& disk, const WritePiece& segment, WriteMethod method,
-                     const HostRun& host) {
+void publish_segment(GuestDisk& disk, const ExclusiveRange& range, const WritePiece& segment,
+                     WriteMethod method, const HostRun& host) {
   for (uint64_t i = 0; i < segment.old.size(); ++i) {
-    disk.publish(segment.first() + i, mapping_after(segment, method, host, i), segment.old[i]);
+    disk.publish(range, segment.first() + i, mapping_after(segment, method, host, i),
+                 segment.old[i]);
   }
   if (method != WriteMethod::fill_preallocated) ++disk.stats.writes_allocating;
 }
@@ -234,25 +219,25 @@ Task<void> perform(GuestDisk& disk, const WritePiece& segment, const FillPlan& p
   for (const HostWrite& write : plan) {
     if (!write.around) {
       const Bytes bytes = segment.data.subspan(write.at - segment.at, write.length);
-      co_await disk.store.write(write.to, bytes, false, disk.write_mark(segment.at.value));
+      co_await disk.store.write(pin, write.to, bytes, false, disk.write_mark(segment.at.value));
       continue;
     }
     std::vector<std::byte> edge(write.length);
-    co_await fill_around(disk, segment.old[*write.around], write, segment, edge);
-    co_await disk.store.write(write.to, edge, false, IoTag::copy_up_write);
+    co_await fill_around(disk, pin, segment.old[*write.around], write, segment, edge);
+    co_await disk.store.write(pin, write.to, edge, false, IoTag::copy_up_write);
   }
 }
 
 /// `edge` becomes the guest bytes of `write`: those of the request where it covers them, old ones
 /// elsewhere.
-Task<void> fill_around(GuestDisk& disk, const Mapping& old, const HostWrite& write,
-                       const WritePiece& segment, MutableBytes edge) {
+Task<void> fill_around(GuestDisk& disk, HostAccess access, const Mapping& old,
+                       const HostWrite& write, const WritePiece& segment, MutableBytes edge) {
   const uint64_t at = write.at.value;
   const uint64_t end = at + edge.size();
   const uint64_t from = std::max(at, segment.at.value);
   const uint64_t to = std::min(end, segment.end().value);
-  if (from > at) co_await read_mapped(disk, old, at, edge.first(from - at), kCopyUp);
-  if (end > to) co_await read_mapped(disk, old, to, edge.subspan(to - at), kCopyUp);
+  if (from > at) co_await read_mapped(disk, access, old, at, edge.first(from - at), kCopyUp);
+  if (end > to) co_await read_mapped(disk, access, old, to, edge.subspan(to - at), kCopyUp);
   copy(edge.subspan(from - at), segment.data.subspan(from - segment.at.value, to - from));
 }
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "base/checked.h"
+#include "qcow2/guest/change.h"
 #include "qcow2/guest/external_store.h"
 #include "qcow2/guest/guest_disk.h"
 #include "qcow2/guest/read.h"
@@ -25,13 +25,8 @@ static std::optional<Mapping> zeroed_mapping(const GuestDisk& disk, const Mappin
                                              const ZeroOptions& options);
 
 Task<void> zero_disk(GuestDisk& disk, uint64_t offset, uint64_t length, ZeroOptions options) {
-  const Request request(disk);
+  ChangeRequest request(disk, "write zeroes", offset, length);
   co_await request.begin();
-  RangeLock::Request keep_size(disk.disk_size, 0, 1, RangeLock::Mode::shared);
-  co_await keep_size;
-  co_await disk.check_can_write();
-  if (!within(offset, length, disk.size))
-    co_await fail(disk.out_of_range("write zeroes", offset, length));
   if (options.no_fallback && !can_stage_zero(disk)) {
     co_await fail(unsupported("version 2 images cannot express zeros over a backing file"));
   }
@@ -40,14 +35,9 @@ Task<void> zero_disk(GuestDisk& disk, uint64_t offset, uint64_t length, ZeroOpti
 }
 
 Task<void> discard_disk(GuestDisk& disk, uint64_t offset, uint64_t length, DiscardOptions options) {
-  const Request request(disk);
+  ChangeRequest request(disk, "discard", offset, length);
   co_await request.begin();
-  RangeLock::Request keep_size(disk.disk_size, 0, 1, RangeLock::Mode::shared);
-  co_await keep_size;
-  co_await disk.check_can_write();
-  if (!within(offset, length, disk.size))
-    co_await fail(disk.out_of_range("discard", offset, length));
-  // Version 2 has no way to say "zeros" over a backing file, and old data must not show (trap 90).
+  // Version 2 has no way to say "zeros" over a backing file, and old data must not show.
   if (disk.options.discard == DiscardPolicy::ignore || !can_stage_zero(disk)) co_return;
   const uint64_t start = round_up(offset, disk.cluster_size());
   // The last cluster of a disk may be a part of one.
@@ -126,9 +116,8 @@ Task<uint64_t> zero_units(GuestDisk& disk, uint64_t offset, uint64_t length, Zer
     co_return std::min(length, table_end - offset);
   length = std::min({length, table_end - offset, kClustersAtOnce * disk.cluster_size()});
   const GuestCluster last = g.cluster_of(GuestOffset{offset + length - 1});
-  co_await disk.throttle_staging();
-  RangeLock::Request lock(disk.clusters, first.value, last.value + 1, RangeLock::Mode::exclusive);
-  co_await lock;
+  ExclusiveRange range(disk.clusters, first, last + 1);
+  co_await begin_change(disk, range);
 
   bool prepared = false;
   for (GuestCluster cluster = first; cluster <= last; ++cluster) {
@@ -150,17 +139,16 @@ Task<uint64_t> zero_units(GuestDisk& disk, uint64_t offset, uint64_t length, Zer
         co_await fail(
             unsupported("zeroing ", to - from, " bytes at ", hex(start + from), " needs a write"));
       }
-      lock.release();
+      range.release();
       co_await zero_edge(disk, start + from, to - from, options);
       co_return start + to - offset;
     }
     if (*zeroed == old) continue;
-    if (!disk.bitmaps->try_set_dirty(start + from, to - from))
-      co_await disk.bitmaps->set_dirty(start + from, to - from);
+    co_await record_change(disk, range, start + from, to - from);
     if (hosts(old, g) != hosts(*zeroed, g)) co_await disk.load_refcounts_of(old);
-    if (!prepared) co_await disk.prepare_table(g.l1_index(first));
+    if (!prepared) co_await disk.prepare_table(range);
     prepared = true;
-    disk.publish(cluster, *zeroed, old);
+    disk.publish(range, cluster, *zeroed, old);
   }
   co_return length;
 }

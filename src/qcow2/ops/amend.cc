@@ -26,7 +26,7 @@ constexpr std::string_view kNeedsVersion3 =
 class Amendment {
  public:
   Amendment(GuestDisk& disk, AmendOptions options)
-      : disk_(disk), options_(std::move(options)), quiesced_(disk, Quiesced::Of::everything) {}
+      : disk_(disk), options_(std::move(options)), quiesced_(disk) {}
   Amendment(const Amendment&) = delete;
 
   /// Refuses what cannot be; writes nothing.
@@ -238,7 +238,7 @@ Task<void> Amendment::run() {
   if (version() > g().version) {
     co_await complete_snapshots(disk_);
     // Nothing commits from here on: the new header must not carry an old field along.
-    Quiesced quiesced(disk_, Quiesced::Of::everything);
+    Quiesced quiesced(disk_);
     co_await quiesced.begin();
     co_await quiesced.settle();
     const std::vector<std::byte> first = co_await first_cluster();
@@ -406,7 +406,8 @@ Task<void> Amendment::expand_table(HostCluster table, const Place& place) {
     for (uint64_t i = 0; i < fresh.count(); ++i) {
       const HostCluster host = fresh.first() + i;
       if (!fresh.zero(i)) {
-        co_await disk_.store.zero(g().start_of(host), g().cluster_size(), {.may_unmap = true});
+        co_await disk_.store.zero(fresh, g().start_of(host), g().cluster_size(),
+                                  {.may_unmap = true});
       }
       if (change.owners > 1) fresh_.push_back(allocator().share(host, change.owners - 1));
       replace(filled[done + i],

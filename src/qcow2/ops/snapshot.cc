@@ -76,8 +76,7 @@ namespace {
 /// One change of the snapshots, from its locks to its end.
 class SnapshotChange {
  public:
-  explicit SnapshotChange(GuestDisk& disk)
-      : disk_(disk), request_(disk), quiesced_(disk, Quiesced::Of::everything) {}
+  explicit SnapshotChange(GuestDisk& disk) : disk_(disk), request_(disk), quiesced_(disk) {}
   SnapshotChange(const SnapshotChange&) = delete;
 
   Task<void> begin();
