@@ -117,6 +117,13 @@ Task<uint64_t> preallocate_fresh(GuestDisk& disk, const ExclusiveRange& range, G
   } else if (mode == Preallocation::falloc) {
     co_await disk.store.allocate(fresh, host, length);
   }
+  const bool to_zero = !g.extended_l2 && mode != Preallocation::full;
+  for (uint64_t i = 0; to_zero && i < fresh.count(); ++i) {
+    if (fresh.zero(i)) continue;
+    co_await disk.store.zero(fresh, host + i * disk.cluster_size(), disk.cluster_size(),
+                             {.may_unmap = mode == Preallocation::metadata});
+  }
+  // All or none: a reservation that fails goes back as a whole (H6).
   for (uint64_t i = 0; i < fresh.count(); ++i) {
     Mapping mapping = old[i];
     mapping.host = fresh.first() + i;
@@ -124,10 +131,6 @@ Task<uint64_t> preallocate_fresh(GuestDisk& disk, const ExclusiveRange& range, G
     if (!g.extended_l2) {
       mapping.allocated = 1;
       mapping.zero = 0;
-      if (!fresh.zero(i) && mode != Preallocation::full) {
-        co_await disk.store.zero(fresh, host + i * disk.cluster_size(), disk.cluster_size(),
-                                 {.may_unmap = mode == Preallocation::metadata});
-      }
     }
     disk.publish(range, first + i, mapping, old[i]);
   }
