@@ -56,7 +56,7 @@ Task<void> DataStore::write_zeros(HostAccess access, HostOffset at, uint64_t len
   while (length != 0) {
     const uint64_t step = std::min<uint64_t>(length, zeros.size());
     co_await write(access, at, Bytes(zeros).first(step), false, tag);
-    at = at + step;
+    at += step;
     length -= step;
   }
 }

@@ -71,8 +71,8 @@ class Engine {
     return data && !backing && (head.header.autoclear & kRawDataFile) != 0;
   }
   /// Of a write to this place of the guest's address space: VM state lies behind the disk.
-  IoTag write_mark(uint64_t offset) const {
-    return offset < size ? IoTag::write_guest : IoTag::vm_state_write;
+  IoTag write_mark(GuestOffset at) const {
+    return at.value < size ? IoTag::write_guest : IoTag::vm_state_write;
   }
 
   /// The error for a request that passes the end of the disk.

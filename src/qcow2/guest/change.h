@@ -23,7 +23,7 @@ namespace byre {
 /// A request that changes [offset, offset + length) of the disk, from its admission to its end.
 class ChangeRequest {
  public:
-  ChangeRequest(GuestDisk& disk, std::string_view what, uint64_t offset, uint64_t length)
+  ChangeRequest(GuestDisk& disk, std::string_view what, GuestOffset offset, uint64_t length)
       : disk_(disk), what_(what), offset_(offset), length_(length), request_(disk), size_(disk) {}
   ChangeRequest(const ChangeRequest&) = delete;
 
@@ -45,13 +45,13 @@ class ChangeRequest {
     if (!size_.held()) co_await size_;
     // Not sooner: what was waited for may have been a change that failed (M4).
     co_await disk_.check_can_write();
-    if (!in_range()) co_await fail(disk_.out_of_range(what_, offset_, length_));
+    if (!in_range()) co_await fail(disk_.out_of_range(what_, offset_.value, length_));
   }
-  bool in_range() const { return within(offset_, length_, disk_.size); }
+  bool in_range() const { return within(offset_.value, length_, disk_.size); }
 
   GuestDisk& disk_;
   std::string_view what_;
-  uint64_t offset_;
+  GuestOffset offset_;
   uint64_t length_;
   Request request_;
   KeepSize size_;
@@ -61,10 +61,10 @@ namespace detail {
 
 struct RecordStep {
   GuestDisk& disk;
-  uint64_t offset;
+  GuestOffset offset;
   uint64_t length;
-  bool try_now() { return disk.bitmaps->try_set_dirty(offset, length); }
-  BYRE_CORO_WRAPPER Task<void> wait() { return disk.bitmaps->set_dirty(offset, length); }
+  bool try_now() { return disk.bitmaps->try_set_dirty(offset.value, length); }
+  BYRE_CORO_WRAPPER Task<void> wait() { return disk.bitmaps->set_dirty(offset.value, length); }
 };
 
 /// The lock, and before it room to stage, if `stages`.
@@ -94,18 +94,18 @@ struct LockAndRecordStep {
 
 /// The bitmaps record that [offset, offset + length) changes; `range` covers it.
 inline FastPath<detail::RecordStep> record_change(GuestDisk& disk, const RangeLock::Request& range,
-                                                  uint64_t offset, uint64_t length) {
+                                                  GuestOffset offset, uint64_t length) {
   BYRE_ASSERT(range.held());
   return FastPath(detail::RecordStep{disk, offset, length});
 }
 /// A change that stages nothing.
 inline FastPath<detail::LockAndRecordStep> begin_change(GuestDisk& disk, SharedRange& range,
-                                                        uint64_t offset, uint64_t length) {
+                                                        GuestOffset offset, uint64_t length) {
   return FastPath(detail::LockAndRecordStep{{disk, range, false}, {disk, offset, length}});
 }
 /// A change of mappings.
 inline FastPath<detail::LockAndRecordStep> begin_change(GuestDisk& disk, ExclusiveRange& range,
-                                                        uint64_t offset, uint64_t length) {
+                                                        GuestOffset offset, uint64_t length) {
   return FastPath(detail::LockAndRecordStep{{disk, range, true}, {disk, offset, length}});
 }
 /// Likewise, when it is not known yet what changes: record_change() follows.

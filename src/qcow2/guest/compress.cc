@@ -20,23 +20,24 @@ constexpr uint64_t kWorkMin = 64 * KiB;
 }  // namespace
 
 using Stream = std::optional<std::vector<std::byte>>;  ///< None: it would not be smaller.
-static Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes data,
+static Task<std::vector<Stream>> write_streams(GuestDisk& disk, GuestOffset offset, Bytes data,
                                                int level);
 static Task<std::vector<Stream>> compress_clusters(GuestDisk& disk, Bytes data, int level);
 static Task<void> compress_some(GuestDisk& disk, Bytes data, int level, std::span<Stream> streams);
 
-Task<void> write_compressed(GuestDisk& disk, uint64_t offset, Bytes data, int level) {
+Task<void> write_compressed(GuestDisk& disk, GuestOffset offset, Bytes data, int level) {
   const Geometry& g = disk.head.geometry;
   if (g.data_file) co_await fail(unsupported("compressed data in an external data file"));
   if (g.encrypted) co_await fail(unsupported("compressed data in an encrypted image"));
-  const uint64_t end = offset + data.size();
-  if (offset % disk.cluster_size() != 0 || (end % disk.cluster_size() != 0 && end != disk.size)) {
-    co_await fail(invalid("a compressed write of ", data.size(), " bytes at ", hex(offset),
+  const GuestOffset end = offset + data.size();
+  if (g.offset_in_cluster(offset) != 0 ||
+      (g.offset_in_cluster(end) != 0 && end.value != disk.size)) {
+    co_await fail(invalid("a compressed write of ", data.size(), " bytes at ", offset,
                           " does not cover whole clusters of ", disk.cluster_size(), " bytes"));
   }
   while (!data.empty()) {
-    const uint64_t table_end = (g.l1_index(g.cluster_of(GuestOffset{offset})) + 1) * g.l1_span();
-    const uint64_t piece = std::min({uint64_t{data.size()}, kPieceMax, table_end - offset});
+    const uint64_t piece =
+        std::min({uint64_t{data.size()}, kPieceMax, g.end_of_table(offset) - offset});
     const std::vector<Stream> streams =
         co_await write_streams(disk, offset, data.first(piece), level);
     // What does not get smaller is written as it is (trap 59), in runs.
@@ -58,9 +59,10 @@ Task<void> write_compressed(GuestDisk& disk, uint64_t offset, Bytes data, int le
 }
 
 /// Writes those clusters of a piece inside one L2 table that get smaller, and returns the streams.
-Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes data, int level) {
+Task<std::vector<Stream>> write_streams(GuestDisk& disk, GuestOffset offset, Bytes data,
+                                        int level) {
   const Geometry& g = disk.head.geometry;
-  const GuestCluster first = g.cluster_of(GuestOffset{offset});
+  const GuestCluster first = g.cluster_of(offset);
   const uint64_t count = g.clusters_for(data.size());
   co_await disk.throttle_staging();
   // Asked for in one step: who comes later waits for this request in both

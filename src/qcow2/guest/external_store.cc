@@ -44,18 +44,19 @@ Task<void> open_data_file(GuestDisk& disk, FileOpener& opener) {
 /// The raw data file says it all: zeros in it, and no entry changes.  Shared locks, as for a write
 /// in place: nobody fills around these bytes meanwhile.  Behind the end of the file there are
 /// zeros.
-Task<void> zero_raw_data(GuestDisk& disk, uint64_t offset, uint64_t length, ZeroOptions options) {
+Task<void> zero_raw_data(GuestDisk& disk, GuestOffset offset, uint64_t length,
+                         ZeroOptions options) {
   const Geometry& g = disk.head.geometry;
   options.fua = false;  // The caller's commit.
-  for (const uint64_t end = offset + length; offset < end;) {
+  for (const GuestOffset end = offset + length; offset < end;) {
     const uint64_t step = std::min(end - offset, kZeroAtOnce);
-    const GuestCluster last = g.cluster_of(GuestOffset{offset + step - 1});
-    SharedRange range(disk.clusters, g.cluster_of(GuestOffset{offset}), last + 1);
+    const GuestCluster last = g.cluster_of(offset + (step - 1));
+    SharedRange range(disk.clusters, g.cluster_of(offset), last + 1);
     co_await begin_change(disk, range, offset, step);
+    const HostOffset place{offset.value};
     const uint64_t there =
-        offset < disk.data->size() ? std::min(step, disk.data->size() - offset) : 0;
-    if (there != 0)
-      co_await disk.store.zero(range, HostOffset{offset}, there, options).doing("data file");
+        place.value < disk.data->size() ? std::min(step, disk.data->size() - place.value) : 0;
+    if (there != 0) co_await disk.store.zero(range, place, there, options).doing("data file");
     offset += step;
   }
 }

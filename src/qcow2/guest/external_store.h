@@ -26,7 +26,7 @@ class GuestDisk;
 /// Opens the file that the options or the image name.
 Task<void> open_data_file(GuestDisk& disk, FileOpener& opener);
 /// Of a data file that must stay raw: zeros in it, and no entry changes.
-Task<void> zero_raw_data(GuestDisk& disk, uint64_t offset, uint64_t length, ZeroOptions options);
+Task<void> zero_raw_data(GuestDisk& disk, GuestOffset offset, uint64_t length, ZeroOptions options);
 /// The cluster no longer uses its place (Engine::on_removed).
 void note_removed(GuestDisk& disk, GuestCluster cluster);
 /// A generation is durable: what it removed is punched, beside the requests.

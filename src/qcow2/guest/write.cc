@@ -19,9 +19,10 @@ constexpr uint64_t kPieceMax = 2 * MiB;
 }  // namespace
 
 struct InPlace;
-static Task<InPlace> write_in_place(GuestDisk& disk, uint64_t offset, Bytes data, bool fua);
+static Task<InPlace> write_in_place(GuestDisk& disk, GuestOffset offset, Bytes data, bool fua);
 // Not inlined: clang would make its frame a part of every overwrite's, which no pool takes then.
-[[gnu::noinline]] static Task<void> write_allocating(GuestDisk& disk, uint64_t offset, Bytes data);
+[[gnu::noinline]] static Task<void> write_allocating(GuestDisk& disk, GuestOffset offset,
+                                                     Bytes data);
 static Task<void> write_segments(GuestDisk& disk, const ExclusiveRange& range, WritePiece piece);
 static Task<uint64_t> write_segment(GuestDisk& disk, const ExclusiveRange& range,
                                     const WritePiece& piece, WriteMethod method);
@@ -33,7 +34,7 @@ static Task<void> fill_around(GuestDisk& disk, HostAccess access, const Mapping&
 static void publish_segment(GuestDisk& disk, const ExclusiveRange& range, const WritePiece& segment,
                             WriteMethod method, const HostRun& host);
 
-Task<void> write_disk(GuestDisk& disk, uint64_t offset, Bytes data, WriteOptions options) {
+Task<void> write_disk(GuestDisk& disk, GuestOffset offset, Bytes data, WriteOptions options) {
   ChangeRequest request(disk, "write", offset, data.size());
   co_await request.begin();
   bool durable = false;
@@ -53,18 +54,18 @@ struct InPlace {
 };
 
 /// True if everything is durable: it all went, with FUA, to clusters whose mapping is.
-Task<bool> write_checked(GuestDisk& disk, uint64_t offset, Bytes data, bool fua) {
+Task<bool> write_checked(GuestDisk& disk, GuestOffset offset, Bytes data, bool fua) {
   const Geometry& g = disk.head.geometry;
   bool durable = true;
   while (!data.empty()) {
-    const uint64_t table_end = (g.l1_index(g.cluster_of(GuestOffset{offset})) + 1) * g.l1_span();
-    const uint64_t piece = std::min({uint64_t{data.size()}, kPieceMax, table_end - offset});
+    const uint64_t piece =
+        std::min({uint64_t{data.size()}, kPieceMax, g.end_of_table(offset) - offset});
     uint64_t done = 0;
     while (done < piece) {
       // L2: peek before the lock, so that writers that allocate do not queue twice.
       const Result<std::optional<Map::Found>> peek =
-          disk.map->find_now(g.cluster_of(GuestOffset{offset + done}));
-      const uint64_t in_cluster = g.offset_in_cluster(GuestOffset{offset + done});
+          disk.map->find_now(g.cluster_of(offset + done));
+      const uint64_t in_cluster = g.offset_in_cluster(offset + done);
       const uint64_t in_first = std::min(disk.cluster_size() - in_cluster, piece - done);
       const bool allocates =
           peek && *peek && !writable_in_place((*peek)->mapping, in_cluster, in_first, g);
@@ -88,10 +89,10 @@ Task<bool> write_checked(GuestDisk& disk, uint64_t offset, Bytes data, bool fua)
 
 /// Overwrites from the start of `data` on what is ours alone, under a shared lock.  Clusters that
 /// follow each other on the host are one I/O.
-Task<InPlace> write_in_place(GuestDisk& disk, uint64_t offset, Bytes data, bool fua) {
+Task<InPlace> write_in_place(GuestDisk& disk, GuestOffset offset, Bytes data, bool fua) {
   const Geometry& g = disk.head.geometry;
-  const GuestCluster first = g.cluster_of(GuestOffset{offset});
-  const GuestCluster last = g.cluster_of(GuestOffset{offset + data.size() - 1});
+  const GuestCluster first = g.cluster_of(offset);
+  const GuestCluster last = g.cluster_of(offset + (data.size() - 1));
   SharedRange range(disk.clusters, first, last + 1);
   co_await begin_change(disk, range, offset, data.size());
   const Epochs::Pin pin = disk.epochs.pin();
@@ -99,9 +100,9 @@ Task<InPlace> write_in_place(GuestDisk& disk, uint64_t offset, Bytes data, bool 
   bool durable = fua;
   while (done < data.size()) {
     uint64_t run = 0;
-    uint64_t host = 0;
+    HostOffset host;
     while (done + run < data.size()) {
-      const GuestOffset at{offset + done + run};
+      const GuestOffset at = offset + done + run;
       const uint64_t in_cluster = g.offset_in_cluster(at);
       const uint64_t length =
           std::min<uint64_t>(disk.cluster_size() - in_cluster, data.size() - done - run);
@@ -109,15 +110,14 @@ Task<InPlace> write_in_place(GuestDisk& disk, uint64_t offset, Bytes data, bool 
       if (now && !*now) now = std::optional(co_await disk.map->find(g.cluster_of(at)));
       const Map::Found found = *co_await std::move(now);
       if (!writable_in_place(found.mapping, in_cluster, length, g)) break;
-      const uint64_t here = g.start_of(*found.mapping.host).value + in_cluster;
+      const HostOffset here = g.start_of(*found.mapping.host) + in_cluster;
       if (run == 0) host = here;
       if (here != host + run) break;
       durable &= found.durable;
       run += length;
     }
     if (run == 0) break;
-    co_await disk.store.write(pin, HostOffset{host}, data.subspan(done, run), durable,
-                              disk.write_mark(offset));
+    co_await disk.store.write(pin, host, data.subspan(done, run), durable, disk.write_mark(offset));
     ++disk.stats.writes_in_place;
     done += run;
   }
@@ -125,10 +125,10 @@ Task<InPlace> write_in_place(GuestDisk& disk, uint64_t offset, Bytes data, bool 
 }
 
 /// Writes a piece under an exclusive lock: lookup, space, data, and only then the map (M3).
-Task<void> write_allocating(GuestDisk& disk, uint64_t offset, Bytes data) {
+Task<void> write_allocating(GuestDisk& disk, GuestOffset offset, Bytes data) {
   const Geometry& g = disk.head.geometry;
-  const GuestCluster first = g.cluster_of(GuestOffset{offset});
-  const GuestCluster last = g.cluster_of(GuestOffset{offset + data.size() - 1});
+  const GuestCluster first = g.cluster_of(offset);
+  const GuestCluster last = g.cluster_of(offset + (data.size() - 1));
   ExclusiveRange range(disk.clusters, first, last + 1);
   co_await begin_change(disk, range, offset, data.size());
 
@@ -140,7 +140,7 @@ Task<void> write_allocating(GuestDisk& disk, uint64_t offset, Bytes data) {
   const WritePiece piece{.geometry = &g,
                          .file = disk.data_file(),
                          .backing_end = disk.backing_end(),
-                         .at = GuestOffset{offset},
+                         .at = offset,
                          .data = data,
                          .old = old};
   if (all_in_place(piece)) {
@@ -219,7 +219,7 @@ Task<void> perform(GuestDisk& disk, const WritePiece& segment, const FillPlan& p
   for (const HostWrite& write : plan) {
     if (!write.around) {
       const Bytes bytes = segment.data.subspan(write.at - segment.at, write.length);
-      co_await disk.store.write(pin, write.to, bytes, false, disk.write_mark(segment.at.value));
+      co_await disk.store.write(pin, write.to, bytes, false, disk.write_mark(segment.at));
       continue;
     }
     std::vector<std::byte> edge(write.length);
@@ -232,13 +232,14 @@ Task<void> perform(GuestDisk& disk, const WritePiece& segment, const FillPlan& p
 /// elsewhere.
 Task<void> fill_around(GuestDisk& disk, HostAccess access, const Mapping& old,
                        const HostWrite& write, const WritePiece& segment, MutableBytes edge) {
-  const uint64_t at = write.at.value;
-  const uint64_t end = at + edge.size();
-  const uint64_t from = std::max(at, segment.at.value);
-  const uint64_t to = std::min(end, segment.end().value);
-  if (from > at) co_await read_mapped(disk, access, old, at, edge.first(from - at), kCopyUp);
-  if (end > to) co_await read_mapped(disk, access, old, to, edge.subspan(to - at), kCopyUp);
-  copy(edge.subspan(from - at), segment.data.subspan(from - segment.at.value, to - from));
+  const GuestOffset end = write.at + edge.size();
+  const GuestOffset from = std::max(write.at, segment.at);
+  const GuestOffset to = std::min(end, segment.end());
+  const MutableBytes before = edge.first(from - write.at);
+  const MutableBytes behind = edge.subspan(to - write.at);
+  if (!before.empty()) co_await read_mapped(disk, access, old, write.at, before, kCopyUp);
+  if (!behind.empty()) co_await read_mapped(disk, access, old, to, behind, kCopyUp);
+  copy(edge.subspan(from - write.at), segment.data.subspan(from - segment.at, to - from));
 }
 
 }  // namespace byre

@@ -8,16 +8,17 @@
 /// Not here: which cluster is written how (write_plan.h), zeros (zero.h), streams (compress.h).
 #pragma once
 
+#include "base/units.h"
 #include "block/device.h"
 
 namespace byre {
 
 class GuestDisk;
 
-Task<void> write_disk(GuestDisk& disk, uint64_t offset, Bytes data, WriteOptions options);
+Task<void> write_disk(GuestDisk& disk, GuestOffset offset, Bytes data, WriteOptions options);
 
 // For other changes of the disk, which hold what keeps its size.
 /// True if everything is durable: it all went, with FUA, to clusters whose mapping is.
-Task<bool> write_checked(GuestDisk& disk, uint64_t offset, Bytes data, bool fua);
+Task<bool> write_checked(GuestDisk& disk, GuestOffset offset, Bytes data, bool fua);
 
 }  // namespace byre

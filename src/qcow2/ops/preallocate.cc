@@ -45,7 +45,8 @@ Task<void> write_zeros(Device& device, uint64_t offset, uint64_t length) {
   }
 }
 
-Task<void> preallocate_disk(GuestDisk& disk, uint64_t offset, uint64_t length, Preallocation mode) {
+Task<void> preallocate_disk(GuestDisk& disk, GuestOffset offset, uint64_t length,
+                            Preallocation mode) {
   if (mode == Preallocation::off) co_return;
   ChangeRequest request(disk, "preallocate", offset, length);
   co_await request.begin();
@@ -53,11 +54,11 @@ Task<void> preallocate_disk(GuestDisk& disk, uint64_t offset, uint64_t length, P
   co_await disk.committer->flush(IoTag::flush);
 }
 
-Task<void> preallocate_range(GuestDisk& disk, uint64_t offset, uint64_t length,
+Task<void> preallocate_range(GuestDisk& disk, GuestOffset offset, uint64_t length,
                              Preallocation mode) {
   const Geometry& g = disk.head.geometry;
-  const uint64_t end = g.clusters_for(offset + length);
-  for (uint64_t at = g.cluster_of(GuestOffset{offset}).value; at < end;) {
+  const uint64_t end = g.clusters_for(offset.value + length);
+  for (uint64_t at = g.cluster_of(offset).value; at < end;) {
     const uint64_t table_end = g.first_of_l1(g.l1_index(GuestCluster{at}) + 1).value;
     const uint64_t count = std::min({end - at, table_end - at, kClustersAtOnce});
     co_await preallocate_run(disk, GuestCluster{at}, count, mode);
@@ -80,7 +81,7 @@ Task<void> preallocate_run(GuestDisk& disk, GuestCluster first, uint64_t count,
     if (old[i].host || old[i].compressed) return false;
     // Plain data would hide what is below.
     return g.extended_l2 || disk.has_raw_data() ||
-           reads_zero(disk, old[i], 1, g.start_of(first + i).value);
+           reads_zero(disk, old[i], 1, g.start_of(first + i));
   };
   bool prepared = false;
   for (uint64_t i = 0; i < count;) {

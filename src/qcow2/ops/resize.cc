@@ -63,7 +63,8 @@ Result<void> check_resize(const GuestDisk& disk, uint64_t size) {
 }
 
 /// What is added reads as zeros: the tail of the last cluster, what a longer backing file would
-/// show, and what entries behind the disk hold, are zeroed, durably, before the size changes.
+/// show, and what entries behind the disk hold, are zeroed, durably, before the size changes (traps
+/// 119, 120, 43).
 Task<void> grow(GuestDisk& disk, const ShapeChange& change, uint64_t size, Preallocation mode) {
   const Geometry& g = disk.head.geometry;
   // Entries behind the disk, an applied snapshot's VM state or what an interrupted resize left,
@@ -80,7 +81,7 @@ Task<void> grow(GuestDisk& disk, const ShapeChange& change, uint64_t size, Preal
   zero_end = round_up(zero_end, disk.cluster_size());
   if (disk.has_raw_data()) zero_end = round_up(size, disk.cluster_size());
   if (zero_end > disk.size) {
-    co_await zero_checked(disk, disk.size, zero_end - disk.size,
+    co_await zero_checked(disk, GuestOffset{disk.size}, zero_end - disk.size,
                           {.may_unmap = true, .only_where_needed = true});
   }
   if (disk.data) co_await grow_data_file(disk, size);
@@ -90,7 +91,7 @@ Task<void> grow(GuestDisk& disk, const ShapeChange& change, uint64_t size, Preal
   const uint64_t end = round_up(size, disk.cluster_size());
   Result<void> done;
   if (mode != Preallocation::off && start < end) {
-    done = co_await preallocate_range(disk, start, end - start, mode).result();
+    done = co_await preallocate_range(disk, GuestOffset{start}, end - start, mode).result();
     if (!done) done = std::move(done).error().while_doing("preallocate");
   }
   if (done) done = co_await switch_size(disk, change, size).result();
@@ -122,7 +123,8 @@ Task<void> switch_size(GuestDisk& disk, const ShapeChange& change, uint64_t size
 Task<void> undo_preallocation(GuestDisk& disk, const ShapeChange& change, uint64_t start,
                               uint64_t end) {
   const ZeroOptions give_back{.may_unmap = true, .only_where_needed = true};
-  for (uint64_t at = start; at < end;) at += co_await zero_units(disk, at, end - at, give_back);
+  for (uint64_t at = start; at < end;)
+    at += co_await zero_units(disk, GuestOffset{at}, end - at, give_back);
   co_await disk.reclaim_space();
   co_await forget_behind_end(disk, change);
   co_await truncate_file(disk, change);

@@ -72,7 +72,7 @@ Task<void> zero_tail(GuestDisk& disk, uint64_t size) {
   if (size == end) co_return;
   // What failed and may still land (H6) lands before the zeros, or never.
   co_await disk.latch->sync_data(IoTag::commit_sync);
-  co_await zero_checked(disk, size, end - size, {.only_where_needed = true})
+  co_await zero_checked(disk, GuestOffset{size}, end - size, {.only_where_needed = true})
       .doing("zero the end of the disk");
 }
 
@@ -171,8 +171,8 @@ Task<void> cut_last_cluster(GuestDisk& disk, const Quiesced& quiesced, uint64_t 
   std::vector<std::byte> bytes(disk.cluster_size());
   Mapping copy{.copied = true, .host = off.last_cluster_copy.first()};
   if (old.compressed) {
-    co_await read_mapped(disk, quiesced.clusters(), old, round_down(size, disk.cluster_size()),
-                         bytes, kCopyUp);
+    co_await read_mapped(disk, quiesced.clusters(), old,
+                         GuestOffset{round_down(size, disk.cluster_size())}, bytes, kCopyUp);
     copy.allocated = g.all_units();
   } else {
     co_await disk.store.read(quiesced.clusters(), g.start_of(*old.host), bytes,

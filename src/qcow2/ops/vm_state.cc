@@ -10,20 +10,20 @@
 
 namespace byre {
 
-static Result<uint64_t> vm_state_range(const GuestDisk& disk, uint64_t offset, uint64_t length);
+static Result<GuestOffset> vm_state_range(const GuestDisk& disk, uint64_t offset, uint64_t length);
 
 uint64_t vm_state_offset(const GuestDisk& disk) {
   return disk.geometry().l1_entries_for(disk.size) * disk.geometry().l1_span();
 }
 
 /// Where the range begins in the guest's address space.  The caller keeps the size as it is.
-Result<uint64_t> vm_state_range(const GuestDisk& disk, uint64_t offset, uint64_t length) {
+Result<GuestOffset> vm_state_range(const GuestDisk& disk, uint64_t offset, uint64_t length) {
   const auto at = checked_add(vm_state_offset(disk), offset);
   if (!at || !within(*at, length, disk.geometry().size_max())) {
     return invalid("VM state at ", hex(offset), " of ", length,
                    " bytes: an image with clusters of ", disk.cluster_size(), " bytes ends before");
   }
-  return *at;
+  return GuestOffset{*at};
 }
 
 Task<void> read_vm_state(GuestDisk& disk, uint64_t offset, MutableBytes data) {
@@ -31,7 +31,7 @@ Task<void> read_vm_state(GuestDisk& disk, uint64_t offset, MutableBytes data) {
   co_await request.begin();
   KeepSize keep_size(disk);
   co_await keep_size;
-  const uint64_t at = co_await vm_state_range(disk, offset, data.size());
+  const GuestOffset at = co_await vm_state_range(disk, offset, data.size());
   co_await read_pinned(disk, at, data, IoTag::vm_state_read);
 }
 
@@ -45,9 +45,9 @@ Task<void> write_vm_state(GuestDisk& disk, uint64_t offset, Bytes data) {
   co_await keep_size;
   co_await disk.check_can_write();
   if (data.empty()) co_return;
-  const uint64_t at = co_await vm_state_range(disk, offset, data.size());
+  const GuestOffset at = co_await vm_state_range(disk, offset, data.size());
   const Geometry& g = disk.geometry();
-  const uint64_t entries = g.l1_index(g.cluster_of(GuestOffset{at + data.size() - 1})) + 1;
+  const uint64_t entries = g.l1_index(g.cluster_of(at + (data.size() - 1))) + 1;
   if (entries > disk.map->l1().size())
     co_await grow_l1(disk, change, entries).doing("grow the L1 table");
   (void)co_await write_checked(disk, at, data, false);
