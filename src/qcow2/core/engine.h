@@ -91,7 +91,7 @@ class Engine {
   /// Sees to an L2 table of our own for the range, which lies inside one, with a second try once
   /// freed space has been made usable.
   Task<void> prepare_table(const ExclusiveRange& range);
-  /// After a real ENOSPC: what has been freed is made usable.  Holds X, but no pin.
+  /// After a real ENOSPC: what has been freed is made usable.  The caller holds no pin.
   Task<void> reclaim_space();
   /// The next lookup of a cluster of the range sees `mapping`; host clusters that it no longer
   /// refers to go to limbo (H2).

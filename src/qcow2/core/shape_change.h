@@ -41,4 +41,11 @@ class KeepSize : public RangeLock::Request {
   explicit KeepSize(Engine& engine) : Request(engine.disk_size, 0, 1, RangeLock::Mode::shared) {}
 };
 
+/// Shown to what depends on where the disk ends: that stays, or the caller alone may change it.
+class SizeKept {
+ public:
+  SizeKept(const KeepSize&) {}     // NOLINT(google-explicit-constructor)
+  SizeKept(const ShapeChange&) {}  // NOLINT(google-explicit-constructor)
+};
+
 }  // namespace byre

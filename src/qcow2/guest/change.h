@@ -33,6 +33,7 @@ class ChangeRequest {
     BYRE_CORO_WRAPPER Task<void> wait() { return request.wait(); }
   };
   FastPath<Begin> begin() { return FastPath<Begin>(Begin{*this}); }
+  SizeKept size() const { return size_; }
   /// What follows does not depend on where the disk ends.
   void release_size() { size_.release(); }
 

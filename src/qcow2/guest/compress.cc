@@ -25,7 +25,8 @@ static Task<std::vector<Stream>> write_streams(GuestDisk& disk, GuestOffset offs
 static Task<std::vector<Stream>> compress_clusters(GuestDisk& disk, Bytes data, int level);
 static Task<void> compress_some(GuestDisk& disk, Bytes data, int level, std::span<Stream> streams);
 
-Task<void> write_compressed(GuestDisk& disk, GuestOffset offset, Bytes data, int level) {
+Task<void> write_compressed(GuestDisk& disk, SizeKept size, GuestOffset offset, Bytes data,
+                            int level) {
   const Geometry& g = disk.head.geometry;
   if (g.data_file) co_await fail(unsupported("compressed data in an external data file"));
   if (g.encrypted) co_await fail(unsupported("compressed data in an encrypted image"));
@@ -50,7 +51,7 @@ Task<void> write_compressed(GuestDisk& disk, GuestOffset offset, Bytes data, int
       }
       while (next < streams.size() && !streams[next]) ++next;
       const Bytes run = data.subspan(start_of(i), start_of(next) - start_of(i));
-      co_await write_checked(disk, offset + start_of(i), run, false);
+      co_await write_checked(disk, size, offset + start_of(i), run, false);
       i = next;
     }
     offset += piece;

@@ -10,8 +10,10 @@
 namespace byre {
 
 class GuestDisk;
+class SizeKept;
 
 /// Whole clusters, but for the last of the disk; Errc::invalid for anything else.
-Task<void> write_compressed(GuestDisk& disk, GuestOffset offset, Bytes data, int level);
+Task<void> write_compressed(GuestDisk& disk, SizeKept size, GuestOffset offset, Bytes data,
+                            int level);
 
 }  // namespace byre

@@ -39,9 +39,9 @@ Task<void> write_disk(GuestDisk& disk, GuestOffset offset, Bytes data, WriteOpti
   co_await request.begin();
   bool durable = false;
   if (options.compressed) {
-    co_await write_compressed(disk, offset, data, options.compression_level);
+    co_await write_compressed(disk, request.size(), offset, data, options.compression_level);
   } else {
-    durable = co_await write_checked(disk, offset, data, options.fua);
+    durable = co_await write_checked(disk, request.size(), offset, data, options.fua);
   }
   request.release_size();
   if (options.fua && !durable) co_await disk.committer->flush(IoTag::flush);
@@ -54,7 +54,7 @@ struct InPlace {
 };
 
 /// True if everything is durable: it all went, with FUA, to clusters whose mapping is.
-Task<bool> write_checked(GuestDisk& disk, GuestOffset offset, Bytes data, bool fua) {
+Task<bool> write_checked(GuestDisk& disk, SizeKept, GuestOffset offset, Bytes data, bool fua) {
   const Geometry& g = disk.head.geometry;
   bool durable = true;
   while (!data.empty()) {

@@ -14,11 +14,12 @@
 namespace byre {
 
 class GuestDisk;
+class SizeKept;
 
 Task<void> write_disk(GuestDisk& disk, GuestOffset offset, Bytes data, WriteOptions options);
 
-// For other changes of the disk, which hold what keeps its size.
+// For other changes of the disk.
 /// True if everything is durable: it all went, with FUA, to clusters whose mapping is.
-Task<bool> write_checked(GuestDisk& disk, GuestOffset offset, Bytes data, bool fua);
+Task<bool> write_checked(GuestDisk& disk, SizeKept size, GuestOffset offset, Bytes data, bool fua);
 
 }  // namespace byre

@@ -20,7 +20,7 @@ constexpr uint64_t kClustersAtOnce = 4096;
 bool can_stage_zero(const GuestDisk& disk) { return disk.geometry().version >= 3 || !disk.backing; }
 }  // namespace
 
-static Task<void> zero_edge(GuestDisk& disk, GuestOffset offset, uint64_t length,
+static Task<void> zero_edge(GuestDisk& disk, SizeKept size, GuestOffset offset, uint64_t length,
                             ZeroOptions options);
 static std::optional<Mapping> zeroed_mapping(const GuestDisk& disk, const Mapping& old,
                                              uint32_t units, GuestOffset start,
@@ -32,7 +32,7 @@ Task<void> zero_disk(GuestDisk& disk, GuestOffset offset, uint64_t length, ZeroO
   if (options.no_fallback && !can_stage_zero(disk)) {
     co_await fail(unsupported("version 2 images cannot express zeros over a backing file"));
   }
-  co_await zero_checked(disk, offset, length, options);
+  co_await zero_checked(disk, request.size(), offset, length, options);
   if (options.fua) co_await disk.committer->flush(IoTag::flush);
 }
 
@@ -53,14 +53,15 @@ Task<void> discard_disk(GuestDisk& disk, GuestOffset offset, uint64_t length,
   } else {
     for (GuestOffset at = start; at < end;)
       at += co_await zero_units(
-          disk, at, end - at,
+          disk, request.size(), at, end - at,
           {.may_unmap = !disk.options.discard_keeps, .only_where_needed = true});
   }
   if (options.fua) co_await disk.committer->flush(IoTag::flush);
 }
 
 /// Splits into the edges, which are data, and whole units, which are entries (D1).
-Task<void> zero_checked(GuestDisk& disk, GuestOffset offset, uint64_t length, ZeroOptions options) {
+Task<void> zero_checked(GuestDisk& disk, SizeKept size, GuestOffset offset, uint64_t length,
+                        ZeroOptions options) {
   if (disk.has_raw_data()) {
     co_await zero_raw_data(disk, offset, length, options);
     co_return;
@@ -72,17 +73,18 @@ Task<void> zero_checked(GuestDisk& disk, GuestOffset offset, uint64_t length, Ze
   const GuestOffset whole_end{end.value == disk.size ? round_up(end.value, unit)
                                                      : round_down(end.value, unit)};
   if (!can_stage_zero(disk) || whole_start >= whole_end) {
-    co_await zero_edge(disk, offset, length, options);
+    co_await zero_edge(disk, size, offset, length, options);
     co_return;
   }
-  if (offset < whole_start) co_await zero_edge(disk, offset, whole_start - offset, options);
+  if (offset < whole_start) co_await zero_edge(disk, size, offset, whole_start - offset, options);
   for (GuestOffset at = whole_start; at < whole_end;)
-    at += co_await zero_units(disk, at, whole_end - at, options);
-  if (whole_end < end) co_await zero_edge(disk, whole_end, end - whole_end, options);
+    at += co_await zero_units(disk, size, at, whole_end - at, options);
+  if (whole_end < end) co_await zero_edge(disk, size, whole_end, end - whole_end, options);
 }
 
 /// Zeros as data; nothing where it reads as zeros already.
-Task<void> zero_edge(GuestDisk& disk, GuestOffset offset, uint64_t length, ZeroOptions options) {
+Task<void> zero_edge(GuestDisk& disk, SizeKept size, GuestOffset offset, uint64_t length,
+                     ZeroOptions options) {
   std::vector<std::byte> zeros(std::min(length, std::max(kZeroBuffer, disk.cluster_size())));
   while (length != 0) {
     const uint64_t in_cluster = disk.geometry().offset_in_cluster(offset);
@@ -98,7 +100,7 @@ Task<void> zero_edge(GuestDisk& disk, GuestOffset offset, uint64_t length, ZeroO
       if (options.no_fallback) {
         co_await fail(unsupported("zeroing part of a cluster at ", offset, " needs a write"));
       }
-      co_await write_checked(disk, offset, Bytes(zeros).first(step), false);
+      co_await write_checked(disk, size, offset, Bytes(zeros).first(step), false);
     }
     offset += step;
     length -= step;
@@ -107,7 +109,7 @@ Task<void> zero_edge(GuestDisk& disk, GuestOffset offset, uint64_t length, ZeroO
 
 /// Zeros whole units from `offset` on, inside one L2 table, and returns how many bytes those were
 /// (D4).  `offset` and `length` are multiples of the unit.
-Task<uint64_t> zero_units(GuestDisk& disk, GuestOffset offset, uint64_t length,
+Task<uint64_t> zero_units(GuestDisk& disk, SizeKept size, GuestOffset offset, uint64_t length,
                           ZeroOptions options) {
   const Geometry& g = disk.head.geometry;
   const GuestCluster first = g.cluster_of(offset);
@@ -140,7 +142,7 @@ Task<uint64_t> zero_units(GuestDisk& disk, GuestOffset offset, uint64_t length,
             unsupported("zeroing ", to - from, " bytes at ", start + from, " needs a write"));
       }
       range.release();
-      co_await zero_edge(disk, start + from, to - from, options);
+      co_await zero_edge(disk, size, start + from, to - from, options);
       co_return start + to - offset;
     }
     if (*zeroed == old) continue;

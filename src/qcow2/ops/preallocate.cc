@@ -50,11 +50,11 @@ Task<void> preallocate_disk(GuestDisk& disk, GuestOffset offset, uint64_t length
   if (mode == Preallocation::off) co_return;
   ChangeRequest request(disk, "preallocate", offset, length);
   co_await request.begin();
-  co_await preallocate_range(disk, offset, length, mode);
+  co_await preallocate_range(disk, request.size(), offset, length, mode);
   co_await disk.committer->flush(IoTag::flush);
 }
 
-Task<void> preallocate_range(GuestDisk& disk, GuestOffset offset, uint64_t length,
+Task<void> preallocate_range(GuestDisk& disk, SizeKept, GuestOffset offset, uint64_t length,
                              Preallocation mode) {
   const Geometry& g = disk.head.geometry;
   const uint64_t end = g.clusters_for(offset.value + length);

@@ -81,7 +81,7 @@ Task<void> grow(GuestDisk& disk, const ShapeChange& change, uint64_t size, Preal
   zero_end = round_up(zero_end, disk.cluster_size());
   if (disk.has_raw_data()) zero_end = round_up(size, disk.cluster_size());
   if (zero_end > disk.size) {
-    co_await zero_checked(disk, GuestOffset{disk.size}, zero_end - disk.size,
+    co_await zero_checked(disk, change, GuestOffset{disk.size}, zero_end - disk.size,
                           {.may_unmap = true, .only_where_needed = true});
   }
   if (disk.data) co_await grow_data_file(disk, size);
@@ -91,7 +91,7 @@ Task<void> grow(GuestDisk& disk, const ShapeChange& change, uint64_t size, Preal
   const uint64_t end = round_up(size, disk.cluster_size());
   Result<void> done;
   if (mode != Preallocation::off && start < end) {
-    done = co_await preallocate_range(disk, GuestOffset{start}, end - start, mode).result();
+    done = co_await preallocate_range(disk, change, GuestOffset{start}, end - start, mode).result();
     if (!done) done = std::move(done).error().while_doing("preallocate");
   }
   if (done) done = co_await switch_size(disk, change, size).result();
@@ -124,7 +124,7 @@ Task<void> undo_preallocation(GuestDisk& disk, const ShapeChange& change, uint64
                               uint64_t end) {
   const ZeroOptions give_back{.may_unmap = true, .only_where_needed = true};
   for (uint64_t at = start; at < end;)
-    at += co_await zero_units(disk, GuestOffset{at}, end - at, give_back);
+    at += co_await zero_units(disk, change, GuestOffset{at}, end - at, give_back);
   co_await disk.reclaim_space();
   co_await forget_behind_end(disk, change);
   co_await truncate_file(disk, change);

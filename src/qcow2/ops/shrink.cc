@@ -25,7 +25,7 @@ struct CutOff {
   Reservation last_cluster_copy;  ///< Where it has bytes behind the end.
 };
 
-static Task<void> zero_tail(GuestDisk& disk, uint64_t size);
+static Task<void> zero_tail(GuestDisk& disk, const ShapeChange& change, uint64_t size);
 static Task<bool> ends_in_data(GuestDisk& disk, uint64_t size);
 static Task<void> cut_tables(GuestDisk& disk, const ShapeChange& change, uint64_t size,
                              CutOff& off);
@@ -46,7 +46,7 @@ Task<void> shrink(GuestDisk& disk, const ShapeChange& change, uint64_t size) {
   }
   CutOff off;
   Result<void> cut;
-  if (disk.data) cut = co_await zero_tail(disk, size).result();
+  if (disk.data) cut = co_await zero_tail(disk, change, size).result();
   if (cut) cut = co_await cut_tables(disk, change, size, off).result();
   if (!cut) {
     disk.size = size_before;
@@ -67,12 +67,12 @@ Task<void> forget_behind_end(GuestDisk& disk, const ShapeChange& change) {
 }
 
 /// Of an external data file.
-Task<void> zero_tail(GuestDisk& disk, uint64_t size) {
+Task<void> zero_tail(GuestDisk& disk, const ShapeChange& change, uint64_t size) {
   const uint64_t end = round_up(size, disk.cluster_size());
   if (size == end) co_return;
   // What failed and may still land (H6) lands before the zeros, or never.
   co_await disk.latch->sync_data(IoTag::commit_sync);
-  co_await zero_checked(disk, GuestOffset{size}, end - size, {.only_where_needed = true})
+  co_await zero_checked(disk, change, GuestOffset{size}, end - size, {.only_where_needed = true})
       .doing("zero the end of the disk");
 }
 

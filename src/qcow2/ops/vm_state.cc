@@ -50,7 +50,7 @@ Task<void> write_vm_state(GuestDisk& disk, uint64_t offset, Bytes data) {
   const uint64_t entries = g.l1_index(g.cluster_of(at + (data.size() - 1))) + 1;
   if (entries > disk.map->l1().size())
     co_await grow_l1(disk, change, entries).doing("grow the L1 table");
-  (void)co_await write_checked(disk, at, data, false);
+  (void)co_await write_checked(disk, keep_size, at, data, false);
 }
 
 }  // namespace byre
