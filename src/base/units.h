@@ -30,6 +30,10 @@ struct Quantity {
   friend Quantity operator-(Quantity a, uint64_t n) { return {a.value - n}; }
   /// The distance between two of them.
   friend uint64_t operator-(Quantity a, Quantity b) { return a.value - b.value; }
+  Quantity& operator+=(uint64_t n) {
+    value += n;
+    return *this;
+  }
   Quantity& operator++() {
     ++value;
     return *this;

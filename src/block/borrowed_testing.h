@@ -28,9 +28,11 @@ struct DiskScript {
   bool fail_flushes = false;
   uint64_t failing_write = 0;             ///< The number of the write that fails, from 1; 0: none.
   IoTag failing_writes_of = IoTag::none;  ///< All of these fail.
+  uint64_t failing_zero = 0;              ///< The number of the zero() that fails, from 1.
 
   uint64_t writes = 0;
   std::map<IoTag, uint64_t> writes_of;
+  uint64_t zeros = 0;
   uint64_t flushes = 0;
   bool written_before_flush = false;
 };
@@ -49,7 +51,9 @@ class ScriptedDisk final : public Borrowed {
     co_await below_.write(offset, data, options);
   }
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override {
+    ++script_.zeros;
     if (!script_.holes) co_await fail(unsupported("no holes here"));
+    if (script_.zeros == script_.failing_zero) co_await fail(Error(Errc::io, "it was to fail"));
     co_await below_.zero(offset, length, options);
   }
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override {

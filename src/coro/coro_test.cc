@@ -6,6 +6,7 @@
 
 #include "base/prng.h"
 #include "coro/event.h"
+#include "coro/fast_path.h"
 #include "coro/range_lock.h"
 #include "coro/ready_queue.h"
 #include "coro/scope.h"
@@ -233,6 +234,74 @@ TEST(RangeLock, ADowngradeLetsSharersIn) {
   mine.downgrade();
   drain(ready);
   EXPECT_TRUE(in);
+}
+
+TEST(RangeLock, TryLockTakesARangeOrAsksForNothing) {
+  ReadyQueue ready;
+  RangeLock locks(ready);
+  RangeLock::Request mine(locks, 0, 4, RangeLock::Mode::exclusive);
+  RangeLock::Request beside(locks, 4, 5, RangeLock::Mode::exclusive);
+  RangeLock::Request inside(locks, 1, 2, RangeLock::Mode::shared);
+  EXPECT_TRUE(mine.try_lock());
+  EXPECT_TRUE(beside.try_lock());
+  EXPECT_FALSE(inside.try_lock());
+  EXPECT_FALSE(inside.held());
+  mine.release();
+  EXPECT_FALSE(inside.held());  // It was not in the queue.
+  EXPECT_TRUE(inside.try_lock());
+}
+
+/// Done at once, or after an event, or with an error.
+struct Step {
+  bool at_once;
+  Event& event;
+  Result<void> end = {};
+  bool try_now() const { return at_once; }
+  Task<void> wait() {
+    co_await event.wait();
+    co_await std::move(end);
+  }
+};
+
+TEST(FastPath, GoesOnAtOnceOrWhenItsRestHasEnded) {
+  ReadyQueue ready;
+  Scope scope(ready);
+  Event event(ready);
+  int steps = 0;
+  const auto body = [](Event& e, int& count) -> Task<void> {
+    co_await FastPath(Step{true, e});
+    ++count;
+    co_await FastPath(Step{false, e});
+    ++count;
+  };
+  scope.spawn(body(event, steps));
+  drain(ready);
+  EXPECT_EQ(steps, 1);
+  event.notify();
+  drain(ready);
+  EXPECT_EQ(steps, 2);
+}
+
+TEST(FastPath, TheErrorOfTheRestEndsTheCaller) {
+  ReadyQueue ready;
+  Event event(ready);
+  std::string text;
+  bool went_on = false;
+  Scope scope(ready);
+  const auto inner = [](Event& e, bool& on) -> Task<void> {
+    co_await FastPath(Step{false, e, corrupt("broken")});
+    on = true;
+  };
+  const auto body = [&](Event& e) -> Task<void> {
+    Result<void> result = co_await inner(e, went_on).result();
+    if (!result) text = result.error().message();
+  };
+  scope.spawn(body(event));
+  drain(ready);
+  event.notify();
+  drain(ready);
+  EXPECT_EQ(text, "broken");
+  EXPECT_FALSE(went_on);
 }
 
 }  // namespace

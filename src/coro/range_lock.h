@@ -47,6 +47,14 @@ class RangeLock {
     }
     void await_suspend(std::coroutine_handle<> handle) noexcept { handle_ = handle; }
     void await_resume() const noexcept {}
+    /// Takes the range if nobody stands in the way; else it has not been asked for.
+    bool try_lock() {
+      BYRE_ASSERT(!linked_);
+      if (locks_->blocked(*this, nullptr)) return false;
+      held_ = true;
+      locks_->append(*this);
+      return true;
+    }
 
     void release() {
       if (!linked_) return;
@@ -61,6 +69,9 @@ class RangeLock {
       locks_->wake();
     }
     bool held() const { return held_; }
+    Mode mode() const { return mode_; }
+    uint64_t first() const { return first_; }
+    uint64_t end() const { return end_; }
 
    private:
     friend class RangeLock;

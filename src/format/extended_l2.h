@@ -33,6 +33,13 @@ constexpr uint32_t units_covered(uint64_t offset, uint64_t length, const Geometr
   return unit_mask(static_cast<uint32_t>(first), static_cast<uint32_t>(end - first));
 }
 
+/// Do these units give zeros without a look at a host cluster?  `shows_below`: what is in neither
+/// mask reads from the backing file.
+constexpr bool reads_zero(const Mapping& mapping, uint32_t units, bool shows_below) {
+  if (mapping.compressed || (mapping.allocated & units) != 0) return false;
+  return !shows_below || (mapping.zero & units) == units;
+}
+
 enum class UnitKind : uint8_t {
   unallocated,  ///< Reads from the backing file.
   zero,

@@ -85,6 +85,10 @@ struct Geometry {
   constexpr GuestCluster first_of_l1(uint64_t index) const { return {index << l2_bits()}; }
   /// Bytes of the disk that one L1 entry covers.
   constexpr uint64_t l1_span() const { return uint64_t{1} << (cluster_bits + l2_bits()); }
+  /// Where the part of the disk ends that the L2 table of `at` covers.
+  constexpr GuestOffset end_of_table(GuestOffset at) const {
+    return {(l1_index(cluster_of(at)) + 1) * l1_span()};
+  }
   /// L1 entries that a disk of `size` bytes needs; VM state starts at the entry after them.
   constexpr uint64_t l1_entries_for(uint64_t size) const {
     return size / l1_span() + (size % l1_span() != 0);

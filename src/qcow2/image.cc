@@ -46,20 +46,20 @@ ImageStats Image::stats() const {
 // --- Requests and operations --------------------------------------------------------------------
 
 BYRE_CORO_WRAPPER Task<void> Image::read(uint64_t offset, MutableBytes data, IoTag tag) {
-  return byre::read_disk(*disk_, offset, data, tag);
+  return byre::read_disk(*disk_, GuestOffset{offset}, data, tag);
 }
 BYRE_CORO_WRAPPER Task<void> Image::write(uint64_t offset, Bytes data, WriteOptions options) {
-  return byre::write_disk(*disk_, offset, data, options);
+  return byre::write_disk(*disk_, GuestOffset{offset}, data, options);
 }
 BYRE_CORO_WRAPPER Task<void> Image::zero(uint64_t offset, uint64_t length, ZeroOptions options) {
-  return byre::zero_disk(*disk_, offset, length, options);
+  return byre::zero_disk(*disk_, GuestOffset{offset}, length, options);
 }
 BYRE_CORO_WRAPPER Task<void> Image::discard(uint64_t offset, uint64_t length,
                                             DiscardOptions options) {
-  return byre::discard_disk(*disk_, offset, length, options);
+  return byre::discard_disk(*disk_, GuestOffset{offset}, length, options);
 }
 BYRE_CORO_WRAPPER Task<Extent> Image::status(uint64_t offset, uint64_t length) {
-  return byre::status_of_disk(*disk_, offset, length);
+  return byre::status_of_disk(*disk_, GuestOffset{offset}, length);
 }
 BYRE_CORO_WRAPPER Task<void> Image::resize(uint64_t size) {
   return byre::resize_disk(*disk_, size, Preallocation::off);
@@ -69,7 +69,7 @@ BYRE_CORO_WRAPPER Task<void> Image::resize(uint64_t size, Preallocation mode) {
 }
 BYRE_CORO_WRAPPER Task<void> Image::preallocate(uint64_t offset, uint64_t length,
                                                 Preallocation mode) {
-  return byre::preallocate_disk(*disk_, offset, length, mode);
+  return byre::preallocate_disk(*disk_, GuestOffset{offset}, length, mode);
 }
 BYRE_CORO_WRAPPER Task<void> Image::amend(AmendOptions options) {
   return byre::amend_image(*disk_, std::move(options));

@@ -6,8 +6,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "block/filter.h"
-#include "block/memory.h"
+#include "block/hollow_testing.h"
 #include "qcow2/image.h"
 #include "qcow2/image_testing.h"
 #include "qcow2/ops/create.h"
@@ -26,19 +25,6 @@ void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace byre {
 namespace {
-
-/// Keeps metadata; guest data go nowhere.
-class HollowDevice final : public Filter {
- public:
-  explicit HollowDevice(Reactor& reactor) : Filter(std::make_unique<MemoryDevice>(reactor)) {}
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
-    if (tag != IoTag::read_guest) co_await below_.read(offset, data, tag);
-  }
-  Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
-    if (options.tag != IoTag::write_guest) co_await below_.write(offset, data, options);
-  }
-  Task<void> close() override { co_return; }
-};
 
 constexpr uint64_t kSize = 1 * GiB;
 constexpr int kBatch = 1000;

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "format/header.h"
+#include "qcow2/core/l2_patch.h"
 
 namespace byre {
 
@@ -324,41 +325,31 @@ Task<void> Committer::write_table_sectors(HostSpan table, uint64_t first, uint64
 
 Task<void> Committer::write_new_l2(uint64_t l1_index) {
   const NewL2Table table = stages_.committing->l2_tables.at(l1_index);
-  std::vector<std::byte> bytes(geometry_.cluster_size());
+  L2Patch fresh(geometry_, geometry_.start_of(table.at),
+                std::vector<std::byte>(geometry_.cluster_size()));
   if (table.base) {
-    const HostOffset from = geometry_.start_of(*table.base);
-    co_await file_.read(from.value, bytes, IoTag::l2_load).doing("L2 table at ", from);
-    if (allocator_.refcount(*table.base) > 1) co_await allocator_.clear_shared(bytes);
+    fresh = co_await L2Patch::load(file_, geometry_, *table.base);
+    if (allocator_.refcount(*table.base) > 1)
+      co_await allocator_.clear_shared(fresh.mutable_bytes());
   }
   const auto begin =
       std::lower_bound(sorted_.begin(), sorted_.end(), geometry_.first_of_l1(l1_index),
                        [](const auto& pair, GuestCluster cluster) { return pair.first < cluster; });
   for (auto it = begin; it != sorted_.end() && geometry_.l1_index(it->first) == l1_index; ++it) {
-    store_l2(bytes, geometry_.l2_index(it->first), it->second, geometry_);
+    fresh.set(geometry_.l2_index(it->first), it->second);
   }
-  const HostOffset at = geometry_.start_of(table.at);
-  co_await file_.write(at.value, bytes, {.tag = IoTag::l2_allocate}).doing("L2 table at ", at);
+  co_await fresh.write_copy(file_, table.at);
 }
 
 Task<void> Committer::write_slice(HostOffset at, uint64_t first, uint64_t count) {
   // The slice stays in the cache until it is written, so that no load can bring an older image
   // back.
   TableCache::Ref slice = co_await map_.cache().get(at);
-  std::vector<std::byte> bytes(slice.bytes().begin(), slice.bytes().end());
-  uint64_t low = bytes.size();
-  uint64_t high = 0;
-  for (uint64_t i = first; i < first + count; ++i) {
-    const size_t index = map_.index_in_slice(sorted_[i].first);
-    store_l2(bytes, index, sorted_[i].second, geometry_);
-    low = std::min(low, index * geometry_.l2_entry_size());
-    high = std::max(high, (index + 1) * geometry_.l2_entry_size());
-  }
-  low = round_down(low, kSectorSize);
-  high = round_up(high, kSectorSize);
-  co_await file_
-      .write(at.value + low, Bytes(bytes).subspan(low, high - low), {.tag = IoTag::l2_update})
-      .doing("L2 table slice at ", at);
-  copy(slice.mutable_bytes(), bytes);
+  L2Patch patch(geometry_, at, {slice.bytes().begin(), slice.bytes().end()});
+  for (uint64_t i = first; i < first + count; ++i)
+    patch.set(map_.index_in_slice(sorted_[i].first), sorted_[i].second);
+  co_await patch.write(file_);
+  copy(slice.mutable_bytes(), patch.bytes());
 }
 
 Task<void> Committer::write_l1_sector(uint64_t sector) {

@@ -36,40 +36,42 @@ Task<void> read_past_end(Device& from, HostOffset at, MutableBytes bytes, IoTag 
 }
 }  // namespace
 
-BYRE_CORO_WRAPPER Task<void> DataStore::read(HostOffset at, MutableBytes bytes, IoTag tag) {
+BYRE_CORO_WRAPPER Task<void> DataStore::read(HostAccess, HostOffset at, MutableBytes bytes,
+                                             IoTag tag) {
   Device& from = device();
   if (within(at.value, bytes.size(), from.size())) return from.read(at.value, bytes, tag);
   return read_past_end(from, at, bytes, tag);
 }
 
-BYRE_CORO_WRAPPER Task<void> DataStore::write(HostOffset at, Bytes bytes, bool fua, IoTag tag) {
+BYRE_CORO_WRAPPER Task<void> DataStore::write(HostAccess, HostOffset at, Bytes bytes, bool fua,
+                                              IoTag tag) {
   if (Result<void> sound = check(at, bytes.size()); !sound) {
     return refuse(std::move(sound).error());
   }
   return device().write(at.value, bytes, {.fua = fua, .tag = tag});
 }
 
-Task<void> DataStore::write_zeros(HostOffset at, uint64_t length, IoTag tag) {
+Task<void> DataStore::write_zeros(HostAccess access, HostOffset at, uint64_t length, IoTag tag) {
   const std::vector<std::byte> zeros(std::min(length, kZerosAtOnce));
   while (length != 0) {
     const uint64_t step = std::min<uint64_t>(length, zeros.size());
-    co_await write(at, Bytes(zeros).first(step), false, tag);
-    at = at + step;
+    co_await write(access, at, Bytes(zeros).first(step), false, tag);
+    at += step;
     length -= step;
   }
 }
 
-Task<void> DataStore::zero(HostOffset at, uint64_t length, ZeroOptions options) {
+Task<void> DataStore::zero(HostAccess, HostOffset at, uint64_t length, ZeroOptions options) {
   co_await check(at, length);
   co_await device().zero(at.value, length, options);
 }
 
-Task<void> DataStore::allocate(HostOffset at, uint64_t length) {
+Task<void> DataStore::allocate(HostAccess, HostOffset at, uint64_t length) {
   co_await check(at, length);
   co_await device().allocate(at.value, length);
 }
 
-Task<void> DataStore::discard(HostOffset at, uint64_t length) {
+Task<void> DataStore::discard(HostAccess, HostOffset at, uint64_t length) {
   co_await check(at, length);
   co_await device().discard(at.value, length, {});
 }

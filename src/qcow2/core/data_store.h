@@ -5,14 +5,14 @@
 /// Invariant: what goes through here never touches metadata, whatever the tables say
 /// (docs/engine.md, M5): a damaged image maps guest data to a table, and that is an error, never a
 /// write.  Bytes behind the end of the file read as zeros (traps 49 and 71).
-/// Who calls holds a pin since before the lookup that gave the place, or owns the place by a
-/// reservation or an exclusive lock.
-/// Cost: a lookup in the set of metadata clusters for each change.  Not here: which place, the
-/// order of writes, syncs (sync_latch.h), metadata.
+/// Who calls shows a HostAccess: a pin since before the lookup that gave the place, a range lock,
+/// or a reservation (guards.h). Cost: a lookup in the set of metadata clusters for each change. Not
+/// here: which place, the order of writes, syncs (sync_latch.h), metadata.
 #pragma once
 
 #include "block/device.h"
 #include "format/types.h"
+#include "qcow2/core/guards.h"
 #include "qcow2/core/metadata_set.h"
 
 namespace byre {
@@ -28,15 +28,15 @@ class DataStore {
   /// The file that they lie in.
   Device& device() const { return external_ ? *external_ : file_; }
 
-  Task<void> read(HostOffset at, MutableBytes bytes, IoTag tag);
-  Task<void> write(HostOffset at, Bytes bytes, bool fua, IoTag tag);
+  Task<void> read(HostAccess access, HostOffset at, MutableBytes bytes, IoTag tag);
+  Task<void> write(HostAccess access, HostOffset at, Bytes bytes, bool fua, IoTag tag);
   /// Of zeros, all of them.
-  Task<void> write_zeros(HostOffset at, uint64_t length, IoTag tag);
-  Task<void> zero(HostOffset at, uint64_t length, ZeroOptions options);
+  Task<void> write_zeros(HostAccess access, HostOffset at, uint64_t length, IoTag tag);
+  Task<void> zero(HostAccess access, HostOffset at, uint64_t length, ZeroOptions options);
   /// Gives the range blocks on the host.
-  Task<void> allocate(HostOffset at, uint64_t length);
+  Task<void> allocate(HostAccess access, HostOffset at, uint64_t length);
   /// The range may become a hole; of an external data file, whose places nobody else gets.
-  Task<void> discard(HostOffset at, uint64_t length);
+  Task<void> discard(HostAccess access, HostOffset at, uint64_t length);
 
  private:
   Result<void> check(HostOffset at, uint64_t length) const;

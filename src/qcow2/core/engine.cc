@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "qcow2/core/space_retry.h"
+
 namespace byre {
 
 Engine::Engine(std::unique_ptr<Device> below, ImageHeader read, ImageOptions wanted)
@@ -39,8 +41,7 @@ Result<void> Engine::check_can_write() const {
 }
 
 Task<void> Engine::throttle_staging() {
-  while (stages.open.entries.size() >= std::max<uint64_t>(options.staged_max, 1))
-    co_await committer->flush(IoTag::commit_sync);
+  while (staging_full()) co_await committer->flush(IoTag::commit_sync);
 }
 
 Task<void> Engine::load_refcounts_of(const Mapping& old) {
@@ -52,14 +53,10 @@ Task<void> Engine::load_refcounts_of(const Mapping& old) {
   co_await allocator->load(span);
 }
 
-Task<void> Engine::prepare_table(uint64_t l1_index) {
-  Result<void> prepared = co_await map->prepare(l1_index, *allocator).result();
-  if (prepared || prepared.error().code() != Errc::no_space) {
-    co_await std::move(prepared);
-    co_return;
-  }
-  co_await reclaim_space();
-  co_await map->prepare(l1_index, *allocator);
+Task<void> Engine::prepare_table(const ExclusiveRange& range) {
+  const uint64_t l1_index = head.geometry.l1_index(range.first_cluster());
+  SpaceRetry retry(*this);
+  co_await retry.run(&Map::prepare, *map, l1_index, *allocator);
 }
 
 Task<void> Engine::reclaim_space() {
@@ -68,7 +65,9 @@ Task<void> Engine::reclaim_space() {
   co_await allocator->drain_limbo();
 }
 
-void Engine::publish(GuestCluster cluster, const Mapping& mapping, const Mapping& old) {
+void Engine::publish(const ExclusiveRange& range, GuestCluster cluster, const Mapping& mapping,
+                     const Mapping& old) {
+  BYRE_ASSERT(range.covers(cluster));  // L1
   map->stage(cluster, mapping);
   const HostSpan before = hosts(old, head.geometry);
   if (on_removed && old.host && !mapping.host) on_removed(cluster);

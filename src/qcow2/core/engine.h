@@ -30,6 +30,7 @@
 /// whole image (ops/).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -39,13 +40,13 @@
 
 #include "block/point_in_time.h"
 #include "coro/event.h"
-#include "coro/range_lock.h"
 #include "coro/scope.h"
 #include "coro/semaphore.h"
 #include "qcow2/core/allocator.h"
 #include "qcow2/core/commit.h"
 #include "qcow2/core/data_store.h"
 #include "qcow2/core/epochs.h"
+#include "qcow2/core/guards.h"
 #include "qcow2/core/header_state.h"
 #include "qcow2/core/image_header.h"
 #include "qcow2/core/map.h"
@@ -70,8 +71,8 @@ class Engine {
     return data && !backing && (head.header.autoclear & kRawDataFile) != 0;
   }
   /// Of a write to this place of the guest's address space: VM state lies behind the disk.
-  IoTag write_mark(uint64_t offset) const {
-    return offset < size ? IoTag::write_guest : IoTag::vm_state_write;
+  IoTag write_mark(GuestOffset at) const {
+    return at.value < size ? IoTag::write_guest : IoTag::vm_state_write;
   }
 
   /// The error for a request that passes the end of the disk.
@@ -81,15 +82,21 @@ class Engine {
   /// Bounds what is staged: whoever comes when it is full commits first, and gets that commit's
   /// error.  Before any lock.
   Task<void> throttle_staging();
+  bool staging_full() const {
+    return stages.open.entries.size() >= std::max<uint64_t>(options.staged_max, 1);
+  }
   /// Makes it possible to give up what `old` refers to.  A damaged image may map guest data to
   /// metadata; that is never given up for a guest (M5).
   Task<void> load_refcounts_of(const Mapping& old);
-  /// Sees to an L2 table of our own, with a second try once freed space has been made usable.
-  Task<void> prepare_table(uint64_t l1_index);
-  /// After a real ENOSPC: what has been freed is made usable.  Holds X, but no pin.
+  /// Sees to an L2 table of our own for the range, which lies inside one, with a second try once
+  /// freed space has been made usable.
+  Task<void> prepare_table(const ExclusiveRange& range);
+  /// After a real ENOSPC: what has been freed is made usable.  The caller holds no pin.
   Task<void> reclaim_space();
-  /// The next lookup sees `mapping`; host clusters that it no longer refers to go to limbo (H2).
-  void publish(GuestCluster cluster, const Mapping& mapping, const Mapping& old);
+  /// The next lookup of a cluster of the range sees `mapping`; host clusters that it no longer
+  /// refers to go to limbo (H2).
+  void publish(const ExclusiveRange& range, GuestCluster cluster, const Mapping& mapping,
+               const Mapping& old);
   /// Something was staged: a commit follows within options.commit_delay (M6).
   void schedule_commit();
   /// Runs beside the requests; end_requests() waits for it.

@@ -4,40 +4,46 @@
 /// Whoever has it holds all guest clusters exclusively: no request that changes the map runs, none
 /// will begin, and what those before staged can be committed to the last.  Reads go on: they hold
 /// pins, and go by tables that stay until the pins are gone (docs/engine.md, H3).
-///     Quiesced quiesced(engine, Quiesced::Of::everything);
+///     Quiesced quiesced(engine);
 ///     co_await quiesced.begin();      // ends when `quiesced` dies
-/// Locks are taken in one order everywhere: shape, disk size, clusters (L5).  Whoever holds the
-/// first ones already asks for the rest.
+/// Locks are taken in one order everywhere: shape, disk size, clusters (L5).  Whoever shows a
+/// ShapeChange, which holds the first, asks for the clusters alone.
 #pragma once
 
-#include "qcow2/core/engine.h"
+#include <optional>
+
+#include "qcow2/core/shape_change.h"
 
 namespace byre {
 
 class Quiesced {
  public:
-  enum class Of : uint8_t {
-    clusters,    ///< The caller holds the mutex of shape already.
-    everything,  ///< Shape, disk size and clusters: no write, resize or change of bitmaps runs.
-  };
-  explicit Quiesced(Engine& engine, Of what = Of::clusters)
+  /// Shape, disk size and clusters: no write, resize or change of bitmaps runs.
+  explicit Quiesced(Engine& engine)
       : engine_(engine),
-        what_(what),
-        size_(engine.disk_size, 0, 1, RangeLock::Mode::exclusive),
-        clusters_(engine.clusters, 0, UINT64_MAX, RangeLock::Mode::exclusive) {}
+        shape_(std::in_place, engine),
+        size_(std::in_place, *shape_),
+        clusters_(engine.clusters, {0}, {UINT64_MAX}) {}
+  /// The clusters, for whoever changes the shape.
+  explicit Quiesced(const ShapeChange& change)
+      : engine_(change.engine()), clusters_(engine_.clusters, {0}, {UINT64_MAX}) {
+    BYRE_ASSERT(change.held());
+  }
   Quiesced(const Quiesced&) = delete;
 
   Task<void> begin() {
-    if (what_ == Of::everything) {
-      shape_ = co_await engine_.shape.lock();
-      co_await size_;
+    if (shape_) {
+      co_await shape_->begin();
+      co_await *size_;
     }
     co_await clusters_;
   }
   bool held() const { return clusters_.held(); }
+  /// All of them.
+  const ExclusiveRange& clusters() const { return clusters_; }
   /// What is staged becomes durable, refcounts included, even where they are lazy.
   Task<void> commit() { co_await engine_.committer->flush_all(); }
-  /// Likewise, and nothing is left in limbo: disk and memory say the whole truth.
+  /// Likewise, and nothing is left in limbo: disk and memory agree.
   Task<void> settle() {
     co_await engine_.committer->flush_all();
     co_await engine_.allocator->drain_limbo();
@@ -46,10 +52,9 @@ class Quiesced {
 
  private:
   Engine& engine_;
-  const Of what_;
-  Mutex::Hold shape_;
-  RangeLock::Request size_;
-  RangeLock::Request clusters_;
+  std::optional<ShapeChange> shape_;
+  std::optional<SizeChange> size_;
+  ExclusiveRange clusters_;
 };
 
 }  // namespace byre

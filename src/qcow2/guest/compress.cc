@@ -5,6 +5,8 @@
 
 #include "coro/scope.h"
 #include "format/codec.h"
+#include "qcow2/core/space_retry.h"
+#include "qcow2/guest/change.h"
 #include "qcow2/guest/guest_disk.h"
 #include "qcow2/guest/write.h"
 
@@ -18,24 +20,25 @@ constexpr uint64_t kWorkMin = 64 * KiB;
 }  // namespace
 
 using Stream = std::optional<std::vector<std::byte>>;  ///< None: it would not be smaller.
-static Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes data,
+static Task<std::vector<Stream>> write_streams(GuestDisk& disk, GuestOffset offset, Bytes data,
                                                int level);
-static Task<CompressedPacker::Placed> place_stream(GuestDisk& disk, Bytes stream, bool& reclaimed);
 static Task<std::vector<Stream>> compress_clusters(GuestDisk& disk, Bytes data, int level);
 static Task<void> compress_some(GuestDisk& disk, Bytes data, int level, std::span<Stream> streams);
 
-Task<void> write_compressed(GuestDisk& disk, uint64_t offset, Bytes data, int level) {
+Task<void> write_compressed(GuestDisk& disk, SizeKept size, GuestOffset offset, Bytes data,
+                            int level) {
   const Geometry& g = disk.head.geometry;
   if (g.data_file) co_await fail(unsupported("compressed data in an external data file"));
   if (g.encrypted) co_await fail(unsupported("compressed data in an encrypted image"));
-  const uint64_t end = offset + data.size();
-  if (offset % disk.cluster_size() != 0 || (end % disk.cluster_size() != 0 && end != disk.size)) {
-    co_await fail(invalid("a compressed write of ", data.size(), " bytes at ", hex(offset),
+  const GuestOffset end = offset + data.size();
+  if (g.offset_in_cluster(offset) != 0 ||
+      (g.offset_in_cluster(end) != 0 && end.value != disk.size)) {
+    co_await fail(invalid("a compressed write of ", data.size(), " bytes at ", offset,
                           " does not cover whole clusters of ", disk.cluster_size(), " bytes"));
   }
   while (!data.empty()) {
-    const uint64_t table_end = (g.l1_index(g.cluster_of(GuestOffset{offset})) + 1) * g.l1_span();
-    const uint64_t piece = std::min({uint64_t{data.size()}, kPieceMax, table_end - offset});
+    const uint64_t piece =
+        std::min({uint64_t{data.size()}, kPieceMax, g.end_of_table(offset) - offset});
     const std::vector<Stream> streams =
         co_await write_streams(disk, offset, data.first(piece), level);
     // What does not get smaller is written as it is (trap 59), in runs.
@@ -48,7 +51,7 @@ Task<void> write_compressed(GuestDisk& disk, uint64_t offset, Bytes data, int le
       }
       while (next < streams.size() && !streams[next]) ++next;
       const Bytes run = data.subspan(start_of(i), start_of(next) - start_of(i));
-      co_await write_checked(disk, offset + start_of(i), run, false);
+      co_await write_checked(disk, size, offset + start_of(i), run, false);
       i = next;
     }
     offset += piece;
@@ -57,19 +60,18 @@ Task<void> write_compressed(GuestDisk& disk, uint64_t offset, Bytes data, int le
 }
 
 /// Writes those clusters of a piece inside one L2 table that get smaller, and returns the streams.
-Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes data, int level) {
+Task<std::vector<Stream>> write_streams(GuestDisk& disk, GuestOffset offset, Bytes data,
+                                        int level) {
   const Geometry& g = disk.head.geometry;
-  const GuestCluster first = g.cluster_of(GuestOffset{offset});
+  const GuestCluster first = g.cluster_of(offset);
   const uint64_t count = g.clusters_for(data.size());
   co_await disk.throttle_staging();
   // Asked for in one step: who comes later waits for this request in both
   // (CompressedPacker::Ticket).
   CompressedPacker::Ticket ticket(*disk.packer);
-  RangeLock::Request lock(disk.clusters, first.value, first.value + count,
-                          RangeLock::Mode::exclusive);
-  co_await lock;
-  if (!disk.bitmaps->try_set_dirty(offset, data.size()))
-    co_await disk.bitmaps->set_dirty(offset, data.size());
+  ExclusiveRange range(disk.clusters, first, first + count);
+  co_await range;
+  co_await record_change(disk, range, offset, data.size());
   std::vector<Stream> streams = co_await compress_clusters(disk, data, level);
   std::vector<Mapping> old(count);
   {
@@ -79,10 +81,10 @@ Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes 
   for (uint64_t i = 0; i < count; ++i) {
     if (streams[i]) co_await disk.load_refcounts_of(old[i]);
   }
-  co_await disk.prepare_table(g.l1_index(first));
+  co_await disk.prepare_table(range);
   co_await ticket.wait();
 
-  bool reclaimed = false;
+  SpaceRetry retry(disk);
   std::vector<CompressedPacker::Placed> placed;
   Result<void> all_placed;
   for (uint64_t i = 0; i < count && all_placed; ++i) {
@@ -90,8 +92,9 @@ Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes 
       placed.emplace_back();
       continue;
     }
+    const Bytes stream = *streams[i];
     Result<CompressedPacker::Placed> place =
-        co_await place_stream(disk, *streams[i], reclaimed).result();
+        co_await retry.run(&CompressedPacker::place, *disk.packer, stream).result();
     if (place) {
       placed.push_back(*std::move(place));
     } else {
@@ -103,17 +106,13 @@ Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes 
     while (streams[i]) {
       Result<bool> written = co_await disk.packer->write(placed[i]).result();
       if (written && *written) break;
-      if (!written && (written.error().code() != Errc::no_space || reclaimed))
-        co_await fail(std::move(written).error());
       placed[i] = CompressedPacker::Placed();  // To limbo: its write may still land (H6).
-      if (!written) {
-        reclaimed = true;
-        co_await disk.reclaim_space();
-      }
-      placed[i] = co_await place_stream(disk, *streams[i], reclaimed);
+      if (!written) co_await retry.reclaim_after(std::move(written).error());
+      const Bytes stream = *streams[i];
+      placed[i] = co_await retry.run(&CompressedPacker::place, *disk.packer, stream);
     }
     if (!streams[i]) continue;
-    disk.publish(first + i, placed[i].mapping(), old[i]);  // M3, P3: its bytes are down.
+    disk.publish(range, first + i, placed[i].mapping(), old[i]);  // M3, P3: its bytes are down.
     placed[i].keep();
     ++disk.stats.clusters_compressed;
   }
@@ -121,20 +120,9 @@ Task<std::vector<Stream>> write_streams(GuestDisk& disk, uint64_t offset, Bytes 
   co_return std::move(streams);
 }
 
-/// CompressedPacker::place(), with a second try once freed space has been made usable.
-Task<CompressedPacker::Placed> place_stream(GuestDisk& disk, Bytes stream, bool& reclaimed) {
-  Result<CompressedPacker::Placed> placed = co_await disk.packer->place(stream).result();
-  if (!placed && placed.error().code() == Errc::no_space && !reclaimed) {
-    reclaimed = true;
-    co_await disk.reclaim_space();
-    placed = co_await disk.packer->place(stream).result();
-  }
-  co_return std::move(placed);
-}
-
-Task<void> GuestDisk::write_packed(uint64_t at, Bytes bytes) {
+Task<void> GuestDisk::write_packed(HostOffset at, Bytes bytes) {
   const Epochs::Pin pin = epochs.pin();
-  co_await store.write(HostOffset{at}, bytes, false, IoTag::write_compressed);
+  co_await store.write(pin, at, bytes, false, IoTag::write_compressed);
 }
 
 /// The streams of `data`'s clusters, in their order, made on all cores.

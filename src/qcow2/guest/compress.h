@@ -4,13 +4,16 @@
 /// Not here: where streams go (compressed_packer.h), reading them (read.h, decompressed_cache.h).
 #pragma once
 
+#include "base/units.h"
 #include "block/device.h"
 
 namespace byre {
 
 class GuestDisk;
+class SizeKept;
 
 /// Whole clusters, but for the last of the disk; Errc::invalid for anything else.
-Task<void> write_compressed(GuestDisk& disk, uint64_t offset, Bytes data, int level);
+Task<void> write_compressed(GuestDisk& disk, SizeKept size, GuestOffset offset, Bytes data,
+                            int level);
 
 }  // namespace byre

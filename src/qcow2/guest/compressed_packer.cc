@@ -140,7 +140,7 @@ Task<void> CompressedPacker::lead(Run& run) {
   bytes.resize(round_up(bytes.size(), kSectorSize));
   run.writing = true;
   run.issued_end = end;
-  Result<void> written = co_await writer_.write_packed(at, bytes).result();
+  Result<void> written = co_await writer_.write_packed(HostOffset{at}, bytes).result();
   run.writing = false;
   if (written) {
     run.written_end = end;

@@ -44,7 +44,7 @@ class CompressedPacker {
   /// Puts bytes into the image's file, and holds a pin while it does (H1).
   class Writer {
    public:
-    virtual Task<void> write_packed(uint64_t at, Bytes bytes) = 0;
+    virtual Task<void> write_packed(HostOffset at, Bytes bytes) = 0;
 
    protected:
     ~Writer() = default;

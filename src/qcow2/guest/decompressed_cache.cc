@@ -34,7 +34,8 @@ DecompressedCache::Cluster DecompressedCache::find(const Mapping& stream) {
   return entry ? entry->cluster : nullptr;
 }
 
-Task<DecompressedCache::Cluster> DecompressedCache::get(Mapping stream, Source& source) {
+Task<DecompressedCache::Cluster> DecompressedCache::get(HostAccess access, Mapping stream,
+                                                        Source& source) {
   while (const std::shared_ptr<Entry> entry = look_up(stream)) {
     co_await entry->done.wait();
     if (entry->cluster) co_return Cluster(entry->cluster);
@@ -43,7 +44,7 @@ Task<DecompressedCache::Cluster> DecompressedCache::get(Mapping stream, Source& 
   const auto entry = std::make_shared<Entry>(ready_, stream);
   entries_.push_back(entry);
   auto cluster = std::make_shared<std::vector<std::byte>>(geometry_.cluster_size());
-  Result<void> decompressed = co_await source.decompress(stream, *cluster).result();
+  Result<void> decompressed = co_await source.decompress(access, stream, *cluster).result();
   if (decompressed) {
     entry->cluster = std::move(cluster);
   } else {

@@ -22,6 +22,7 @@
 #include "coro/event.h"
 #include "coro/task.h"
 #include "format/l2.h"
+#include "qcow2/core/guards.h"
 
 namespace byre {
 
@@ -33,7 +34,7 @@ class DecompressedCache {
   /// Reads and decompresses a stream.
   class Source {
    public:
-    virtual Task<void> decompress(Mapping stream, MutableBytes cluster) = 0;
+    virtual Task<void> decompress(HostAccess access, Mapping stream, MutableBytes cluster) = 0;
 
    protected:
     ~Source() = default;
@@ -45,7 +46,7 @@ class DecompressedCache {
   /// The cluster of `stream` if it is here; null otherwise.
   Cluster find(const Mapping& stream);
   /// Has `source` decompress it if it is not.
-  Task<Cluster> get(Mapping stream, Source& source);
+  Task<Cluster> get(HostAccess access, Mapping stream, Source& source);
   /// From here on no more than `bytes`; one cluster of 64 KiB or less is always kept.
   void limit(uint64_t bytes);
   /// `cluster` is free: its bytes will change.

@@ -3,11 +3,9 @@
 
 #include <algorithm>
 
-#include "base/checked.h"
 #include "block/raw.h"
+#include "qcow2/guest/change.h"
 #include "qcow2/guest/guest_disk.h"
-#include "qcow2/guest/read.h"
-#include "qcow2/guest/write.h"
 
 namespace byre {
 
@@ -43,79 +41,22 @@ Task<void> open_data_file(GuestDisk& disk, FileOpener& opener) {
   if (disk.options.writable) co_await disk.data->flush(IoTag::none);
 }
 
-/// Writes to the own places of the clusters `old`, which `data` covers but for the outer edges of
-/// the first and the last.  Units that it touches are filled; then all are staged.  Holds X.
-Task<void> write_external(GuestDisk& disk, uint64_t offset, Bytes data,
-                          std::span<const Mapping> old) {
-  const Geometry& g = disk.head.geometry;
-  const uint64_t unit = g.unit_size();
-  const uint64_t end = offset + data.size();
-  const GuestCluster first = g.cluster_of(GuestOffset{offset});
-  const auto publish_all = [&](bool whole) {
-    for (uint64_t i = 0; i < old.size(); ++i) {
-      const uint64_t start = g.start_of(first + i).value;
-      const uint64_t from = std::max(offset, start) - start;
-      const uint64_t to = std::min(end, start + disk.cluster_size()) - start;
-      Mapping mapping = old[i];
-      mapping.host = HostCluster{(first + i).value};
-      mapping.copied = true;
-      for (uint64_t u = from / unit; u < div_ceil(to, unit); ++u) mapping.allocated |= 1u << u;
-      if (whole) mapping.allocated = g.all_units();
-      mapping.zero &= ~mapping.allocated;
-      disk.publish(first + i, mapping, old[i]);
-    }
-    ++disk.stats.writes_allocating;
-  };
-  // A raw data file reads as zeros there already, so the entries change nothing.  They are durable
-  // before the data go down: not even a write that fails or is cut off tells the two apart.
-  if (disk.has_raw_data()) {
-    publish_all(true);
-    co_await disk.committer->flush(IoTag::commit_sync);
-    co_await disk.store.write(HostOffset{offset}, data, false, IoTag::write_guest);
-    co_return;
-  }
-  const uint64_t fill_from = round_down(offset, unit);
-  const uint64_t fill_to = round_up(end, unit);
-  {
-    const Epochs::Pin pin = disk.epochs.pin();
-    // An edge is the unit that the caller's bytes begin or end in; what lies between goes down from
-    // the caller's own memory.
-    const uint64_t middle = fill_from == offset ? offset : std::min(fill_to, fill_from + unit);
-    if (middle > offset) {
-      std::vector<std::byte> edge(middle - fill_from);
-      co_await fill_around(disk, old.front(), fill_from, edge, offset, data);
-      co_await disk.store.write(HostOffset{fill_from}, edge, false, IoTag::copy_up_write);
-    }
-    const uint64_t tail = fill_to == end ? end : std::max(middle, round_down(end, unit));
-    if (tail > middle) {
-      co_await disk.store.write(HostOffset{middle}, data.subspan(middle - offset, tail - middle),
-                                false, IoTag::write_guest);
-    }
-    if (fill_to > tail) {
-      std::vector<std::byte> edge(fill_to - tail);
-      co_await fill_around(disk, old.back(), tail, edge, offset, data);
-      co_await disk.store.write(HostOffset{tail}, edge, false, IoTag::copy_up_write);
-    }
-  }
-  publish_all(false);
-}
-
 /// The raw data file says it all: zeros in it, and no entry changes.  Shared locks, as for a write
 /// in place: nobody fills around these bytes meanwhile.  Behind the end of the file there are
 /// zeros.
-Task<void> zero_raw_data(GuestDisk& disk, uint64_t offset, uint64_t length, ZeroOptions options) {
+Task<void> zero_raw_data(GuestDisk& disk, GuestOffset offset, uint64_t length,
+                         ZeroOptions options) {
   const Geometry& g = disk.head.geometry;
   options.fua = false;  // The caller's commit.
-  for (const uint64_t end = offset + length; offset < end;) {
+  for (const GuestOffset end = offset + length; offset < end;) {
     const uint64_t step = std::min(end - offset, kZeroAtOnce);
-    const GuestCluster last = g.cluster_of(GuestOffset{offset + step - 1});
-    RangeLock::Request lock(disk.clusters, g.cluster_of(GuestOffset{offset}).value, last.value + 1,
-                            RangeLock::Mode::shared);
-    co_await lock;
-    if (!disk.bitmaps->try_set_dirty(offset, step)) co_await disk.bitmaps->set_dirty(offset, step);
+    const GuestCluster last = g.cluster_of(offset + (step - 1));
+    SharedRange range(disk.clusters, g.cluster_of(offset), last + 1);
+    co_await begin_change(disk, range, offset, step);
+    const HostOffset place{offset.value};
     const uint64_t there =
-        offset < disk.data->size() ? std::min(step, disk.data->size() - offset) : 0;
-    if (there != 0) co_await disk.store.zero(HostOffset{offset}, there, options).doing("data file");
+        place.value < disk.data->size() ? std::min(step, disk.data->size() - place.value) : 0;
+    if (there != 0) co_await disk.store.zero(range, place, there, options).doing("data file");
     offset += step;
   }
 }
@@ -157,9 +98,8 @@ Task<void> punch_removed(GuestDisk& disk) {
 /// written again since keeps what it has.
 Task<void> punch_unowned(GuestDisk& disk, GuestCluster first, uint64_t count) {
   const Geometry& g = disk.head.geometry;
-  RangeLock::Request lock(disk.clusters, first.value, first.value + count,
-                          RangeLock::Mode::exclusive);
-  co_await lock;
+  ExclusiveRange range(disk.clusters, first, first + count);
+  co_await range;
   const auto unowned = [&](uint64_t index) -> Task<bool> {
     const Epochs::Pin pin = disk.epochs.pin();
     const Map::Found found = co_await disk.map->find(first + index);
@@ -170,7 +110,7 @@ Task<void> punch_unowned(GuestDisk& disk, GuestCluster first, uint64_t count) {
     while (end < count && co_await unowned(end)) ++end;
     const uint64_t from = g.start_of(first + i).value;
     const uint64_t to = std::min(g.start_of(first + end).value, disk.data->size());
-    if (from < to) co_await disk.store.discard(HostOffset{from}, to - from);
+    if (from < to) co_await disk.store.discard(range, HostOffset{from}, to - from);
     i = end + 1;
   }
 }

@@ -11,13 +11,12 @@
 /// zeros in it, and entries stay as they are.  Clusters without an entry (after QEMU's discards)
 /// are zeros in it, too, and get one, durably, before they are written.  So the two never differ,
 /// whatever was cut off or failed.
-/// Not here: compressed clusters, snapshots and VM state, which cannot be with a data file.
+/// Not here: writes (write.h); compressed clusters, snapshots and VM state, which cannot be with a
+/// data file.
 #pragma once
 
-#include <span>
-
 #include "block/device.h"
-#include "format/l2.h"
+#include "format/types.h"
 #include "io/file_opener.h"
 
 namespace byre {
@@ -26,12 +25,8 @@ class GuestDisk;
 
 /// Opens the file that the options or the image name.
 Task<void> open_data_file(GuestDisk& disk, FileOpener& opener);
-/// Writes to the own places of the clusters `old`, which `data` covers but for the outer edges of
-/// the first and the last.  Units that it touches are filled; then all are staged.  Holds X.
-Task<void> write_external(GuestDisk& disk, uint64_t offset, Bytes data,
-                          std::span<const Mapping> old);
 /// Of a data file that must stay raw: zeros in it, and no entry changes.
-Task<void> zero_raw_data(GuestDisk& disk, uint64_t offset, uint64_t length, ZeroOptions options);
+Task<void> zero_raw_data(GuestDisk& disk, GuestOffset offset, uint64_t length, ZeroOptions options);
 /// The cluster no longer uses its place (Engine::on_removed).
 void note_removed(GuestDisk& disk, GuestCluster cluster);
 /// A generation is durable: what it removed is punched, beside the requests.

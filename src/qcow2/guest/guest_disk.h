@@ -16,6 +16,7 @@
 #include "qcow2/core/engine.h"
 #include "qcow2/guest/compressed_packer.h"
 #include "qcow2/guest/decompressed_cache.h"
+#include "qcow2/guest/write_plan.h"
 
 namespace byre {
 
@@ -26,6 +27,13 @@ class GuestDisk final : public Engine,
   GuestDisk(std::unique_ptr<Device> below, ImageHeader read, ImageOptions wanted)
       : Engine(std::move(below), std::move(read), std::move(wanted)),
         decompressed(reactor.ready(), head.geometry) {}
+
+  DataFile data_file() const {
+    if (!data) return DataFile::image;
+    return has_raw_data() ? DataFile::external_raw : DataFile::external;
+  }
+  /// From this offset of the disk on nothing shows through from below.
+  uint64_t backing_end() const { return backing ? backing->size() : 0; }
 
   CompressedPacker::Writer& stream_writer() { return *this; }
   DecompressedCache::Source& stream_source() { return *this; }
@@ -45,8 +53,9 @@ class GuestDisk final : public Engine,
   bool punching_removed = false;
 
  private:
-  Task<void> write_packed(uint64_t at, Bytes bytes) override;            // compress.cc
-  Task<void> decompress(Mapping stream, MutableBytes cluster) override;  // read.cc
+  Task<void> write_packed(HostOffset at, Bytes bytes) override;  // compress.cc
+  // read.cc
+  Task<void> decompress(HostAccess access, Mapping stream, MutableBytes cluster) override;
 };
 
 }  // namespace byre

@@ -6,38 +6,40 @@
 
 #include "base/checked.h"
 #include "format/codec.h"
+#include "format/extended_l2.h"
 #include "qcow2/guest/guest_disk.h"
 
 namespace byre {
 
-static Task<void> read_compressed(GuestDisk& disk, Mapping mapping, uint64_t within,
-                                  MutableBytes data, ReadFor read);
-static Task<void> read_below(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTag);
-static Task<void> decompress_stream(GuestDisk& disk, Mapping mapping, MutableBytes cluster);
+static Task<void> read_compressed(GuestDisk& disk, HostAccess access, Mapping mapping,
+                                  uint64_t within, MutableBytes data, ReadFor read);
+static Task<void> read_below(GuestDisk& disk, GuestOffset offset, MutableBytes data, IoTag);
+static Task<void> decompress_stream(GuestDisk& disk, HostAccess access, Mapping mapping,
+                                    MutableBytes cluster);
 
-Task<void> read_disk(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTag tag) {
+Task<void> read_disk(GuestDisk& disk, GuestOffset offset, MutableBytes data, IoTag tag) {
   const Request request(disk);
   co_await request.begin();
-  if (!within(offset, data.size(), disk.size))
-    co_await fail(disk.out_of_range("read", offset, data.size()));
+  if (!within(offset.value, data.size(), disk.size))
+    co_await fail(disk.out_of_range("read", offset.value, data.size()));
   for (uint64_t shrinks = disk.shrinks + 1; shrinks != disk.shrinks;) {
     shrinks = disk.shrinks;
     co_await read_pinned(disk, offset, data, tag);
     // The disk may have become smaller, and what lies behind it is no longer its own; or that has
     // failed, and what was read for zeros meanwhile is its own again.
-    if (!within(offset, data.size(), disk.size))
-      co_await fail(disk.out_of_range("read", offset, data.size()));
+    if (!within(offset.value, data.size(), disk.size))
+      co_await fail(disk.out_of_range("read", offset.value, data.size()));
   }
 }
 
 /// One pin for all pieces (docs/engine.md, H1).  Clusters that follow each other on the host are
 /// one I/O; so are those that come from the backing device or read as zeros.
-Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTag tag) {
+Task<void> read_pinned(GuestDisk& disk, GuestOffset offset, MutableBytes data, IoTag tag) {
   const Geometry& g = disk.head.geometry;
   const Epochs::Pin pin = disk.epochs.pin();
   while (!data.empty()) {
-    const GuestCluster cluster = g.cluster_of(GuestOffset{offset});
-    const uint64_t in_cluster = g.offset_in_cluster(GuestOffset{offset});
+    const GuestCluster cluster = g.cluster_of(offset);
+    const uint64_t in_cluster = g.offset_in_cluster(offset);
     uint64_t length = std::min<uint64_t>(data.size(), disk.cluster_size() - in_cluster);
     Result<std::optional<Map::Found>> now = disk.map->find_now(cluster);
     if (now && !*now) now = std::optional(co_await disk.map->find(cluster));
@@ -61,33 +63,33 @@ Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTa
         length = std::min<uint64_t>(data.size(), length + disk.cluster_size());
         ++next;
       }
-      co_await disk.store.read(g.start_of(*mapping.host) + in_cluster, data.first(length), tag);
+      co_await disk.store.read(pin, g.start_of(*mapping.host) + in_cluster, data.first(length),
+                               tag);
     } else if (!mapping.compressed && mapping.allocated == 0 && mapping.zero == 0 &&
                disk.map->table_missing(cluster)) {
       // A whole table is missing: go on to its end at once.
-      const uint64_t table_end = (g.l1_index(cluster) + 1) * g.l1_span();
-      length = std::min<uint64_t>(data.size(), table_end - offset);
+      length = std::min<uint64_t>(data.size(), g.end_of_table(offset) - offset);
       co_await read_below(disk, offset, data.first(length), tag);
     } else {
-      co_await read_mapped(disk, mapping, offset, data.first(length), tag);
+      co_await read_mapped(disk, pin, mapping, offset, data.first(length), tag);
     }
     offset += length;
     data = data.subspan(length);
   }
 }
 
-/// The bytes of one cluster, or a part of it, as `mapping` says.  The caller holds a pin or X.
-Task<void> read_mapped(GuestDisk& disk, const Mapping& mapping, uint64_t offset, MutableBytes data,
-                       ReadFor read) {
+/// The bytes of one cluster, or a part of it, as `mapping` says.
+Task<void> read_mapped(GuestDisk& disk, HostAccess access, const Mapping& mapping,
+                       GuestOffset offset, MutableBytes data, ReadFor read) {
   const Geometry& g = disk.head.geometry;
-  uint64_t within = g.offset_in_cluster(GuestOffset{offset});
+  uint64_t within = g.offset_in_cluster(offset);
   if (mapping.compressed) {
-    co_await read_compressed(disk, mapping, within, data, read);
+    co_await read_compressed(disk, access, mapping, within, data, read);
     co_return;
   }
   const uint32_t allocated = mapping.allocated;
   const uint32_t zero = mapping.zero;
-  const uint64_t host = mapping.host ? g.start_of(*mapping.host).value : 0;
+  const HostOffset host = mapping.host ? g.start_of(*mapping.host) : HostOffset{};
   const auto kind = [&](uint64_t unit) {
     return (allocated >> unit & 1) ? 0 : (zero >> unit & 1) ? 1 : 2;
   };
@@ -99,7 +101,7 @@ Task<void> read_mapped(GuestDisk& disk, const Mapping& mapping, uint64_t offset,
     const uint64_t length = std::min<uint64_t>(data.size(), end * g.unit_size() - within);
     switch (kind(unit)) {
       case 0:
-        co_await disk.store.read(HostOffset{host + within}, data.first(length), read.tag);
+        co_await disk.store.read(access, host + within, data.first(length), read.tag);
         break;
       case 1:
         fill_zero(data.first(length));
@@ -115,46 +117,45 @@ Task<void> read_mapped(GuestDisk& disk, const Mapping& mapping, uint64_t offset,
 }
 
 bool reads_zero(const GuestDisk& disk, const Mapping& mapping, uint32_t units,
-                uint64_t cluster_start) {
-  if (mapping.compressed || (mapping.allocated & units) != 0) return false;
-  if ((mapping.zero & units) == units) return true;
-  return !disk.backing || cluster_start >= disk.backing->size();
+                GuestOffset cluster_start) {
+  return reads_zero(mapping, units, cluster_start.value < disk.backing_end());
 }
 
 /// What the backing device has; zeros beyond its end, beyond our own, and without one.
-Task<void> read_below(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTag) {
+Task<void> read_below(GuestDisk& disk, GuestOffset offset, MutableBytes data, IoTag) {
   uint64_t below = 0;
-  const uint64_t end = disk.backing ? std::min(disk.backing->size(), disk.size) : 0;
+  const GuestOffset end{std::min(disk.backing_end(), disk.size)};
   if (offset < end) {
     below = std::min<uint64_t>(data.size(), end - offset);
-    co_await disk.backing->read(offset, data.first(below), IoTag::read_backing);
+    co_await disk.backing->read(offset.value, data.first(below), IoTag::read_backing);
   }
   fill_zero(data.subspan(below));
 }
 
-Task<void> read_compressed(GuestDisk& disk, Mapping mapping, uint64_t within, MutableBytes data,
-                           ReadFor read) {
+Task<void> read_compressed(GuestDisk& disk, HostAccess access, Mapping mapping, uint64_t within,
+                           MutableBytes data, ReadFor read) {
   DecompressedCache::Cluster cluster = disk.decompressed.find(mapping);
   // Who wants all of it gets it at once; it will hardly be asked for again.
   if (!cluster && data.size() == disk.cluster_size()) {
-    co_await decompress_stream(disk, mapping, data);
+    co_await decompress_stream(disk, access, mapping, data);
     co_return;
   }
   // A copy up is the last use of its stream, and waits for no reader.  Where another process may
   // write the image nothing tells when its bytes change.
   if (!cluster && (read.last_use || disk.options.share_lock)) {
     std::vector<std::byte> now(disk.cluster_size());
-    co_await decompress_stream(disk, mapping, now);
+    co_await decompress_stream(disk, access, mapping, now);
     copy(data, Bytes(now).subspan(within, data.size()));
     co_return;
   }
-  if (!cluster) cluster = co_await disk.decompressed.get(mapping, disk.stream_source());
+  if (!cluster) cluster = co_await disk.decompressed.get(access, mapping, disk.stream_source());
   copy(data, Bytes(*cluster).subspan(within, data.size()));
 }
 
-Task<void> decompress_stream(GuestDisk& disk, Mapping mapping, MutableBytes cluster) {
+Task<void> decompress_stream(GuestDisk& disk, HostAccess access, Mapping mapping,
+                             MutableBytes cluster) {
   std::vector<std::byte> stream(mapping.compressed_size);
-  co_await disk.store.read(mapping.compressed_at, stream, IoTag::read_compressed);
+  co_await disk.store.read(access, mapping.compressed_at, stream, IoTag::read_compressed);
   Result<void> decompressed;
   const Compression compression = disk.head.header.compression;
   const auto work = [&] { decompressed = decompress(compression, stream, cluster); };
@@ -168,12 +169,13 @@ Task<void> decompress_stream(GuestDisk& disk, Mapping mapping, MutableBytes clus
   }
 }
 
-BYRE_CORO_WRAPPER Task<void> GuestDisk::decompress(Mapping stream, MutableBytes cluster) {
-  return decompress_stream(*this, stream, cluster);
+BYRE_CORO_WRAPPER Task<void> GuestDisk::decompress(HostAccess access, Mapping stream,
+                                                   MutableBytes cluster) {
+  return decompress_stream(*this, access, stream, cluster);
 }
 
 /// What is alike from the start of the range, as the tables of this image alone have it.
-static Task<Extent> own_status(GuestDisk& disk, uint64_t offset, uint64_t length) {
+static Task<Extent> own_status(GuestDisk& disk, GuestOffset offset, uint64_t length) {
   const Geometry& g = disk.geometry();
   const Epochs::Pin pin = disk.epochs.pin();
   Extent extent{.length = 0, .data = false};
@@ -181,9 +183,9 @@ static Task<Extent> own_status(GuestDisk& disk, uint64_t offset, uint64_t length
   uint64_t host_end = 0;
   // Bounded work: an answer may be shorter than what is alike.
   for (uint64_t steps = 0; extent.length < length && steps < 8192; ++steps) {
-    const uint64_t at = offset + extent.length;
-    const GuestCluster cluster = g.cluster_of(GuestOffset{at});
-    const uint64_t in_cluster = g.offset_in_cluster(GuestOffset{at});
+    const GuestOffset at = offset + extent.length;
+    const GuestCluster cluster = g.cluster_of(at);
+    const uint64_t in_cluster = g.offset_in_cluster(at);
     Extent piece{.data = false};
     uint64_t host = 0;
     const Map::Found found = co_await disk.map->find(cluster);
@@ -191,9 +193,7 @@ static Task<Extent> own_status(GuestDisk& disk, uint64_t offset, uint64_t length
     if (mapping.compressed) {
       piece = {.length = disk.cluster_size() - in_cluster, .data = true, .compressed = true};
     } else if (mapping.allocated == 0 && mapping.zero == 0 && disk.map->table_missing(cluster)) {
-      piece = {.length = (g.l1_index(cluster) + 1) * g.l1_span() - at,
-               .data = false,
-               .allocated = false};
+      piece = {.length = g.end_of_table(at) - at, .data = false, .allocated = false};
     } else {
       const uint64_t unit = in_cluster / g.unit_size();
       const bool is_data = mapping.allocated >> unit & 1;
@@ -230,22 +230,22 @@ static Task<Extent> own_status(GuestDisk& disk, uint64_t offset, uint64_t length
   co_return extent;
 }
 
-Task<Extent> status_of_disk(GuestDisk& disk, uint64_t offset, uint64_t length) {
+Task<Extent> status_of_disk(GuestDisk& disk, GuestOffset offset, uint64_t length) {
   const Request request(disk);
   co_await request.begin();
-  if (!within(offset, length, disk.size) || length == 0)
-    co_return disk.out_of_range("status", offset, length);
+  if (!within(offset.value, length, disk.size) || length == 0)
+    co_return disk.out_of_range("status", offset.value, length);
   Extent extent = co_await own_status(disk, offset, length);
   if (extent.allocated) co_return extent;
 
   // Not ours: what is below says, as far as it reaches.
-  if (!disk.backing || offset >= disk.backing->size()) {
+  if (offset.value >= disk.backing_end()) {
     extent.zero = true;
     extent.allocated = false;
     co_return extent;
   }
-  extent.length = std::min(extent.length, disk.backing->size() - offset);
-  Extent below = co_await disk.backing->status(offset, extent.length);
+  extent.length = std::min(extent.length, disk.backing->size() - offset.value);
+  Extent below = co_await disk.backing->status(offset.value, extent.length);
   // Depth 0 without `allocated` means that no layer has it.
   if (below.allocated || below.depth != 0) ++below.depth;
   below.allocated = false;

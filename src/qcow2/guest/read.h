@@ -8,14 +8,15 @@
 
 #include "block/device.h"
 #include "format/l2.h"
+#include "qcow2/core/guards.h"
 
 namespace byre {
 
 class GuestDisk;
 
-Task<void> read_disk(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTag tag);
+Task<void> read_disk(GuestDisk& disk, GuestOffset offset, MutableBytes data, IoTag tag);
 /// What the first part of the range is: data, zeros, unallocated, and where.
-Task<Extent> status_of_disk(GuestDisk& disk, uint64_t offset, uint64_t length);
+Task<Extent> status_of_disk(GuestDisk& disk, GuestOffset offset, uint64_t length);
 
 // For those who write.
 /// What a read is for.
@@ -27,12 +28,12 @@ struct ReadFor {
 };
 inline const ReadFor kCopyUp{IoTag::copy_up_read, true};
 /// Guest bytes wherever they are, also behind the disk.
-Task<void> read_pinned(GuestDisk& disk, uint64_t offset, MutableBytes data, IoTag tag);
-/// The bytes of one cluster, or a part of it, as `mapping` says.  The caller holds a pin or X.
-Task<void> read_mapped(GuestDisk& disk, const Mapping& mapping, uint64_t offset, MutableBytes data,
-                       ReadFor read);
+Task<void> read_pinned(GuestDisk& disk, GuestOffset offset, MutableBytes data, IoTag tag);
+/// The bytes of one cluster, or a part of it, as `mapping` says.
+Task<void> read_mapped(GuestDisk& disk, HostAccess access, const Mapping& mapping,
+                       GuestOffset offset, MutableBytes data, ReadFor read);
 /// Do these units, read from anywhere but a host cluster, give zeros?
 bool reads_zero(const GuestDisk& disk, const Mapping& mapping, uint32_t units,
-                uint64_t cluster_start);
+                GuestOffset cluster_start);
 
 }  // namespace byre

@@ -5,24 +5,21 @@
 ///   allocating  room to stage; an exclusive lock; lookup; space; the bytes, and around them what
 ///               each touched unit held; only then the map (docs/engine.md, M3).
 /// A write is cut into pieces of at most 2 MiB inside one L2 table, each with locks of its own.
-/// Not here: zeros (zero.h), streams (compress.h), the external data file (external_store.h).
+/// Not here: which cluster is written how (write_plan.h), zeros (zero.h), streams (compress.h).
 #pragma once
 
+#include "base/units.h"
 #include "block/device.h"
-#include "format/l2.h"
 
 namespace byre {
 
 class GuestDisk;
+class SizeKept;
 
-Task<void> write_disk(GuestDisk& disk, uint64_t offset, Bytes data, WriteOptions options);
+Task<void> write_disk(GuestDisk& disk, GuestOffset offset, Bytes data, WriteOptions options);
 
-// For other changes of the disk, which hold what keeps its size.
+// For other changes of the disk.
 /// True if everything is durable: it all went, with FUA, to clusters whose mapping is.
-Task<bool> write_checked(GuestDisk& disk, uint64_t offset, Bytes data, bool fua);
-/// `edge` becomes guest bytes from `at` on: those of the request where it covers them, old ones
-/// elsewhere.
-Task<void> fill_around(GuestDisk& disk, const Mapping& old, uint64_t at, MutableBytes edge,
-                       uint64_t offset, Bytes data);
+Task<bool> write_checked(GuestDisk& disk, SizeKept size, GuestOffset offset, Bytes data, bool fua);
 
 }  // namespace byre

@@ -10,6 +10,7 @@
 #include "format/header_change.h"
 #include "format/refcount.h"
 #include "qcow2/core/counted.h"
+#include "qcow2/core/l2_patch.h"
 #include "qcow2/core/quiesced.h"
 #include "qcow2/guest/guest_disk.h"
 #include "qcow2/ops/resize.h"
@@ -25,7 +26,7 @@ constexpr std::string_view kNeedsVersion3 =
 class Amendment {
  public:
   Amendment(GuestDisk& disk, AmendOptions options)
-      : disk_(disk), options_(std::move(options)), quiesced_(disk, Quiesced::Of::everything) {}
+      : disk_(disk), options_(std::move(options)), quiesced_(disk) {}
   Amendment(const Amendment&) = delete;
 
   /// Refuses what cannot be; writes nothing.
@@ -41,10 +42,7 @@ class Amendment {
   };
   /// An L2 table with other entries, not written yet.
   struct NewTable {
-    HostCluster at;
-    std::vector<std::byte> bytes;
-    uint64_t low = 0;  ///< What changed.
-    uint64_t high = 0;
+    L2Patch patch;
     uint64_t owners = 0;  ///< L1 entries that lead to it.
     std::vector<HostSpan> removed;
   };
@@ -240,7 +238,7 @@ Task<void> Amendment::run() {
   if (version() > g().version) {
     co_await complete_snapshots(disk_);
     // Nothing commits from here on: the new header must not carry an old field along.
-    Quiesced quiesced(disk_, Quiesced::Of::everything);
+    Quiesced quiesced(disk_);
     co_await quiesced.begin();
     co_await quiesced.settle();
     const std::vector<std::byte> first = co_await first_cluster();
@@ -378,20 +376,16 @@ Task<void> Amendment::expand_zeros() {
 /// Finds the entries with a zero flag, and what they become; clusters of zeros are reserved, and
 /// hold zeros, when this returns.
 Task<void> Amendment::expand_table(HostCluster table, const Place& place) {
-  const HostOffset at = g().start_of(table);
   co_await allocator().load({table, 1}).doing("L2 table");
-  NewTable change{.at = table, .bytes = std::vector<std::byte>(g().cluster_size())};
-  co_await disk_.file->read(at.value, change.bytes, IoTag::l2_load).doing("L2 table at ", at);
+  NewTable change{.patch = co_await L2Patch::load(*disk_.file, g(), table)};
+  const HostOffset at = change.patch.at();
   change.owners = place.owners;  // Not the refcount, which a leak may have raised.
-  change.low = change.bytes.size();
   const auto replace = [&](uint64_t index, const Mapping& mapping) {
-    store_l2(change.bytes, index, encode_l2(mapping, g()), g());
-    change.low = std::min(change.low, index * g().l2_entry_size());
-    change.high = std::max(change.high, (index + 1) * g().l2_entry_size());
+    change.patch.set(index, encode_l2(mapping, g()));
   };
   std::vector<uint64_t> filled;  // Entries that need a cluster.
   for (uint64_t i = 0; i < g().l2_entries(); ++i) {
-    const L2Entry entry = load_l2(change.bytes, i, g());
+    const L2Entry entry = change.patch.entry(i);
     if (entry.descriptor == 0) continue;
     const Mapping mapping = co_await decode_l2(entry, g()).doing("L2 table at ", at, ", entry ", i);
     if (mapping.compressed || mapping.zero == 0) continue;
@@ -412,7 +406,8 @@ Task<void> Amendment::expand_table(HostCluster table, const Place& place) {
     for (uint64_t i = 0; i < fresh.count(); ++i) {
       const HostCluster host = fresh.first() + i;
       if (!fresh.zero(i)) {
-        co_await disk_.store.zero(g().start_of(host), g().cluster_size(), {.may_unmap = true});
+        co_await disk_.store.zero(fresh, g().start_of(host), g().cluster_size(),
+                                  {.may_unmap = true});
       }
       if (change.owners > 1) fresh_.push_back(allocator().share(host, change.owners - 1));
       replace(filled[done + i],
@@ -421,7 +416,7 @@ Task<void> Amendment::expand_table(HostCluster table, const Place& place) {
     done += fresh.count();
     fresh_.push_back(std::move(fresh));
   }
-  if (change.high != 0) tables_.push_back(std::move(change));
+  if (change.patch.changed()) tables_.push_back(std::move(change));
 }
 
 /// What the new entries lead to is durable first (O1, O2), and what the old ones led to is given up
@@ -436,14 +431,8 @@ Task<void> Amendment::write_tables() {
   const std::vector<NewTable> tables = std::move(tables_);
   tables_.clear();
   for (const NewTable& table : tables) {
-    const uint64_t low = round_down(table.low, kSectorSize);
-    const uint64_t high = round_up(table.high, kSectorSize);
-    const HostOffset at = g().start_of(table.at);
-    disk_.map->cache().forget(at, g().cluster_size());
-    co_await disk_.file
-        ->write(at.value + low, Bytes(table.bytes).subspan(low, high - low),
-                {.tag = IoTag::l2_update})
-        .doing("L2 table at ", at);
+    disk_.map->cache().forget(table.patch.at(), g().cluster_size());
+    co_await table.patch.write(*disk_.file);
   }
   co_await committer().sync(IoTag::commit_sync);
   for (const NewTable& table : tables) {

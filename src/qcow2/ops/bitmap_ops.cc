@@ -5,6 +5,7 @@
 #include <bit>
 
 #include "qcow2/core/counted.h"
+#include "qcow2/core/shape_change.h"
 #include "qcow2/guest/guest_disk.h"
 
 namespace byre {
@@ -50,8 +51,9 @@ Task<void> change_bitmaps(GuestDisk& disk, const Edit& edit) {
   const Request request(disk);
   co_await request.begin();
   co_await disk.check_can_write();
-  const Mutex::Hold hold = co_await disk.shape.lock();
-  RangeLock::Request no_changes(disk.disk_size, 0, 1, RangeLock::Mode::exclusive);
+  ShapeChange change_of_shape(disk);
+  co_await change_of_shape.begin();
+  SizeChange no_changes(change_of_shape);
   co_await no_changes;
   co_await disk.check_can_write();
   BitmapList list = disk.bitmaps->list();

@@ -71,7 +71,7 @@ Task<void> begin_online_check(GuestDisk& disk, OnlineCheck& check) {
   // What is staged by now goes down while others go on, so that little is left for the pause.
   co_await disk.check_can_write();
   co_await disk.committer->flush(IoTag::commit_sync);
-  Quiesced quiesced(disk, Quiesced::Of::everything);
+  Quiesced quiesced(disk);
   co_await quiesced.begin();
   co_await disk.check_can_write();
   co_await quiesced.settle();

@@ -3,7 +3,8 @@
 
 #include <algorithm>
 
-#include "base/checked.h"
+#include "qcow2/core/space_retry.h"
+#include "qcow2/guest/change.h"
 #include "qcow2/guest/guest_disk.h"
 #include "qcow2/guest/read.h"
 
@@ -19,10 +20,11 @@ constexpr uint64_t kBlocksAtOnce = 1 * GiB;
 
 static Task<void> preallocate_run(GuestDisk& disk, GuestCluster first, uint64_t count,
                                   Preallocation mode);
-static Task<uint64_t> preallocate_fresh(GuestDisk& disk, GuestCluster first,
-                                        std::span<const Mapping> old, Preallocation mode);
-static Task<void> preallocate_own(GuestDisk& disk, GuestCluster first, std::span<const Mapping> old,
-                                  Preallocation mode);
+static Task<uint64_t> preallocate_fresh(GuestDisk& disk, const ExclusiveRange& range,
+                                        GuestCluster first, std::span<const Mapping> old,
+                                        Preallocation mode);
+static Task<void> preallocate_own(GuestDisk& disk, const ExclusiveRange& range, GuestCluster first,
+                                  std::span<const Mapping> old, Preallocation mode);
 
 Task<void> allocate_blocks(Device& device, uint64_t offset, uint64_t length) {
   while (length != 0) {
@@ -43,24 +45,20 @@ Task<void> write_zeros(Device& device, uint64_t offset, uint64_t length) {
   }
 }
 
-Task<void> preallocate_disk(GuestDisk& disk, uint64_t offset, uint64_t length, Preallocation mode) {
-  const Request request(disk);
-  co_await request.begin();
+Task<void> preallocate_disk(GuestDisk& disk, GuestOffset offset, uint64_t length,
+                            Preallocation mode) {
   if (mode == Preallocation::off) co_return;
-  RangeLock::Request keep_size(disk.disk_size, 0, 1, RangeLock::Mode::shared);
-  co_await keep_size;
-  co_await disk.check_can_write();
-  if (!within(offset, length, disk.size))
-    co_await fail(disk.out_of_range("preallocate", offset, length));
-  co_await preallocate_range(disk, offset, length, mode);
+  ChangeRequest request(disk, "preallocate", offset, length);
+  co_await request.begin();
+  co_await preallocate_range(disk, request.size(), offset, length, mode);
   co_await disk.committer->flush(IoTag::flush);
 }
 
-Task<void> preallocate_range(GuestDisk& disk, uint64_t offset, uint64_t length,
+Task<void> preallocate_range(GuestDisk& disk, SizeKept, GuestOffset offset, uint64_t length,
                              Preallocation mode) {
   const Geometry& g = disk.head.geometry;
-  const uint64_t end = g.clusters_for(offset + length);
-  for (uint64_t at = g.cluster_of(GuestOffset{offset}).value; at < end;) {
+  const uint64_t end = g.clusters_for(offset.value + length);
+  for (uint64_t at = g.cluster_of(offset).value; at < end;) {
     const uint64_t table_end = g.first_of_l1(g.l1_index(GuestCluster{at}) + 1).value;
     const uint64_t count = std::min({end - at, table_end - at, kClustersAtOnce});
     co_await preallocate_run(disk, GuestCluster{at}, count, mode);
@@ -72,10 +70,8 @@ Task<void> preallocate_range(GuestDisk& disk, uint64_t offset, uint64_t length,
 Task<void> preallocate_run(GuestDisk& disk, GuestCluster first, uint64_t count,
                            Preallocation mode) {
   const Geometry& g = disk.head.geometry;
-  co_await disk.throttle_staging();
-  RangeLock::Request lock(disk.clusters, first.value, first.value + count,
-                          RangeLock::Mode::exclusive);
-  co_await lock;
+  ExclusiveRange range(disk.clusters, first, first + count);
+  co_await begin_change(disk, range);
   std::vector<Mapping> old(count);
   {
     const Epochs::Pin pin = disk.epochs.pin();
@@ -85,7 +81,7 @@ Task<void> preallocate_run(GuestDisk& disk, GuestCluster first, uint64_t count,
     if (old[i].host || old[i].compressed) return false;
     // Plain data would hide what is below.
     return g.extended_l2 || disk.has_raw_data() ||
-           reads_zero(disk, old[i], 1, g.start_of(first + i).value);
+           reads_zero(disk, old[i], 1, g.start_of(first + i));
   };
   bool prepared = false;
   for (uint64_t i = 0; i < count;) {
@@ -95,77 +91,75 @@ Task<void> preallocate_run(GuestDisk& disk, GuestCluster first, uint64_t count,
     }
     uint64_t end = i + 1;
     while (end < count && wanted(end)) ++end;
-    if (!prepared) co_await disk.prepare_table(g.l1_index(first));
+    if (!prepared) co_await disk.prepare_table(range);
     prepared = true;
     const std::span<const Mapping> run = std::span<const Mapping>(old).subspan(i, end - i);
     if (disk.data) {
-      co_await preallocate_own(disk, first + i, run, mode);
+      co_await preallocate_own(disk, range, first + i, run, mode);
       i = end;
     } else {
-      i += co_await preallocate_fresh(disk, first + i, run, mode);
+      i += co_await preallocate_fresh(disk, range, first + i, run, mode);
     }
   }
 }
 
 /// As many as one reservation gives; returns how many those were.
-Task<uint64_t> preallocate_fresh(GuestDisk& disk, GuestCluster first, std::span<const Mapping> old,
-                                 Preallocation mode) {
+Task<uint64_t> preallocate_fresh(GuestDisk& disk, const ExclusiveRange& range, GuestCluster first,
+                                 std::span<const Mapping> old, Preallocation mode) {
   const Geometry& g = disk.head.geometry;
-  for (bool reclaimed = false;;) {
-    Result<Reservation> reserved =
-        co_await disk.allocator->reserve(old.size(), Allocator::Use::data).result();
-    if (!reserved && reserved.error().code() == Errc::no_space && !reclaimed) {
-      reclaimed = true;
-      co_await disk.reclaim_space();
-      continue;
-    }
-    Reservation fresh = co_await std::move(reserved);
-    const HostOffset host = g.start_of(fresh.first());
-    const uint64_t length = fresh.count() * disk.cluster_size();
-    if (mode == Preallocation::full) {
-      co_await disk.store.write_zeros(host, length, IoTag::write_guest);
-    } else if (mode == Preallocation::falloc) {
-      co_await disk.store.allocate(host, length);
-    }
-    for (uint64_t i = 0; i < fresh.count(); ++i) {
-      Mapping mapping = old[i];
-      mapping.host = fresh.first() + i;
-      mapping.copied = true;
-      if (!g.extended_l2) {
-        mapping.allocated = 1;
-        mapping.zero = 0;
-        if (!fresh.zero(i) && mode != Preallocation::full) {
-          co_await disk.store.zero(host + i * disk.cluster_size(), disk.cluster_size(),
-                                   {.may_unmap = mode == Preallocation::metadata});
-        }
-      }
-      disk.publish(first + i, mapping, old[i]);
-    }
-    const uint64_t count = fresh.count();
-    fresh.keep();
-    co_return count;
+  SpaceRetry retry(disk);
+  const uint64_t wanted = old.size();
+  const Allocator::Use use = Allocator::Use::data;
+  Reservation fresh = co_await retry.run(&Allocator::reserve, *disk.allocator, wanted, use);
+  const HostOffset host = g.start_of(fresh.first());
+  const uint64_t length = fresh.count() * disk.cluster_size();
+  if (mode == Preallocation::full) {
+    co_await disk.store.write_zeros(fresh, host, length, IoTag::write_guest);
+  } else if (mode == Preallocation::falloc) {
+    co_await disk.store.allocate(fresh, host, length);
   }
+  const bool to_zero = !g.extended_l2 && mode != Preallocation::full;
+  for (uint64_t i = 0; to_zero && i < fresh.count(); ++i) {
+    if (fresh.zero(i)) continue;
+    co_await disk.store.zero(fresh, host + i * disk.cluster_size(), disk.cluster_size(),
+                             {.may_unmap = mode == Preallocation::metadata});
+  }
+  // All or none: a reservation that fails goes back as a whole (H6).
+  for (uint64_t i = 0; i < fresh.count(); ++i) {
+    Mapping mapping = old[i];
+    mapping.host = fresh.first() + i;
+    mapping.copied = true;
+    if (!g.extended_l2) {
+      mapping.allocated = 1;
+      mapping.zero = 0;
+    }
+    disk.publish(range, first + i, mapping, old[i]);
+  }
+  const uint64_t count = fresh.count();
+  fresh.keep();
+  co_return count;
 }
 
 /// With a data file: the clusters' own places.  A raw one holds the truth already; in any other,
 /// whatever lies there becomes zeros.
-Task<void> preallocate_own(GuestDisk& disk, GuestCluster first, std::span<const Mapping> old,
-                           Preallocation mode) {
+Task<void> preallocate_own(GuestDisk& disk, const ExclusiveRange& range, GuestCluster first,
+                           std::span<const Mapping> old, Preallocation mode) {
   const Geometry& g = disk.head.geometry;
   const bool raw = disk.has_raw_data();
   const uint64_t start = g.start_of(first).value;
   const uint64_t end = std::min(g.start_of(first + old.size()).value, disk.data->size());
   if (start < end) {
     if (mode == Preallocation::full && !raw) {
-      co_await disk.store.write_zeros(HostOffset{start}, end - start, IoTag::write_guest)
+      co_await disk.store.write_zeros(range, HostOffset{start}, end - start, IoTag::write_guest)
           .doing("data file");
     } else {
       if (mode != Preallocation::metadata) {
-        co_await disk.store.allocate(HostOffset{start}, end - start).doing("data file");
+        co_await disk.store.allocate(range, HostOffset{start}, end - start).doing("data file");
       }
       if (!raw && !g.extended_l2) {
         co_await disk.store
-            .zero(HostOffset{start}, end - start, {.may_unmap = mode == Preallocation::metadata})
+            .zero(range, HostOffset{start}, end - start,
+                  {.may_unmap = mode == Preallocation::metadata})
             .doing("data file");
       }
     }
@@ -178,7 +172,7 @@ Task<void> preallocate_own(GuestDisk& disk, GuestCluster first, std::span<const 
       mapping.allocated = g.all_units();
       mapping.zero = 0;
     }
-    disk.publish(first + i, mapping, old[i]);
+    disk.publish(range, first + i, mapping, old[i]);
   }
 }
 

@@ -16,6 +16,7 @@
 
 #include <cstdint>
 
+#include "base/units.h"
 #include "block/device.h"
 
 namespace byre {
@@ -28,9 +29,12 @@ Task<void> allocate_blocks(Device& device, uint64_t offset, uint64_t length);
 Task<void> write_zeros(Device& device, uint64_t offset, uint64_t length);
 
 class GuestDisk;
+class SizeKept;
 /// Gives what is unallocated in the range clusters of its own.
-Task<void> preallocate_disk(GuestDisk& disk, uint64_t offset, uint64_t length, Preallocation mode);
-/// Likewise, for those who hold what keeps the disk's size; not committed.
-Task<void> preallocate_range(GuestDisk& disk, uint64_t offset, uint64_t length, Preallocation mode);
+Task<void> preallocate_disk(GuestDisk& disk, GuestOffset offset, uint64_t length,
+                            Preallocation mode);
+/// Likewise, for other changes of the disk; not committed.
+Task<void> preallocate_range(GuestDisk& disk, SizeKept size, GuestOffset offset, uint64_t length,
+                             Preallocation mode);
 
 }  // namespace byre

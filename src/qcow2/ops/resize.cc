@@ -12,23 +12,26 @@
 
 namespace byre {
 
-static Task<void> grow(GuestDisk& disk, uint64_t size, Preallocation mode);
-static Task<void> switch_size(GuestDisk& disk, uint64_t size);
-static Task<void> undo_preallocation(GuestDisk& disk, uint64_t start, uint64_t end);
+static Task<void> grow(GuestDisk& disk, const ShapeChange& change, uint64_t size,
+                       Preallocation mode);
+static Task<void> switch_size(GuestDisk& disk, const ShapeChange& change, uint64_t size);
+static Task<void> undo_preallocation(GuestDisk& disk, const ShapeChange& change, uint64_t start,
+                                     uint64_t end);
 
 Task<void> resize_disk(GuestDisk& disk, uint64_t size, Preallocation mode) {
   const Request request(disk);
   co_await request.begin();
-  const Mutex::Hold hold = co_await disk.shape.lock();
+  ShapeChange change(disk);
+  co_await change.begin();
   co_await disk.check_can_write();
   if (size == disk.size) co_return;
   co_await check_resize(disk, size);
   co_await check_metadata_is_counted(*disk.file, disk.head, disk.snapshots, disk.map->l1(),
                                      *disk.allocator);
   if (size < disk.size) {
-    co_await shrink(disk, size);
+    co_await shrink(disk, change, size);
   } else {
-    co_await grow(disk, size, mode);
+    co_await grow(disk, change, size, mode);
   }
 }
 
@@ -62,22 +65,23 @@ Result<void> check_resize(const GuestDisk& disk, uint64_t size) {
 /// What is added reads as zeros: the tail of the last cluster, what a longer backing file would
 /// show, and what entries behind the disk hold, are zeroed, durably, before the size changes (traps
 /// 119, 120, 43).
-Task<void> grow(GuestDisk& disk, uint64_t size, Preallocation mode) {
+Task<void> grow(GuestDisk& disk, const ShapeChange& change, uint64_t size, Preallocation mode) {
   const Geometry& g = disk.head.geometry;
   // Entries behind the disk, an applied snapshot's VM state or what an interrupted resize left,
   // would become part of it (trap 101).
   const std::vector<uint64_t>& l1 = disk.map->l1();
   const auto behind = static_cast<std::ptrdiff_t>(std::min(g.l1_entries_for(disk.size), l1.size()));
   if (std::any_of(l1.begin() + behind, l1.end(), [](uint64_t entry) { return entry != 0; }))
-    co_await forget_behind_end(disk);
+    co_await forget_behind_end(disk, change);
   const uint64_t entries = g.l1_entries_for(size);
-  if (entries > disk.map->l1().size()) co_await grow_l1(disk, entries).doing("grow the L1 table");
+  if (entries > disk.map->l1().size())
+    co_await grow_l1(disk, change, entries).doing("grow the L1 table");
   uint64_t zero_end = std::min(size, g.l1_entries_for(disk.size) * g.l1_span());
   if (disk.backing) zero_end = std::max(zero_end, std::min(size, disk.backing->size()));
   zero_end = round_up(zero_end, disk.cluster_size());
   if (disk.has_raw_data()) zero_end = round_up(size, disk.cluster_size());
   if (zero_end > disk.size) {
-    co_await zero_checked(disk, disk.size, zero_end - disk.size,
+    co_await zero_checked(disk, change, GuestOffset{disk.size}, zero_end - disk.size,
                           {.may_unmap = true, .only_where_needed = true});
   }
   if (disk.data) co_await grow_data_file(disk, size);
@@ -87,21 +91,22 @@ Task<void> grow(GuestDisk& disk, uint64_t size, Preallocation mode) {
   const uint64_t end = round_up(size, disk.cluster_size());
   Result<void> done;
   if (mode != Preallocation::off && start < end) {
-    done = co_await preallocate_range(disk, start, end - start, mode).result();
+    done = co_await preallocate_range(disk, change, GuestOffset{start}, end - start, mode).result();
     if (!done) done = std::move(done).error().while_doing("preallocate");
   }
-  if (done) done = co_await switch_size(disk, size).result();
+  if (done) done = co_await switch_size(disk, change, size).result();
   if (done) co_return;
-  if (mode != Preallocation::off) (void)co_await undo_preallocation(disk, start, end).result();
+  if (mode != Preallocation::off)
+    (void)co_await undo_preallocation(disk, change, start, end).result();
   co_await std::move(done);
 }
 
 /// The last step of grow(): the header says the new size.
-Task<void> switch_size(GuestDisk& disk, uint64_t size) {
+Task<void> switch_size(GuestDisk& disk, const ShapeChange& change, uint64_t size) {
   co_await disk.committer->flush(IoTag::commit_sync);
   // Zeroing and discarding go by where the disk ends: none may be half way.
-  RangeLock::Request change_size(disk.disk_size, 0, 1, RangeLock::Mode::exclusive);
-  co_await change_size;
+  SizeChange size_change(change);
+  co_await size_change;
   std::optional<Bitmaps::Change> bitmaps = co_await disk.bitmaps->prepare_for_size(size);
   if (bitmaps) co_await disk.committer->flush_all();
   HeaderEdit edit{.disk_size = size};
@@ -115,19 +120,21 @@ Task<void> switch_size(GuestDisk& disk, uint64_t size) {
 
 /// The disk keeps its size, and the file what it had.  First the clusters are given back, which
 /// needs no space, and makes some for the rest.
-Task<void> undo_preallocation(GuestDisk& disk, uint64_t start, uint64_t end) {
+Task<void> undo_preallocation(GuestDisk& disk, const ShapeChange& change, uint64_t start,
+                              uint64_t end) {
   const ZeroOptions give_back{.may_unmap = true, .only_where_needed = true};
-  for (uint64_t at = start; at < end;) at += co_await zero_units(disk, at, end - at, give_back);
+  for (uint64_t at = start; at < end;)
+    at += co_await zero_units(disk, change, GuestOffset{at}, end - at, give_back);
   co_await disk.reclaim_space();
-  co_await forget_behind_end(disk);
-  co_await truncate_file(disk);
+  co_await forget_behind_end(disk, change);
+  co_await truncate_file(disk, change);
   if (disk.data) co_await cut_data_file(disk);
 }
 
 /// A longer L1 table: filled and durable before the header points to it (O6).
-Task<void> grow_l1(GuestDisk& disk, uint64_t entries) {
+Task<void> grow_l1(GuestDisk& disk, const ShapeChange& change, uint64_t entries) {
   const Geometry& g = disk.head.geometry;
-  Quiesced quiesced(disk);
+  Quiesced quiesced(change);
   co_await quiesced.begin();
   const uint64_t clusters = g.clusters_for(entries * 8);
   Reservation fresh = co_await disk.allocator->reserve_run(clusters);

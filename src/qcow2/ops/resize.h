@@ -14,6 +14,7 @@
 namespace byre {
 
 class GuestDisk;
+class ShapeChange;
 
 /// Durable when it ends; what is added gets clusters as `mode` says.
 Task<void> resize_disk(GuestDisk& disk, uint64_t size, Preallocation mode);
@@ -21,6 +22,6 @@ Task<void> resize_disk(GuestDisk& disk, uint64_t size, Preallocation mode);
 Result<void> check_resize(const GuestDisk& disk, uint64_t size);
 /// A longer L1 table: filled and durable before the header points to it (O6).  With the length that
 /// it has, the table moves.  The caller holds the mutex of shape changes.
-Task<void> grow_l1(GuestDisk& disk, uint64_t entries);
+Task<void> grow_l1(GuestDisk& disk, const ShapeChange& change, uint64_t entries);
 
 }  // namespace byre

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "base/checked.h"
+#include "qcow2/core/l2_patch.h"
 #include "qcow2/core/quiesced.h"
 #include "qcow2/guest/external_store.h"
 #include "qcow2/guest/guest_disk.h"
@@ -24,27 +25,29 @@ struct CutOff {
   Reservation last_cluster_copy;  ///< Where it has bytes behind the end.
 };
 
-static Task<void> zero_tail(GuestDisk& disk, uint64_t size);
+static Task<void> zero_tail(GuestDisk& disk, const ShapeChange& change, uint64_t size);
 static Task<bool> ends_in_data(GuestDisk& disk, uint64_t size);
-static Task<void> cut_tables(GuestDisk& disk, uint64_t size, CutOff& off);
-static Task<void> cut_last_table(GuestDisk& disk, uint64_t size, CutOff& off);
-static Task<void> cut_last_cluster(GuestDisk& disk, uint64_t size, MutableBytes table,
-                                   uint64_t index, CutOff& off);
+static Task<void> cut_tables(GuestDisk& disk, const ShapeChange& change, uint64_t size,
+                             CutOff& off);
+static Task<void> cut_last_table(GuestDisk& disk, const Quiesced& quiesced, uint64_t size,
+                                 CutOff& off);
+static Task<void> cut_last_cluster(GuestDisk& disk, const Quiesced& quiesced, uint64_t size,
+                                   L2Patch& table, uint64_t index, CutOff& off);
 static Task<void> free_cut_off(GuestDisk& disk, CutOff off);
 static Task<void> empty_limbo(GuestDisk& disk);
 
-Task<void> shrink(GuestDisk& disk, uint64_t size) {
+Task<void> shrink(GuestDisk& disk, const ShapeChange& change, uint64_t size) {
   const uint64_t size_before = disk.size;
   {
-    RangeLock::Request change_size(disk.disk_size, 0, 1, RangeLock::Mode::exclusive);
-    co_await change_size;
+    SizeChange size_change(change);
+    co_await size_change;
     disk.size = size;
     ++disk.shrinks;
   }
   CutOff off;
   Result<void> cut;
-  if (disk.data) cut = co_await zero_tail(disk, size).result();
-  if (cut) cut = co_await cut_tables(disk, size, off).result();
+  if (disk.data) cut = co_await zero_tail(disk, change, size).result();
+  if (cut) cut = co_await cut_tables(disk, change, size, off).result();
   if (!cut) {
     disk.size = size_before;
     ++disk.shrinks;
@@ -52,24 +55,24 @@ Task<void> shrink(GuestDisk& disk, uint64_t size) {
   }
   co_await free_cut_off(disk, std::move(off))
       .doing("the disk is smaller now, but freeing its end failed");
-  co_await truncate_file(disk).doing("the disk is smaller now, but its file is not");
+  co_await truncate_file(disk, change).doing("the disk is smaller now, but its file is not");
   if (disk.data) co_await cut_data_file(disk).doing("the disk is smaller now, but its file is not");
 }
 
 /// Everything that the tables have behind the end of the disk goes.
-Task<void> forget_behind_end(GuestDisk& disk) {
+Task<void> forget_behind_end(GuestDisk& disk, const ShapeChange& change) {
   CutOff off;
-  co_await cut_tables(disk, disk.size, off);
+  co_await cut_tables(disk, change, disk.size, off);
   co_await free_cut_off(disk, std::move(off));
 }
 
 /// Of an external data file.
-Task<void> zero_tail(GuestDisk& disk, uint64_t size) {
+Task<void> zero_tail(GuestDisk& disk, const ShapeChange& change, uint64_t size) {
   const uint64_t end = round_up(size, disk.cluster_size());
   if (size == end) co_return;
   // What failed and may still land (H6) lands before the zeros, or never.
   co_await disk.latch->sync_data(IoTag::commit_sync);
-  co_await zero_checked(disk, size, end - size, {.only_where_needed = true})
+  co_await zero_checked(disk, change, GuestOffset{size}, end - size, {.only_where_needed = true})
       .doing("zero the end of the disk");
 }
 
@@ -86,9 +89,9 @@ Task<bool> ends_in_data(GuestDisk& disk, uint64_t size) {
 }
 
 /// Steps 2 and 3: what the disk keeps, in tables of its own, and the switch to them.
-Task<void> cut_tables(GuestDisk& disk, uint64_t size, CutOff& off) {
+Task<void> cut_tables(GuestDisk& disk, const ShapeChange& change, uint64_t size, CutOff& off) {
   const Geometry& g = disk.head.geometry;
-  Quiesced quiesced(disk);
+  Quiesced quiesced(change);
   co_await quiesced.begin();
   off.l1 = disk.map->l1();
   off.l1_entries = std::max<uint64_t>(g.l1_entries_for(size), 1);
@@ -109,7 +112,7 @@ Task<void> cut_tables(GuestDisk& disk, uint64_t size, CutOff& off) {
     if (entry.l2) off.tables.push_back(*entry.l2);
   }
   off.l1.resize(off.l1_entries);
-  co_await cut_last_table(disk, size, off);
+  co_await cut_last_table(disk, quiesced, size, off);
 
   std::vector<std::byte> body(clusters * disk.cluster_size());
   for (uint64_t i = 0; i < off.l1.size(); ++i) store_be(MutableBytes(body), i * 8, off.l1[i]);
@@ -136,54 +139,52 @@ Task<void> cut_tables(GuestDisk& disk, uint64_t size, CutOff& off) {
 
 /// The L2 table that the new end lies in, without its entries behind the end: a copy, so that the
 /// old disk keeps them until the switch.
-Task<void> cut_last_table(GuestDisk& disk, uint64_t size, CutOff& off) {
+Task<void> cut_last_table(GuestDisk& disk, const Quiesced& quiesced, uint64_t size, CutOff& off) {
   const Geometry& g = disk.head.geometry;
   const uint64_t l1_index = off.l1_entries - 1;
   const L1Entry entry = co_await decode_l1(off.l1[l1_index], g).doing("L1 entry ", l1_index);
   if (!entry.l2) co_return;
-  const HostOffset from = g.start_of(*entry.l2);
-  std::vector<std::byte> table(disk.cluster_size());
-  co_await disk.file->read(from.value, table, IoTag::l2_load).doing("L2 table at ", from);
+  L2Patch table = co_await L2Patch::load(*disk.file, g, *entry.l2);
   const uint64_t kept = g.clusters_for(size) - g.first_of_l1(l1_index).value;
-  for (uint64_t i = 0; i < g.l2_entries(); ++i) {
-    L2Entry l2 = load_l2(table, i, g);
-    if (i >= kept) {
-      if (l2 == L2Entry{}) continue;
-      off.mappings.push_back(co_await decode_l2(l2, g).doing("L2 table at ", from, ": entry ", i));
-      l2 = {};
-    }
-    store_l2(table, i, l2, g);
+  for (uint64_t i = kept; i < table.entries(); ++i) {
+    const L2Entry l2 = table.entry(i);
+    if (l2 == L2Entry{}) continue;
+    off.mappings.push_back(
+        co_await decode_l2(l2, g).doing("L2 table at ", table.at(), ": entry ", i));
+    table.set(i, {});
   }
-  if (off.last_cluster_copy) co_await cut_last_cluster(disk, size, table, kept - 1, off);
+  if (off.last_cluster_copy) co_await cut_last_cluster(disk, quiesced, size, table, kept - 1, off);
   if (off.mappings.empty()) co_return;
-  if (!entry.copied) co_await disk.allocator->clear_shared(table);
+  if (!entry.copied) co_await disk.allocator->clear_shared(table.mutable_bytes());
   co_await disk.allocator->load({*entry.l2, 1});
-  const HostOffset at = g.start_of(off.last_table_copy.first());
-  co_await disk.file->write(at.value, table, {.tag = IoTag::l2_allocate}).doing("L2 table at ", at);
+  co_await table.write_copy(*disk.file, off.last_table_copy.first());
   off.l1[l1_index] = encode_l1({off.last_table_copy.first(), true}, g);
   off.last_table = entry.l2;
 }
 
 /// The cluster that the new end lies in, entry `index` of `table`, with zeros behind the end.
-Task<void> cut_last_cluster(GuestDisk& disk, uint64_t size, MutableBytes table, uint64_t index,
-                            CutOff& off) {
+Task<void> cut_last_cluster(GuestDisk& disk, const Quiesced& quiesced, uint64_t size,
+                            L2Patch& table, uint64_t index, CutOff& off) {
   const Geometry& g = disk.head.geometry;
-  const Mapping old = co_await decode_l2(load_l2(table, index, g), g).doing("entry ", index);
+  const Mapping old = co_await decode_l2(table.entry(index), g).doing("entry ", index);
   co_await disk.load_refcounts_of(old);
   std::vector<std::byte> bytes(disk.cluster_size());
   Mapping copy{.copied = true, .host = off.last_cluster_copy.first()};
   if (old.compressed) {
-    co_await read_mapped(disk, old, round_down(size, disk.cluster_size()), bytes, kCopyUp);
+    co_await read_mapped(disk, quiesced.clusters(), old,
+                         GuestOffset{round_down(size, disk.cluster_size())}, bytes, kCopyUp);
     copy.allocated = g.all_units();
   } else {
-    co_await disk.store.read(g.start_of(*old.host), bytes, IoTag::copy_up_read);
+    co_await disk.store.read(quiesced.clusters(), g.start_of(*old.host), bytes,
+                             IoTag::copy_up_read);
     copy.allocated = old.allocated;
     copy.zero = old.zero;
   }
   fill_zero(MutableBytes(bytes).subspan(size % disk.cluster_size()));
   const HostOffset at = g.start_of(*copy.host);
-  co_await disk.store.write(at, bytes, false, IoTag::copy_up_write).doing("data at ", at);
-  store_l2(table, index, encode_l2(copy, g), g);
+  co_await disk.store.write(off.last_cluster_copy, at, bytes, false, IoTag::copy_up_write)
+      .doing("data at ", at);
+  table.set(index, encode_l2(copy, g));
   off.mappings.push_back(old);
 }
 
@@ -245,10 +246,10 @@ Task<void> empty_limbo(GuestDisk& disk) {
 }
 
 /// Steps 5 and 6.
-Task<void> truncate_file(GuestDisk& disk) {
+Task<void> truncate_file(GuestDisk& disk, const ShapeChange& change) {
   co_await empty_limbo(disk);
   co_await disk.map->move_table(disk.map->l1().size() - 1, *disk.allocator);
-  co_await grow_l1(disk, disk.map->l1().size());
+  co_await grow_l1(disk, change, disk.map->l1().size());
   co_await empty_limbo(disk);
   disk.length_at_open = std::min(disk.length_at_open, co_await disk.allocator->truncate_file());
   co_await disk.committer->sync(IoTag::commit_sync);

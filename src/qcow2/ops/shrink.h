@@ -25,12 +25,13 @@
 namespace byre {
 
 class GuestDisk;
+class ShapeChange;
 
 /// `size` is smaller than the disk.  The caller holds the mutex of shape changes.
-Task<void> shrink(GuestDisk& disk, uint64_t size);
+Task<void> shrink(GuestDisk& disk, const ShapeChange& change, uint64_t size);
 /// Everything that the tables have behind the end of the disk goes.
-Task<void> forget_behind_end(GuestDisk& disk);
+Task<void> forget_behind_end(GuestDisk& disk, const ShapeChange& change);
 /// The new tables move down into what is free, and the file ends behind the last cluster in use.
-Task<void> truncate_file(GuestDisk& disk);
+Task<void> truncate_file(GuestDisk& disk, const ShapeChange& change);
 
 }  // namespace byre

@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "qcow2/core/counted.h"
+#include "qcow2/core/l2_patch.h"
 #include "qcow2/core/quiesced.h"
 #include "qcow2/guest/guest_disk.h"
 
@@ -75,8 +76,7 @@ namespace {
 /// One change of the snapshots, from its locks to its end.
 class SnapshotChange {
  public:
-  explicit SnapshotChange(GuestDisk& disk)
-      : disk_(disk), request_(disk), quiesced_(disk, Quiesced::Of::everything) {}
+  explicit SnapshotChange(GuestDisk& disk) : disk_(disk), request_(disk), quiesced_(disk) {}
   SnapshotChange(const SnapshotChange&) = delete;
 
   Task<void> begin();
@@ -212,12 +212,11 @@ Task<void> SnapshotChange::count(const L1& l1, std::string_view owner, Tree& tre
 
 Task<void> SnapshotChange::count_table(HostCluster table, uint64_t l1_index, Tree& tree) {
   co_await allocator().load({table, 1}).doing("L2 table");
-  const HostOffset at = g().start_of(table);
-  std::vector<std::byte> bytes(g().cluster_size());
-  co_await disk_.file->read(at.value, bytes, IoTag::l2_load).doing("L2 table at ", at);
+  const L2Patch entries = co_await L2Patch::load(*disk_.file, g(), table);
+  const HostOffset at = entries.at();
   tree.references.add(table);
-  for (uint64_t i = 0; i < g().l2_entries(); ++i) {
-    const L2Entry entry = load_l2(bytes, i, g());
+  for (uint64_t i = 0; i < entries.entries(); ++i) {
+    const L2Entry entry = entries.entry(i);
     if (entry.descriptor == 0) continue;
     const Result<Mapping> mapping = decode_l2(entry, g());
     if (!mapping) {
@@ -248,13 +247,10 @@ Task<void> SnapshotChange::set_flags(const L1& l1, const std::vector<bool>& whic
 }
 
 Task<void> SnapshotChange::set_table_flags(HostCluster table, Flags flags) {
-  const HostOffset at = g().start_of(table);
-  std::vector<std::byte> bytes(g().cluster_size());
-  co_await disk_.file->read(at.value, bytes, IoTag::l2_load).doing("L2 table at ", at);
-  uint64_t low = bytes.size();
-  uint64_t high = 0;
-  for (uint64_t i = 0; i < g().l2_entries(); ++i) {
-    L2Entry entry = load_l2(bytes, i, g());
+  L2Patch patch = co_await L2Patch::load(*disk_.file, g(), table);
+  const HostOffset at = patch.at();
+  for (uint64_t i = 0; i < patch.entries(); ++i) {
+    L2Entry entry = patch.entry(i);
     if (entry.descriptor == 0) continue;
     bool copied = false;
     if (flags == Flags::where_alone) {
@@ -270,16 +266,9 @@ Task<void> SnapshotChange::set_table_flags(HostCluster table, Flags flags) {
     }
     if (copied == ((entry.descriptor & kCopied) != 0)) continue;
     entry.descriptor ^= kCopied;
-    store_l2(bytes, i, entry, g());
-    low = std::min(low, i * g().l2_entry_size());
-    high = (i + 1) * g().l2_entry_size();
+    patch.set(i, entry);
   }
-  if (high == 0) co_return;
-  low = round_down(low, kSectorSize);
-  high = round_up(high, kSectorSize);
-  co_await disk_.file
-      ->write(at.value + low, Bytes(bytes).subspan(low, high - low), {.tag = IoTag::l2_update})
-      .doing("L2 table at ", at);
+  co_await patch.write(*disk_.file);
 }
 
 Task<void> SnapshotChange::write_l1(HostCluster at, const L1& l1) {

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+/// How every change of the disk by a guest begins.
+///
+///     ChangeRequest request(disk, "write", at, length);
+///     co_await request.begin();               // admitted, the size kept, may write, in range
+///     ExclusiveRange range(disk.clusters, first, end);
+///     co_await begin_change(disk, range, at, length);      // room to stage, lock, bitmaps
+/// What follows is up to the request: look up under a pin, reserve, write, publish.
+/// The order is that of docs/engine.md, L5; bitmaps record a change under its lock and before its
+/// I/O (B).  Cost: where nobody waits, no coroutine.
+#pragma once
+
+#include <string_view>
+
+#include "base/checked.h"
+#include "coro/fast_path.h"
+#include "qcow2/core/guards.h"
+#include "qcow2/core/shape_change.h"
+#include "qcow2/guest/guest_disk.h"
+
+namespace byre {
+
+/// A request that changes [offset, offset + length) of the disk, from its admission to its end.
+class ChangeRequest {
+ public:
+  ChangeRequest(GuestDisk& disk, std::string_view what, GuestOffset offset, uint64_t length)
+      : disk_(disk), what_(what), offset_(offset), length_(length), request_(disk), size_(disk) {}
+  ChangeRequest(const ChangeRequest&) = delete;
+
+  struct Begin {
+    ChangeRequest& request;
+    bool try_now() { return request.try_begin(); }
+    BYRE_CORO_WRAPPER Task<void> wait() { return request.wait(); }
+  };
+  FastPath<Begin> begin() { return FastPath<Begin>(Begin{*this}); }
+  SizeKept size() const { return size_; }
+  /// What follows does not depend on where the disk ends.
+  void release_size() { size_.release(); }
+
+ private:
+  bool try_begin() {
+    return !disk_.closing && size_.try_lock() && disk_.check_can_write() && in_range();
+  }
+  Task<void> wait() {
+    co_await request_.begin();
+    if (!size_.held()) co_await size_;
+    // Not sooner: what was waited for may have been a change that failed (M4).
+    co_await disk_.check_can_write();
+    if (!in_range()) co_await fail(disk_.out_of_range(what_, offset_.value, length_));
+  }
+  bool in_range() const { return within(offset_.value, length_, disk_.size); }
+
+  GuestDisk& disk_;
+  std::string_view what_;
+  GuestOffset offset_;
+  uint64_t length_;
+  Request request_;
+  KeepSize size_;
+};
+
+namespace detail {
+
+struct RecordStep {
+  GuestDisk& disk;
+  GuestOffset offset;
+  uint64_t length;
+  bool try_now() { return disk.bitmaps->try_set_dirty(offset.value, length); }
+  BYRE_CORO_WRAPPER Task<void> wait() { return disk.bitmaps->set_dirty(offset.value, length); }
+};
+
+/// The lock, and before it room to stage, if `stages`.
+struct LockStep {
+  GuestDisk& disk;
+  RangeLock::Request& range;
+  bool stages;
+  bool try_now() { return !(stages && disk.staging_full()) && range.try_lock(); }
+  Task<void> wait() {
+    if (stages) co_await disk.throttle_staging();
+    co_await range;
+  }
+};
+
+struct LockAndRecordStep {
+  LockStep lock;
+  RecordStep record;
+  bool try_now() { return lock.try_now() && record.try_now(); }
+  Task<void> wait() {
+    const bool recorded_in_vain = lock.range.held();
+    if (!recorded_in_vain) co_await lock.wait();
+    if (recorded_in_vain || !record.try_now()) co_await record.wait();
+  }
+};
+
+}  // namespace detail
+
+/// The bitmaps record that [offset, offset + length) changes; `range` covers it.
+inline FastPath<detail::RecordStep> record_change(GuestDisk& disk, const RangeLock::Request& range,
+                                                  GuestOffset offset, uint64_t length) {
+  BYRE_ASSERT(range.held());
+  return FastPath(detail::RecordStep{disk, offset, length});
+}
+/// A change that stages nothing.
+inline FastPath<detail::LockAndRecordStep> begin_change(GuestDisk& disk, SharedRange& range,
+                                                        GuestOffset offset, uint64_t length) {
+  return FastPath(detail::LockAndRecordStep{{disk, range, false}, {disk, offset, length}});
+}
+/// A change of mappings.
+inline FastPath<detail::LockAndRecordStep> begin_change(GuestDisk& disk, ExclusiveRange& range,
+                                                        GuestOffset offset, uint64_t length) {
+  return FastPath(detail::LockAndRecordStep{{disk, range, true}, {disk, offset, length}});
+}
+/// Likewise, when it is not known yet what changes: record_change() follows.
+inline FastPath<detail::LockStep> begin_change(GuestDisk& disk, ExclusiveRange& range) {
+  return FastPath(detail::LockStep{disk, range, true});
+}
+
+}  // namespace byre
