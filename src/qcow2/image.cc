@@ -5,13 +5,15 @@
 #include "qcow2/guest/read.h"
 #include "qcow2/guest/write.h"
 #include "qcow2/guest/zero.h"
+#include "qcow2/ops/heal.h"
 #include "qcow2/ops/online_check.h"
 #include "qcow2/ops/resize.h"
 #include "qcow2/ops/vm_state.h"
 
 namespace byre {
 
-Image::Image(std::unique_ptr<GuestDisk> disk) : disk_(std::move(disk)) {}
+Image::Image(std::unique_ptr<GuestDisk> disk, std::unique_ptr<ImageHealth> health)
+    : disk_(std::move(disk)), health_(std::move(health)) {}
 Image::~Image() = default;
 
 uint64_t Image::size() const { return disk_->size; }
@@ -43,6 +45,14 @@ ImageStats Image::stats() const {
   return stats;
 }
 
+/// What changes metadata waits until all references are known, before its first lock (V).
+Task<void> Image::wait_for_references() {
+  if (disk_->references.is_open()) co_return;
+  const Request request(*disk_);
+  co_await request.begin();
+  co_await disk_->references.wait();
+}
+
 // --- Requests and operations --------------------------------------------------------------------
 
 BYRE_CORO_WRAPPER Task<void> Image::read(uint64_t offset, MutableBytes data, IoTag tag) {
@@ -61,48 +71,61 @@ BYRE_CORO_WRAPPER Task<void> Image::discard(uint64_t offset, uint64_t length,
 BYRE_CORO_WRAPPER Task<Extent> Image::status(uint64_t offset, uint64_t length) {
   return byre::status_of_disk(*disk_, GuestOffset{offset}, length);
 }
-BYRE_CORO_WRAPPER Task<void> Image::resize(uint64_t size) {
-  return byre::resize_disk(*disk_, size, Preallocation::off);
+Task<void> Image::resize(uint64_t size) {
+  co_await wait_for_references();
+  co_await byre::resize_disk(*disk_, size, Preallocation::off);
 }
-BYRE_CORO_WRAPPER Task<void> Image::resize(uint64_t size, Preallocation mode) {
-  return byre::resize_disk(*disk_, size, mode);
+Task<void> Image::resize(uint64_t size, Preallocation mode) {
+  co_await wait_for_references();
+  co_await byre::resize_disk(*disk_, size, mode);
 }
-BYRE_CORO_WRAPPER Task<void> Image::preallocate(uint64_t offset, uint64_t length,
-                                                Preallocation mode) {
-  return byre::preallocate_disk(*disk_, GuestOffset{offset}, length, mode);
+Task<void> Image::preallocate(uint64_t offset, uint64_t length, Preallocation mode) {
+  co_await wait_for_references();
+  co_await byre::preallocate_disk(*disk_, GuestOffset{offset}, length, mode);
 }
-BYRE_CORO_WRAPPER Task<void> Image::amend(AmendOptions options) {
-  return byre::amend_image(*disk_, std::move(options));
+Task<void> Image::amend(AmendOptions options) {
+  co_await wait_for_references();
+  co_await byre::amend_image(*disk_, std::move(options));
 }
-BYRE_CORO_WRAPPER Task<void> Image::create_snapshot(NewSnapshot snapshot) {
-  return byre::create_snapshot(*disk_, std::move(snapshot));
+Task<void> Image::create_snapshot(NewSnapshot snapshot) {
+  co_await wait_for_references();
+  co_await byre::create_snapshot(*disk_, std::move(snapshot));
 }
-BYRE_CORO_WRAPPER Task<void> Image::apply_snapshot(SnapshotKey which) {
-  return byre::apply_snapshot(*disk_, std::move(which));
+Task<void> Image::apply_snapshot(SnapshotKey which) {
+  co_await wait_for_references();
+  co_await byre::apply_snapshot(*disk_, std::move(which));
 }
-BYRE_CORO_WRAPPER Task<void> Image::delete_snapshot(SnapshotKey which) {
-  return byre::delete_snapshot(*disk_, std::move(which));
+Task<void> Image::delete_snapshot(SnapshotKey which) {
+  co_await wait_for_references();
+  co_await byre::delete_snapshot(*disk_, std::move(which));
 }
-BYRE_CORO_WRAPPER Task<void> Image::rename_snapshot(SnapshotKey which, std::string name) {
-  return byre::rename_snapshot(*disk_, std::move(which), std::move(name));
+Task<void> Image::rename_snapshot(SnapshotKey which, std::string name) {
+  co_await wait_for_references();
+  co_await byre::rename_snapshot(*disk_, std::move(which), std::move(name));
 }
-BYRE_CORO_WRAPPER Task<void> Image::add_bitmap(NewBitmap bitmap) {
-  return byre::add_bitmap(*disk_, std::move(bitmap));
+Task<void> Image::add_bitmap(NewBitmap bitmap) {
+  co_await wait_for_references();
+  co_await byre::add_bitmap(*disk_, std::move(bitmap));
 }
-BYRE_CORO_WRAPPER Task<void> Image::remove_bitmap(std::string name) {
-  return byre::remove_bitmap(*disk_, std::move(name));
+Task<void> Image::remove_bitmap(std::string name) {
+  co_await wait_for_references();
+  co_await byre::remove_bitmap(*disk_, std::move(name));
 }
-BYRE_CORO_WRAPPER Task<void> Image::remove_all_bitmaps() {
-  return byre::remove_all_bitmaps(*disk_);
+Task<void> Image::remove_all_bitmaps() {
+  co_await wait_for_references();
+  co_await byre::remove_all_bitmaps(*disk_);
 }
-BYRE_CORO_WRAPPER Task<void> Image::clear_bitmap(std::string name) {
-  return byre::clear_bitmap(*disk_, std::move(name));
+Task<void> Image::clear_bitmap(std::string name) {
+  co_await wait_for_references();
+  co_await byre::clear_bitmap(*disk_, std::move(name));
 }
-BYRE_CORO_WRAPPER Task<void> Image::enable_bitmap(std::string name, bool enabled) {
-  return byre::enable_bitmap(*disk_, std::move(name), enabled);
+Task<void> Image::enable_bitmap(std::string name, bool enabled) {
+  co_await wait_for_references();
+  co_await byre::enable_bitmap(*disk_, std::move(name), enabled);
 }
-BYRE_CORO_WRAPPER Task<void> Image::merge_into_bitmap(std::string name, const DirtyBits& from) {
-  return byre::merge_into_bitmap(*disk_, std::move(name), from);
+Task<void> Image::merge_into_bitmap(std::string name, const DirtyBits& from) {
+  co_await wait_for_references();
+  co_await byre::merge_into_bitmap(*disk_, std::move(name), from);
 }
 BYRE_CORO_WRAPPER Task<std::unique_ptr<DirtyBits>> Image::read_bitmap(std::string name) {
   return byre::read_bitmap(*disk_, std::move(name));
@@ -110,11 +133,13 @@ BYRE_CORO_WRAPPER Task<std::unique_ptr<DirtyBits>> Image::read_bitmap(std::strin
 BYRE_CORO_WRAPPER Task<void> Image::read_vm_state(uint64_t offset, MutableBytes data) {
   return byre::read_vm_state(*disk_, offset, data);
 }
-BYRE_CORO_WRAPPER Task<void> Image::write_vm_state(uint64_t offset, Bytes data) {
-  return byre::write_vm_state(*disk_, offset, data);
+Task<void> Image::write_vm_state(uint64_t offset, Bytes data) {
+  co_await wait_for_references();
+  co_await byre::write_vm_state(*disk_, offset, data);
 }
-BYRE_CORO_WRAPPER Task<CheckReport> Image::check_online(CheckOptions options) {
-  return byre::check_online(*disk_, std::move(options));
+Task<CheckReport> Image::check_online(CheckOptions options) {
+  co_await wait_for_references();
+  co_return co_await byre::check_online(*disk_, std::move(options));
 }
 uint64_t Image::vm_state_offset() const { return byre::vm_state_offset(*disk_); }
 

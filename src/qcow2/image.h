@@ -27,6 +27,7 @@
 namespace byre {
 
 class GuestDisk;
+struct ImageHealth;
 
 class Image final : public Device {
  public:
@@ -54,39 +55,39 @@ class Image final : public Device {
   BYRE_CORO_WRAPPER Task<Extent> status(uint64_t offset, uint64_t length) override;
   /// A new size, durable when this ends.  What is added reads as zeros; what is cut off is lost,
   /// and the file ends behind the last cluster in use (ops/shrink.h).
-  BYRE_CORO_WRAPPER Task<void> resize(uint64_t size) override;
+  Task<void> resize(uint64_t size) override;
   /// The same, and what is added gets clusters, or blocks on the host, at once (ops/preallocate.h).
-  BYRE_CORO_WRAPPER Task<void> resize(uint64_t size, Preallocation mode);
+  Task<void> resize(uint64_t size, Preallocation mode);
   /// Gives what is unallocated in the range clusters of its own; it reads as before.
-  BYRE_CORO_WRAPPER Task<void> preallocate(uint64_t offset, uint64_t length, Preallocation mode);
+  Task<void> preallocate(uint64_t offset, uint64_t length, Preallocation mode);
   /// Another version, refcount width, name of a backing file, ... (ops/amend.h).  Nobody else uses
   /// the image, and nothing but close() follows.
-  BYRE_CORO_WRAPPER Task<void> amend(AmendOptions options);
+  Task<void> amend(AmendOptions options);
   // Internal snapshots (ops/snapshot.h); each is durable when it ends.  The guest's reads go on,
   // its writes wait.  `which` is an id or a name, and fits one snapshot only.
-  BYRE_CORO_WRAPPER Task<void> create_snapshot(NewSnapshot snapshot);
+  Task<void> create_snapshot(NewSnapshot snapshot);
   /// The disk becomes what it was, its size as well; what it is now is lost.
-  BYRE_CORO_WRAPPER Task<void> apply_snapshot(SnapshotKey which);
-  BYRE_CORO_WRAPPER Task<void> delete_snapshot(SnapshotKey which);
-  BYRE_CORO_WRAPPER Task<void> rename_snapshot(SnapshotKey which, std::string name);
+  Task<void> apply_snapshot(SnapshotKey which);
+  Task<void> delete_snapshot(SnapshotKey which);
+  Task<void> rename_snapshot(SnapshotKey which, std::string name);
   // Persistent bitmaps (ops/bitmap_ops.h); each change is durable when it ends.  The guest's reads
   // go on, its writes wait.
   const BitmapList& bitmaps() const;
-  BYRE_CORO_WRAPPER Task<void> add_bitmap(NewBitmap bitmap);
-  BYRE_CORO_WRAPPER Task<void> remove_bitmap(std::string name);
-  BYRE_CORO_WRAPPER Task<void> remove_all_bitmaps();
-  BYRE_CORO_WRAPPER Task<void> clear_bitmap(std::string name);
+  Task<void> add_bitmap(NewBitmap bitmap);
+  Task<void> remove_bitmap(std::string name);
+  Task<void> remove_all_bitmaps();
+  Task<void> clear_bitmap(std::string name);
   /// Makes it record what is written from here on, or stop.
-  BYRE_CORO_WRAPPER Task<void> enable_bitmap(std::string name, bool enabled);
+  Task<void> enable_bitmap(std::string name, bool enabled);
   /// What is dirty in `from`, of a disk of this size, is dirty in the bitmap too.
-  BYRE_CORO_WRAPPER Task<void> merge_into_bitmap(std::string name, const DirtyBits& from);
+  Task<void> merge_into_bitmap(std::string name, const DirtyBits& from);
   BYRE_CORO_WRAPPER Task<std::unique_ptr<DirtyBits>> read_bitmap(std::string name);
   // The state of a virtual machine, behind the disk (ops/vm_state.h).
   uint64_t vm_state_offset() const;
   BYRE_CORO_WRAPPER Task<void> read_vm_state(uint64_t offset, MutableBytes data);
-  BYRE_CORO_WRAPPER Task<void> write_vm_state(uint64_t offset, Bytes data);
+  Task<void> write_vm_state(uint64_t offset, Bytes data);
   /// Checks the disk while it is used (ops/online_check.h).  Repair::leaks is the only repair.
-  BYRE_CORO_WRAPPER Task<CheckReport> check_online(CheckOptions options);
+  Task<CheckReport> check_online(CheckOptions options);
   /// Drains, commits twice (the second writes the decrements), gives back what the file was grown
   /// ahead: no leak after it.
   Task<void> close() override;
@@ -104,12 +105,16 @@ class Image final : public Device {
   /// Must the external data file stay valid as a raw image?
   bool has_raw_data() const;
   ImageStats stats() const;
+  /// What the scan of all references found (ops/heal.h); known == false without one.
+  const ImageHealth& health() const { return *health_; }
 
  private:
   struct Opening;  // open.cc
-  explicit Image(std::unique_ptr<GuestDisk> disk);
+  Image(std::unique_ptr<GuestDisk> disk, std::unique_ptr<ImageHealth> health);
+  Task<void> wait_for_references();
 
   std::unique_ptr<GuestDisk> disk_;
+  std::unique_ptr<ImageHealth> health_;
 };
 
 }  // namespace byre

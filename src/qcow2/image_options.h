@@ -43,6 +43,22 @@ struct ImageOptions {
       kSecond;  ///< Staged work is committed after this many ns at the latest (M6).
   uint64_t host_size_max = UINT64_MAX;  ///< The file may not grow beyond this: ENOSPC.
   uint64_t growth_step = 16 * MiB;      ///< The file's length is raised ahead by this much.
+  /// When an image that is opened for writing has its references counted (docs/engine.md, V).
+  enum class Scan : uint8_t {
+    at_open,  ///< Before open() ends.
+    /// Images with more tables than scanned_at_once: beside reads and writes in place; what
+    /// changes metadata waits.
+    beside_requests,
+    never,  ///< The refcounts are believed: this process made the image, or the user says so.
+  };
+  Scan scan = Scan::at_open;
+  /// So much of L2 tables and refcount blocks is read before open() ends whatever `scan` says: a
+  /// disk of 128 GiB.
+  uint64_t scanned_at_once = 16 * MiB;
+  /// An image that is damaged is not opened for writing, and nothing in it was changed.
+  bool refuse_damaged = false;
+  /// Once the scan has found nothing wrong, clusters that nothing refers to are freed.
+  bool free_leaks = false;
   /// Told what the user should know: "image was not closed cleanly; refcounts were rebuilt".
   std::function<void(const std::string&)> message;
 };

@@ -6,6 +6,7 @@
 #include "qcow2/guest/external_store.h"
 #include "qcow2/guest/guest_disk.h"
 #include "qcow2/image.h"
+#include "qcow2/ops/heal.h"
 #include "qcow2/repair/check.h"
 
 namespace byre {
@@ -89,14 +90,15 @@ HostSpan refcount_table(const GuestDisk& disk) {
 struct Image::Opening {
   static Task<std::unique_ptr<Image>> open_layer(std::unique_ptr<Device> file, FileOpener& opener,
                                                  ImageOptions options, Layer self);
-  static Task<void> load(GuestDisk& disk, FileOpener& opener, const Layer& self);
+  static Task<void> load(GuestDisk& disk, ImageHealth& health, FileOpener& opener,
+                         const Layer& self);
   static Task<void> open_backing(GuestDisk& disk, FileOpener& opener, const Layer& self);
   static void share_caches(Image& top);
 };
 
 static Result<void> check_writable(const GuestDisk& disk);
 static Task<void> load_tables(GuestDisk& disk, FileOpener& opener);
-static Task<void> begin_writing(GuestDisk& disk);
+static Task<void> begin_writing(GuestDisk& disk, ImageHealth& health);
 
 /// What keeps this image from being written, apart from its refcounts.
 static Result<void> check_writable(const GuestDisk& disk) {
@@ -115,7 +117,8 @@ static Result<void> check_writable(const GuestDisk& disk) {
   return {};
 }
 
-Task<void> Image::Opening::load(GuestDisk& disk, FileOpener& opener, const Layer& self) {
+Task<void> Image::Opening::load(GuestDisk& disk, ImageHealth& health, FileOpener& opener,
+                                const Layer& self) {
   Result<void> loaded = co_await load_tables(disk, opener).result();
   if (!loaded && self.depth > 0)
     co_await fail(named_once(std::move(loaded).error(), "backing file", disk.name()));
@@ -123,7 +126,7 @@ Task<void> Image::Opening::load(GuestDisk& disk, FileOpener& opener, const Layer
   if (disk.head.backing_file && !disk.options.without_backing)
     co_await open_backing(disk, opener, self);
   if (disk.options.writable) {
-    co_await begin_writing(disk);
+    co_await begin_writing(disk, health);
   } else if (disk.options.snapshot.empty() && self.depth == 0) {
     // Damaged ones are no reason not to read the disk.
     Result<BitmapList> bitmaps = co_await load_bitmap_list(*disk.file, disk.head).result();
@@ -231,9 +234,10 @@ Task<void> Image::Opening::open_backing(GuestDisk& disk, FileOpener& opener, con
                                      {.above = &self, .depth = self.depth + 1, .id = id});
 }
 
-/// Metadata that no refcount protects would be handed out and overwritten (the refcount block that
-/// nobody counted): such an image is not written.  Header, L1 and refcount table are checked here,
-/// a refcount block when its region is loaded, an L2 table before it is first changed.
+/// Without a scan, metadata that no refcount protects would be handed out and overwritten (the
+/// refcount block that nobody counted): such an image is not written.  Header, L1 and refcount
+/// table are checked here, a refcount block when its region is loaded, an L2 table before it is
+/// first changed.
 static Task<void> check_own_refcounts(GuestDisk& disk) {
   co_await disk.allocator->load({{0}, 1}).doing("header");
   co_await disk.allocator->load(l1_table(disk)).doing("L1 table");
@@ -244,21 +248,25 @@ static Error overlaps(std::string_view what, HostOffset at) {
   return corrupt(what, " at ", at, " overlaps other metadata; run check -r all");
 }
 
-/// What the header leads to is metadata from here on; two things in one place are refused.
+/// What the header leads to is metadata from here on.  Two things in one place are refused, unless
+/// a scan is about to say what that means.
 static Task<void> claim_roots(GuestDisk& disk) {
   const Header& header = disk.head.header;
   const Geometry& g = disk.geometry();
+  const bool strict = disk.options.scan == ImageOptions::Scan::never;
   disk.metadata.add(HostCluster{0});
-  if (!disk.metadata.add_run(l1_table(disk))) {
+  if (!disk.metadata.add_run(l1_table(disk)) && strict) {
     co_await fail(overlaps("L1 table", header.l1_offset));
   }
-  if (!disk.metadata.add_run(refcount_table(disk))) {
+  if (!disk.metadata.add_run(refcount_table(disk)) && strict) {
     co_await fail(overlaps("refcount table", header.refcount_table_offset));
   }
   for (const Snapshot& snapshot : disk.snapshots) {
-    co_await check_l1_table(snapshot, g);
+    Result<void> sound = check_l1_table(snapshot, g);
+    if (!sound && !strict) continue;
+    co_await std::move(sound);
     // Deleting it would free what the other one needs (S1).
-    if (!disk.metadata.add_run(hosts(snapshot, g))) {
+    if (!disk.metadata.add_run(hosts(snapshot, g)) && strict) {
       co_await fail(
           overlaps(cat("L1 table of snapshot ", quoted(snapshot.name)), snapshot.l1_offset));
     }
@@ -266,7 +274,8 @@ static Task<void> claim_roots(GuestDisk& disk) {
   if (disk.snapshots.empty()) co_return;
   const std::vector<std::byte> table = co_await serialize_snapshots(disk.snapshots);
   if (!disk.metadata.add_run(
-          {g.cluster_of(header.snapshots_offset), g.clusters_for(table.size())})) {
+          {g.cluster_of(header.snapshots_offset), g.clusters_for(table.size())}) &&
+      strict) {
     co_await fail(overlaps("snapshot table", header.snapshots_offset));
   }
 }
@@ -275,19 +284,25 @@ static Task<void> claim_roots(GuestDisk& disk) {
 static Task<std::vector<uint64_t>> claim_tables(GuestDisk& disk) {
   const Header& header = disk.head.header;
   const Geometry& g = disk.geometry();
+  const bool strict = disk.options.scan == ImageOptions::Scan::never;
   const uint64_t entries = header.refcount_table_clusters * g.refcount_table_entries_per_cluster();
   std::vector<uint64_t> refcounts = co_await load_table(*disk.file, header.refcount_table_offset,
                                                         entries, IoTag::refcount_table_load);
   for (uint64_t i = 0; i < refcounts.size(); ++i) {
     if (refcounts[i] == 0) continue;
-    const std::optional<HostCluster> at =
-        co_await decode_refcount_table_entry(refcounts[i], g).doing("refcount table entry ", i);
-    if (at && !disk.metadata.add(*at)) co_await fail(overlaps("refcount block", g.start_of(*at)));
+    Result<std::optional<HostCluster>> decoded =
+        decode_refcount_table_entry(refcounts[i], g).doing("refcount table entry ", i);
+    if (!decoded && !strict) continue;
+    const std::optional<HostCluster> at = co_await std::move(decoded);
+    if (at && !disk.metadata.add(*at) && strict)
+      co_await fail(overlaps("refcount block", g.start_of(*at)));
   }
   for (uint64_t i = 0; i < disk.map->l1().size(); ++i) {
     if (disk.map->l1()[i] == 0) continue;
-    const L1Entry entry = co_await decode_l1(disk.map->l1()[i], g).doing("L1 entry ", i);
-    if (entry.l2 && !disk.metadata.add(*entry.l2)) {
+    Result<L1Entry> decoded = decode_l1(disk.map->l1()[i], g).doing("L1 entry ", i);
+    if (!decoded && !strict) continue;
+    const L1Entry entry = co_await std::move(decoded);
+    if (entry.l2 && !disk.metadata.add(*entry.l2) && strict) {
       co_await fail(overlaps("L2 table", g.start_of(*entry.l2)));
     }
   }
@@ -324,10 +339,40 @@ static void make_writable(GuestDisk& disk, std::vector<uint64_t> refcounts) {
   });
 }
 
-static Task<void> begin_writing(GuestDisk& disk) {
+/// Counts all references before anything changes, or begins to (V).  What is left to do beside
+/// requests is given back.
+static Task<std::unique_ptr<ReferenceScan>> scan_references(GuestDisk& disk, ImageHealth& health) {
+  using Scan = ImageOptions::Scan;
+  if (disk.options.scan == Scan::never) {
+    co_await check_own_refcounts(disk);
+    co_return std::unique_ptr<ReferenceScan>();
+  }
+  disk.references.close();
+  // Bitmaps are loaded by refcounts that must be right.
+  const bool beside = disk.options.scan == Scan::beside_requests && !disk.options.refuse_damaged &&
+                      !disk.head.extensions.bitmaps;
+  auto scan = std::make_unique<ReferenceScan>(
+      *disk.file, disk.head,
+      ReferenceScanOptions{.stopped = [&disk] { return disk.closing; }, .paced = beside});
+  co_await scan->read_roots();
+  if (beside && scan->table_bytes() > disk.options.scanned_at_once) co_return std::move(scan);
+  if (disk.options.refuse_damaged) {
+    health.damage = co_await scan->finish();
+    health.known = true;
+    if (!health.damage.sound())
+      co_await fail(refuse_damaged(health.damage, disk.name(), disk.geometry()));
+    disk.references.open();
+    co_return std::unique_ptr<ReferenceScan>();
+  }
+  co_await scan_and_heal(disk, std::move(scan), health);
+  co_return std::unique_ptr<ReferenceScan>();
+}
+
+static Task<void> begin_writing(GuestDisk& disk, ImageHealth& health) {
   const Header& header = disk.head.header;
   co_await claim_roots(disk);
   make_writable(disk, co_await claim_tables(disk));
+  std::unique_ptr<ReferenceScan> scan = co_await scan_references(disk, health);
   // Space for what commits write in place (A1); a full disk is met again by whoever needs more.
   for (const HostSpan& run : {HostSpan{{0}, 1}, l1_table(disk), refcount_table(disk)}) {
     if (run.count == 0) continue;
@@ -335,7 +380,6 @@ static Task<void> begin_writing(GuestDisk& disk) {
     (void)co_await disk.file->allocate(disk.geometry().start_of(run.first).value, length).result();
   }
   disk.length_at_open = disk.file->size();
-  co_await check_own_refcounts(disk);
   disk.bitmaps = std::make_unique<Bitmaps>(disk.reactor.ready(), *disk.file, *disk.header,
                                            *disk.allocator, *disk.committer, disk.metadata);
   co_await disk.bitmaps->load(disk.options.message);
@@ -344,6 +388,7 @@ static Task<void> begin_writing(GuestDisk& disk) {
   const uint64_t kept = header.autoclear & ((disk.head.extensions.bitmaps ? kBitmaps : 0) |
                                             (disk.has_raw_data() ? kRawDataFile : 0));
   if (header.version >= 3) co_await disk.header->change({.autoclear = kept});
+  if (scan) disk.spawn(scan_and_heal(disk, std::move(scan), health));
 }
 
 // --- Layers -------------------------------------------------------------------------------------
@@ -358,12 +403,13 @@ Task<std::unique_ptr<Image>> Image::Opening::open_layer(std::unique_ptr<Device> 
   if (!head && self.depth > 0) co_return named_once(std::move(head).error(), "backing file", name);
   if (!head) co_return std::move(head).error();
   auto disk = std::make_unique<GuestDisk>(std::move(file), *std::move(head), std::move(options));
-  Result<void> loaded = co_await load(*disk, opener, self).result();
+  auto health = std::make_unique<ImageHealth>();
+  Result<void> loaded = co_await load(*disk, *health, opener, self).result();
   if (!loaded) {
     disk->abandon();
     co_return std::move(loaded).error();
   }
-  co_return std::unique_ptr<Image>(new Image(std::move(disk)));
+  co_return std::unique_ptr<Image>(new Image(std::move(disk), std::move(health)));
 }
 
 /// Divides the memory for caches among this image and those below it.

@@ -142,7 +142,7 @@ Task<void> Allocator::clear_shared(MutableBytes table) {
 
 /// Reads the refcount block of region `index`.  Nothing is staged for a region that is not loaded,
 /// so what the disk says is the truth.
-Task<void> Allocator::load_region(uint64_t index) {
+Task<void> Allocator::load_region(uint64_t index, bool healing) {
   const Mutex::Hold hold = co_await load_mutex_.lock();
   if (regions_[index]) co_return;
   const Result<std::optional<HostCluster>> at =
@@ -166,11 +166,35 @@ Task<void> Allocator::load_region(uint64_t index) {
     if (count >= kMany) region->many[i] = count;
   }
   regions_[index] = std::move(region);
-  if (geometry_.refcount_table_index(**at) == index && refcount(**at) == 0) {
+  if (!healing && geometry_.refcount_table_index(**at) == index && refcount(**at) == 0) {
     regions_[index] = nullptr;
     co_await fail(
         corrupt("refcount block ", index, " at ", offset,
                 " does not count itself: its cluster would be handed out; run check -r all"));
+  }
+  count_kept_out(index);
+}
+
+void Allocator::keep_out_of_use(HostCluster cluster) {
+  kept_out_.insert(cluster);
+  const uint64_t index = geometry_.refcount_table_index(cluster);
+  if (index < regions_.size() && regions_[index]) count_kept_out(index);
+}
+
+bool Allocator::keeps_out(HostSpan span) const {
+  const auto at = kept_out_.lower_bound(span.first);
+  return at != kept_out_.end() && *at < span.end();
+}
+
+/// What leads there counts, though no table that anybody can read does.
+void Allocator::count_kept_out(uint64_t index) {
+  if (kept_out_.empty()) return;
+  const HostCluster end = geometry_.first_of_refcount_table(index + 1);
+  for (auto at = kept_out_.lower_bound(geometry_.first_of_refcount_table(index));
+       at != kept_out_.end() && *at < end; ++at) {
+    if (refcount(*at) != 0) continue;
+    set_count(*at, 1);
+    mark_for_commit(*at);
   }
 }
 
@@ -261,6 +285,7 @@ void Allocator::register_block(uint64_t index, HostCluster at) {
   regions_[index]->counts.resize(geometry_.refcount_block_entries());
   stages_.open.refcount_blocks[index] = at;
   metadata_.add(at);
+  count_kept_out(index);
 }
 
 /// Gives region `index` a refcount block: its own first cluster, which it therefore counts itself.
@@ -269,7 +294,8 @@ Task<void> Allocator::add_region(uint64_t index) {
     co_await grow_table(index, index + 1);
     co_return;
   }
-  const HostSpan block{geometry_.first_of_refcount_table(index), 1};
+  HostSpan block{geometry_.first_of_refcount_table(index), 1};
+  while (keeps_out({block.first, 1})) ++block.first;
   co_await check_no_metadata(block);
   co_await prepare_space(block, Use::metadata);
   register_block(index, block.first);
@@ -296,6 +322,10 @@ Task<void> Allocator::grow_table(uint64_t index, uint64_t entries_min) {
     if (clusters <= table_clusters && wanted_blocks <= blocks) break;
     table_clusters = std::max(table_clusters, clusters);
     blocks = std::max(blocks, wanted_blocks);
+  }
+  if (keeps_out({start, table_clusters + blocks})) {
+    co_await grow_table(index + 1, entries_min);
+    co_return;
   }
   const HostSpan span{start, table_clusters + blocks};
   co_await check_no_metadata(span);
@@ -414,6 +444,11 @@ Task<Reservation> Allocator::reserve_run(uint64_t count) {
       blocks = wanted;
       continue;
     }
+    if (keeps_out({geometry_.first_of_refcount_table(index), count + blocks})) {
+      ++index;
+      blocks = 1;
+      continue;
+    }
     if (index + blocks <= table_.size()) break;
     // The table grows into the regions at `index` itself, so begin behind it.
     co_await grow_table(index, index + blocks + count / geometry_.refcount_block_entries() + 2);
@@ -439,6 +474,11 @@ void Allocator::release(HostSpan span) {
   };
   for (uint64_t i = 0; i < span.count; ++i) {
     const HostCluster cluster = span.first + i;
+    if (never_freed_.contains(cluster)) {
+      push();
+      run = {cluster + 1, 0};
+      continue;
+    }
     uint64_t& references = limbo_references_[cluster];
     if (references < refcount(cluster)) {
       ++references;
@@ -468,6 +508,7 @@ void Allocator::drop_limbo_reference(HostCluster cluster) {
 void Allocator::free_now(HostCluster cluster, bool zeroed) {
   drop_limbo_reference(cluster);
   change_count(cluster, -1);
+  metadata_.remove(cluster);  // Of a table that several L1 entries led to, the last one has gone.
   Region& region = region_of(cluster);
   const uint64_t within = geometry_.refcount_block_index(cluster);
   if (zeroed && region.zeroed.empty()) region.zeroed.resize(region.counts.size());
@@ -562,6 +603,39 @@ Result<void> Allocator::can_raise(const RefcountChanges& changes) const {
     return false;
   });
   return result;
+}
+
+Task<void> Allocator::raise_to(HostCluster cluster, uint64_t references) {
+  const uint64_t index = geometry_.refcount_table_index(cluster);
+  if (!regions_[index]) co_await load_region(index, true);
+  const uint64_t most = refcount_max(geometry_.refcount_order);
+  if (references > most) never_freed_.insert(cluster);
+  if (refcount(cluster) >= std::min(references, most)) co_return;
+  set_count(cluster, std::min(references, most));
+  end_of_use_ = std::max(end_of_use_, cluster.value + 1);
+  mark_for_commit(cluster);
+}
+
+Task<void> Allocator::make_region(uint64_t index, std::optional<HostCluster> at) {
+  if (index >= table_.size()) {
+    // At the start of a region of which the file has nothing yet: what it has may be in use.
+    const HostCluster end{geometry_.clusters_for(file_.size())};
+    const uint64_t last = geometry_.refcount_table_index(end);
+    const bool untouched = geometry_.first_of_refcount_table(last) >= end;
+    co_await grow_table(untouched ? last : last + 1, index + 1);
+    if (table_[index] != 0) co_return;
+  }
+  if (!at) {
+    hint_ = geometry_.clusters_for(file_.size());
+    Reservation elsewhere = co_await reserve(1, Use::metadata);
+    hint_ = 0;
+    register_block(index, elsewhere.first());
+    elsewhere.keep();
+    co_return;
+  }
+  co_await prepare_space({*at, 1}, Use::metadata);
+  register_block(index, *at);
+  take({*at, 1}).keep();
 }
 
 Result<void> Allocator::can_lower(const RefcountChanges& changes) const {

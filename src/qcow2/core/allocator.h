@@ -30,6 +30,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
@@ -141,6 +142,18 @@ class Allocator {
   /// still fit its width (A5)?
   Result<void> can_raise(const RefcountChanges& changes) const;
   void raise(const RefcountChanges& changes);
+  /// Healing (V), before anything else changes references: the count of `cluster` becomes at least
+  /// `references`, for the next commit.  What is more than a refcount holds is never freed. Regions
+  /// without a refcount block get one first: make_region().
+  Task<void> raise_to(HostCluster cluster, uint64_t references);
+  /// Likewise, but only once the region of `cluster` is loaded or made: something leads there that
+  /// nobody can read, behind the end of the file, and it must never be somebody else's.
+  void keep_out_of_use(HostCluster cluster);
+  bool keeps_out(HostSpan span) const;
+  bool has_region(uint64_t index) const { return index < table_.size() && table_[index] != 0; }
+  /// Gives region `index`, which has clusters in use and no refcount block, a block at `at`, which
+  /// nothing refers to; without one, wherever there is room at the end of the file.
+  Task<void> make_region(uint64_t index, std::optional<HostCluster> at);
   /// Does every count cover what it is to lose?
   Result<void> can_lower(const RefcountChanges& changes) const;
   /// Takes back a raise(), or references whose removal is durable (O3) and that no I/O uses (H3).
@@ -202,7 +215,8 @@ class Allocator {
     uint64_t generation;
   };
 
-  Task<void> load_region(uint64_t index);
+  Task<void> load_region(uint64_t index, bool healing = false);
+  void count_kept_out(uint64_t index);
   Task<void> back_region(uint64_t index);
   Task<uint64_t> find_end_of_use();
   Task<void> add_region(uint64_t index);
@@ -232,8 +246,10 @@ class Allocator {
   HostSpan durable_table_at_;
   std::vector<std::unique_ptr<Region>> regions_;
   std::optional<HostCluster> packing_;
-  Mutex mutex_;          ///< Held by whoever takes clusters.
-  Mutex load_mutex_;     ///< Held while a region is loaded.
+  Mutex mutex_;                                  ///< Held by whoever takes clusters.
+  Mutex load_mutex_;                             ///< Held while a region is loaded.
+  std::unordered_set<HostCluster> never_freed_;  ///< More references than a refcount holds.
+  std::set<HostCluster> kept_out_;               ///< See keep_out_of_use().
   uint64_t hint_ = 0;    ///< No cluster below is free in a loaded region (H5).
   uint64_t never_used_;  ///< No cluster from here on was ever handed out: they read as zeros (A4).
   uint64_t end_of_use_ = 0;

@@ -17,6 +17,7 @@ Engine::Engine(std::unique_ptr<Device> below, ImageHeader read, ImageOptions wan
       shape(reactor.ready()),
       check_mutex(reactor.ready()),
       disk_size(reactor.ready()),
+      references(reactor.ready()),
       background_(reactor.ready()),
       idle_(reactor.ready()) {}
 
@@ -41,6 +42,7 @@ Result<void> Engine::check_can_write() const {
 }
 
 Task<void> Engine::throttle_staging() {
+  if (!references.is_open()) co_await references.wait();
   while (staging_full()) co_await committer->flush(IoTag::commit_sync);
 }
 
@@ -51,6 +53,11 @@ Task<void> Engine::load_refcounts_of(const Mapping& old) {
                           ", which holds metadata; run check -r all"));
   }
   co_await allocator->load(span);
+}
+
+Task<Mapping> Engine::find_old(GuestCluster cluster, bool whole) {
+  if (whole && map->lost().replaceable(cluster) && !stages.find(cluster).entry) co_return Mapping{};
+  co_return (co_await map->find(cluster)).mapping;
 }
 
 Task<void> Engine::prepare_table(const ExclusiveRange& range) {
@@ -106,6 +113,8 @@ Task<void> Engine::in_background(Task<void> task) {
 
 Task<void> Engine::end_requests() {
   closing = true;
+  if (!references.decided())
+    references.refuse(Error(Errc::cancelled, cat(quoted(name()), " is being closed"), ESHUTDOWN));
   while (running != 0) co_await idle_.wait();
   if (commit_scheduled_) reactor.cancel(timer_);
   (void)co_await background_.join().result();

@@ -50,6 +50,7 @@
 #include "qcow2/core/header_state.h"
 #include "qcow2/core/image_header.h"
 #include "qcow2/core/map.h"
+#include "qcow2/core/reference_gate.h"
 #include "qcow2/core/stages.h"
 #include "qcow2/core/sync_latch.h"
 #include "qcow2/image_options.h"
@@ -79,9 +80,13 @@ class Engine {
   Error out_of_range(std::string_view what, uint64_t offset, uint64_t length) const;
   /// Fails when the image is open read-only, or nothing is written any more (M4).
   Result<void> check_can_write() const;
-  /// Bounds what is staged: whoever comes when it is full commits first, and gets that commit's
-  /// error.  Before any lock.
+  /// Waits until all references are known (V), and bounds what is staged: whoever comes when it is
+  /// full commits first, and gets that commit's error.  Before any lock.
   Task<void> throttle_staging();
+  /// What `cluster` is, for a request that will give it new contents: when that is all of it, a
+  /// part of the disk that was lost (V) counts as unallocated.  Awaits table loads only.
+  Task<Mapping> find_old(GuestCluster cluster, bool whole);
+  bool can_stage_now() const { return references.is_open() && !staging_full(); }
   bool staging_full() const {
     return stages.open.entries.size() >= std::max<uint64_t>(options.staged_max, 1);
   }
@@ -135,6 +140,7 @@ class Engine {
   RangeLock disk_size;
   std::unique_ptr<Map> map;
   std::unique_ptr<Allocator> allocator;  ///< Null when read-only, like the next three.
+  ReferenceGate references;              ///< Changes of metadata wait here for the scan (V).
   std::unique_ptr<SyncLatch> latch;
   std::unique_ptr<HeaderState> header;
   std::unique_ptr<Committer> committer;

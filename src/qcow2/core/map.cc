@@ -69,6 +69,8 @@ Result<std::optional<Map::Found>> Map::find_now(GuestCluster cluster) {
     BYRE_TRY(mapping, decode(cluster, *staged.entry, true));
     return std::optional(Found{mapping, false, staged.generation->data_durable});
   }
+  if (const LostRanges::Range* range = lost_.find(cluster))
+    return lost_.error(*range, cluster, geometry_);
   BYRE_TRY(table, table_of(geometry_.l1_index(cluster)));
   if (!table.l2) return std::optional(Found{});
   const TableCache::Ref slice = cache_.find(slice_of(*table.l2, cluster));
@@ -139,6 +141,7 @@ Task<void> Map::move_table(uint64_t l1_index, Allocator& allocator) {
 
 void Map::stage(GuestCluster cluster, const Mapping& mapping) {
   stages_.open.entries[cluster] = encode_l2(mapping, geometry_);
+  if (!lost_.empty()) lost_.forget(cluster);
   stages_.open.links_data |= mapping.allocated != 0 || mapping.compressed;
 }
 

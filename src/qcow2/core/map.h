@@ -20,6 +20,7 @@
 #include "format/l1.h"
 #include "format/l2.h"
 #include "qcow2/core/allocator.h"
+#include "qcow2/core/lost_ranges.h"
 #include "qcow2/core/metadata_set.h"
 #include "qcow2/core/stages.h"
 #include "qcow2/core/table_cache.h"
@@ -49,6 +50,9 @@ class Map {
   Task<void> prepare(uint64_t l1_index, Allocator& allocator);
   /// Stages a copy of the L2 table `l1_index`, if there is one, in the first free cluster.
   Task<void> move_table(uint64_t l1_index, Allocator& allocator);
+  /// Parts of the disk that fail (V); staging new contents of a cluster takes it out.
+  LostRanges& lost() { return lost_; }
+  const LostRanges& lost() const { return lost_; }
   /// From here on `cluster` is `mapping`.  Its table was prepared; its data, if any, are down (M3).
   void stage(GuestCluster cluster, const Mapping& mapping);
 
@@ -76,6 +80,7 @@ class Map {
   Stages& stages_;
   MetadataSet& metadata_;
   TableCache cache_;
+  LostRanges lost_;
   std::vector<uint64_t> l1_;               ///< As committed.
   std::unordered_set<uint64_t> verified_;  ///< L1 entries whose table's refcount was found to be 1.
   Mutex prepare_mutex_;

@@ -73,11 +73,16 @@ struct LockStep {
   GuestDisk& disk;
   RangeLock::Request& range;
   bool stages;
-  bool try_now() { return !(stages && disk.staging_full()) && range.try_lock(); }
+  bool try_now() {
+    return (stages ? disk.can_stage_now() : !needs_references()) && range.try_lock();
+  }
   Task<void> wait() {
     if (stages) co_await disk.throttle_staging();
+    if (needs_references()) co_await disk.references.wait();
     co_await range;
   }
+  /// A bitmap that records may need a cluster for it (V).
+  bool needs_references() const { return !disk.references.is_open() && disk.bitmaps->tracking(); }
 };
 
 struct LockAndRecordStep {

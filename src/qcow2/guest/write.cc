@@ -68,7 +68,8 @@ Task<bool> write_checked(GuestDisk& disk, SizeKept, GuestOffset offset, Bytes da
       const uint64_t in_cluster = g.offset_in_cluster(offset + done);
       const uint64_t in_first = std::min(disk.cluster_size() - in_cluster, piece - done);
       const bool allocates =
-          peek && *peek && !writable_in_place((*peek)->mapping, in_cluster, in_first, g);
+          disk.map->lost().replaceable(g.cluster_of(offset + done)) ||
+          (peek && *peek && !writable_in_place((*peek)->mapping, in_cluster, in_first, g));
       if (!allocates) {
         const InPlace part = co_await write_in_place(
             disk, offset + done, data.subspan(done, piece - done), fua && durable);
@@ -133,9 +134,15 @@ Task<void> write_allocating(GuestDisk& disk, GuestOffset offset, Bytes data) {
   co_await begin_change(disk, range, offset, data.size());
 
   std::vector<Mapping> old(last - first + 1);
+  // Nothing of what the cluster held will be there.
+  const auto whole = [&](GuestCluster cluster) {
+    const GuestOffset end{std::min(g.start_of(cluster + 1).value, disk.size)};
+    return g.start_of(cluster) >= offset && end <= offset + data.size();
+  };
   {
     const Epochs::Pin pin = disk.epochs.pin();
-    for (uint64_t i = 0; i < old.size(); ++i) old[i] = (co_await disk.map->find(first + i)).mapping;
+    for (uint64_t i = 0; i < old.size(); ++i)
+      old[i] = co_await disk.find_old(first + i, whole(first + i));
   }
   const WritePiece piece{.geometry = &g,
                          .file = disk.data_file(),

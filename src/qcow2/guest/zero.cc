@@ -128,12 +128,12 @@ Task<uint64_t> zero_units(GuestDisk& disk, SizeKept size, GuestOffset offset, ui
     const GuestOffset start = g.start_of(cluster);
     const uint64_t from = std::max(offset, start) - start;
     const uint64_t to = std::min(offset + length, start + disk.cluster_size()) - start;
+    const uint32_t units = units_covered(from, to - from, g);
     Mapping old;
     {
       const Epochs::Pin pin = disk.epochs.pin();
-      old = (co_await disk.map->find(cluster)).mapping;
+      old = co_await disk.find_old(cluster, units == g.all_units());
     }
-    const uint32_t units = units_covered(from, to - from, g);
     const std::optional<Mapping> zeroed = zeroed_mapping(disk, old, units, start, options);
     if (!zeroed) {
       // No entry can say it: the zeros are written, which takes locks of its own.
@@ -145,7 +145,7 @@ Task<uint64_t> zero_units(GuestDisk& disk, SizeKept size, GuestOffset offset, ui
       co_await zero_edge(disk, size, start + from, to - from, options);
       co_return start + to - offset;
     }
-    if (*zeroed == old) continue;
+    if (*zeroed == old && !disk.map->lost().replaceable(cluster)) continue;
     co_await record_change(disk, range, start + from, to - from);
     if (hosts(old, g) != hosts(*zeroed, g)) co_await disk.load_refcounts_of(old);
     if (!prepared) co_await disk.prepare_table(range);

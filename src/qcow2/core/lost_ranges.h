@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+/// LostRanges: parts of the disk whose entries lead nowhere, or into metadata (docs/engine.md, V).
+///
+/// They are found when the image is opened, by what the file was then: once the file has grown over
+/// the place where such an entry leads, the entry looks sound, and would show another range's data.
+/// So a request that touches one fails, until the guest has given the cluster new contents as a
+/// whole.
+/// Cost: nothing while there are none; else one step in a tree.  Memory: bounded by the scan.
+#pragma once
+
+#include <map>
+#include <string_view>
+
+#include "base/cat.h"
+#include "base/error.h"
+#include "format/types.h"
+
+namespace byre {
+
+class LostRanges {
+ public:
+  struct Range {
+    GuestCluster first;
+    uint64_t count = 1;
+    bool whole_table = false;  ///< The L1 entry leads nowhere: no single cluster can be given back.
+    std::string_view why;      ///< Static; ends a sentence that names the place.
+    HostOffset host;
+  };
+
+  bool empty() const { return ranges_.empty(); }
+  void add(const Range& range) { ranges_.emplace(range.first.value, range); }
+  /// Null when `cluster` is not lost.
+  const Range* find(GuestCluster cluster) const {
+    if (ranges_.empty()) return nullptr;
+    auto after = ranges_.upper_bound(cluster.value);
+    if (after == ranges_.begin()) return nullptr;
+    const Range& range = std::prev(after)->second;
+    return cluster.value - range.first.value < range.count ? &range : nullptr;
+  }
+  /// May new contents for the whole of `cluster` take the place of what was lost?
+  bool replaceable(GuestCluster cluster) const {
+    const Range* range = find(cluster);
+    return range && !range->whole_table;
+  }
+  /// The cluster has new contents.
+  void forget(GuestCluster cluster) {
+    const Range* found = find(cluster);
+    if (!found || found->whole_table) return;
+    const Range range = *found;
+    ranges_.erase(range.first.value);
+    if (range.first < cluster) {
+      Range before = range;
+      before.count = cluster.value - range.first.value;
+      add(before);
+    }
+    if (cluster + 1 < range.first + range.count) {
+      Range behind = range;
+      behind.first = cluster + 1;
+      behind.count = range.first.value + range.count - cluster.value - 1;
+      add(behind);
+    }
+  }
+  Error error(const Range& range, GuestCluster cluster, const Geometry& geometry) const {
+    return corrupt("guest offset ", geometry.start_of(cluster), ": its ",
+                   range.whole_table ? "L1" : "L2", " entry leads to host offset ", range.host,
+                   ", ", range.why, "; its contents are lost (byre repair --accept-loss)");
+  }
+
+ private:
+  std::map<uint64_t, Range> ranges_;  ///< By first cluster.
+};
+
+}  // namespace byre

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/ops/heal.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <unordered_set>
+
+#include "base/checked.h"
+#include "format/kept_clusters.h"
+#include "format/l1.h"
+#include "qcow2/core/l2_patch.h"
+#include "qcow2/core/quiesced.h"
+
+namespace byre {
+namespace {
+
+std::string_view why(ImageDamage::Lost::Why why) {
+  switch (why) {
+    case ImageDamage::Lost::Why::unreadable_entry:
+      return "which no entry may say";
+    case ImageDamage::Lost::Why::behind_end:
+      return "behind the end that the file had when it was opened";
+    case ImageDamage::Lost::Why::in_metadata:
+      return "which holds metadata";
+  }
+  return "";
+}
+
+/// Where an entry leads that leads behind the end of the file: one to three clusters.
+std::vector<HostCluster> behind_end(const ImageDamage::Lost& lost, const Geometry& g) {
+  std::vector<HostCluster> clusters;
+  const std::optional<uint64_t> end =
+      checked_add(lost.host.value, std::max<uint64_t>(lost.length, 1));
+  if (!end) return clusters;
+  const HostCluster last = g.cluster_of(HostOffset{*end - 1});
+  for (HostCluster cluster = g.cluster_of(lost.host); cluster <= last; ++cluster)
+    clusters.push_back(cluster);
+  return clusters;
+}
+
+void note_lost(GuestDisk& disk, const ImageDamage& damage) {
+  for (const ImageDamage::Lost& lost : damage.lost) {
+    disk.map->lost().add({.first = lost.first,
+                          .count = lost.count,
+                          .whole_table = lost.whole_table,
+                          .why = why(lost.why),
+                          .host = lost.host});
+    if (lost.why != ImageDamage::Lost::Why::behind_end) continue;
+    for (const HostCluster cluster : behind_end(lost, disk.geometry()))
+      disk.allocator->keep_out_of_use(cluster);
+  }
+}
+
+using Wrong = std::vector<ImageDamage::WrongCopied>;
+
+Task<void> clear_copied_in_l1(GuestDisk& disk, const Wrong& entries, std::vector<uint64_t>& l1) {
+  std::set<uint64_t> sectors;
+  for (const ImageDamage::WrongCopied& entry : entries) {
+    if (!entry.in_l1) continue;
+    l1[entry.l1_index] &= ~kCopied;
+    sectors.insert(entry.l1_index * 8 / kSectorSize);
+  }
+  for (const uint64_t sector : sectors) {
+    const uint64_t first = sector * kSectorSize / 8;
+    std::vector<std::byte> bytes(std::min(kSectorSize, (l1.size() - first) * 8));
+    for (uint64_t i = 0; i < bytes.size() / 8; ++i)
+      store_l1_entry(MutableBytes(bytes), i, l1[first + i]);
+    const HostOffset at = disk.head.header.l1_offset + sector * kSectorSize;
+    co_await disk.file->write(at.value, bytes, {.tag = IoTag::l1_update}).doing("L1 table at ", at);
+  }
+}
+
+/// COPIED goes from these entries, on the disk and in memory.
+Task<void> clear_copied(GuestDisk& disk, const Wrong& entries) {
+  if (entries.empty()) co_return;
+  const Geometry& g = disk.geometry();
+  std::vector<uint64_t> l1 = disk.map->l1();
+  co_await clear_copied_in_l1(disk, entries, l1);
+  std::map<HostCluster, std::vector<uint64_t>> tables;
+  for (const ImageDamage::WrongCopied& entry : entries) {
+    if (!entry.in_l1) tables[g.cluster_of(entry.at)].push_back(entry.l2_index);
+  }
+  for (const auto& [table, wrong] : tables) {
+    L2Patch patch = co_await L2Patch::load(*disk.file, g, table);
+    for (const uint64_t index : wrong) {
+      L2Entry entry = patch.entry(index);
+      entry.descriptor &= ~kCopied;
+      patch.set(index, entry);
+    }
+    co_await patch.write(*disk.file);
+  }
+  co_await disk.latch->sync(IoTag::commit_sync);
+  disk.map->reset_l1(std::move(l1));
+}
+
+/// Regions in which something is in use, and that no refcount block counts.
+Task<void> make_missing_regions(GuestDisk& disk,
+                                const std::vector<ImageDamage::Undercounted>& undercounted) {
+  const Geometry& g = disk.geometry();
+  std::map<uint64_t, std::unordered_set<HostCluster>> missing;
+  for (const ImageDamage::Undercounted& one : undercounted) {
+    const uint64_t index = g.refcount_table_index(one.cluster);
+    if (!disk.allocator->has_region(index)) missing[index].insert(one.cluster);
+  }
+  std::vector<uint64_t> full;
+  for (const auto& [index, used] : missing) {
+    const HostCluster first = g.first_of_refcount_table(index);
+    uint64_t at = 0;
+    while (at < g.refcount_block_entries() &&
+           (used.contains(first + at) || disk.allocator->keeps_out({first + at, 1})))
+      ++at;
+    if (at == g.refcount_block_entries()) {
+      full.push_back(index);
+    } else {
+      co_await disk.allocator->make_region(index, first + at);
+    }
+  }
+  for (const uint64_t index : full) co_await disk.allocator->make_region(index, std::nullopt);
+}
+
+/// What lies just behind the end of the file, and something leads to, counts before the file grows
+/// over it.
+void count_behind_end(GuestDisk& disk, const ImageDamage& damage,
+                      std::vector<ImageDamage::Undercounted>& undercounted) {
+  const Geometry& g = disk.geometry();
+  const uint64_t near = g.refcount_table_index({g.clusters_for(damage.file_size)}) + 1;
+  for (const ImageDamage::Lost& lost : damage.lost) {
+    if (lost.why != ImageDamage::Lost::Why::behind_end) continue;
+    for (const HostCluster cluster : behind_end(lost, g)) {
+      const uint64_t index = g.refcount_table_index(cluster);
+      if (disk.allocator->has_region(index) || index <= near)
+        undercounted.push_back({.cluster = cluster, .references = lost.references});
+    }
+  }
+}
+
+Task<void> raise_refcounts(GuestDisk& disk,
+                           const std::vector<ImageDamage::Undercounted>& undercounted) {
+  // Regions that exist come first: whatever is taken for a new block is then known to be free.
+  for (const ImageDamage::Undercounted& one : undercounted) {
+    if (disk.allocator->has_region(disk.geometry().refcount_table_index(one.cluster)))
+      co_await disk.allocator->raise_to(one.cluster, one.references);
+  }
+  co_await make_missing_regions(disk, undercounted);
+  for (const ImageDamage::Undercounted& one : undercounted) {
+    co_await disk.allocator->raise_to(one.cluster, one.references);
+  }
+  co_await disk.committer->flush_all();
+}
+
+/// Only of a sound image, and never what a repair has promised to keep (R1).
+Task<void> free_leaks(GuestDisk& disk, const ImageDamage& damage) {
+  const KeptClusters kept = kept_clusters_of(disk.head.extensions);
+  if (!damage.sound() || !kept.empty()) co_return;
+  for (const HostSpan& span : damage.leaks) {
+    for (HostCluster cluster = span.first; cluster < span.end(); ++cluster) {
+      co_await disk.allocator->load({cluster, 1});
+      if (disk.metadata.contains(cluster)) continue;
+      if (disk.allocator->refcount(cluster) > 1) disk.allocator->keep_one_reference(cluster);
+      disk.allocator->release({cluster, 1});
+    }
+  }
+  if (!damage.leaks.empty()) co_await disk.committer->flush_all();
+}
+
+Task<void> make_safe(GuestDisk& disk, const ImageDamage& damage) {
+  // Requests that wait for us may hold the disk's size, but no cluster.
+  ShapeChange shape(disk);
+  co_await shape.begin();
+  Quiesced quiesced(shape);
+  co_await quiesced.begin();
+  co_await clear_copied(disk, damage.copied);
+  std::vector<ImageDamage::Undercounted> undercounted = damage.undercounted;
+  count_behind_end(disk, damage, undercounted);
+  co_await raise_refcounts(disk, undercounted);
+  if (disk.options.free_leaks) co_await free_leaks(disk, damage);
+}
+
+std::string sentences_of(const ImageDamage& damage, const Geometry& geometry) {
+  std::string text;
+  for (const std::string& sentence : describe(damage, geometry)) {
+    text += text.empty() ? sentence : cat("; ", sentence);
+  }
+  return text;
+}
+
+}  // namespace
+
+Error refuse_damaged(const ImageDamage& damage, const std::string& name, const Geometry& geometry) {
+  return Error(Errc::corrupt,
+               cat("the image is damaged: ", sentences_of(damage, geometry),
+                   "; nothing was changed; byre repair ", quoted(name), " repairs it"),
+               EUCLEAN);
+}
+
+Task<void> heal(GuestDisk& disk, const ImageDamage& damage) {
+  if (disk.references.decided()) co_return;  // It is being closed.
+  if (!damage.beyond_healing.empty()) {
+    disk.references.refuse(corrupt(
+        "metadata of ", quoted(disk.name()), " cannot be changed: ", damage.beyond_healing.front(),
+        "; byre repair ", quoted(disk.name()), " says what can be done"));
+    co_return;
+  }
+  note_lost(disk, damage);
+  const bool nothing_to_do = damage.copied.empty() && damage.undercounted.empty() &&
+                             damage.lost.empty() &&
+                             !(disk.options.free_leaks && !damage.leaks.empty());
+  if (!nothing_to_do) {
+    const Result<void> done = co_await make_safe(disk, damage).result();
+    if (disk.references.decided()) co_return;
+    if (!done) {
+      disk.references.refuse(done.error().copy().while_doing("heal the image's refcounts"));
+      co_return;
+    }
+  }
+  disk.references.open();
+}
+
+Task<void> scan_and_heal(GuestDisk& disk, std::unique_ptr<ReferenceScan> scan,
+                         ImageHealth& health) {
+  const int64_t began = disk.reactor.now().ns;
+  Result<ImageDamage> found = co_await scan->finish().result();
+  scan.reset();
+  if (!found) {
+    if (!disk.references.decided())
+      disk.references.refuse(std::move(found).error().while_doing("scan all references"));
+    co_return;
+  }
+  health.damage = *std::move(found);
+  co_await heal(disk, health.damage);
+  health.scan_ns = static_cast<uint64_t>(disk.reactor.now().ns - began);
+  health.known = true;
+  if (health.damage.sound() || !disk.options.message) co_return;
+  const bool refused = !health.damage.beyond_healing.empty();
+  disk.options.message(cat(disk.name(),
+                           ": the image is damaged: ", sentences_of(health.damage, disk.geometry()),
+                           refused ? ". It can be read, but changes that need metadata fail"
+                                   : ". It is used without making that worse",
+                           "; byre repair ", quoted(disk.name()), " repairs it"));
+}
+
+}  // namespace byre
