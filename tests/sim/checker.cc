@@ -350,6 +350,7 @@ class Checker {
     for (const auto& [cluster, claim] : claims_) {
       const uint64_t count = refcount(cluster);
       if (count < claim.references && cluster != aliased_) {
+        ++verdict_.undercounted;
         error("host cluster ", hex(cluster * cluster_), " (", claim.owner, ") has refcount ", count,
               " and ", claim.references, " references");
       }
@@ -370,6 +371,7 @@ class Checker {
               count);
       }
       if (!pointer.copied && count == 1) ++verdict_.copied_mismatch;
+      if (pointer.copied && count > 1) ++verdict_.copied_shared;
     }
   }
 

@@ -37,6 +37,8 @@ struct FoundBitmap {
 
 struct ImageVerdict {
   std::vector<std::string> errors;
+  uint64_t undercounted = 0;     ///< Host clusters with a refcount below their references.
+  uint64_t copied_shared = 0;    ///< Entries with COPIED whose cluster has a refcount above 1.
   uint64_t leaks = 0;            ///< Host clusters with a refcount above their references.
   uint64_t leaks_in_file = 0;    ///< Of those, not behind its end.
   uint64_t copied_mismatch = 0;  ///< COPIED clear although the refcount and the references are 1.

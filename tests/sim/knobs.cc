@@ -444,7 +444,10 @@ ImageOptions Knobs::image_options() const {
           .table_cache_size = table_cache_size,
           .staged_max = staged_max,
           .commit_delay = commit_delay,
-          .growth_step = growth_step};
+          .growth_step = growth_step,
+          // An alias that is planted stays what it is.
+          .scan = aliases ? ImageOptions::Scan::never : scan,
+          .scanned_at_once = 0};
 }
 
 std::string Knobs::text() const {
@@ -466,6 +469,8 @@ std::string Knobs::text() const {
   if (snapshots) text += " snapshots";
   if (checks) text += " checks";
   if (aliases) text += " aliases";
+  if (damaged) text += damage_aliases ? " damaged (aliases)" : " damaged";
+  if (scan == ImageOptions::Scan::beside_requests) text += " scan-beside";
   if (bitmaps) text += " bitmaps";
   if (clusters_free != UINT64_MAX) text += fmt::format(" free {}", clusters_free);
   text += fmt::format(" cache {} staged_max {} growth {} commit {} ms block {}{}{}{}{}",

@@ -47,6 +47,10 @@ struct Knobs {
   uint64_t leaks = 0;                   ///< How many those are (build_disks() says).
   /// Two guest clusters outside the windows share a host cluster that has one reference.
   bool aliases = false;
+  bool damaged = false;         ///< Other programs have damaged the image (damage.h).
+  uint64_t damaged_before = 0;  ///< Which incarnation; a clean close comes before.
+  bool damage_aliases = false;  ///< Ranges may share clusters, too.
+  uint64_t lost_guest = 0;    ///< Offset of a cluster that leads nowhere (damage.h says); 0: none.
   uint64_t aliased_host = 0;  ///< Its number (build_disks() says); 0: there was no place.
 
   /// Guests change the size of the disk: it is never larger than `size`.
@@ -64,6 +68,8 @@ struct Knobs {
   uint64_t growth_step = 16 * MiB;
   int64_t commit_delay = kSecond;
   DiscardPolicy discard = DiscardPolicy::unmap;
+
+  ImageOptions::Scan scan = ImageOptions::Scan::at_open;
 
   // The machine.
   uint32_t block_size = 1;

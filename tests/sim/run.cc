@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "damage.h"
+#include "qcow2/ops/heal.h"
+
 namespace byre {
 
 namespace {
@@ -38,7 +41,7 @@ Task<void> read_windows(Device& image, const std::vector<Window>& windows,
 RunReport Run::run() {
   build_disks(knobs_, mix_seeds(history_.seed, 1), disks_, oracle_);
   const ImageVerdict start = verdict_of(disk());
-  if (!start.sound() || start.leaks != knobs_.leaks) {
+  if ((!start.sound() || start.leaks != knobs_.leaks)) {
     fail_with("the starting image is wrong: ", start.text(), "; leaks wanted: ", knobs_.leaks);
   }
   // The header's sector; data only where a request writes no more than its own sectors to a cluster
@@ -52,6 +55,7 @@ RunReport Run::run() {
   judge("the starting image");
   for (size_t i = 0; i < history_.incarnations.size() && ok(); ++i) {
     incarnation_ = i;
+    if (knobs_.damaged && i == knobs_.damaged_before) plant_damage();
     live(history_.incarnations[i]);
   }
   if (ok()) {
@@ -61,6 +65,14 @@ RunReport Run::run() {
   report_.hash = hash_;
   if (report_.disks.empty()) report_.disks = disks_;
   return std::move(report_);
+}
+
+void Run::plant_damage() {
+  damage_disk(knobs_, mix_seeds(history_.seed, 5), disk(), oracle_);
+  const ImageVerdict damaged = verdict_of(disk());
+  damaged_ = true;
+  undercounted_ = damaged.undercounted;
+  copied_shared_ = damaged.copied_shared;
 }
 
 void Run::live(const Incarnation& incarnation) {
@@ -120,7 +132,28 @@ std::vector<std::vector<std::byte>> Run::raw_windows(const SimDisks& disks, uint
   return found;
 }
 
+Task<void> Run::look_again_at_lost(Image& image) {
+  if (!lost_fails_) co_return;
+  std::vector<std::byte> sector(kSectorSize);
+  const Result<void> read =
+      co_await image.read(knobs_.lost_guest, sector, IoTag::read_guest).result();
+  if (read) fail_with("the lost range at ", hex(knobs_.lost_guest), " reads as something now");
+}
+
+Result<void> Run::look_at_lost(SimReactor& reactor, Image& image) const {
+  if (knobs_.lost_guest == 0 || knobs_.lost_guest + kSectorSize > image.size()) return {};
+  std::vector<std::byte> sector(kSectorSize);
+  const Result<void> read =
+      reactor.finish(image.read(knobs_.lost_guest, sector, IoTag::read_guest));
+  if (!read || is_zero(sector)) return {};
+  return corrupt("the lost range at ", hex(knobs_.lost_guest), " shows something");
+}
+
 void Run::first_look(Process& process) {
+  if (const Result<void> lost = look_at_lost(process.reactor, *process.image); !lost)
+    return fail_with("on opening: ", lost.error().message());
+  lost_fails_ =
+      knobs_.scan == ImageOptions::Scan::at_open && process.image->health().damage.lost.size() == 1;
   if (Result<void> known = check_size(process.image->size()); !known) {
     return fail_with("on opening: ", known.error().message());
   }
@@ -212,6 +245,7 @@ Task<void> Run::main(const Incarnation& incarnation, Process& process) {
     const Result<void> flushed = co_await process.image->flush().result();
     if (!flushed) fail_with("one error ended all writing: ", flushed.error().message());
   }
+  co_await look_again_at_lost(*process.image);
   if (incarnation.amend && ok()) co_await amend(*incarnation.amend, process);
   const SimReactor::Activity activity(process.reactor, "close");
   const uint64_t flush = oracle_.begin_flush();

@@ -96,11 +96,17 @@ class Run {
           clients_done(reactor.ready()) {}
   };
 
+  void plant_damage();
   void live(const Incarnation& incarnation);
 
   SimDisk& disk() { return disks_.find("image")->second; }
   ImageVerdict verdict_of(const SimDisk& disk) const {
     return check_bytes(disk, knobs_.aliased_host);
+  }
+  /// Sound; of a damaged image: not worse than it was (V).
+  bool acceptable(const ImageVerdict& verdict) const {
+    if (!damaged_) return verdict.sound();
+    return verdict.undercounted <= undercounted_ && verdict.copied_shared <= copied_shared_;
   }
   SimDisk* data_disk() {
     return knobs_.data_file == Knobs::DataFile::none ? nullptr : &disks_.find("data")->second;
@@ -122,6 +128,10 @@ class Run {
     return {.block_size = knobs_.block_size, .direct = knobs_.block_size > 1};
   }
 
+  /// Nothing but an error, or zeros, where an entry led behind the end of the file (V, C4).
+  Result<void> look_at_lost(SimReactor& reactor, Image& image) const;
+  /// At the end of the incarnation that met it as an error it still is one.
+  Task<void> look_again_at_lost(Image& image);
   /// Reads everything there is, as the first thing in an incarnation.
   void first_look(Process& process);
 
@@ -195,6 +205,10 @@ class Run {
   uint64_t cut_to_ = 0;         ///< once the disk has this size.
   uint64_t drift_ = 0;          ///< Missing COPIED flags at the start of the incarnation.
   uint64_t leaks_ = 0;          ///< Likewise.
+  bool damaged_ = false;        ///< The image was damaged;
+  uint64_t undercounted_ = 0;   ///< what it had then,
+  uint64_t copied_shared_ = 0;  ///< and this.
+  bool lost_fails_ = false;     ///< The range that leads nowhere failed when it was opened.
   uint64_t leaks_in_file_ = 0;
   std::map<std::string, Copy> copies_;
   uint64_t copies_made_ = 0;

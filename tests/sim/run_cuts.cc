@@ -59,8 +59,12 @@ void Run::end(const Incarnation& incarnation, Process& process, const ImageVerdi
     check_cut(CutChoice::none(), false);  // What was closed is durable.
   }
   const ImageVerdict after = verdict_of(disk());
-  if (!after.sound()) return fail_with("afterwards the image is not sound: ", after.text());
-  if (process.closed_well && !unclean_) {
+  if (!acceptable(after)) return fail_with("afterwards the image is not sound: ", after.text());
+  if (damaged_ && process.closed_well && !faulty_ && after.undercounted != 0 &&
+      knobs_.scan == ImageOptions::Scan::at_open && knobs_.refcount_order > 1) {
+    return fail_with("opened and closed, it is not healed: ", after.text());
+  }
+  if (process.closed_well && !unclean_ && !damaged_) {
     // It stays where a change of the snapshots could not be put right (S1).
     if (after.dirty && !(faulty_ && knobs_.snapshots))
       return fail_with("dirty after a clean close");
@@ -201,11 +205,11 @@ void Run::check_cut(const CutChoice& choice, bool twice, std::optional<CutChoice
   for (int round = 0; round < (twice ? 2 : 1); ++round) {
     SimDisk& disk = disks.find("image")->second;
     const ImageVerdict before = verdict_of(disk);
-    if (!before.sound()) return wrong("the image is not sound: ", before.text());
+    if (!acceptable(before)) return wrong("the image is not sound: ", before.text());
     // C2: version 3 has the dirty bit for that.
     // It may have been amended: whoever was version 2 in this incarnation may have got it then.
     const uint32_t version = std::min(load_be<uint32_t>(disk.read(4, 4)), knobs_.version);
-    if (version >= 3 && !before.dirty && before.copied_mismatch > drift_) {
+    if (version >= 3 && !before.dirty && !damaged_ && before.copied_mismatch > drift_) {
       return wrong("COPIED is missing, and the image is not dirty: ", before.text());
     }
     const auto reactor =
@@ -244,6 +248,7 @@ void Run::check_cut(const CutChoice& choice, bool twice, std::optional<CutChoice
       sound = reactor->finish(look_at_snapshots(*reactor, opener, image->snapshots(), false));
     }
     if (sound) sound = check_usable_bitmaps(*image);
+    if (sound) sound = look_at_lost(*reactor, *image);
     const Result<void> closed = reactor->finish(image->close());
     if (!closed) {
       bury();
@@ -267,13 +272,14 @@ void Run::check_cut(const CutChoice& choice, bool twice, std::optional<CutChoice
       return wrong("the raw data file differs from the disk");
     }
     const ImageVerdict after = verdict_of(disk);
-    if (!after.sound()) return wrong("opened and closed, the image is not sound: ", after.text());
+    if (!acceptable(after))
+      return wrong("opened and closed, the image is not sound: ", after.text());
     if (after.dirty) return wrong("opened and closed, the image is dirty");
     if (knobs_.bitmaps) {
       Result<void> kept = bitmaps_.check(after.bitmaps, after.size, &found, false);
       if (!kept) return wrong("opened and closed: ", kept.error().message());
     }
-    if (!before.dirty && after.leaks > before.leaks) {
+    if (!before.dirty && !damaged_ && after.leaks > before.leaks) {
       return wrong("opening and closing leaks ", after.leaks - before.leaks, " clusters");
     }
     if (second.empty()) break;

@@ -70,6 +70,50 @@ Verdict play_mix(uint64_t seed, const RunOptions& options) {
   return verdict;
 }
 
+/// Images that other programs have damaged (V).
+Verdict play_damaged(uint64_t seed, const RunOptions& options) {
+  Prng knob_prng = prng_for(seed, kDrawKnobs);
+  Prng prng = prng_for(seed, kDrawSteps);
+  Prng fault_prng = prng_for(seed, kDrawFaults);
+  History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
+  Knobs& knobs = history.knobs;
+  knobs.data_file = Knobs::DataFile::none;
+  knobs.lazy_refcounts = false;
+  knobs.damaged = true;
+  knobs.clusters_free = UINT64_MAX;
+  if (knobs.contents == 0) knobs.contents = 2;
+  // An alias may change until the scan has ended.
+  const bool beside = prng.one_in(3);
+  if (beside) knobs.scan = ImageOptions::Scan::beside_requests;
+  knobs.damage_aliases = !beside;
+  uint64_t incarnations = prng.between(1, 3);
+  // Damage to an image that has snapshots and bitmaps by then.
+  if (knobs.version >= 3 && prng.one_in(3)) {
+    knobs.snapshots = true;
+    knobs.bitmaps = prng.one_in(2);
+    knobs.damage_aliases = false;
+    knobs.damaged_before = 1;
+    ++incarnations;
+  }
+  for (uint64_t i = 0; i < incarnations; ++i) {
+    Incarnation incarnation = draw_life(knobs, prng, prng.between(1, 5), 12);
+    const uint64_t way = prng.below(4);
+    incarnation.end = way < 2    ? Incarnation::End::close
+                      : way == 2 ? Incarnation::End::kill
+                                 : Incarnation::End::power_cut;
+    if (i < knobs.damaged_before) incarnation.end = Incarnation::End::close;
+    incarnation.ends_after = prng.between(1, 250);
+    incarnation.cut_one_in = prng.between(3, 40);
+    incarnation.cuts_max = knobs.cluster_bits == 21 ? 2 : knobs.cluster_bits == 16 ? 6 : 12;
+    if (i >= knobs.damaged_before && fault_prng.one_in(4))
+      incarnation.faults = FaultPlan::draw(fault_prng);
+    history.incarnations.push_back(std::move(incarnation));
+  }
+  Verdict verdict;
+  add(verdict, history, run_history(history, options));
+  return verdict;
+}
+
 /// The same with errors of the disk.
 Verdict play_faults(uint64_t seed, const RunOptions& options) {
   Prng knob_prng = prng_for(seed, kDrawKnobs);
@@ -928,6 +972,7 @@ const std::vector<Scenario>& scenarios() {
   static const auto& list = *new std::vector<Scenario>{
       {"mix", "several clients, random requests, several incarnations, cuts (T2)", play_mix, 80},
       {"faults", "the same with I/O errors, failed syncs, a full disk", play_faults, 40},
+      {"damaged", "images that other programs have damaged, in use (V)", play_damaged, 60},
       {"late-landing", "writes that fail and land later all the same (H6)", play_late_landing, 10},
       {"late", "I/O that completes after everything else (T7)", play_late, 16},
       {"killed", "a process that dies loses a second at most (M6)", play_killed, 16},
