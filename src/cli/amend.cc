@@ -117,6 +117,7 @@ Task<void> check_raw_backing(Session& session, FileOpener& opener, const AmendAr
 Task<void> apply(Session& session, FileOpener& opener, AmendArgs args, AmendOptions wanted) {
   const CacheMode cache = co_await cache_mode(args.cache, "cache");
   ImageOptions options{.writable = true, .direct = is_direct(cache)};
+  options.refuse_damaged = true;
   // Only what reads from it needs the backing file, and the new name may be what makes it whole.
   options.without_backing = !wanted.size && wanted.version != 2;
   if (wanted.data_file && !wanted.data_file->empty()) {
@@ -206,7 +207,7 @@ const Command<AmendArgs> kDefinition({
              "allow another backing file (only its name is changed), one that begins like an image "
              "as raw, and a smaller size"),
          flag("-q, --quiet", &AmendArgs::quiet, "print nothing but errors"),
-         follow_arguments<AmendArgs>()},
+         scan_arguments<AmendArgs>(), follow_arguments<AmendArgs>()},
     .too_few = "Expecting one image file name",
     .too_many = "Expecting one image file name",
     .run = amend,

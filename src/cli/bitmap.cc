@@ -281,7 +281,8 @@ const Command<BitmapArgs> kDefinition({
              option("-b, --source-file", "FILE", &BitmapArgs::source_file,
                     "with --merge: the image that has SOURCE"),
              option("-F, --source-format", "FORMAT", &BitmapArgs::source_format, "of that image"),
-             format_argument<BitmapArgs>(), follow_arguments<BitmapArgs>()},
+             format_argument<BitmapArgs>(), scan_arguments<BitmapArgs>(),
+             follow_arguments<BitmapArgs>()},
     .run = bitmap,
 });
 

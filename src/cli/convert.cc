@@ -328,7 +328,9 @@ Task<void> make_target(Session& session, FileOpener& opener, ConvertArgs args, P
                    .doing(doing);
   Disk target{.device = disks.made->device(), .format = plan.format};
   if (plan.format == DiskFormat::qcow2) {
-    ImageOptions options{.writable = true, .direct = is_direct(plan.cache)};
+    ImageOptions options{.writable = true,
+                         .direct = is_direct(plan.cache),
+                         .scan = ImageOptions::Scan::never};  // It was made here.
     options.message = [&session](const std::string& text) { session.warn(text); };
     Result<std::unique_ptr<Image>> image =
         co_await Image::open_over(std::move(target.device), opener, std::move(options)).result();
@@ -345,7 +347,10 @@ Task<void> open_there(Session& session, FileOpener& opener, ConvertArgs args, co
   if (Result<void> other = check_target(plan); !other) {
     co_await fail(could_not_open(plan.target, std::move(other).error()));
   }
-  const OpenArgs target_args{.format = std::string(name_of(plan.format)), .follow = args.follow};
+  const OpenArgs target_args{.format = std::string(name_of(plan.format)),
+                             .follow = args.follow,
+                             .trust_refcounts = args.trust_refcounts,
+                             .free_leaks = args.free_leaks};
   ImageOptions options{.writable = true, .direct = is_direct(plan.cache)};
   disks.target = co_await open_named(session, opener, plan.target, target_args, options);
 }
@@ -620,6 +625,7 @@ const Command<ConvertArgs> kDefinition({
               "what cannot be read becomes zeros; each such range is told, and the exit code is 4 "
               "(under the name qemu-img 0)"),
          refused("--target-image-opts", kNoImageOpts),
+         scan_arguments<ConvertArgs>(),
          follow_arguments<ConvertArgs>()},
     .run = convert,
 });

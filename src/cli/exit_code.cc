@@ -2,6 +2,7 @@
 #include "cli/exit_code.h"
 
 #include <array>
+#include <cerrno>
 
 namespace byre {
 
@@ -32,6 +33,10 @@ int exit_code(Errc code) {
   return kExitFailure;
 }
 
+int exit_code(const Error& error) {
+  return error.sys_errno() == EUCLEAN ? kExitDamaged : exit_code(error.code());
+}
+
 std::span<const ExitCode> exit_codes() {
   static constexpr std::array kCodes = {
       ExitCode{0, "done"},
@@ -43,6 +48,7 @@ std::span<const ExitCode> exit_codes() {
       ExitCode{73, "it exists already"},
       ExitCode{74, "the disk or the network failed"},
       ExitCode{75, "locked or in use by another program"},
+      ExitCode{kExitDamaged, "the image is damaged, and this command does not change such images"},
       ExitCode{77, "forbidden, by permissions, a policy or a flag of the image"},
       ExitCode{79, "no space left"},
   };

@@ -14,8 +14,13 @@ namespace byre {
 inline constexpr int kExitFailure = 1;
 inline constexpr int kExitUsage = 64;
 
+/// A damaged image was not changed (refuse_damaged() in qcow2/ops/heal.h).
+inline constexpr int kExitDamaged = 76;
+
 /// Of an error with that code.
 int exit_code(Errc code);
+/// Likewise, and kExitDamaged.
+int exit_code(const Error& error);
 
 struct ExitCode {
   int code;

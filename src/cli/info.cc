@@ -15,6 +15,7 @@
 #include "cli/snapshot_list.h"
 #include "cli/text.h"
 #include "format/bitmap.h"
+#include "qcow2/check/reference_scan.h"
 #include "qcow2/core/image_header.h"
 
 namespace byre {
@@ -25,6 +26,7 @@ struct InfoArgs : OpenArgs {
   std::string image;
   OutputFormat output = OutputFormat::human;
   bool chain = false;
+  bool health = false;
 };
 
 /// One image, read as far as info needs it.
@@ -36,6 +38,7 @@ struct Layer {
   std::optional<ImageHeader> head;
   std::vector<Snapshot> snapshots;
   std::vector<Bitmap> bitmaps;
+  std::optional<ImageDamage> damage;  ///< When its health was asked for.
   uint64_t device = 0;
   uint64_t inode = 0;
 };
@@ -58,7 +61,7 @@ Task<std::vector<Bitmap>> load_bitmaps(Device& file, const ImageHeader& head) {
 
 /// `file` is open under `name`.
 Task<Layer> read_layer(std::unique_ptr<File> file, std::string name,
-                       std::optional<std::string> format) {
+                       std::optional<std::string> format, bool health) {
   Layer layer{.name = name};
   layer.device = file->properties().device;
   layer.inode = file->properties().inode;
@@ -72,23 +75,28 @@ Task<Layer> read_layer(std::unique_ptr<File> file, std::string name,
   layer.size = round_up(layer.head->header.size, kSectorSize);  // As guests see it.
   layer.snapshots = co_await load_snapshots(device, *layer.head).doing("snapshot table");
   layer.bitmaps = co_await load_bitmaps(device, *layer.head);
+  if (health) {
+    ReferenceScan scan(device, *layer.head, {});
+    co_await scan.read_roots();
+    layer.damage = co_await scan.finish();
+  }
   co_return layer;
 }
 
-Task<Layer> open_layer(FileOpener& opener, std::string name, std::optional<std::string> format,
-                       bool share) {
+Task<Layer> open_layer(FileOpener& opener, std::string name, const InfoArgs& args) {
   const std::string path = co_await path_of(name);
-  std::unique_ptr<File> file = co_await opener.open(path, {.share_lock = share});
-  co_return co_await read_layer(std::move(file), path, format);
+  std::unique_ptr<File> file = co_await opener.open(path, {.share_lock = args.share});
+  co_return co_await read_layer(std::move(file), path, args.format, args.health);
 }
 
-Task<Layer> open_backing(FileOpener& opener, const Layer& above, bool share) {
+Task<Layer> open_backing(FileOpener& opener, const Layer& above, const InfoArgs& args) {
   const std::string named = *above.head->backing_file;
   const auto& format = above.head->extensions.backing_format;
   const std::string path = co_await path_of(named);
   std::unique_ptr<File> file =
-      co_await opener.open_named_by_image(above.name, path, {.share_lock = share});
-  co_return co_await read_layer(std::move(file), resolve_name(above.name, path), *format);
+      co_await opener.open_named_by_image(above.name, path, {.share_lock = args.share});
+  co_return co_await read_layer(std::move(file), resolve_name(above.name, path), *format,
+                                args.health);
 }
 
 /// The layers from `image` down, as many as are wanted.
@@ -96,7 +104,7 @@ Task<std::vector<Layer>> load_layers(Session& session, InfoArgs args) {
   SystemGate opener(session.reactor(), session.policy(args.follow));
   std::vector<Layer> layers;
   std::set<std::pair<uint64_t, uint64_t>> seen;
-  Result<Layer> first = co_await open_layer(opener, args.image, args.format, args.share).result();
+  Result<Layer> first = co_await open_layer(opener, args.image, args).result();
   if (!first) co_return could_not_open(args.image, std::move(first).error(), true);
   layers.push_back(*std::move(first));
   layers[0].name = args.image;
@@ -115,7 +123,7 @@ Task<std::vector<Layer>> load_layers(Session& session, InfoArgs args) {
       co_return could_not_open(above.name, backing_of(*above.head).error().copy());
     }
     const std::string name = resolve_name(above.name, *above.head->backing_file);
-    Result<Layer> next = co_await open_backing(opener, above, args.share).result();
+    Result<Layer> next = co_await open_backing(opener, above, args).result();
     if (!next) co_return could_not_open(name, std::move(next).error(), true);
     layers.push_back(*std::move(next));
   }
@@ -165,6 +173,58 @@ Json specific(const Layer& layer) {
   return data;
 }
 
+Json ranges_json(const std::vector<ImageDamage::Lost>& lost, const Geometry& g) {
+  Json list = Json::array();
+  for (const ImageDamage::Lost& one : lost) {
+    list.push_back({{"offset", g.start_of(one.first).value},
+                    {"length", one.count << g.cluster_bits},
+                    {"host-offset", one.host.value}});
+  }
+  return list;
+}
+
+Json ranges_json(const std::vector<ImageDamage::InDoubt>& in_doubt) {
+  Json list = Json::array();
+  for (const ImageDamage::InDoubt& one : in_doubt) {
+    list.push_back({{"offset", one.offset.value}, {"length", one.length}, {"active", one.active}});
+  }
+  return list;
+}
+
+/// What the references say; sizes in bytes, counts in clusters or entries.
+Json health_json(const Layer& layer) {
+  const ImageDamage& damage = *layer.damage;
+  Json causes = Json::array();
+  for (const Cause cause : damage.causes) causes.push_back(name_of(cause));
+  Json sentences = Json::array();
+  for (const std::string& sentence : damage.beyond_healing) sentences.push_back(sentence);
+  Json json = Json::object();
+  json["sound"] = damage.sound();
+  json["undercounted-clusters"] = damage.undercounted.size();
+  json["wrong-copied-flags"] = damage.copied.size();
+  json["lost-ranges"] = ranges_json(damage.lost, layer.head->geometry);
+  json["lost-in-snapshots"] = damage.lost_in_snapshots;
+  json["in-doubt"] = ranges_json(damage.in_doubt);
+  json["in-doubt-count"] = damage.in_doubt_count;
+  json["beyond-healing"] = std::move(sentences);
+  json["likely-causes"] = std::move(causes);
+  json["leaked-clusters"] = damage.leaked_clusters;
+  if (!damage.sound()) json["repair"] = cat("byre repair ", quoted(layer.name));
+  return json;
+}
+
+std::string health_text(const Layer& layer) {
+  const ImageDamage& damage = *layer.damage;
+  std::string out = cat("health: ", damage.sound() ? "sound" : "damaged", "\n");
+  for (const std::string& sentence : describe(damage, layer.head->geometry))
+    out += cat("    ", sentence, "\n");
+  if (damage.leaked_clusters != 0)
+    out += cat("    ", damage.leaked_clusters,
+               " clusters are counted and not used (check -r leaks)\n");
+  if (!damage.sound()) out += cat("    repair: byre repair ", quoted(layer.name), "\n");
+  return out;
+}
+
 Json to_json_value(const Layer& layer) {
   Json json = Json::object();
   const bool is_image = layer.head.has_value();
@@ -186,6 +246,7 @@ Json to_json_value(const Layer& layer) {
     json["full-backing-filename"] = full_backing_name(layer);
   if (is_image && layer.head->header.crypt_method != CryptMethod::none) json["encrypted"] = true;
   if (is_image && layer.head->backing_file) json["backing-filename"] = *layer.head->backing_file;
+  if (layer.damage) json["health"] = health_json(layer);
   json["dirty-flag"] = is_image && layer.head->header.has(kDirty);
   return json;
 }
@@ -209,7 +270,9 @@ std::string human(const Layer& layer) {
     }
   }
   if (!layer.snapshots.empty()) out += snapshot_list(layer.snapshots);
-  return out + "Format specific information:\n" + to_listing(specific(layer), 1);
+  out += "Format specific information:\n" + to_listing(specific(layer), 1);
+  if (layer.damage) out += health_text(layer);
+  return out;
 }
 
 Task<int> info(Session& session, InfoArgs args) {
@@ -231,6 +294,8 @@ const Command<InfoArgs> kDefinition({
     .summary = "Show what an image says of itself",
     .args = {operand("IMAGE", &InfoArgs::image, "the image file"), format_argument<InfoArgs>(),
              option("--output", "FORMAT", &InfoArgs::output, "human (the default) or json"),
+             flag("--health", &InfoArgs::health,
+                  "count all references, and say what is damaged, and what has probably done it"),
              flag("--backing-chain", &InfoArgs::chain, "go on with the backing disks, top down"),
              share_argument<InfoArgs>(), follow_arguments<InfoArgs>()},
     .too_few = "Expecting one image file name",

@@ -139,6 +139,10 @@ Result<void> take_runtime(OptionTree& tree, IoLayer::Runtime& runtime) {
     BYRE_TRY(on, parse_bool_parameter(*text, "discard-no-unref"));
     runtime.discard_keeps = on;
   }
+  if (const auto text = take("trust-refcounts")) {
+    BYRE_TRY(on, parse_bool_parameter(*text, "trust-refcounts"));
+    runtime.trust_refcounts = on;
+  }
   std::optional<uint64_t> all;
   for (auto [key, size] :
        {std::pair("cache-size", &all), std::pair("l2-cache-size", &runtime.table_cache_size)}) {

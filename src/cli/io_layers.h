@@ -33,6 +33,7 @@ struct IoLayer {
     std::optional<bool> lazy_refcounts;
     std::optional<uint64_t> table_cache_size;
     bool discard_keeps = false;
+    bool trust_refcounts = false;
     std::string first;    ///< The first of these that was given: what a raw disk refuses.
     std::string unknown;  ///< What no format takes; refused once it is known which one it is.
   } runtime;

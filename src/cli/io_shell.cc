@@ -187,6 +187,7 @@ ImageOptions IoShell::image_options(const IoLayer& layer, const IoOpen& open) {
                        .discard_keeps = layer.runtime.discard_keeps,
                        .lazy_refcounts = layer.runtime.lazy_refcounts,
                        .without_backing = layer.without_backing};
+  if (layer.runtime.trust_refcounts) options.scan = ImageOptions::Scan::never;
   if (layer.runtime.table_cache_size) options.table_cache_size = *layer.runtime.table_cache_size;
   options.message = [this](const std::string& text) {
     complain(cat(options_.program, ": warning: ", text, "\n"));

@@ -61,6 +61,8 @@ Task<Disk> open_named(Session& session, FileOpener& opener, std::string name, Op
   open.image.share_lock = args.share;
   open.image.chain_depth_max = session.chain_max();
   open.image.message = [&session](const std::string& text) { session.warn(text); };
+  if (args.trust_refcounts) open.image.scan = ImageOptions::Scan::never;
+  open.image.free_leaks = args.free_leaks;
   if (args.format) {
     Result<DiskFormat> format = parse_format(*args.format);
     if (!format) co_return could_not_open(name, std::move(format).error());

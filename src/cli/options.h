@@ -24,6 +24,8 @@ struct OpenArgs {
   std::optional<OpenPolicy> follow;
   bool share = false;
   bool has_share = true;  ///< The command has -U.
+  bool trust_refcounts = false;
+  bool free_leaks = false;
 };
 
 template <class Args>
@@ -39,6 +41,15 @@ Arguments follow_arguments() {
                  "which files the image may name as its backing or data file: nothing, "
                  "same-directory (the default), or any (the default under QEMU's names)"),
           refused("--object", "OBJECT", kNoObjects), refused("--image-opts", kNoImageOpts)};
+}
+/// For commands that write an image which is there (docs/engine.md, V).
+template <class Args>
+Arguments scan_arguments() {
+  return {flag("--trust-refcounts", static_cast<bool Args::*>(&OpenArgs::trust_refcounts),
+               "do not count all references first: refcounts that another program left wrong are "
+               "believed, and data may be overwritten"),
+          flag("--free-leaks", static_cast<bool Args::*>(&OpenArgs::free_leaks),
+               "give back clusters that nothing refers to, if nothing is damaged")};
 }
 template <class Args>
 Argument share_argument() {

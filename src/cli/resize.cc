@@ -247,7 +247,7 @@ const Command<ResizeArgs> kDefinition({
              flag("--shrink", &ResizeArgs::shrink, "allow a smaller size; what is cut off is lost"),
              flag("-p, --progress", &ResizeArgs::progress, "show how far it is"),
              flag("-q, --quiet", &ResizeArgs::quiet, "print nothing but errors"),
-             follow_arguments<ResizeArgs>()},
+             scan_arguments<ResizeArgs>(), follow_arguments<ResizeArgs>()},
     .too_few = "Not enough arguments",
     .too_many = "Expecting image file name and size",
     .last_word_is_operand = true,

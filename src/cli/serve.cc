@@ -14,6 +14,7 @@ struct ServeArgs : OpenArgs {
   std::optional<uint64_t> size;
   OptionList options;
   bool read_only = false;
+  bool strict = false;
   std::optional<std::string> snapshot;
   std::vector<std::string> bitmaps;
   std::optional<DiscardPolicy> discard;
@@ -37,6 +38,7 @@ Task<int> serve(Session& session, ServeArgs args) {
                  .size = args.size,
                  .create_options = args.options,
                  .read_only = args.read_only,
+                 .strict = args.strict,
                  .bitmaps = args.bitmaps,
                  .export_name = args.name,
                  .description = args.description,
@@ -101,6 +103,9 @@ const Command<ServeArgs> kServeDefinition({
              static_cast<std::optional<std::string> ServeArgs::*>(&OpenArgs::format),
              "raw or qcow2; without it the file's first bytes decide, and what is made is qcow2"),
          flag("-r, --read-only", &ServeArgs::read_only, "let nobody write"),
+         flag("--strict", &ServeArgs::strict,
+              "do not serve a damaged image: all its references are counted first, and the exit "
+              "code is 76 when something is wrong"),
          option("-l, --snapshot", "SNAPSHOT", &ServeArgs::snapshot,
                 "serve this internal snapshot, by id or name, read-only"),
          option("-B, --bitmap", "NAME", &ServeArgs::bitmaps,
@@ -131,6 +136,7 @@ const Command<ServeArgs> kServeDefinition({
          option("--check-every", "SECONDS", &ServeArgs::check_every,
                 "check the disk so often while it is served, as SIGUSR1 does"),
          flag("-q, --quiet", &ServeArgs::quiet, "no line about what is going on"),
+         scan_arguments<ServeArgs>(),
          share_argument<ServeArgs>(),
          follow_arguments<ServeArgs>()},
     .too_few = "Expecting IMAGE",

@@ -26,6 +26,7 @@ struct ServePlan {
   std::optional<uint64_t> size;  ///< Of the disk that is made, or must be there.
   OptionList create_options;
   bool read_only = false;
+  bool strict = false;  ///< A damaged image is not served.
   CacheMode cache = CacheMode::writeback;
   DiscardPolicy discard = DiscardPolicy::unmap;
   DetectZeroesMode detect_zeroes = DetectZeroesMode::off;

@@ -99,11 +99,14 @@ Task<void> make_if_missing(Session& session, FileOpener& opener, const ServePlan
 Task<Disk> open_served(Session& session, FileOpener& opener, const ServePlan& plan) {
   std::string snapshot;
   if (plan.snapshot) snapshot = co_await find_served(session, opener, plan);
-  const ImageOptions options{.writable = !plan.read_only && snapshot.empty(),
-                             .direct = is_direct(plan.cache),
-                             .discard = plan.discard,
-                             .snapshot = snapshot,
-                             .without_backing = plan.without_backing};
+  const ImageOptions options{
+      .writable = !plan.read_only && snapshot.empty(),
+      .direct = is_direct(plan.cache),
+      .discard = plan.discard,
+      .snapshot = snapshot,
+      .without_backing = plan.without_backing,
+      .scan = plan.strict ? ImageOptions::Scan::at_open : ImageOptions::Scan::beside_requests,
+      .refuse_damaged = plan.strict};
   Disk disk = co_await open_named(session, opener, plan.image, plan.open, options);
   if (plan.size && disk.size() != round_up(*plan.size, kSectorSize)) {
     const uint64_t there = disk.size();

@@ -108,7 +108,7 @@ int Session::report(Errc code, std::string_view message) {
 }
 
 int Session::report(const Error& error) {
-  const int exit = compatibility_name() ? kExitFailure : exit_code(error.code());
+  const int exit = compatibility_name() ? kExitFailure : exit_code(error);
   const std::string message = compatibility_name() ? error.message() : said_once(error.message());
   if (!json_) {
     this->error(message);

@@ -143,7 +143,7 @@ Error in_words(const Action& action, Error error) {
 Task<int> change(Session& session, SnapshotArgs args, Action action) {
   SystemGate opener(session.reactor(), session.policy(args.follow));
   // A snapshot is made of tables; no guest data is read.
-  const ImageOptions options{.writable = true, .without_backing = true};
+  const ImageOptions options{.writable = true, .without_backing = true, .refuse_damaged = true};
   Disk disk = co_await open_named(session, opener, args.image, args, options);
   if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, args.image);
   const Session::Interruptible guard(
@@ -226,7 +226,8 @@ const Command<SnapshotArgs> kDefinition({
              option("--to", "NAME", &SnapshotArgs::to, "the new name, for --rename"),
              format_argument<SnapshotArgs>(),
              flag("-q, --quiet", &SnapshotArgs::quiet, "print nothing but errors"),
-             share_argument<SnapshotArgs>(), follow_arguments<SnapshotArgs>()},
+             share_argument<SnapshotArgs>(), scan_arguments<SnapshotArgs>(),
+             follow_arguments<SnapshotArgs>()},
     .too_few = "Expecting one image file name",
     .too_many = "Expecting one image file name",
     .run = snapshot,

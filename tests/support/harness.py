@@ -35,7 +35,7 @@ OUTPUT_MAX = 16 * MIB
 
 # A failure: QEMU's programs have one exit code for it, byre tells classes apart (src/cli/exit_code.h;
 # errors_test.py has the code of each).
-FAILURES = (1, 64, 65, 66, 69, 73, 74, 75, 77, 79)
+FAILURES = (1, 64, 65, 66, 69, 73, 74, 75, 76, 77, 79)
 
 only_byre = unittest.skipIf(QEMU, "about byre alone")
 
