@@ -53,7 +53,7 @@ def code(path):
 
 
 class Layers(unittest.TestCase):
-    def test_a_file_includes_only_its_own_floor_and_those_below(self):
+    def test_a_file_includes_only_its_own_layer_and_those_below(self):
         wrong = []
         for path, layer in sources():
             allowed = LAYERS[layer] | {layer}
@@ -64,7 +64,7 @@ class Layers(unittest.TestCase):
                     wrong.append(f"{path.relative_to(SRC)} includes {included}/")
         self.assertEqual(wrong, [])
 
-    def test_a_room_of_qcow2_includes_only_what_it_may(self):
+    def test_a_module_of_qcow2_includes_only_what_it_may(self):
         wrong = []
         for path, layer in sources():
             if layer != "qcow2" or is_test(path) or path.parent.name not in MODULES:
@@ -127,7 +127,7 @@ class Layers(unittest.TestCase):
                     wrong.append(f"{path.relative_to(SRC)}: {call[0][:60]}")
         self.assertEqual(wrong, [])
 
-    def test_every_folder_is_a_floor(self):
+    def test_every_folder_is_a_layer(self):
         self.assertEqual({layer for _, layer in sources()} - set(LAYERS), set())
 
     def test_only_the_uring_reactor_includes_liburing(self):
