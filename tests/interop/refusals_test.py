@@ -52,6 +52,12 @@ def little_memory():
 
 @only_byre
 class Refusals(Case):
+    def of_snapshot(self, image):
+        """What snapshot s of `image` holds, as a raw file."""
+        raw = image + ".raw"
+        qemu_img("convert", "-f", "qcow2", "-l", "s", "-O", "raw", image, raw)
+        return raw
+
     def image(self, *words, size="1M", fill=True):
         path = self.path("disk.qcow2")
         qemu_img("create", "-q", "-f", "qcow2", *words, path, size)
@@ -168,7 +174,7 @@ class Refusals(Case):
         qemu_io(path, "write -q -z 0 32k", "write -q -P 1 32k 64k")
         l1, = peek(path, 40, ">Q")
         poke(path, l1 + 8, ">Q", *peek(path, l1, ">Q"))
-        self.refused("amend", "-f", "qcow2", "-o", "compat=0.10,refcount_bits=16", path, saying="run check -r all")
+        self.refused("amend", "-f", "qcow2", "-o", "compat=0.10,refcount_bits=16", path, saying="byre repair")
 
     def test_snapshots_that_version_3_does_not_allow_are_completed(self):
         path = self.image("-o", "compat=0.10")
@@ -254,8 +260,8 @@ class Refusals(Case):
                 self.assert_clean(path)
                 os.unlink(path)
 
-    def test_metadata_without_a_refcount_is_met_before_the_first_write(self):
-        """Nothing that only a snapshot, or a bitmap, leads to is handed out and overwritten."""
+    def test_metadata_without_a_refcount_are_not_overwritten(self):
+        """Nothing that only a snapshot, or a bitmap, leads to: it is counted first, or the image is not changed."""
         path = self.image("-o", "cluster_size=4k")
         qemu_img("snapshot", "-c", "s", path)
         qemu_io(path, "write -q -P 2 0 1M")  # Tables of its own.
@@ -272,19 +278,24 @@ class Refusals(Case):
         refcounts, = peek(path, 48, ">Q")
         block, = peek(path, refcounts, ">Q")
         places["a refcount block"] = block
-        commands = (("amend", "-f", "qcow2", "-o", "refcount_bits=32", path),
-                    ("amend", "-f", "qcow2", "-o", "compat=1.1,lazy_refcounts=on", path),
-                    ("resize", "-f", "qcow2", path, "64G"), ("bitmap", "--add", "-f", "qcow2", path, "c"),
-                    ("snapshot", "-c", "t", path))
+        rebuilding = (("amend", "-f", "qcow2", "-o", "refcount_bits=32", path),
+                      ("amend", "-f", "qcow2", "-o", "compat=1.1,lazy_refcounts=on", path), ("snapshot", "-c", "t", path))
+        adding = (("resize", "-f", "qcow2", path, "64G"), ("bitmap", "--add", "-f", "qcow2", path, "c"))
         kept = self.path("kept")
         run("cp", path, kept)
         for name, at in places.items():
             self.assertNotEqual(at, 0, name)
-            for command in commands:
+            for command in rebuilding + adding:
                 with self.subTest(place=name, command=command):
                     run("cp", kept, path)
                     poke(path, block + 2 * (at // 4096), ">H", 0)
-                    self.refused(*command, unchanged=path)
+                    if command in rebuilding:
+                        self.refused(*command, unchanged=path, saying="byre repair")
+                        continue
+                    self.assertIn("byre repair", img(*command).text)
+                    qemu_img("check", "-q", "-f", "qcow2", path)
+                    qemu_io(path, "read -q -P 3 0 512", "read -q -P 2 512 1023k")
+                    qemu_img("compare", "-q", "-f", "raw", "-F", "raw", self.of_snapshot(kept), self.of_snapshot(path))
 
     def test_a_refcount_table_full_of_garbage_costs_what_the_file_has(self):
         for options in ("cluster_size=64k", "cluster_size=2M", "cluster_size=512"):

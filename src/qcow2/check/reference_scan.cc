@@ -52,13 +52,13 @@ void ReferenceScan::add_metadata(HostOffset at, uint64_t length, std::string_vie
 
 /// What lies behind the end of the file is zeros.  Empty, and the image beyond healing, when it
 /// cannot be read.
-Task<std::vector<std::byte>> ReferenceScan::read(HostOffset at, uint64_t length, IoTag tag,
+Task<std::vector<std::byte>> ReferenceScan::read(HostOffset at, uint64_t length,
                                                  std::string_view what) {
   std::vector<std::byte> bytes(length);
   const uint64_t there = at.value < file_size_ ? std::min(file_size_ - at.value, length) : 0;
   if (there == 0) co_return bytes;
   const Result<void> done =
-      co_await file_.read(at.value, MutableBytes(bytes).first(there), tag).result();
+      co_await file_.read(at.value, MutableBytes(bytes).first(there), IoTag::none).result();
   if (!done) {
     beyond_healing(cat(what, " at ", at, ": ", done.error().message()));
     bytes.clear();
@@ -90,7 +90,7 @@ Task<void> ReferenceScan::read_l1(HostOffset at, uint64_t entries, const std::st
       snapshot ? cat("the L1 table of snapshot ", quoted(*snapshot)) : "the L1 table";
   add_metadata(at, entries * 8, what);
   if (!damage_.beyond_healing.empty()) co_return;  // Nothing will change; hostile tables cost time.
-  const std::vector<std::byte> bytes = co_await read(at, entries * 8, IoTag::l1_load, what);
+  const std::vector<std::byte> bytes = co_await read(at, entries * 8, what);
   for (uint64_t i = 0; i < bytes.size() / 8; ++i) {
     const uint64_t raw = load_l1_entry(bytes, i);
     if (!snapshot) active_l1_.push_back(raw);
@@ -189,7 +189,7 @@ Task<void> ReferenceScan::read_bitmaps() {
   add_metadata(at, extension->directory_size, "the bitmap directory");
   if (!damage_.beyond_healing.empty()) co_return;
   const std::vector<std::byte> bytes =
-      co_await read(at, extension->directory_size, IoTag::bitmap_load, "the bitmap directory");
+      co_await read(at, extension->directory_size, "the bitmap directory");
   const Result<std::vector<Bitmap>> bitmaps = parse_bitmap_directory(bytes, extension->count, g_);
   if (!bitmaps) co_return;
   for (const Bitmap& bitmap : *bitmaps) {
@@ -197,8 +197,7 @@ Task<void> ReferenceScan::read_bitmaps() {
     const uint64_t size = uint64_t{bitmap.table_entries} * 8;
     add_metadata(bitmap.table_offset, size, what);
     if (!damage_.beyond_healing.empty()) co_return;
-    const std::vector<std::byte> table =
-        co_await read(bitmap.table_offset, size, IoTag::bitmap_load, what);
+    const std::vector<std::byte> table = co_await read(bitmap.table_offset, size, what);
     for (uint64_t i = 0; i < table.size() / 8; ++i) {
       const Result<BitmapTableEntry> entry =
           decode_bitmap_table_entry(load_be<uint64_t>(table, i * 8), g_);
@@ -219,8 +218,7 @@ Task<void> ReferenceScan::read_refcount_table() {
   }
   add_metadata(at, size, "the refcount table");
   if (!damage_.beyond_healing.empty()) co_return;
-  const std::vector<std::byte> table =
-      co_await read(at, size, IoTag::refcount_table_load, "the refcount table");
+  const std::vector<std::byte> table = co_await read(at, size, "the refcount table");
   for (uint64_t i = 0; i < table.size() / 8; ++i) {
     const uint64_t raw = load_refcount_table_entry(table, i);
     refcount_table_.push_back(raw);
@@ -271,7 +269,7 @@ Task<void> ReferenceScan::walk_tables() {
   std::vector<HostCluster> clusters;
   clusters.reserve(tables_.size());
   for (const Table& table : tables_) clusters.push_back(table.at);
-  co_await each_cluster(std::move(clusters), IoTag::l2_load, "the L2 table",
+  co_await each_cluster(std::move(clusters), "the L2 table",
                         [this](size_t i, Bytes bytes) { count_entries(tables_[i], bytes); });
 }
 
@@ -372,7 +370,7 @@ Task<void> ReferenceScan::compare() {
   std::sort(blocks.begin(), blocks.end());
   std::vector<HostCluster> clusters;
   for (const auto& [cluster, index] : blocks) clusters.push_back(cluster);
-  co_await each_cluster(std::move(clusters), IoTag::refcount_load, "the refcount block",
+  co_await each_cluster(std::move(clusters), "the refcount block",
                         [&](size_t i, Bytes bytes) { compare_block(blocks[i].second, bytes); });
   std::ranges::sort(damage_.undercounted, {}, &ImageDamage::Undercounted::cluster);
   std::ranges::sort(damage_.leaks, {}, &HostSpan::first);
@@ -444,7 +442,7 @@ Task<void> ReferenceScan::locate() {
   }
   std::vector<HostCluster> clusters;
   for (const Table& table : tables_) clusters.push_back(table.at);
-  co_await each_cluster(std::move(clusters), IoTag::l2_load, "the L2 table",
+  co_await each_cluster(std::move(clusters), "the L2 table",
                         [this](size_t i, Bytes bytes) { locate_entries(tables_[i], bytes); });
 }
 
@@ -542,8 +540,7 @@ class EqualShare final : public TableReader::Throttle {
 };
 }  // namespace
 
-Task<void> ReferenceScan::each_cluster(std::vector<HostCluster> clusters, IoTag tag,
-                                       std::string_view what,
+Task<void> ReferenceScan::each_cluster(std::vector<HostCluster> clusters, std::string_view what,
                                        const std::function<void(size_t, Bytes)>& visit) {
   TableReader reader(file_, g_, file_size_);
   EqualShare share(file_.reactor());
@@ -560,7 +557,7 @@ Task<void> ReferenceScan::each_cluster(std::vector<HostCluster> clusters, IoTag 
       beyond_healing(cat(what, " at ", g_.start_of(clusters[i]), ": ", error.message()));
   };
   co_await reader.each(
-      {.count = clusters.size(), .cluster = [&](uint64_t i) { return clusters[i]; }, .tag = tag},
+      {.count = clusters.size(), .cluster = [&](uint64_t i) { return clusters[i]; }},
       [&](uint64_t i, MutableBytes bytes) { visit(i, bytes); }, failed, pace);
 }
 

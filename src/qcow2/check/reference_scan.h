@@ -10,10 +10,11 @@
 ///
 /// It asks less than a check (metadata_scan.h), which knows each cluster's owner and has words for
 /// every oddity: so two bits a cluster are enough.  Both count the same references.
-/// Invariant: writes nothing.  Whoever runs it sees to it that no table changes meanwhile.
-/// Cost: one pass over the tables, on a worker thread while the next ones are read.  Memory:
-/// CompactCounts, 24 bytes an L2 table, the refcount table, two windows of tables; the lists of
-/// what was found, within the options. Not here: what is done about it (ops/heal.h).
+/// Invariant: writes nothing, and its reads raise none of the events that QEMU's fault filter knows
+/// (no IoTag), as QEMU makes none there.  Whoever runs it sees to it that no table changes
+/// meanwhile. Cost: one pass over the tables, on a worker thread while the next ones are read.
+/// Memory: CompactCounts, 24 bytes an L2 table, the refcount table, two windows of tables; the
+/// lists of what was found, within the options. Not here: what is done about it (ops/heal.h).
 #pragma once
 
 #include <cstdint>
@@ -78,8 +79,7 @@ class ReferenceScan {
   static constexpr size_t kGuestsMax = 16;  ///< Of a suspect.
 
   void add_metadata(HostOffset at, uint64_t length, std::string_view what);
-  Task<std::vector<std::byte>> read(HostOffset at, uint64_t length, IoTag tag,
-                                    std::string_view what);
+  Task<std::vector<std::byte>> read(HostOffset at, uint64_t length, std::string_view what);
   Task<void> read_l1(HostOffset at, uint64_t entries, const std::string* snapshot);
   void add_l1_entry(uint64_t raw, uint64_t index, bool active);
   void merge_tables();
@@ -107,7 +107,7 @@ class ReferenceScan {
   void in_doubt(GuestCluster first, uint64_t clusters, bool active);
 
   /// Reads `clusters`, which ascend, window by window; `visit` runs on a worker thread.
-  Task<void> each_cluster(std::vector<HostCluster> clusters, IoTag tag, std::string_view what,
+  Task<void> each_cluster(std::vector<HostCluster> clusters, std::string_view what,
                           const std::function<void(size_t, Bytes)>& visit);
 
   Device& file_;

@@ -11,7 +11,6 @@
 #include <map>
 #include <string_view>
 
-#include "base/cat.h"
 #include "base/error.h"
 #include "format/types.h"
 
@@ -31,11 +30,7 @@ class LostRanges {
   void add(const Range& range) { ranges_.emplace(range.first.value, range); }
   /// Null when `cluster` is not lost.
   const Range* find(GuestCluster cluster) const {
-    if (ranges_.empty()) return nullptr;
-    auto after = ranges_.upper_bound(cluster.value);
-    if (after == ranges_.begin()) return nullptr;
-    const Range& range = std::prev(after)->second;
-    return cluster.value - range.first.value < range.count ? &range : nullptr;
+    return ranges_.empty() ? nullptr : find_among(cluster);
   }
   /// May new contents for the whole of `cluster` take the place of what was lost?
   bool replaceable(GuestCluster cluster) const {
@@ -43,30 +38,12 @@ class LostRanges {
     return range && !range->whole_table;
   }
   /// The cluster has new contents.
-  void forget(GuestCluster cluster) {
-    const Range* found = find(cluster);
-    if (!found || found->whole_table) return;
-    const Range range = *found;
-    ranges_.erase(range.first.value);
-    if (range.first < cluster) {
-      Range before = range;
-      before.count = cluster.value - range.first.value;
-      add(before);
-    }
-    if (cluster + 1 < range.first + range.count) {
-      Range behind = range;
-      behind.first = cluster + 1;
-      behind.count = range.first.value + range.count - cluster.value - 1;
-      add(behind);
-    }
-  }
-  Error error(const Range& range, GuestCluster cluster, const Geometry& geometry) const {
-    return corrupt("guest offset ", geometry.start_of(cluster), ": its ",
-                   range.whole_table ? "L1" : "L2", " entry leads to host offset ", range.host,
-                   ", ", range.why, "; its contents are lost (byre repair --accept-loss)");
-  }
+  void forget(GuestCluster cluster);
+  static Error error(const Range& range, GuestCluster cluster, const Geometry& geometry);
 
  private:
+  const Range* find_among(GuestCluster cluster) const;
+
   std::map<uint64_t, Range> ranges_;  ///< By first cluster.
 };
 

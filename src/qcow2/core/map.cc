@@ -19,7 +19,7 @@ Result<L1Entry> Map::table_of(uint64_t l1_index) const {
   if (l1_index >= l1_.size()) return L1Entry{};
   Result<L1Entry> entry = decode_l1(l1_[l1_index], geometry_);
   if (!entry) return std::move(entry).error().while_doing(cat("L1 entry ", l1_index));
-  if (entry->l2) {
+  if (entry->l2 && !ends_known_) {
     const uint64_t at = geometry_.start_of(*entry->l2).value;
     if (!within(at, geometry_.cluster_size(), file_.size())) {
       return corrupt("L1 entry ", l1_index, ": L2 table at ", hex(at),
@@ -45,6 +45,7 @@ Result<Mapping> Map::decode(GuestCluster cluster, L2Entry entry, bool copied) co
     }
     return mapping;
   }
+  if (ends_known_) return mapping;
   const HostSpan span = hosts(*mapping, geometry_);
   if (span.count != 0 && geometry_.start_of(span.first).value >= file_.size()) {
     return corrupt("guest offset ", geometry_.start_of(cluster), ": host cluster at ",

@@ -52,6 +52,8 @@ class Map {
   Task<void> move_table(uint64_t l1_index, Allocator& allocator);
   /// Parts of the disk that fail (V); staging new contents of a cluster takes it out.
   LostRanges& lost() { return lost_; }
+  /// All entries that lead behind the end of the file are among lost(); no lookup need ask again.
+  void set_ends_known() { ends_known_ = true; }
   const LostRanges& lost() const { return lost_; }
   /// From here on `cluster` is `mapping`.  Its table was prepared; its data, if any, are down (M3).
   void stage(GuestCluster cluster, const Mapping& mapping);
@@ -81,6 +83,7 @@ class Map {
   MetadataSet& metadata_;
   TableCache cache_;
   LostRanges lost_;
+  bool ends_known_ = false;
   std::vector<uint64_t> l1_;               ///< As committed.
   std::unordered_set<uint64_t> verified_;  ///< L1 entries whose table's refcount was found to be 1.
   Mutex prepare_mutex_;

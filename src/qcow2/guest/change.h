@@ -74,7 +74,7 @@ struct LockStep {
   RangeLock::Request& range;
   bool stages;
   bool try_now() {
-    return (stages ? disk.can_stage_now() : !needs_references()) && range.try_lock();
+    return (stages ? disk.can_stage_now() : disk.references.is_open()) && range.try_lock();
   }
   Task<void> wait() {
     if (stages) co_await disk.throttle_staging();

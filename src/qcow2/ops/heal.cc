@@ -203,6 +203,7 @@ Task<void> heal(GuestDisk& disk, const ImageDamage& damage) {
     co_return;
   }
   note_lost(disk, damage);
+  disk.map->set_ends_known();
   const bool nothing_to_do = damage.copied.empty() && damage.undercounted.empty() &&
                              damage.lost.empty() &&
                              !(disk.options.free_leaks && !damage.leaks.empty());
