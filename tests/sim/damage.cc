@@ -28,7 +28,8 @@ class Damage {
     if (twins) alias_tables();
     if (!twins && !knobs_.resizes && prng_.one_in(3)) lead_behind_end();
     const uint64_t way = prng_.below(8);
-    if (way == 0) {
+    // A new block behind the end would lie behind what leads there, too (V3).
+    if (way == 0 && knobs_.lost_guest == 0) {
       drop_block();
     } else if (way < 7) {
       const bool all = prng_.one_in(4);

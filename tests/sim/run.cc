@@ -67,6 +67,17 @@ RunReport Run::run() {
   return std::move(report_);
 }
 
+void Run::cut_while_it_heals(SimReactor& reactor, const Incarnation& incarnation) {
+  constexpr uint64_t kCutsMax = 6;
+  reactor.after_delivery = [this, &reactor, cuts = uint64_t{0},
+                            prng = Prng(mix_seeds(incarnation.seed, 6))]() mutable {
+    if (!ok() || cuts == kCutsMax || !prng.one_in(4)) return;
+    ++cuts;
+    random_cut(prng);
+    if (!ok()) reactor.fail(report_.failure);
+  };
+}
+
 void Run::plant_damage() {
   damage_disk(knobs_, mix_seeds(history_.seed, 5), disk(), oracle_);
   const ImageVerdict damaged = verdict_of(disk());
@@ -85,9 +96,13 @@ void Run::live(const Incarnation& incarnation) {
   SimReactor& reactor = process->reactor;
   reactor.trace().sink = options_.sink;
 
+  if (damaged_) cut_while_it_heals(reactor, incarnation);
   Result<std::unique_ptr<Image>> opened =
       reactor.finish(Image::open(reactor, process->opener, "image", knobs_.image_options()));
-  if (!opened) {
+  reactor.after_delivery = nullptr;
+  if (!ok()) {
+    if (opened) process->image = *std::move(opened);
+  } else if (!opened) {
     fail_with("the image does not open: ", opened.error().message());
   } else {
     process->image = *std::move(opened);

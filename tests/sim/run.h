@@ -97,6 +97,8 @@ class Run {
   };
 
   void plant_damage();
+  /// Opening a damaged image changes it: power losses meanwhile.
+  void cut_while_it_heals(SimReactor& reactor, const Incarnation& incarnation);
   void live(const Incarnation& incarnation);
 
   SimDisk& disk() { return disks_.find("image")->second; }

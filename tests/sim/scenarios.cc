@@ -90,6 +90,7 @@ Verdict play_damaged(uint64_t seed, const RunOptions& options) {
   // Damage to an image that has snapshots and bitmaps by then.
   if (knobs.version >= 3 && prng.one_in(3)) {
     knobs.snapshots = true;
+    knobs.resizes = false;
     knobs.bitmaps = prng.one_in(2);
     knobs.damage_aliases = false;
     knobs.damaged_before = 1;
