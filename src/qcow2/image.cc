@@ -160,7 +160,7 @@ Task<void> Image::close() {
   if (disk_->committer) {
     drained = co_await disk_->committer->flush_all().result();
     // After a change of the format nothing but the tables of old is known.
-    if (drained && disk_->options.writable) {
+    if (drained && disk_->options.writable && !disk_->references.refused()) {
       drained = co_await disk_->bitmaps->store_exact().result();
     }
     if (drained) drained = co_await disk_->commit_the_rest().result();

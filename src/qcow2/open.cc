@@ -138,6 +138,20 @@ Task<void> Image::Opening::load(GuestDisk& disk, ImageHealth& health, FileOpener
   }
 }
 
+/// Refcounts and COPIED of an image that was not closed cleanly may be wrong, and are rebuilt;
+/// other damage is a reason to refuse it before that.
+static Task<void> refuse_what_rebuilding_hides(GuestDisk& disk) {
+  ReferenceScan scan(*disk.file, disk.head, {});
+  co_await scan.read_roots();
+  ImageDamage damage = co_await scan.finish();
+  damage.undercounted.clear();
+  damage.copied.clear();
+  damage.in_doubt.clear();
+  damage.in_doubt_count = 0;
+  damage.causes.clear();
+  if (!damage.sound()) co_await fail(refuse_damaged(damage, disk.name(), disk.geometry()));
+}
+
 static Task<void> load_tables(GuestDisk& disk, FileOpener& opener) {
   if (disk.head.header.crypt_method != CryptMethod::none)
     co_await fail(unsupported("the image is encrypted"));
@@ -172,6 +186,7 @@ static Task<void> load_tables(GuestDisk& disk, FileOpener& opener) {
     // read counts as durable (O4, O8).
     co_await disk.file->flush(IoTag::none);
     if (disk.head.header.has(kDirty)) {
+      if (disk.options.refuse_damaged) co_await refuse_what_rebuilding_hides(disk);
       const CheckReport report = co_await rebuild_refcounts(*disk.file).doing("rebuild refcounts");
       if (disk.options.message) {
         disk.options.message(cat(disk.file->name(),
@@ -355,6 +370,8 @@ static Task<std::unique_ptr<ReferenceScan>> scan_references(GuestDisk& disk, Ima
       *disk.file, disk.head,
       ReferenceScanOptions{.stopped = [&disk] { return disk.closing; }, .paced = beside});
   co_await scan->read_roots();
+  // What only snapshots lead to is no place for guest data either (M5).
+  scan->each_table([&](HostCluster at) { (void)disk.metadata.add(at); });
   if (beside && scan->table_bytes() > disk.options.scanned_at_once) co_return std::move(scan);
   if (disk.options.refuse_damaged) {
     health.damage = co_await scan->finish();
@@ -380,8 +397,9 @@ static Task<void> begin_writing(GuestDisk& disk, ImageHealth& health) {
     (void)co_await disk.file->allocate(disk.geometry().start_of(run.first).value, length).result();
   }
   disk.length_at_open = disk.file->size();
-  disk.bitmaps = std::make_unique<Bitmaps>(disk.reactor.ready(), *disk.file, *disk.header,
-                                           *disk.allocator, *disk.committer, disk.metadata);
+  disk.bitmaps =
+      std::make_unique<Bitmaps>(disk.reactor.ready(), *disk.file, *disk.header, *disk.allocator,
+                                *disk.committer, disk.metadata, disk.references);
   co_await disk.bitmaps->load(disk.options.message);
 
   // Features that only their own writers keep true are switched off before the first change.

@@ -188,8 +188,14 @@ class Damage {
     if ((guest + 1) * cluster_size() > next) return;
     const uint64_t at = entry_at({guest});
     if (at == 0 || word(at) != 0) return;
-    const uint64_t end = round_up(disk_.size(), cluster_size());
-    set_entry(at, end + prng_.below(6) * cluster_size());
+    // A direct write to the last I/O block makes the file as long as that block.
+    const uint64_t end = round_up(disk_.size(), std::max<uint64_t>(cluster_size(), 4096));
+    const uint64_t host = end + prng_.below(6) * cluster_size();
+    // Elsewhere it cannot be counted before the file grows, and no snapshot is made of it.
+    const uint64_t entries = (word(56) >> 32) * cluster_size() / 8;
+    if (g_.refcount_table_index({host / cluster_size()}) >= entries) return;
+    if (block_of(host / cluster_size()) == 0) return;
+    set_entry(at, host);
     knobs_.lost_guest = guest * cluster_size();
   }
 

@@ -38,13 +38,14 @@ Result<void> check_bitmap_size(uint64_t size, uint32_t granularity_bits, const G
 }
 
 Bitmaps::Bitmaps(ReadyQueue& ready, Device& file, HeaderState& header, Allocator& allocator,
-                 Committer& committer, MetadataSet& metadata)
+                 Committer& committer, MetadataSet& metadata, ReferenceGate& references)
     : file_(file),
       header_(header),
       head_(header.head()),
       geometry_(head_.geometry),
       allocator_(allocator),
       committer_(committer),
+      references_(references),
       metadata_(metadata),
       finished_(ready) {}
 
@@ -172,6 +173,7 @@ void Bitmaps::want(size_t which, uint64_t offset, uint64_t length) {
 Task<void> Bitmaps::set_dirty(uint64_t offset, uint64_t length) {
   while (!try_set_dirty(offset, length)) {
     if (committer_.latched()) co_await fail(committer_.latched().copy());
+    co_await references_.wait();  // It may need a cluster; who holds a lock finds it decided (V).
     for (size_t i = 0; i < tracking_.size(); ++i) want(i, offset, length);
     if (running_) {
       co_await finished_.wait();

@@ -35,6 +35,7 @@
 #include "qcow2/bitmap/bitmap_slot.h"
 #include "qcow2/core/allocator.h"
 #include "qcow2/core/commit.h"
+#include "qcow2/core/reference_gate.h"
 
 namespace byre {
 
@@ -44,7 +45,7 @@ Result<void> check_bitmap_size(uint64_t size, uint32_t granularity_bits, const G
 class Bitmaps {
  public:
   Bitmaps(ReadyQueue& ready, Device& file, HeaderState& header, Allocator& allocator,
-          Committer& committer, MetadataSet& metadata);
+          Committer& committer, MetadataSet& metadata, ReferenceGate& references);
   Bitmaps(const Bitmaps&) = delete;
 
   /// Reads them; their clusters are metadata from here on.  Refuses what tracks and is not known; a
@@ -128,6 +129,7 @@ class Bitmaps {
   const Geometry& geometry_;
   Allocator& allocator_;
   Committer& committer_;
+  ReferenceGate& references_;
   MetadataSet& metadata_;
   BitmapList list_;
   std::vector<BitmapSlot*> tracking_;

@@ -38,9 +38,12 @@ struct ImageDamage {
     uint64_t count = 1;
     bool whole_table = false;  ///< The L1 entry is at fault.
     enum class Why : uint8_t { unreadable_entry, behind_end, in_metadata } why = Why::behind_end;
-    HostOffset host;          ///< Where it leads,
-    uint64_t length = 0;      ///< how many bytes of it,
-    uint64_t references = 1;  ///< and how many L1 entries lead there by this one.
+    HostOffset host;  ///< Where it leads.
+  };
+  /// What an entry leads to behind the end of the file, of the active disk or of snapshots.
+  struct BehindEnd {
+    HostSpan clusters;
+    uint64_t references = 1;  ///< How many L1 entries lead there by this one.
   };
   /// A part of the disk, or of a snapshot, that reads what something else may have written.
   struct InDoubt {
@@ -51,6 +54,7 @@ struct ImageDamage {
 
   std::vector<Undercounted> undercounted;  ///< Ascending.
   std::vector<WrongCopied> copied;
+  std::vector<BehindEnd> behind_end;
   std::vector<Lost> lost;  ///< Ascending, without overlaps.
   std::vector<InDoubt> in_doubt;
   uint64_t in_doubt_count = 0;  ///< With those that the list has no room for.

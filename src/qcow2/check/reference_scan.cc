@@ -14,6 +14,7 @@ namespace byre {
 ReferenceScan::ReferenceScan(Device& file, const ImageHeader& head, ReferenceScanOptions options)
     : file_(file), head_(head), g_(head.geometry), options_(std::move(options)) {
   damage_.file_size = file_size_ = file.size();
+  clusters_end_ = g_.clusters_for(file_size_);
 }
 
 void ReferenceScan::beyond_healing(std::string sentence) {
@@ -26,11 +27,51 @@ void ReferenceScan::lost(ImageDamage::Lost lost, bool active) {
     return;
   }
   if (damage_.lost.size() >= options_.lost_max) {
-    if (damage_.beyond_healing.empty())
+    if (!is_beyond_healing())
       beyond_healing(cat("more than ", options_.lost_max, " parts of the disk lead nowhere"));
     return;
   }
   damage_.lost.push_back(lost);
+}
+
+/// Never somebody else's, though the file may grow over the place.
+void ReferenceScan::leads_behind_end(HostOffset at, uint64_t length, uint64_t references) {
+  const std::optional<uint64_t> end = checked_add(at.value, std::max<uint64_t>(length, 1));
+  if (!end) return;
+  const HostCluster first = g_.cluster_of(at);
+  const uint64_t count = g_.cluster_of(HostOffset{*end - 1}) - first + 1;
+  if (damage_.behind_end.size() < options_.lost_max) {
+    damage_.behind_end.push_back({.clusters = {first, count}, .references = references});
+  } else if (!is_beyond_healing()) {
+    beyond_healing(
+        cat("more than ", options_.lost_max, " entries lead behind the end of the file"));
+  }
+}
+
+bool ReferenceScan::out_of_memory() {
+  if (counts_.bytes() <= options_.memory_max) return false;
+  if (!is_beyond_healing()) {
+    beyond_healing(cat("its references lie so far apart that counting them takes more than ",
+                       options_.memory_max / MiB, " MiB"));
+  }
+  return true;
+}
+
+bool ReferenceScan::is_l2_table(HostCluster cluster) const {
+  return std::ranges::binary_search(tables_, cluster, {}, &Table::at);
+}
+
+/// An L2 table that an entry leads to is copied before it is changed, like any shared cluster;
+/// everything else is changed where it is.
+void ReferenceScan::in_metadata(GuestCluster guest, HostOffset at, uint64_t length, bool active) {
+  lost({.first = guest, .why = ImageDamage::Lost::Why::in_metadata, .host = at}, active);
+  const HostCluster last = g_.cluster_of(at + (length - 1));
+  for (HostCluster cluster = g_.cluster_of(at); cluster <= last; ++cluster) {
+    if (counts_.at(cluster).metadata && !is_l2_table(cluster) && !is_beyond_healing()) {
+      beyond_healing(cat("guest offset ", g_.start_of(guest), " leads to host offset ", at,
+                         ", where metadata lie that change in place"));
+    }
+  }
 }
 
 // ---- 1.
@@ -89,7 +130,7 @@ Task<void> ReferenceScan::read_l1(HostOffset at, uint64_t entries, const std::st
   const std::string what =
       snapshot ? cat("the L1 table of snapshot ", quoted(*snapshot)) : "the L1 table";
   add_metadata(at, entries * 8, what);
-  if (!damage_.beyond_healing.empty()) co_return;  // Nothing will change; hostile tables cost time.
+  if (is_beyond_healing()) co_return;  // Nothing will change; hostile tables cost time.
   const std::vector<std::byte> bytes = co_await read(at, entries * 8, what);
   for (uint64_t i = 0; i < bytes.size() / 8; ++i) {
     const uint64_t raw = load_l1_entry(bytes, i);
@@ -106,16 +147,21 @@ void ReferenceScan::add_l1_entry(uint64_t raw, uint64_t index, bool active) {
           .count = g_.l2_entries(),
           .whole_table = true,
           .why = why,
-          .host = at,
-          .length = g_.cluster_size()},
+          .host = at},
          active);
   };
   if (!g_.aligned(at)) {
     leads_nowhere(ImageDamage::Lost::Why::unreadable_entry);
+    // One bit may be wrong: what lies there is kept.
+    for (uint64_t i = 0; i < 2; ++i) {
+      if (const HostCluster near = g_.cluster_of(at) + i; near.value < clusters_end_)
+        counts_.add(near, {.references = 1});
+    }
     return;
   }
   if (!within(at.value, g_.cluster_size(), file_size_)) {
     leads_nowhere(ImageDamage::Lost::Why::behind_end);
+    if (at.value >= file_size_) leads_behind_end(at, g_.cluster_size(), 1);
   } else if (!decode_l1(raw, g_)) {
     leads_nowhere(ImageDamage::Lost::Why::unreadable_entry);
   }
@@ -143,7 +189,8 @@ void ReferenceScan::merge_tables() {
       continue;
     }
     Table& same = tables_[count - 1];
-    if (same.l1_index != table.l1_index && shared_.size() < options_.lost_max) {
+    const bool twins = same.active != 0 && table.active != 0 && same.l1_index != table.l1_index;
+    if (twins && shared_.size() < options_.lost_max) {
       same.shared = true;
       shared_.emplace(same.l1_index, table.l1_index);
     }
@@ -170,7 +217,7 @@ Task<void> ReferenceScan::read_snapshots() {
   }
   add_metadata(head_.header.snapshots_offset, table->size(), "the snapshot table");
   for (const Snapshot& snapshot : *snapshots) {
-    if (!damage_.beyond_healing.empty()) co_return;
+    if (is_beyond_healing()) co_return;
     if (const Result<void> sound = check_l1_table(snapshot, g_); !sound) {
       beyond_healing(cat("snapshot ", quoted(snapshot.name), ": ", sound.error().message()));
       co_return;
@@ -184,10 +231,10 @@ Task<void> ReferenceScan::read_snapshots() {
 Task<void> ReferenceScan::read_bitmaps() {
   const std::optional<BitmapsExtension>& extension = head_.extensions.bitmaps;
   if (!extension || (head_.header.autoclear & kBitmaps) == 0) co_return;
-  if (!damage_.beyond_healing.empty()) co_return;
+  if (is_beyond_healing()) co_return;
   const HostOffset at = extension->directory_offset;
   add_metadata(at, extension->directory_size, "the bitmap directory");
-  if (!damage_.beyond_healing.empty()) co_return;
+  if (is_beyond_healing()) co_return;
   const std::vector<std::byte> bytes =
       co_await read(at, extension->directory_size, "the bitmap directory");
   const Result<std::vector<Bitmap>> bitmaps = parse_bitmap_directory(bytes, extension->count, g_);
@@ -196,7 +243,7 @@ Task<void> ReferenceScan::read_bitmaps() {
     const std::string what = cat("the table of bitmap ", quoted(bitmap.name));
     const uint64_t size = uint64_t{bitmap.table_entries} * 8;
     add_metadata(bitmap.table_offset, size, what);
-    if (!damage_.beyond_healing.empty()) co_return;
+    if (is_beyond_healing()) co_return;
     const std::vector<std::byte> table = co_await read(bitmap.table_offset, size, what);
     for (uint64_t i = 0; i < table.size() / 8; ++i) {
       const Result<BitmapTableEntry> entry =
@@ -204,7 +251,7 @@ Task<void> ReferenceScan::read_bitmaps() {
       if (!entry || !entry->data) continue;
       add_metadata(g_.start_of(*entry->data), g_.cluster_size(),
                    cat("data of bitmap ", quoted(bitmap.name)));
-      if (!damage_.beyond_healing.empty()) co_return;
+      if (is_beyond_healing()) co_return;
     }
   }
 }
@@ -217,7 +264,7 @@ Task<void> ReferenceScan::read_refcount_table() {
     co_return;
   }
   add_metadata(at, size, "the refcount table");
-  if (!damage_.beyond_healing.empty()) co_return;
+  if (is_beyond_healing()) co_return;
   const std::vector<std::byte> table = co_await read(at, size, "the refcount table");
   for (uint64_t i = 0; i < table.size() / 8; ++i) {
     const uint64_t raw = load_refcount_table_entry(table, i);
@@ -232,19 +279,21 @@ Task<void> ReferenceScan::read_refcount_table() {
     } else {
       add_metadata({raw}, g_.cluster_size(), cat("refcount block ", i));
     }
-    if (!damage_.beyond_healing.empty()) co_return;
+    if (is_beyond_healing()) co_return;
   }
 }
 
 // ---- 2.
 
 Task<ImageDamage> ReferenceScan::finish() {
-  if (damage_.beyond_healing.empty()) {
+  // Tables are dense, whoever wrote them: two bytes for each entry that there can be.
+  options_.memory_max = std::min(options_.memory_max, 64 * MiB + table_bytes() / 4);
+  if (!is_beyond_healing()) {
     count_tables();
     co_await walk_tables();
   }
   // Reading goes on all the same, and nothing will be allocated: no more needs to be known.
-  if (damage_.beyond_healing.empty()) co_await compare();
+  if (!is_beyond_healing()) co_await compare();
   if (!suspects_.empty()) co_await locate();
   describe_suspects();
   add_twins();
@@ -256,6 +305,7 @@ Task<ImageDamage> ReferenceScan::finish() {
 
 void ReferenceScan::count_tables() {
   for (const Table& table : tables_) {
+    if (out_of_memory()) return;
     const bool overlaps = counts_.add(
         table.at, {.references = table.weight, .copied = table.copied, .metadata = true});
     if (overlaps) {
@@ -274,6 +324,7 @@ Task<void> ReferenceScan::walk_tables() {
 }
 
 void ReferenceScan::count_entries(const Table& table, Bytes bytes) {
+  if (is_beyond_healing() || out_of_memory()) return;
   const uint64_t entries = g_.l2_entries();
   const bool plain_possible = !g_.extended_l2 && !g_.data_file;
   const uint64_t never = ~(kCopied | kOffsetMask) | (g_.cluster_size() - 1);
@@ -284,14 +335,11 @@ void ReferenceScan::count_entries(const Table& table, Bytes bytes) {
       if (raw == 0) continue;
       const uint64_t at = raw & kOffsetMask;
       if ((raw & never) == 0 && at != 0 && at < file_size_) [[likely]] {
-        const bool in_metadata =
+        const bool hit =
             counts_.add({at >> g_.cluster_bits},
                         {.references = table.weight, .copied = active && (raw & kCopied) != 0});
-        if (!in_metadata) continue;
-        lost({.first = g_.first_of_l1(table.l1_index) + i,
-              .why = ImageDamage::Lost::Why::in_metadata,
-              .host = {at}},
-             active);
+        if (!hit) continue;
+        in_metadata(g_.first_of_l1(table.l1_index) + i, {at}, g_.cluster_size(), active);
         continue;
       }
     }
@@ -327,24 +375,28 @@ void ReferenceScan::count_range(const Table& table, uint64_t index, HostOffset a
   // Of the last cluster a part may be there, which reads as zeros behind it.
   if (!end || (*end > file_size_ && *end - file_size_ >= g_.cluster_size())) {
     if (copied && table.weight > 1) note_copied(table, index);
-    return lost({.first = guest,
-                 .why = ImageDamage::Lost::Why::behind_end,
-                 .host = at,
-                 .length = length,
-                 .references = table.weight},
-                active);
+    leads_behind_end(at, length, table.weight);
+    lost({.first = guest, .why = ImageDamage::Lost::Why::behind_end, .host = at}, active);
+    return;
   }
-  bool in_metadata = false;
+  bool in_metadata_too = false;
   const HostCluster last = g_.cluster_of(HostOffset{*end - 1});
+  clusters_end_ = std::max(clusters_end_, last.value + 1);
   for (HostCluster cluster = g_.cluster_of(at); cluster <= last; ++cluster) {
-    in_metadata |= counts_.add(cluster, {.references = table.weight, .copied = copied});
+    in_metadata_too |= counts_.add(cluster, {.references = table.weight, .copied = copied});
   }
-  if (in_metadata)
-    lost({.first = guest, .why = ImageDamage::Lost::Why::in_metadata, .host = at}, active);
+  if (in_metadata_too) in_metadata(guest, at, length, active);
 }
 
 void ReferenceScan::note_copied(const Table& table, uint64_t index) {
   const HostOffset at = g_.start_of(table.at) + index * g_.l2_entry_size();
+  // Of a table that is not all there no entry is used.
+  if (!within(g_.start_of(table.at).value, g_.cluster_size(), file_size_)) return;
+  if (damage_.copied.size() >= options_.undercounted_max) {
+    if (!is_beyond_healing())
+      beyond_healing(cat("more than ", options_.undercounted_max, " entries have COPIED wrongly"));
+    return;
+  }
   damage_.copied.push_back({.l1_index = table.l1_index, .l2_index = index, .at = at});
 }
 
@@ -379,7 +431,7 @@ Task<void> ReferenceScan::compare() {
 /// `block` is empty when there is none: all its counts are zero.
 void ReferenceScan::compare_block(uint64_t index, Bytes block) {
   const uint64_t first = g_.first_of_refcount_table(index).value;
-  const uint64_t end = std::min(first + g_.refcount_block_entries(), g_.clusters_for(file_size_));
+  const uint64_t end = std::min(first + g_.refcount_block_entries(), clusters_end_);
   const uint32_t order = g_.refcount_order;
   for (uint64_t at = first; at < end;) {
     const uint64_t stop = std::min(end, (at / CompactCounts::kRegion + 1) * CompactCounts::kRegion);
@@ -412,7 +464,7 @@ void ReferenceScan::compare_cluster(HostCluster cluster, uint64_t refcount) {
   }
   if (references > refcount) {
     if (damage_.undercounted.size() >= options_.undercounted_max) {
-      if (damage_.beyond_healing.empty())
+      if (!is_beyond_healing())
         beyond_healing(cat("more than ", options_.undercounted_max, " refcounts are too small"));
       return;
     }
@@ -427,7 +479,7 @@ void ReferenceScan::compare_cluster(HostCluster cluster, uint64_t refcount) {
   if (!shared || (!cell.copied && references <= refcount)) return;
   if (suspects_.size() < options_.undercounted_max) {
     suspects_[cluster];
-  } else if (damage_.beyond_healing.empty()) {
+  } else if (!is_beyond_healing()) {
     beyond_healing(cat("more than ", options_.undercounted_max, " clusters have two owners"));
   }
 }
@@ -477,8 +529,8 @@ void ReferenceScan::add_twins() {
     const ImageDamage::Lost one = damage_.lost[i];
     if (one.whole_table) continue;
     const auto index = static_cast<uint32_t>(g_.l1_index(one.first));
-    for (auto at = shared_.lower_bound({index, 0}); at != shared_.end() && at->first == index;
-         ++at) {
+    for (auto at = shared_.lower_bound({index, 0});
+         at != shared_.end() && at->first == index && !is_beyond_healing(); ++at) {
       ImageDamage::Lost twin = one;
       twin.first = g_.first_of_l1(at->second) + g_.l2_index(one.first);
       lost(twin, true);

@@ -43,6 +43,9 @@ struct ReferenceScanOptions {
   uint64_t lost_max = 64 * 1024;
   uint64_t undercounted_max = 1024 * 1024;
   uint64_t in_doubt_max = 1024;
+  /// For counting; an image that needs more is beyond healing.  Enough for 32 TiB of 64 KiB
+  /// clusters with snapshots, four times that without.
+  uint64_t memory_max = 512 * MiB;
 };
 
 class ReferenceScan {
@@ -55,6 +58,11 @@ class ReferenceScan {
   Task<void> read_roots();
   /// Bytes of L2 tables and refcount blocks that finish() reads, as the roots have it.
   uint64_t table_bytes() const;
+  /// Where the L2 tables of the active disk and of snapshots are, as the roots have it.
+  template <class Visit>
+  void each_table(const Visit& visit) const {
+    for (const Table& table : tables_) visit(table.at);
+  }
   /// The rest.  Fails with Errc::cancelled when it was stopped.
   Task<ImageDamage> finish();
 
@@ -87,7 +95,12 @@ class ReferenceScan {
   Task<void> read_bitmaps();
   Task<void> read_refcount_table();
   void lost(ImageDamage::Lost lost, bool active);
+  void leads_behind_end(HostOffset at, uint64_t length, uint64_t references);
+  bool out_of_memory();
+  bool is_l2_table(HostCluster cluster) const;
+  void in_metadata(GuestCluster guest, HostOffset at, uint64_t length, bool active);
   void beyond_healing(std::string sentence);
+  bool is_beyond_healing() const { return !damage_.beyond_healing.empty(); }
 
   void count_tables();
   Task<void> walk_tables();
@@ -115,6 +128,8 @@ class ReferenceScan {
   const Geometry& g_;
   ReferenceScanOptions options_;
   uint64_t file_size_ = 0;
+  uint64_t clusters_end_ =
+      0;  ///< Behind all that is counted: of the last cluster a part may be there.
   CompactCounts counts_;
   std::vector<Table> tables_;
   size_t tables_merged_ = 0;

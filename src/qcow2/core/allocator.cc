@@ -329,14 +329,15 @@ Task<void> Allocator::grow_table(uint64_t index, uint64_t entries_min) {
   }
   const HostSpan span{start, table_clusters + blocks};
   co_await check_no_metadata(span);
-  co_await load(table_at_);
+  // Of a damaged image the old table may have no refcount; then there is nothing to give up.
+  const bool counted = (co_await load(table_at_).result()).has_value();
   co_await prepare_space(span, Use::metadata);
 
   table_.resize(table_clusters * geometry_.refcount_table_entries_per_cluster());
   regions_.resize(table_.size());
   for (uint64_t i = 0; i < blocks; ++i) register_block(index + i, start + (table_clusters + i));
   take(span).keep();
-  release(table_at_);
+  if (counted) release(table_at_);
   metadata_.remove_run(table_at_);
   table_at_ = {start, table_clusters};
   metadata_.add_run(table_at_);

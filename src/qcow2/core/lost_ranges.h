@@ -27,7 +27,10 @@ class LostRanges {
   };
 
   bool empty() const { return ranges_.empty(); }
-  void add(const Range& range) { ranges_.emplace(range.first.value, range); }
+  /// What is lost already stays as it was said; whole tables come first.
+  void add(const Range& range) {
+    if (!find(range.first)) ranges_.emplace(range.first.value, range);
+  }
   /// Null when `cluster` is not lost.
   const Range* find(GuestCluster cluster) const {
     return ranges_.empty() ? nullptr : find_among(cluster);

@@ -25,6 +25,7 @@ class ReferenceGate {
   bool is_open() const { return state_ == State::open; }
   /// Has everybody who will wait here got an answer?
   bool decided() const { return state_ != State::closed; }
+  bool refused() const { return state_ == State::refused; }
   /// A scan has begun; before the first request.
   void close() { state_ = State::closed; }
   void open() { decide(State::open, {}); }

@@ -82,7 +82,7 @@ struct LockStep {
     co_await range;
   }
   /// A bitmap that records may need a cluster for it (V).
-  bool needs_references() const { return !disk.references.is_open() && disk.bitmaps->tracking(); }
+  bool needs_references() const { return !disk.references.decided() && disk.bitmaps->tracking(); }
 };
 
 struct LockAndRecordStep {

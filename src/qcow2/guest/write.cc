@@ -107,6 +107,7 @@ Task<InPlace> write_in_place(GuestDisk& disk, GuestOffset offset, Bytes data, bo
       const uint64_t in_cluster = g.offset_in_cluster(at);
       const uint64_t length =
           std::min<uint64_t>(disk.cluster_size() - in_cluster, data.size() - done - run);
+      if (disk.map->lost().replaceable(g.cluster_of(at))) break;
       Result<std::optional<Map::Found>> now = disk.map->find_now(g.cluster_of(at));
       if (now && !*now) now = std::optional(co_await disk.map->find(g.cluster_of(at)));
       const Map::Found found = *co_await std::move(now);

@@ -27,28 +27,21 @@ std::string_view why(ImageDamage::Lost::Why why) {
   return "";
 }
 
-/// Where an entry leads that leads behind the end of the file: one to three clusters.
-std::vector<HostCluster> behind_end(const ImageDamage::Lost& lost, const Geometry& g) {
-  std::vector<HostCluster> clusters;
-  const std::optional<uint64_t> end =
-      checked_add(lost.host.value, std::max<uint64_t>(lost.length, 1));
-  if (!end) return clusters;
-  const HostCluster last = g.cluster_of(HostOffset{*end - 1});
-  for (HostCluster cluster = g.cluster_of(lost.host); cluster <= last; ++cluster)
-    clusters.push_back(cluster);
-  return clusters;
-}
-
+/// Whole tables first: what is lost in them need not be said again.
 void note_lost(GuestDisk& disk, const ImageDamage& damage) {
-  for (const ImageDamage::Lost& lost : damage.lost) {
-    disk.map->lost().add({.first = lost.first,
-                          .count = lost.count,
-                          .whole_table = lost.whole_table,
-                          .why = why(lost.why),
-                          .host = lost.host});
-    if (lost.why != ImageDamage::Lost::Why::behind_end) continue;
-    for (const HostCluster cluster : behind_end(lost, disk.geometry()))
-      disk.allocator->keep_out_of_use(cluster);
+  for (const bool whole_table : {true, false}) {
+    for (const ImageDamage::Lost& lost : damage.lost) {
+      if (lost.whole_table != whole_table) continue;
+      disk.map->lost().add({.first = lost.first,
+                            .count = lost.count,
+                            .whole_table = lost.whole_table,
+                            .why = why(lost.why),
+                            .host = lost.host});
+    }
+  }
+  for (const ImageDamage::BehindEnd& lost : damage.behind_end) {
+    for (uint64_t i = 0; i < lost.clusters.count; ++i)
+      disk.allocator->keep_out_of_use(lost.clusters.first + i);
   }
 }
 
@@ -94,58 +87,58 @@ Task<void> clear_copied(GuestDisk& disk, const Wrong& entries) {
   disk.map->reset_l1(std::move(l1));
 }
 
-/// Regions in which something is in use, and that no refcount block counts.
-Task<void> make_missing_regions(GuestDisk& disk,
-                                const std::vector<ImageDamage::Undercounted>& undercounted) {
+using Undercounted = std::vector<ImageDamage::Undercounted>;
+
+/// Regions in which something is in use, and that no refcount block counts: each gets one, and its
+/// counts, before the next.
+Task<void> make_missing_regions(GuestDisk& disk, const Undercounted& undercounted) {
   const Geometry& g = disk.geometry();
-  std::map<uint64_t, std::unordered_set<HostCluster>> missing;
+  std::map<uint64_t, std::map<HostCluster, uint64_t>> missing;
   for (const ImageDamage::Undercounted& one : undercounted) {
     const uint64_t index = g.refcount_table_index(one.cluster);
-    if (!disk.allocator->has_region(index)) missing[index].insert(one.cluster);
+    if (!disk.allocator->has_region(index)) missing[index][one.cluster] = one.references;
   }
   std::vector<uint64_t> full;
+  const auto make = [&](uint64_t index, std::optional<HostCluster> at) -> Task<void> {
+    co_await disk.allocator->make_region(index, at);
+    for (const auto& [cluster, references] : missing[index])
+      co_await disk.allocator->raise_to(cluster, references);
+  };
   for (const auto& [index, used] : missing) {
-    const HostCluster first = g.first_of_refcount_table(index);
-    uint64_t at = 0;
-    while (at < g.refcount_block_entries() &&
-           (used.contains(first + at) || disk.allocator->keeps_out({first + at, 1})))
-      ++at;
-    if (at == g.refcount_block_entries()) {
-      full.push_back(index);
+    HostCluster at = g.first_of_refcount_table(index);
+    const HostCluster end = at + g.refcount_block_entries();
+    while (at < end && (used.contains(at) || disk.allocator->keeps_out({at, 1}))) ++at;
+    if (at < end) {
+      co_await make(index, at);
     } else {
-      co_await disk.allocator->make_region(index, first + at);
+      full.push_back(index);
     }
   }
-  for (const uint64_t index : full) co_await disk.allocator->make_region(index, std::nullopt);
+  for (const uint64_t index : full) co_await make(index, std::nullopt);
 }
 
-/// What lies just behind the end of the file, and something leads to, counts before the file grows
-/// over it.
-void count_behind_end(GuestDisk& disk, const ImageDamage& damage,
-                      std::vector<ImageDamage::Undercounted>& undercounted) {
+/// What lies behind the end of the file, and something leads to, counts before the file grows over
+/// it; where no refcount block counts it, with its region (Allocator::keep_out_of_use()).
+void count_behind_end(GuestDisk& disk, const ImageDamage& damage, Undercounted& undercounted) {
   const Geometry& g = disk.geometry();
-  const uint64_t near = g.refcount_table_index({g.clusters_for(damage.file_size)}) + 1;
-  for (const ImageDamage::Lost& lost : damage.lost) {
-    if (lost.why != ImageDamage::Lost::Why::behind_end) continue;
-    for (const HostCluster cluster : behind_end(lost, g)) {
-      const uint64_t index = g.refcount_table_index(cluster);
-      if (disk.allocator->has_region(index) || index <= near)
-        undercounted.push_back({.cluster = cluster, .references = lost.references});
-    }
+  std::map<HostCluster, uint64_t> references;
+  for (const ImageDamage::BehindEnd& lost : damage.behind_end) {
+    for (uint64_t i = 0; i < lost.clusters.count; ++i)
+      references[lost.clusters.first + i] += lost.references;
+  }
+  for (const auto& [cluster, count] : references) {
+    if (disk.allocator->has_region(g.refcount_table_index(cluster)))
+      undercounted.push_back({.cluster = cluster, .references = count});
   }
 }
 
-Task<void> raise_refcounts(GuestDisk& disk,
-                           const std::vector<ImageDamage::Undercounted>& undercounted) {
+Task<void> raise_refcounts(GuestDisk& disk, const Undercounted& undercounted) {
   // Regions that exist come first: whatever is taken for a new block is then known to be free.
   for (const ImageDamage::Undercounted& one : undercounted) {
     if (disk.allocator->has_region(disk.geometry().refcount_table_index(one.cluster)))
       co_await disk.allocator->raise_to(one.cluster, one.references);
   }
   co_await make_missing_regions(disk, undercounted);
-  for (const ImageDamage::Undercounted& one : undercounted) {
-    co_await disk.allocator->raise_to(one.cluster, one.references);
-  }
   co_await disk.committer->flush_all();
 }
 
@@ -171,7 +164,7 @@ Task<void> make_safe(GuestDisk& disk, const ImageDamage& damage) {
   Quiesced quiesced(shape);
   co_await quiesced.begin();
   co_await clear_copied(disk, damage.copied);
-  std::vector<ImageDamage::Undercounted> undercounted = damage.undercounted;
+  Undercounted undercounted = damage.undercounted;
   count_behind_end(disk, damage, undercounted);
   co_await raise_refcounts(disk, undercounted);
   if (disk.options.free_leaks) co_await free_leaks(disk, damage);
@@ -196,16 +189,16 @@ Error refuse_damaged(const ImageDamage& damage, const std::string& name, const G
 
 Task<void> heal(GuestDisk& disk, const ImageDamage& damage) {
   if (disk.references.decided()) co_return;  // It is being closed.
+  note_lost(disk, damage);
   if (!damage.beyond_healing.empty()) {
     disk.references.refuse(corrupt(
         "metadata of ", quoted(disk.name()), " cannot be changed: ", damage.beyond_healing.front(),
         "; byre repair ", quoted(disk.name()), " says what can be done"));
     co_return;
   }
-  note_lost(disk, damage);
   disk.map->set_ends_known();
   const bool nothing_to_do = damage.copied.empty() && damage.undercounted.empty() &&
-                             damage.lost.empty() &&
+                             damage.behind_end.empty() &&
                              !(disk.options.free_leaks && !damage.leaks.empty());
   if (!nothing_to_do) {
     const Result<void> done = co_await make_safe(disk, damage).result();
@@ -233,7 +226,7 @@ Task<void> scan_and_heal(GuestDisk& disk, std::unique_ptr<ReferenceScan> scan,
   health.scan_ns = static_cast<uint64_t>(disk.reactor.now().ns - began);
   health.known = true;
   if (health.damage.sound() || !disk.options.message) co_return;
-  const bool refused = !health.damage.beyond_healing.empty();
+  const bool refused = disk.references.refused();
   disk.options.message(cat(disk.name(),
                            ": the image is damaged: ", sentences_of(health.damage, disk.geometry()),
                            refused ? ". It can be read, but changes that need metadata fail"

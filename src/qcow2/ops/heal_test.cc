@@ -226,8 +226,7 @@ TEST_F(Healing, AnEntryIntoMetadataFailsUntilItIsDiscarded) {
   for (const bool zero : {true, false}) {
     resize_file(0);
     make(4);
-    const uint64_t block = word(word(48));
-    set_word(table() + 3 * 8, block | kCopied);
+    set_word(table() + 3 * 8, table() | kCopied);
     auto image = open();
     ASSERT_TRUE(image);
     EXPECT_EQ(value_at(**image, 3 * kCluster, 512), -2);
@@ -329,6 +328,175 @@ TEST_F(Healing, WhatOnlySnapshotsAndBitmapsReferToIsCounted) {
   ASSERT_TRUE(old) << old.error().message();
   EXPECT_EQ(value_at(**old, 0, kCluster), 1);
   close(**old);
+}
+
+// Its last sectors lie in the cluster that begins where the file ends; there are zeros.
+TEST_F(Healing, TheEndOfAStreamBehindTheEndOfTheFileIsCounted) {
+  make(4);
+  const uint64_t end = memory_.size();
+  ASSERT_EQ(end % kCluster, 0u);
+  const uint64_t at = end - 512;
+  set_word(table() + 8 * 8, kCompressed | uint64_t{1} << 54 | at);  // 512 bytes, and 512 more.
+  auto image = open();
+  ASSERT_TRUE(image) << image.error().message();
+  ASSERT_EQ((*image)->health().damage.undercounted.size(), 2u);
+  EXPECT_EQ((*image)->health().damage.undercounted[1].cluster.value, end / kCluster);
+  fill(**image, 16, 4);
+  write(**image, 8 * kCluster, kCluster, 5);
+  fill(**image, 20, 4);
+  for (uint64_t i = 16; i < 24; ++i) EXPECT_EQ(value_at(**image, i * kCluster, kCluster), 0xee);
+  close(**image);
+  expect_nothing_undercounted();
+}
+
+// Counts that are written there would be written into a guest's data.
+TEST_F(Healing, ARefcountBlockInAClusterOfGuestDataIsNotWritten) {
+  make(4);
+  set_word(word(48), host_of(1));
+  const std::vector<std::byte> before = memory_.bytes();
+  auto image = open();
+  ASSERT_TRUE(image) << image.error().message();
+  const std::vector<std::byte> bytes(kCluster, std::byte{9});
+  EXPECT_FALSE(reactor_->run((*image)->write(8 * kCluster, bytes, {})));
+  close(**image);
+  EXPECT_EQ(memory_.bytes(), before);
+}
+
+TEST_F(Healing, ATableOfASnapshotIsNoPlaceForGuestData) {
+  make(2);
+  uint64_t kept = 0;
+  {
+    auto image = open();
+    ASSERT_TRUE(image);
+    ASSERT_TRUE(reactor_->run((*image)->create_snapshot({.name = "s"})));
+    write(**image, 0, kCluster, 9);
+    kept = word((*image)->snapshots()[0].l1_offset.value) & kOffsetMask;
+    close(**image);
+  }
+  ASSERT_NE(kept, table());
+  set_word(table() + 8, kept | kCopied);
+  set_word(word(48) + 8 * 3, 0x7777);  // Beyond healing.
+  auto image = open();
+  ASSERT_TRUE(image) << image.error().message();
+  const std::vector<std::byte> bytes(4096, std::byte{9});
+  EXPECT_FALSE(reactor_->run((*image)->write(kCluster, bytes, {})));
+  close(**image);
+  auto old = open({.snapshot = "s"});
+  ASSERT_TRUE(old) << old.error().message();
+  EXPECT_EQ(value_at(**old, kCluster, kCluster), 2);
+  close(**old);
+}
+
+// What is lost through a table that a snapshot has at another place is not lost for the disk there.
+TEST_F(Healing, ASnapshotsPlaceOfATableSaysNothingOfTheDisks) {
+  make(2, {.size = 2 * GiB});
+  uint64_t l1_of_snapshot = 0;
+  {
+    auto image = open();
+    ASSERT_TRUE(image);
+    write(**image, 512 * MiB, kCluster, 7);
+    ASSERT_TRUE(reactor_->run((*image)->create_snapshot({.name = "s"})));
+    l1_of_snapshot = (*image)->snapshots()[0].l1_offset.value;
+    close(**image);
+  }
+  const uint64_t second = word(word(40) + 8) & kOffsetMask;
+  set_word(second, memory_.size() + 64 * kCluster);  // Lost at 512 MiB,
+  set_word(l1_of_snapshot, second);                  // and, of the snapshot, at 0.
+  auto image = open();
+  ASSERT_TRUE(image) << image.error().message();
+  EXPECT_EQ((*image)->health().damage.in_doubt_count, 0u);
+  EXPECT_EQ(value_at(**image, 0, kCluster), 1);
+  EXPECT_EQ(value_at(**image, 512 * MiB, 512), -2);
+  close(**image);
+}
+
+TEST_F(Healing, AWriteOverALostClusterMayBeginBeforeIt) {
+  make(4);
+  resize_file(host_of(3));
+  auto image = open();
+  ASSERT_TRUE(image);
+  write(**image, 2 * kCluster, 2 * kCluster, 5);
+  EXPECT_EQ(value_at(**image, 2 * kCluster, 2 * kCluster), 5);
+  close(**image);
+}
+
+TEST_F(Healing, WhatOnlyASnapshotLeadsToBehindTheEndIsKeptOutOfUse) {
+  make(2);
+  {
+    auto image = open();
+    ASSERT_TRUE(image);
+    ASSERT_TRUE(reactor_->run((*image)->create_snapshot({.name = "s"})));
+    write(**image, 0, kCluster, 9);
+    const uint64_t kept = word((*image)->snapshots()[0].l1_offset.value) & kOffsetMask;
+    close(**image);
+    set_word(kept, memory_.size());
+  }
+  auto image = open();
+  ASSERT_TRUE(image);
+  fill(**image, 16, 8);
+  close(**image);
+  auto old = open({.snapshot = "s"});
+  ASSERT_TRUE(old);
+  EXPECT_LE(value_at(**old, 0, kCluster), 0);  // An error, or zeros.
+  close(**old);
+}
+
+TEST_F(Healing, ATableThatIsNotAllThereIsLostAsAWhole) {
+  make(2, {.size = 2 * GiB});
+  {
+    auto image = open();
+    ASSERT_TRUE(image);
+    write(**image, 512 * MiB, kCluster, 7);
+    close(**image);
+  }
+  const uint64_t second = word(word(40) + 8) & kOffsetMask;
+  set_word(second + 8 * 5, memory_.size() + 64 * kCluster);
+  resize_file(second + 512);
+  auto image = open();
+  ASSERT_TRUE(image) << image.error().message();
+  for (const uint64_t at : {0u, 5u, 100u})
+    EXPECT_EQ(value_at(**image, 512 * MiB + at * kCluster, 512), -2) << at;
+  fill(**image, 16, 8);
+  for (const uint64_t at : {0u, 5u, 100u})
+    EXPECT_EQ(value_at(**image, 512 * MiB + at * kCluster, 512), -2) << at;
+  close(**image);
+}
+
+TEST_F(Healing, AFlippedBitDoesNotMakeTheFileGrow) {
+  make(2);
+  const uint64_t before = memory_.size();
+  set_word(table() + 8, word(table() + 8) | uint64_t{1} << 45);
+  auto image = open();
+  ASSERT_TRUE(image);
+  EXPECT_EQ(value_at(**image, kCluster, 512), -2);
+  write(**image, 8 * kCluster, kCluster, 3);
+  close(**image);
+  EXPECT_LE(memory_.size(), before + 4 * kCluster);
+}
+
+TEST_F(Healing, ADamagedImageThatWasNotClosedIsRefusedBeforeItIsRebuilt) {
+  make(4);
+  set_word(table() + 8, memory_.size() + 64 * kCluster);
+  set_word(72, word(72) | kDirty);
+  const std::vector<std::byte> before = memory_.bytes();
+  EXPECT_FALSE(open({.writable = true, .refuse_damaged = true}));
+  EXPECT_EQ(memory_.bytes(), before);
+}
+
+// 2^19 L2 tables, each in a region of its own.
+TEST_F(Healing, ReferencesThatLieFarApartCostABoundedAmountOfMemory) {
+  create({.size = 16 * GiB, .cluster_size = 512});
+  const uint64_t entries = word(32) & UINT32_MAX;
+  std::vector<std::byte> l1(entries * 8);
+  for (uint64_t i = 0; i < entries; ++i)
+    store_be(MutableBytes(l1), i * 8, (i * 1024 + 1024 * 1024) * 512);
+  memory_.poke(word(40), l1);
+  resize_file(entries * 1024 * 512 + 1 * GiB);
+  auto image = open();
+  ASSERT_TRUE(image) << image.error().message();
+  EXPECT_LE((*image)->health().damage.memory_bytes, 160 * MiB);
+  EXPECT_FALSE((*image)->health().damage.beyond_healing.empty());
+  close(**image);
 }
 
 TEST_F(Healing, ASoundImageIsNotChanged) {
