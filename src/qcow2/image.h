@@ -2,8 +2,8 @@
 /// Image: a qcow2 disk, open: a Device, and the operations that an image has beside.
 ///
 /// The face of the engine, without an algorithm: each method is a call of a function over the disk
-/// (guest/, ops/), and adds no coroutine to it.  There are more than two dozen methods because a
-/// device has a dozen, and commands and jobs find the operations in one place.
+/// (guest/, ops/); one of a guest's request adds no coroutine to it.  There are more than two dozen
+/// methods because a device has a dozen, and commands and jobs find the operations in one place.
 /// Invariants, threads and memory: core/engine.h.  Not here: format (format/), files and locks on
 /// them (io/), what may be opened (io/file_opener.h).
 #pragma once

@@ -14,7 +14,10 @@
 /// (no IoTag), as QEMU makes none there.  Whoever runs it sees to it that no table changes
 /// meanwhile. Cost: one pass over the tables, on a worker thread while the next ones are read.
 /// Memory: CompactCounts, 24 bytes an L2 table, the refcount table, two windows of tables; the
-/// lists of what was found, within the options. Not here: what is done about it (ops/heal.h).
+/// lists of what was found, within the options.
+/// One class with many methods, because all three steps add to the same counts and to one list of
+/// what was found, which must stay bounded as a whole.
+/// Not here: what is done about it (ops/heal.h).
 #pragma once
 
 #include <cstdint>

@@ -43,7 +43,7 @@ Result<void> Engine::check_can_write() const {
 
 Task<void> Engine::throttle_staging() {
   if (!references.is_open()) co_await references.wait();
-  while (staging_full()) co_await committer->flush(IoTag::commit_sync);
+  while (!can_stage_now()) co_await committer->flush(IoTag::commit_sync);
 }
 
 Task<void> Engine::load_refcounts_of(const Mapping& old) {
@@ -53,11 +53,6 @@ Task<void> Engine::load_refcounts_of(const Mapping& old) {
                           ", which holds metadata; run check -r all"));
   }
   co_await allocator->load(span);
-}
-
-Task<Mapping> Engine::find_old(GuestCluster cluster, bool whole) {
-  if (whole && map->lost().replaceable(cluster) && !stages.find(cluster).entry) co_return Mapping{};
-  co_return (co_await map->find(cluster)).mapping;
 }
 
 Task<void> Engine::prepare_table(const ExclusiveRange& range) {

@@ -83,12 +83,10 @@ class Engine {
   /// Waits until all references are known (V), and bounds what is staged: whoever comes when it is
   /// full commits first, and gets that commit's error.  Before any lock.
   Task<void> throttle_staging();
-  /// What `cluster` is, for a request that will give it new contents: when that is all of it, a
-  /// part of the disk that was lost (V) counts as unallocated.  Awaits table loads only.
-  Task<Mapping> find_old(GuestCluster cluster, bool whole);
-  bool can_stage_now() const { return references.is_open() && !staging_full(); }
-  bool staging_full() const {
-    return stages.open.entries.size() >= std::max<uint64_t>(options.staged_max, 1);
+  /// What throttle_staging() waits for.
+  bool can_stage_now() const {
+    return references.is_open() &&
+           stages.open.entries.size() < std::max<uint64_t>(options.staged_max, 1);
   }
   /// Makes it possible to give up what `old` refers to.  A damaged image may map guest data to
   /// metadata; that is never given up for a guest (M5).

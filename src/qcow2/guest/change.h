@@ -98,6 +98,10 @@ struct LockAndRecordStep {
 
 }  // namespace detail
 
+/// What `cluster` is, for a request that will give it new contents: when that is all of it, a part
+/// of the disk that was lost (V) counts as unallocated.  Awaits table loads only.
+Task<Mapping> find_old(GuestDisk& disk, GuestCluster cluster, bool whole);
+
 /// The bitmaps record that [offset, offset + length) changes; `range` covers it.
 inline FastPath<detail::RecordStep> record_change(GuestDisk& disk, const RangeLock::Request& range,
                                                   GuestOffset offset, uint64_t length) {

@@ -76,7 +76,7 @@ Task<std::vector<Stream>> write_streams(GuestDisk& disk, GuestOffset offset, Byt
   std::vector<Mapping> old(count);
   {
     const Epochs::Pin pin = disk.epochs.pin();
-    for (uint64_t i = 0; i < count; ++i) old[i] = co_await disk.find_old(first + i, true);
+    for (uint64_t i = 0; i < count; ++i) old[i] = co_await find_old(disk, first + i, true);
   }
   for (uint64_t i = 0; i < count; ++i) {
     if (streams[i]) co_await disk.load_refcounts_of(old[i]);

@@ -143,7 +143,7 @@ Task<void> write_allocating(GuestDisk& disk, GuestOffset offset, Bytes data) {
   {
     const Epochs::Pin pin = disk.epochs.pin();
     for (uint64_t i = 0; i < old.size(); ++i)
-      old[i] = co_await disk.find_old(first + i, whole(first + i));
+      old[i] = co_await find_old(disk, first + i, whole(first + i));
   }
   const WritePiece piece{.geometry = &g,
                          .file = disk.data_file(),

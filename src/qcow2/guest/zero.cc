@@ -132,7 +132,7 @@ Task<uint64_t> zero_units(GuestDisk& disk, SizeKept size, GuestOffset offset, ui
     Mapping old;
     {
       const Epochs::Pin pin = disk.epochs.pin();
-      old = co_await disk.find_old(cluster, units == g.all_units());
+      old = co_await find_old(disk, cluster, units == g.all_units());
     }
     const std::optional<Mapping> zeroed = zeroed_mapping(disk, old, units, start, options);
     if (!zeroed) {
