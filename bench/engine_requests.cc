@@ -7,25 +7,13 @@
 ///     engine_requests read|overwrite N
 #include <cstdio>
 #include <cstdlib>
-#include <new>
 #include <string_view>
 
+#include "base/allocations_testing.h"
 #include "block/hollow_testing.h"
 #include "qcow2/image.h"
 #include "qcow2/image_testing.h"
 #include "qcow2/ops/create.h"
-
-namespace {
-uint64_t allocations = 0;
-}
-
-void* operator new(size_t size) {
-  ++allocations;
-  if (void* memory = std::malloc(size)) return memory;
-  std::abort();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace byre {
 namespace {
@@ -53,7 +41,7 @@ Result<void> run(bool reads, uint64_t count) {
     const MutableBytes small = MutableBytes(data).first(kRequest);
     uint64_t before = 0;
     for (uint64_t i = 0; i < kWarmUp + count; ++i) {
-      if (i == kWarmUp) before = allocations;
+      if (i == kWarmUp) before = heap_allocations;
       const uint64_t at = i * 7919 * kRequest % kSize;
       if (reads) {
         co_await image->read(at, small, IoTag::read_guest);
@@ -61,7 +49,7 @@ Result<void> run(bool reads, uint64_t count) {
         co_await image->write(at, small, {});
       }
     }
-    const uint64_t taken = allocations - before;
+    const uint64_t taken = heap_allocations - before;
     co_await image->close();
     if (kPooled && taken != 0)
       co_await fail(Error(Errc::invalid, cat(taken, " allocations in ", count, " requests")));

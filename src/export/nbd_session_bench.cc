@@ -4,40 +4,18 @@
 /// requests, receives until all answers are there.
 ///
 /// Budget: 1 us of the session's own code a request, so that the kernel's copies and not byre set
-/// the pace; 3 us with both sides and the kernel.  `allocations`: heap allocations a request, which
+/// the pace; 3 us with both sides and the kernel.  `heap_allocations`: heap heap_allocations a request, which
 /// is to be 0 once warm.
 #include <benchmark/benchmark.h>
 #include <sys/socket.h>
 
 #include <cstdlib>
 #include <memory>
-#include <new>
 #include <vector>
 
+#include "base/allocations_testing.h"
 #include "block/null.h"
 #include "export/nbd_session.h"
-
-namespace {
-uint64_t allocations = 0;
-}
-
-void* operator new(size_t size) {
-  ++allocations;
-  void* memory = std::malloc(size);
-  if (!memory) std::abort();
-  return memory;
-}
-void* operator new(size_t size, std::align_val_t align) {
-  ++allocations;
-  const auto unit = static_cast<size_t>(align);
-  void* memory = std::aligned_alloc(unit, (size + unit - 1) / unit * unit);
-  if (!memory) std::abort();
-  return memory;
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
 
 namespace byre::nbd {
 namespace {
@@ -103,11 +81,11 @@ Task<void> measure(Bench& bench, benchmark::State& state) {
     for (int i = 0; i < 100; ++i)
       co_await ask_and_listen(socket, bench.requests, bench.answer_size, into);
 
-    const uint64_t before = allocations;
+    const uint64_t before = heap_allocations;
     for (auto _ : state) co_await ask_and_listen(socket, bench.requests, bench.answer_size, into);
     const auto count = static_cast<double>(state.iterations() * int64_t{kDepth});
     state.SetItemsProcessed(state.iterations() * int64_t{kDepth});
-    state.counters["allocations"] = static_cast<double>(allocations - before) / count;
+    state.counters["heap_allocations"] = static_cast<double>(heap_allocations - before) / count;
   }
   co_await scope.join();
 }

@@ -4,24 +4,12 @@
 #include <benchmark/benchmark.h>
 
 #include <cstdlib>
-#include <new>
 
+#include "base/allocations_testing.h"
 #include "block/hollow_testing.h"
 #include "qcow2/image.h"
 #include "qcow2/image_testing.h"
 #include "qcow2/ops/create.h"
-
-namespace {
-uint64_t allocations = 0;
-}
-
-void* operator new(size_t size) {
-  ++allocations;
-  if (void* memory = std::malloc(size)) return memory;
-  std::abort();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace byre {
 namespace {
@@ -61,9 +49,9 @@ void measure(benchmark::State& state, Request request, bool recorded = false) {
   };
   BYRE_ASSERT(subject.reactor->run(batch()).has_value());
   for (auto _ : state) {
-    const uint64_t before = allocations;
+    const uint64_t before = heap_allocations;
     BYRE_ASSERT(subject.reactor->run(batch()).has_value());
-    counted += allocations - before;
+    counted += heap_allocations - before;
   }
   state.SetItemsProcessed(state.iterations() * kBatch);
   state.counters["heap/request"] =

@@ -57,6 +57,23 @@ class MemoryImageTest : public testing::Test {
     const Result<void> closed = reactor_->run(image.close());
     EXPECT_TRUE(closed) << closed.error().message();
   }
+  // Fields of the image, by place.
+  uint64_t word(uint64_t at) {
+    std::byte bytes[8];
+    memory_.peek(at, bytes);
+    return load_be<uint64_t>(bytes);
+  }
+  void set_word(uint64_t at, uint64_t value) {
+    std::byte bytes[8];
+    store_be(bytes, 0, value);
+    memory_.poke(at, bytes);
+  }
+  /// Of a cluster that the first refcount block counts, with 16 bits.
+  void set_refcount16(uint64_t cluster, uint16_t count) {
+    std::byte bytes[2];
+    store_be(bytes, 0, count);
+    memory_.poke(word(word(48)) + cluster * 2, bytes);
+  }
   void expect_sound() {
     const Result<void> sound = reactor_->run(byre::expect_sound(memory_));
     EXPECT_TRUE(sound) << sound.error().message();

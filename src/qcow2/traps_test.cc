@@ -21,22 +21,6 @@ class Traps : public MemoryImageTest {
     script_ = {.discards = false};
     return try_open(std::move(options));
   }
-  uint64_t word(uint64_t at) {
-    std::byte bytes[8];
-    memory_.peek(at, bytes);
-    return load_be<uint64_t>(bytes);
-  }
-  void set_word(uint64_t at, uint64_t value) {
-    std::byte bytes[8];
-    store_be(bytes, 0, value);
-    memory_.poke(at, bytes);
-  }
-  void set_refcount16(uint64_t cluster, uint16_t count) {
-    const uint64_t block = word(word(48));
-    std::byte bytes[2];
-    store_be(bytes, 0, count);
-    memory_.poke(block + cluster * 2, bytes);
-  }
 };
 
 TEST_F(Traps, Trap8UnknownAutoclearBitsGoAtAWritableOpenOnly) {

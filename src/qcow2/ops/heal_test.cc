@@ -34,29 +34,9 @@ class Healing : public MemoryImageTest {
     return try_open(std::move(options));
   }
   void resize_file(uint64_t size) { ASSERT_TRUE(reactor_->run(memory_.resize(size))); }
-  uint64_t word(uint64_t at) {
-    std::byte bytes[8];
-    memory_.peek(at, bytes);
-    return load_be<uint64_t>(bytes);
-  }
-  void set_word(uint64_t at, uint64_t value) {
-    std::byte bytes[8];
-    store_be(bytes, 0, value);
-    memory_.poke(at, bytes);
-  }
   uint64_t table() { return word(word(40)) & kOffsetMask; }
   uint64_t host_of(uint64_t guest) { return word(table() + guest * 8) & kOffsetMask; }
-  uint64_t count_at(uint64_t host) { return host / kCluster * 2 + word(word(48)); }
-  void set_refcount16(uint64_t host, uint16_t count) {
-    std::byte bytes[2];
-    store_be(bytes, 0, count);
-    memory_.poke(count_at(host), bytes);
-  }
-  uint64_t refcount16(uint64_t host) {
-    std::byte bytes[2];
-    memory_.peek(count_at(host), bytes);
-    return load_be<uint16_t>(bytes);
-  }
+  void set_count(uint64_t host, uint16_t count) { set_refcount16(host / kCluster, count); }
   CheckReport check() {
     auto report = reactor_->run(check_image(memory_, {}));
     EXPECT_TRUE(report);
@@ -81,7 +61,7 @@ class Healing : public MemoryImageTest {
 
 TEST_F(Healing, DataWithoutARefcountAreNotHandedOut) {
   make(4);
-  for (uint64_t i = 0; i < 4; ++i) set_refcount16(host_of(i), 0);
+  for (uint64_t i = 0; i < 4; ++i) set_count(host_of(i), 0);
   auto image = open();
   ASSERT_TRUE(image) << image.error().message();
   EXPECT_EQ((*image)->health().damage.undercounted.size(), 4u);
@@ -136,8 +116,7 @@ TEST_F(Healing, MetadataWithoutARefcountAreCounted) {
     resize_file(0);
     make(2);
     const uint64_t block = word(word(48));
-    for (const uint64_t at : {uint64_t{0}, word(40), word(48), block, table()})
-      set_refcount16(at, 0);
+    for (const uint64_t at : {uint64_t{0}, word(40), word(48), block, table()}) set_count(at, 0);
     auto image = open({.writable = true,
                        .scan = trust ? ImageOptions::Scan::never : ImageOptions::Scan::at_open});
     ASSERT_EQ(image.has_value(), !trust);
@@ -167,7 +146,7 @@ TEST_F(Healing, ARegionThatNoBlockCountsGetsOneWhereNothingIs) {
 // is alone, whatever its refcount says.
 TEST_F(Healing, ARefcountThatIsTooLargeCostsNothing) {
   make(2);
-  set_refcount16(host_of(0), 2);
+  set_count(host_of(0), 2);
   auto image = open();
   ASSERT_TRUE(image);
   EXPECT_TRUE((*image)->health().damage.sound());
@@ -181,7 +160,7 @@ TEST_F(Healing, ARefcountThatIsTooLargeCostsNothing) {
 TEST_F(Healing, CopiedIsNotBelievedWhereThereAreMoreReferences) {
   make(2);
   set_word(table() + 8, word(table()));
-  set_refcount16(host_of(0), 2);
+  set_count(host_of(0), 2);
   auto image = open();
   ASSERT_TRUE(image);
   EXPECT_EQ((*image)->health().damage.copied.size(), 2u);
@@ -193,7 +172,7 @@ TEST_F(Healing, CopiedIsNotBelievedWhereThereAreMoreReferences) {
 // Trap 31, with a table that a leak counts twice.
 TEST_F(Healing, ATableThatIsCountedTwiceIsCopiedBeforeItIsChanged) {
   make(1);
-  set_refcount16(table(), 2);
+  set_count(table(), 2);
   auto image = open();
   ASSERT_TRUE(image);
   write(**image, 2 * kCluster, kCluster, 9);
@@ -279,7 +258,7 @@ TEST_F(Healing, MoreReferencesThanARefcountHoldsAreNeverFreed) {
 
 TEST_F(Healing, ADamagedImageIsRefusedBeforeAByteIsWritten) {
   make(4);
-  set_refcount16(host_of(0), 0);
+  set_count(host_of(0), 0);
   const std::vector<std::byte> before = memory_.bytes();
   const auto image = open({.writable = true, .refuse_damaged = true});
   ASSERT_FALSE(image);
@@ -293,7 +272,7 @@ TEST_F(Healing, LeaksAreFreedOnlyWhenAsked) {
     make(4);
     const uint64_t leaked = memory_.size();
     resize_file(leaked + kCluster);
-    set_refcount16(leaked, 1);
+    set_count(leaked, 1);
     auto image = open({.writable = true, .free_leaks = asked});
     ASSERT_TRUE(image);
     EXPECT_EQ((*image)->health().damage.leaked_clusters, 1u);
@@ -316,7 +295,7 @@ TEST_F(Healing, WhatOnlySnapshotsAndBitmapsReferToIsCounted) {
     close(**image);
   }
   const uint64_t clusters = memory_.size() / kCluster;
-  for (uint64_t i = 0; i < clusters; ++i) set_refcount16(i * kCluster, 0);
+  for (uint64_t i = 0; i < clusters; ++i) set_count(i * kCluster, 0);
   auto image = open();
   ASSERT_TRUE(image) << image.error().message();
   fill(**image, 8, 20);
