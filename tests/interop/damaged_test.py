@@ -16,7 +16,8 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
 from forge import COPIED, Forged  # noqa: E402
-from harness import BYRE, GIB, KIB, MIB, Case, byre_io, img, main, only_byre, qemu_img, qemu_io, run  # noqa: E402
+from harness import (BYRE, GIB, KIB, MIB, Case, Died, byre_io, img, main, only_byre, qemu_img, qemu_io,  # noqa: E402
+                     run)
 
 OFFSET = 0x00FFFFFFFFFFFE00
 SECONDS = float(os.environ.get("BYRE_SECONDS", "2"))
@@ -247,6 +248,35 @@ class Served(Damaged):
                                     "file.inject-error.0.once=on")
         self.serve(path, [(64 * KIB, 64 * KIB)], (512 * KIB, 512 * KIB), MIB)
         self.assert_counted(path)
+
+    def test_an_allocating_write_against_a_discard(self):
+        """R-H, which newer versions of QEMU have fixed: an entry leads to a cluster that was freed and given away."""
+        path = self.path("played.qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", path, "1M")
+        name = f"driver=qcow2,file.driver=blkdebug,file.image.driver=file,file.image.filename={path}"
+        script = "\n".join(["write -P 1 0 64k", "write -z 0 64k", "break write_aio A", "aio_write -P 2 0 64k", "wait_break A",
+                            "discard 0 64k", "resume A", "length", "write -P 3 128k 64k", "quit"])
+        try:
+            run("qemu-io", "--image-opts", name, data=script.encode(), ok=None, patience=10)
+        except Died:
+            self.skipTest("this qemu-io waits for ever: it does not show the defect")
+        if "refcount=" not in qemu_img("check", "-f", "qcow2", path, ok=(0, 2, 3)).text:
+            self.skipTest("this qemu-io does not show the defect")
+        self.serve(path, [(0, 64 * KIB), (128 * KIB, 64 * KIB)], (512 * KIB, 512 * KIB), MIB)
+        self.assert_counted(path)
+
+    def test_a_large_image_is_served_while_it_is_scanned(self):
+        """More than 16 MiB of tables: reads and writes in place go on, what allocates waits for the scan."""
+        path = self.path("disk.qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, "256G")
+        qemu_io(path, "write -q -P 0xb3 0 64k")
+        img("resize", "-q", path, "512G")
+        image = Bytes(path)
+        image.count(image.get(image.table()) & OFFSET, 0)
+        said = self.serve(path, [(0, 64 * KIB)], (300 * GIB, 64 * MIB), 512 * GIB)
+        self.assertIn("1 host cluster is used more often than counted", said)
+        self.assert_kept(path, 1)
+        qemu_img("check", "-q", "-f", "qcow2", path)
 
     def test_two_ranges_on_one_cluster(self):
         """R-A's end state, by hand."""

@@ -227,10 +227,15 @@ Task<void> scan_and_heal(GuestDisk& disk, std::unique_ptr<ReferenceScan> scan,
   health.known = true;
   if (health.damage.sound() || !disk.options.message) co_return;
   const bool refused = disk.references.refused();
+  const bool beside = disk.options.scan == ImageOptions::Scan::beside_requests;
+  const bool may_have_changed = beside && health.damage.in_doubt_count != 0;
   disk.options.message(cat(disk.name(),
                            ": the image is damaged: ", sentences_of(health.damage, disk.geometry()),
                            refused ? ". It can be read, but changes that need metadata fail"
                                    : ". It is used without making that worse",
+                           may_have_changed ? "; what was written in place before this scan ended "
+                                              "may have reached two ranges that share a cluster"
+                                            : "",
                            "; byre repair ", quoted(disk.name()), " repairs it"));
 }
 
