@@ -23,7 +23,7 @@ class Lister {
     const bool structured = !is_error(co_await final_reply());
     std::vector<ListedExport> exports = co_await names();
     for (ListedExport& one : exports) {
-      co_await look_at(one);
+      co_await examine(one);
       if (structured) co_await read_contexts(one);
     }
     out.clear();
@@ -92,7 +92,7 @@ class Lister {
     }
   }
 
-  Task<void> look_at(ListedExport& one) {
+  Task<void> examine(ListedExport& one) {
     Text out;
     const Info wanted[] = {Info::description, Info::block_size};
     append_info_request(out, Option::info, one.name, wanted);

@@ -22,7 +22,7 @@ Task<ImageHeader> read_head(Device& file) {
   }
 }
 
-Task<void> look_at_data_file(FileOpener& opener, const std::string& image,
+Task<void> examine_data_file(FileOpener& opener, const std::string& image,
                              const ImageHeader& head) {
   if (!head.header.has(kDataFile)) co_return;
   const std::optional<std::string>& named = head.extensions.data_file_name;
@@ -34,13 +34,14 @@ Task<void> look_at_data_file(FileOpener& opener, const std::string& image,
   const std::unique_ptr<File> file = co_await opener.open_named_by_image(image, name, kLook);
 }
 
-struct Look {
+struct Examined {
   ChainFile file;
   std::optional<BackingFile> below;
 };
 
-Task<Look> look_at(FileOpener& opener, std::unique_ptr<File> file, DiskFormat format) {
-  Look look{.file = {.name = file->properties().name, .format = format, .size = file->size()}};
+Task<Examined> examine(FileOpener& opener, std::unique_ptr<File> file, DiskFormat format) {
+  Examined examined{
+      .file = {.name = file->properties().name, .format = format, .size = file->size()}};
   (void)co_await find_format(*file, format);
   if (format == DiskFormat::qcow2) {
     RawDevice device(std::move(file));
@@ -48,12 +49,12 @@ Task<Look> look_at(FileOpener& opener, std::unique_ptr<File> file, DiskFormat fo
     if (head.header.crypt_method != CryptMethod::none) {
       co_await fail(unsupported("the image is encrypted"));
     }
-    co_await look_at_data_file(opener, look.file.name, head).doing("data file");
-    look.file.size = head.header.size;
-    if (head.backing_file) look.below = co_await backing_of(head);
+    co_await examine_data_file(opener, examined.file.name, head).doing("data file");
+    examined.file.size = head.header.size;
+    if (head.backing_file) examined.below = co_await backing_of(head);
   }
-  look.file.size = round_up(look.file.size, kSectorSize);
-  co_return look;
+  examined.file.size = round_up(examined.file.size, kSectorSize);
+  co_return examined;
 }
 
 }  // namespace
@@ -73,17 +74,18 @@ Task<std::vector<ChainFile>> read_chain(FileOpener& opener, std::string path, Di
     if (chain.size() == files_max) {
       co_await fail(unsupported("the backing chain is longer than ", files_max, " images"));
     }
-    Result<Look> look = co_await look_at(opener, std::move(file), format).result();
-    if (!look && chain.empty()) co_return std::move(look).error();
-    if (!look) co_return std::move(look).error().while_doing(cat("backing file ", quoted(name)));
-    chain.push_back(std::move(look->file));
-    if (!look->below) co_return std::move(chain);
-    format = look->below->is_image ? DiskFormat::qcow2 : DiskFormat::raw;
+    Result<Examined> examined = co_await examine(opener, std::move(file), format).result();
+    if (!examined && chain.empty()) co_return std::move(examined).error();
+    if (!examined)
+      co_return std::move(examined).error().while_doing(cat("backing file ", quoted(name)));
+    chain.push_back(std::move(examined->file));
+    if (!examined->below) co_return std::move(chain);
+    format = examined->below->is_image ? DiskFormat::qcow2 : DiskFormat::raw;
     Result<std::unique_ptr<File>> below =
-        opener.open_named_by_image(name, look->below->name, kLook);
+        opener.open_named_by_image(name, examined->below->name, kLook);
     if (!below) {
       co_return std::move(below).error().while_doing(
-          cat("backing file ", quoted(look->below->name)));
+          cat("backing file ", quoted(examined->below->name)));
     }
     file = *std::move(below);
   }

@@ -40,7 +40,7 @@ class ChainCheck {
           opener_.open_named_by_image(image, *name, {.share_lock = share_lock_});
       if (!file) co_return unopened("backing file", *name, file.error());
       RawDevice layer(*std::move(file));
-      const Result<bool> further = co_await look_at(layer, format, head).result();
+      const Result<bool> further = co_await examine(layer, format, head).result();
       image = layer.name();
       (void)co_await layer.close().result();
       if (!further) co_return broken(*name, further.error().message());
@@ -77,7 +77,7 @@ class ChainCheck {
   }
 
   /// One layer; true when there is another below it, which `head` then names.
-  Task<bool> look_at(RawDevice& file, const std::optional<std::string>& format, ImageHeader& head) {
+  Task<bool> examine(RawDevice& file, const std::optional<std::string>& format, ImageHeader& head) {
     const uint64_t above = head.header.size;
     std::byte start[4] = {};
     if (file.size() >= sizeof start) co_await file.read(0, start, IoTag::header_read);

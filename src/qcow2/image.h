@@ -4,8 +4,10 @@
 /// The face of the engine, without an algorithm: each method is a call of a function over the disk
 /// (guest/, ops/); one of a guest's request adds no coroutine to it.  There are more than two dozen
 /// methods because a device has a dozen, and commands and jobs find the operations in one place.
-/// Invariants, threads and memory: core/engine.h.  Not here: format (format/), files and locks on
-/// them (io/), what may be opened (io/file_opener.h).
+/// Invariants, threads and memory: core/engine.h.
+/// Cost: that of the function that a method calls.
+/// Not here: format (format/), files and locks on them (io/), what may be opened
+/// (io/file_opener.h).
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// How an image is opened, and what it counts while it is open.
+/// Invariant: the counters of ImageStats never fall while the image is open.
+/// Cost: none; both are plain values.
+/// Not here: what acts on the options (open.cc, core/engine.h).
 #pragma once
 
 #include <cstdint>

@@ -223,7 +223,7 @@ class Options(Case):
             run(BYRE, *repair, path)
             self.assert_sound(path)
 
-    # What cannot be mended.
+    # What cannot be repaired.
 
     def test_an_entry_that_is_not_aligned_costs_what_it_costs_with_qemu(self):
         path, theirs = self.path("disk.qcow2"), self.path("theirs.qcow2")

@@ -118,7 +118,7 @@ class Judges(Case):
         return path
 
     def verdicts(self, path):
-        """What each finds: byre and QEMU (corruptions, leaks, could look), the reference (errors and drift, leaks)."""
+        """What each finds: byre and QEMU (corruptions, leaks, could look), the reference (errors and COPIED mismatches, leaks)."""
         done = run(BYRE, "check", "-f", "qcow2", "--output=json", "--findings", "--decode", path, ok=(0, 1, 2, 3))
         byre = json.loads(done.out) if done.out else None
         peer = qemu_img("check", "-f", "qcow2", "--output=json", path, ok=(0, 1, 2, 3))

@@ -7,7 +7,7 @@ of the fault filter, so that nothing depends on timing.  Afterwards three judges
 `qemu-img check`, what the real `qemu-io` reads, and the reference checker of tests/reference.
 
 The controls play the same scripts on the real qemu-io, to show that a session does what it is meant to; a
-version that has been mended skips its control.
+version that has fixed it skips its control.
 
 Last come such scripts by the dozen, drawn from seeds: requests of all kinds, held and let go at random, where
 each guest cluster has bytes of its own, so that another's are recognised.

@@ -122,11 +122,11 @@ class CutOff(Case):
         report = examine(disk)
         self.assertEqual(report["errors"], [])
         self.assertFalse(report["dirty"])
-        # Version 2 has no dirty bit: COPIED may be missing there (docs/engine.md, S1), which is mended like the leaks.
-        drift = bool(report["copied_mismatch"])
+        # Version 2 has no dirty bit: COPIED may be missing there (docs/engine.md, S1), which is repaired like the leaks.
+        mismatch = bool(report["copied_mismatch"])
         version_2 = describe(disk)["format-specific"]["data"]["compat"] == "0.10"
-        self.assertTrue(version_2 or not drift)
-        qemu_img("check", "-q", "-f", "qcow2", disk, ok=(0, 2, 3) if drift else (0, 3))
+        self.assertTrue(version_2 or not mismatch)
+        qemu_img("check", "-q", "-f", "qcow2", disk, ok=(0, 2, 3) if mismatch else (0, 3))
         size, disk_sum, copies = sums(disk)
         if name not in PIECEWISE:
             self.assertIn((size, disk_sum), [before[:2], after[:2]])
@@ -135,7 +135,7 @@ class CutOff(Case):
         self.assertLessEqual(self.bitmaps_before(name), bitmaps(disk))
         for copy in before[2]:
             self.assertTrue(copy in copies or copy not in after[2], f"{copy} is gone")
-        if leaked(report) or drift:
+        if leaked(report) or mismatch:
             img("check", "-q", "-f", "qcow2", "-r", "leaks", disk)
         self.assert_sound(disk)
         self.assertEqual(sums(disk), (size, disk_sum, copies))

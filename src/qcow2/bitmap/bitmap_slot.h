@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// BitmapSlot: one persistent bitmap of an image, as far as it is in memory; and reading them.
 ///
+/// Invariant: only a usable bitmap tracks.
 /// Cost: the directory is one read, a table one more, the bits one for each cluster of them.
 /// Not here: keeping the bits true while the disk is written (bitmaps.h), the format
 /// (format/bitmap.h).

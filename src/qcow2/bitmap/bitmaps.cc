@@ -485,7 +485,7 @@ Task<void> Bitmaps::move_extension(std::vector<std::byte>& first_cluster) {
   }
   const std::array<std::byte, 8> head = unused_extension_head(first_cluster, head_.header, *far);
   copy(MutableBytes(first_cluster).subspan(*far), head);
-  co_await header_.write_past_sector(*far, head);
+  co_await header_.write_past_sector(HostOffset{*far}, head);
 }
 
 Task<Bitmaps::Change> Bitmaps::prepare(BitmapList list) {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Bitmaps: the persistent dirty bitmaps of a writable image, kept true (docs/engine.md, B).
 ///
-/// What the disk says of an enabled bitmap is at every moment a superset of what was written, and
-/// in_use stays clear: after a power loss or a kill the bitmap is loadable, by QEMU too (C8).
+/// Invariant: what the disk says of an enabled bitmap is at every moment a superset of what was
+/// written, and in_use stays clear: after a power loss or a kill the bitmap is loadable, by QEMU
+/// too (C8).
 ///   * The bits in memory are exact.  They are set under the request's range lock, before its I/O.
 ///   * A part is what stands for 256 MiB of the disk.  Before the first write to a clean granule of
 ///     a part since it was loaded, all bits of the part are set on the disk, durably ("marked");
@@ -19,9 +20,10 @@
 /// old one given up (keep()).
 ///
 /// One class with many methods, because marks, the exact store at the end and the change of the
-/// list share what is known of each table entry, and none may see it half changed. Cost: memory for
-/// the bits that are mixed; a load reads them. Not here: the operations on bitmaps
-/// (ops/bitmap_ops.h), where the extension lies in the header (format/bitmaps_place.h).
+/// list share what is known of each table entry, and none may see it half changed.
+/// Cost: memory for the bits that are mixed; a load reads them.
+/// Not here: the operations on bitmaps (ops/bitmap_ops.h), where the extension lies in the header
+/// (format/bitmaps_place.h).
 #pragma once
 
 #include <functional>

@@ -2,8 +2,8 @@
 /// DirtyBits: which granules of a disk have been written, a bit for each, by parts.
 ///
 /// A part is a power of two of bytes as the format stores them (bit i of the disk is bit i % 8 of
-/// byte i / 8).  A part that is all zeros or all ones has no bytes of its own.  Bits behind the end
-/// of the disk are never set in what store() gives.
+/// byte i / 8).  A part that is all zeros or all ones has no bytes of its own.
+/// Invariant: bits behind the end of the disk are never set in what store() gives.
 /// Cost: test and set of one granule are a few instructions; memory follows what is mixed.
 /// Not here: where the bits lie in the image (bitmaps.h).
 #pragma once

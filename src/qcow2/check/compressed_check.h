@@ -5,6 +5,7 @@
 /// that sector; one that begins before it has overwritten the first, or was overwritten (the stale
 /// packing cursor: R-C in docs/peers.md).  The same stream for the same guest cluster, in the disk
 /// and in snapshots, is one.
+/// Invariant: it counts no reference and writes nothing.
 /// Cost: 32 bytes a stream; inflating reads all of them, on the worker threads, kInFlight at once.
 /// Not here: whether data of guests or tables lie in their clusters (l2_counter.h).
 #pragma once

@@ -2,6 +2,7 @@
 /// COPIED flags: where an entry of the active disk points to a cluster, is its flag set exactly
 /// when the cluster's refcount is 1?
 ///
+/// Invariant: where a refcount is not known, no flag is called wrong.
 /// Cost: one more read of the L2 tables; a scan pays it only when a refcount contradicts a flag
 /// that it has met.
 /// Not here: changing flags (repair/copied_repair.h).

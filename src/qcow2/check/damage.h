@@ -3,7 +3,9 @@
 /// anything (docs/engine.md, V).
 ///
 /// A value: reference_scan.h makes it, the engine heals by it, commands describe it.
-/// Memory: as long as the lists are; each is bounded by the scan's options.
+/// Invariant: `undercounted`, `lost` and `leaks` are ascending, and the ranges of `lost` do not
+/// overlap.
+/// Cost: memory as long as the lists are; each is bounded by the scan's options.
 /// Not here: every other thing that a check reports (finding.h).
 #pragma once
 

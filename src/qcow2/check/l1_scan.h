@@ -3,6 +3,7 @@
 /// they lead to, each once, with a weight: how many L1 entries point to it.
 ///
 /// Invariant: nothing is followed twice, so the time follows what is really there.
+/// Cost: one read of each L1 table, piece by piece; memory for an L2Use of each L2 table.
 /// Not here: the L2 tables' contents (l2_counter.h).
 #pragma once
 

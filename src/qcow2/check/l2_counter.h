@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// L2Counter: counts what the entries of an L2 table refer to, and says what is wrong with them.
 ///
+/// Invariant: count() runs on one thread at a time, so counts need no lock.
 /// Cost: nearly all entries are data in a cluster that nothing has claimed, and have a way of their
 /// own.
 /// Not here: COPIED flags (copied_flags.h), whether streams inflate (compressed_check.h).

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Reads all L2 tables that a scan knows, in the order of the file.
+/// Invariant: unless the reading is stopped, each table gets exactly one visit or one report.
+/// Cost: one read of each table, many at once, and two windows of memory (table_reader.h).
 /// Not here: how tables are read (table_reader.h), changing them (repair/table_change.h).
 #pragma once
 

@@ -14,7 +14,9 @@
 /// read; nothing is followed twice; an owner that meets another is reported and not followed into
 /// large tables, so the time follows what is really there.
 /// Invariant: nothing in this folder writes to the image.
+/// Cost: one read of each table and refcount block, and a second read of the L2 tables for step 3.
 /// Memory: scan_result.h.
+/// Not here: repairs (repair/check.h), a check of an image in use (ops/online_check.h).
 #pragma once
 
 #include <utility>

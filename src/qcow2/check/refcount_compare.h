@@ -2,8 +2,8 @@
 /// The part of a scan that reads the refcount table and blocks and compares every refcount with the
 /// references that were counted.
 ///
-/// All other references are counted before: then a block that lies in something else is known to be
-/// suspect before its counts are believed.
+/// Invariant: all other references are counted before: then a block that lies in something else is
+/// known to be suspect before its counts are believed.
 /// Cost: one read of each refcount block; time follows what is referenced or has a refcount.
 /// Not here: COPIED flags (copied_flags.h), writing refcounts (repair/repair.h).
 #pragma once

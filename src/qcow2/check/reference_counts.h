@@ -6,6 +6,8 @@
 /// comes.  An owner is remembered as its kind and 14 bits of a hash, so that one pair of owners of
 /// the same kind in 16384 goes unnoticed here; their reference is counted all the same.
 ///
+/// Invariant: the number of references is exact, also where it is more than a cell holds; only
+/// owners may be mistaken.
 /// Cost: four bytes a cluster, in regions of 64 clusters that come to be when one of them is
 /// referenced; a hash table lookup when add() leaves 16 such regions.
 /// Not here: what the refcounts in the file say (metadata_scan.h).

@@ -226,8 +226,8 @@ Task<void> ReferenceScan::read_snapshots() {
   }
 }
 
-/// They count while their bit says that they are consistent; a directory that nobody can parse is
-/// dropped by whoever opens the image, so what it led to is not referenced.
+/// They count while their bit says that they are consistent.  A directory that nobody can parse is
+/// not followed: such an image is not opened for writing (bitmap/bitmaps.h).
 Task<void> ReferenceScan::read_bitmaps() {
   const std::optional<BitmapsExtension>& extension = head_.extensions.bitmaps;
   if (!extension || (head_.header.autoclear & kBitmaps) == 0) co_return;

@@ -4,6 +4,8 @@
 /// A scan counts into it whatever it meets; a repair takes it over and counts what it adds.
 /// Invariant: no reference counted here leads behind `clusters`; the last cluster of the file may
 /// be there in part, or, when a reference leads into it, not at all.
+/// Cost: count() takes time by the clusters of the range, each_used() by what is referenced or has
+/// a refcount.
 /// Not here: how counts are stored (reference_counts.h), findings (scan_context.h).
 #pragma once
 

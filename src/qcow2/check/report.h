@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// CheckOptions and CheckReport: what a check of an image is asked for, and what it says.
+/// Invariant: a count in CheckReport covers all that was found, also where the list of findings is
+/// full.
+/// Cost: memory for at most `findings_max` findings with words.
 /// Not here: checking (metadata_scan.h), repairing (repair/check.h), words for people.
 #pragma once
 

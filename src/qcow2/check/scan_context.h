@@ -4,6 +4,7 @@
 ///
 /// Invariant: only the parts of a scan (this folder) have one, so nothing else writes into a
 /// ScanResult; nothing here writes to the file.
+/// Cost: at most `findings_max` findings are kept with words; the others are only counted.
 /// Not here: the parts (metadata_scan.h names them).
 #pragma once
 

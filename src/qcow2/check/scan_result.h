@@ -5,7 +5,8 @@
 /// `references` out and counts on in a state of its own (repair/repair_state.h).
 /// Invariant: l2_uses is in the order of the file, each table once; l1_tables has the active table
 /// first, if that could be walked.
-/// Memory: ReferenceCounts (reference_counts.h), 32 bytes an L2 table, the refcount table.
+/// Cost: memory for ReferenceCounts (reference_counts.h), 32 bytes an L2 table, the refcount table.
+/// Not here: making it (metadata_scan.h), what a repair changes (repair/repair_state.h).
 #pragma once
 
 #include <algorithm>

@@ -3,9 +3,10 @@
 ///
 /// Ids differ, the L1 table reaches over the disk that the snapshot had and the VM state behind it,
 /// and the VM state has tables.
+/// Invariant: it counts no reference and writes nothing.
+/// Cost: one more read of the snapshot table and the L1 entries of VM states.
 /// Not here: that tables are there, readable and counted (snapshot_scan.h); that compressed data
 /// inflate (compressed_check.h).
-/// Cost: one more read of the snapshot table and the L1 entries of VM states.
 #pragma once
 
 #include "qcow2/check/scan_context.h"

@@ -20,9 +20,11 @@
 /// is too short, a larger one is planned to a fixpoint together with the blocks that count it (A1,
 /// A2).  So no block is ever uncounted.
 /// One class with many methods, because reserving, releasing, planning and composing what a commit
-/// writes must change the same counts in one step, without a wait in between.  Cost: reserve() is a
-/// memchr from the hint.  Memory: one byte for each cluster of loaded regions. Not here: who points
-/// to what (map.h), when refcounts are written (commit.cc).
+/// writes must change the same counts in one step, without a wait in between.
+/// Invariant: only clusters whose refcount in memory is 0 are handed out (H4).
+/// Cost: reserve() is a memchr from the hint.
+/// Memory: one byte for each cluster of loaded regions.
+/// Not here: who points to what (map.h), when refcounts are written (commit.cc).
 #pragma once
 
 #include <cstdint>

@@ -14,7 +14,11 @@
 /// (M4). With lazy refcounts steps 1 and 2 leave the refcounts out while the dirty bit is set. An
 /// external data file is synced once, before step 1 (O2, O8): what was written to it is durable
 /// before any entry that leads there.  flush() serves everybody who asks: those who come during a
-/// commit share the next (L4). Cost: an empty commit is one sync.
+/// commit share the next (L4).
+/// Invariant: a pointer is written only after a sync has made durable what it points to (O1, O2).
+/// Cost: an empty commit is one sync.
+/// Not here: what is staged (stages.h), how the header is written (header_state.h), when a commit
+/// begins (engine.h).
 #pragma once
 
 #include <functional>

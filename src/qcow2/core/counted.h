@@ -4,6 +4,7 @@
 /// An allocator hands out what has no refcount.  It knows the tables of the disk (docs/engine.md,
 /// M5), but not those that only snapshots lead to, and it meets the others one by one, when other
 /// changes are on the disk already.  So whoever changes more than one thing asks here first.
+/// Invariant: the check writes nothing.
 /// Cost: one read of the L1 tables and of the refcount blocks that count metadata.
 /// Not here: data clusters without a refcount.
 #pragma once

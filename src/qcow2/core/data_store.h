@@ -2,12 +2,14 @@
 /// DataStore: the one door of guest bytes, wherever they lie: in the image's file, or in the
 /// external data file.
 ///
+/// Bytes behind the end of the file read as zeros (traps 49 and 71).
+/// Who calls shows a HostAccess: a pin since before the lookup that gave the place, a range lock,
+/// or a reservation (guards.h).
 /// Invariant: what goes through here never touches metadata, whatever the tables say
 /// (docs/engine.md, M5): a damaged image maps guest data to a table, and that is an error, never a
-/// write.  Bytes behind the end of the file read as zeros (traps 49 and 71).
-/// Who calls shows a HostAccess: a pin since before the lookup that gave the place, a range lock,
-/// or a reservation (guards.h). Cost: a lookup in the set of metadata clusters for each change. Not
-/// here: which place, the order of writes, syncs (sync_latch.h), metadata.
+/// write.
+/// Cost: a lookup in the set of metadata clusters for each change.
+/// Not here: which place, the order of writes, syncs (sync_latch.h), metadata.
 #pragma once
 
 #include "block/device.h"

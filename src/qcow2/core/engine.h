@@ -23,11 +23,12 @@
 /// Invariant: a host cluster is reused only when the removal of its pointer is durable and all I/O
 /// that resolved to it has ended; nothing is pointed to before its contents and refcount are
 /// durable.  Locks are taken in the order shape, disk_size, clusters (L5).
-/// Threads: belongs to one reactor.  Memory: options.table_cache_size, divided among the images of
-/// a backing chain; the L1 and refcount tables (32 and 8 MiB at most), one byte for each host
-/// cluster of the 2 GiB regions (at 64 KiB clusters) that were written to, staged entries up to
-/// options.staged_max. Not here: opening (open.cc), what requests do (guest/), operations on the
-/// whole image (ops/).
+/// Threads: belongs to one reactor.
+/// Cost: a read does no metadata I/O while the L2 slices that it needs are in memory.
+/// Memory: options.table_cache_size, divided among the images of a backing chain; the L1 and
+/// refcount tables (32 and 8 MiB at most), one byte for each host cluster of the 2 GiB regions (at
+/// 64 KiB clusters) that were written to, staged entries up to options.staged_max.
+/// Not here: opening (open.cc), what requests do (guest/), operations on the whole image (ops/).
 #pragma once
 
 #include <algorithm>

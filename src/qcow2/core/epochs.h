@@ -7,6 +7,7 @@
 /// Invariant: an epoch without pins, older than the current one, is forgotten at once.
 /// Cost: two additions a request; memory for the epochs that still have I/O, a handful.
 /// (The same idea: dm-thin's deferred_set; RCU.)
+/// Not here: what waits for an epoch to end (allocator.h).
 #pragma once
 
 #include <cstdint>

@@ -8,6 +8,7 @@
 ///                               lock held since then, or a reservation.  Who does I/O on host
 ///                               clusters shows one.
 /// Guards live in the caller's frame and do not move: no heap, no coroutine.
+/// Invariant: a HostAccess is made from a pin, a range or a reservation, and from nothing else.
 /// Cost: that of a RangeLock; a HostAccess is empty.
 /// Not here: rights to the whole image (quiesced.h), the locks' order (docs/engine.md, L5).
 #pragma once

@@ -58,13 +58,14 @@ Task<void> HeaderState::put_back(Error why) {
   co_await fail(std::move(why));
 }
 
-Task<void> HeaderState::write_past_sector(uint64_t at, Bytes bytes) {
-  BYRE_ASSERT(at >= kSectorSize && within(at, bytes.size(), head_.geometry.cluster_size()));
+Task<void> HeaderState::write_past_sector(HostOffset at, Bytes bytes) {
+  BYRE_ASSERT(at.value >= kSectorSize &&
+              within(at.value, bytes.size(), head_.geometry.cluster_size()));
   // Alone: with O_DIRECT the first sector may be in the same block of the file.
   const Mutex::Hold hold = co_await mutex_.lock();
   if (latch_) co_await fail(latch_.error().copy());
   Result<void> written =
-      co_await file_.write(at, bytes, {.tag = IoTag::header_update}).doing("header").result();
+      co_await file_.write(at.value, bytes, {.tag = IoTag::header_update}).doing("header").result();
   co_await latch_.sync(IoTag::commit_sync);  // What failed lands now or never.
   co_await std::move(written);
 }

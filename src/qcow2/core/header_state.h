@@ -45,7 +45,7 @@ class HeaderState {
 
   /// Writes to the first cluster past its first sector, where what the sector says leads to nothing
   /// or does not care; durable.  Takes its turn with the changes.
-  Task<void> write_past_sector(uint64_t at, Bytes bytes);
+  Task<void> write_past_sector(HostOffset at, Bytes bytes);
 
  private:
   Task<void> apply(RootEdit edit);

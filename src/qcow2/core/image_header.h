@@ -2,7 +2,10 @@
 /// ImageHeader: the first cluster of an image, read and parsed: what open, check and info begin
 /// with.
 ///
-/// Cost: two reads.  Not here: tables (open.cc), what may be opened by name (io/file_opener.h).
+/// Invariant: an ImageHeader that was loaded has passed the parsers of the header and its
+/// extensions.
+/// Cost: two reads.
+/// Not here: tables (open.cc), what may be opened by name (io/file_opener.h).
 #pragma once
 
 #include <optional>

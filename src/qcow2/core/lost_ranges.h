@@ -5,7 +5,12 @@
 /// the place where such an entry leads, the entry looks sound, and would show another range's data.
 /// So a request that touches one fails, until the guest has given the cluster new contents as a
 /// whole.
-/// Cost: nothing while there are none; else one step in a tree.  Memory: bounded by the scan.
+/// Invariant: a cluster that is lost stays lost until forget() takes it out; add() changes no range
+/// that is here.
+/// Cost: nothing while there are none; else one step in a tree.
+/// Memory: bounded by the scan.
+/// Not here: finding them (check/reference_scan.h), adding them when an image is opened
+/// (ops/heal.h).
 #pragma once
 
 #include <map>

@@ -4,10 +4,12 @@
 /// Committed entries are in the L1 table (in memory) and the L2 tables (table_cache.h); over them
 /// lies what is staged (stages.h).  A lookup asks both in one step without a wait; if it had to
 /// wait for a slice it starts again.  Whoever looks up holds an epoch pin, so that a table that is
-/// replaced meanwhile is not reused under the lookup. Every entry that is handed out has been
-/// checked against the format and the file's size. stage() changes what the next lookup sees; the
-/// disk learns of it with the next commit. Cost: a lookup in memory is two or three hash probes and
-/// one decode. Not here: reference counts (allocator.h), who may change what (image.h).
+/// replaced meanwhile is not reused under the lookup. stage() changes what the next lookup sees;
+/// the disk learns of it with the next commit.
+/// Invariant: every entry that is handed out has been checked against the format and the file's
+/// size, by the lookup or, once set_ends_known() was called, by the scan before it.
+/// Cost: a lookup in memory is two or three hash probes and one decode.
+/// Not here: reference counts (allocator.h), who may change what (image.h).
 #pragma once
 
 #include <optional>

@@ -4,7 +4,9 @@
 /// Every data write is checked against it, so a damaged image cannot make a guest overwrite tables.
 /// Runs (header, L1, refcount and snapshot table, all of bitmaps) are kept as ranges that do not
 /// touch each other's clusters, single clusters (L2 tables, refcount blocks) in a hash set.
+/// Invariant: no two runs share a cluster: add_run() refuses that.
 /// Cost: a lookup is a hash probe and one step in a tree of the runs.
+/// Not here: the check before each data write (data_store.h), refcounts (allocator.h).
 #pragma once
 
 #include <map>

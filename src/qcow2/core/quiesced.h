@@ -8,6 +8,11 @@
 ///     co_await quiesced.begin();      // ends when `quiesced` dies
 /// Locks are taken in one order everywhere: shape, disk size, clusters (L5).  Whoever shows a
 /// ShapeChange, which holds the first, asks for the clusters alone.
+/// Invariant: while it is held, nobody else changes the map.
+/// Cost: a mutex and two range locks at most; it waits for the changes that run, and later changes
+/// wait for its end.
+/// Not here: locks on parts of the disk (guards.h), the mutex and the disk's size alone
+/// (shape_change.h).
 #pragma once
 
 #include <optional>

@@ -4,6 +4,7 @@
 ///
 /// The allocator is asked whether all of them fit before any is made (allocator.h, A5), so a step
 /// that cannot be done changes nothing.
+/// Invariant: the number of references of each cluster is exact; a number above 254 lies in a map.
 /// Cost: one byte for each cluster of a region (what one refcount block counts) that is touched, as
 /// the allocator has; the references themselves are not kept.
 /// Not here: refcounts as they are (allocator.h), which references there are (snapshot.cc).

@@ -8,7 +8,10 @@
 ///     co_await size;
 /// A SizeChange, and the clusters of the whole disk (quiesced.h), are had by showing a ShapeChange,
 /// so the order cannot be another.  Guest requests hold the size as it is with a KeepSize.
-/// All of them end when they die.  Cost: a mutex, a range lock.
+/// All of them end when they die.
+/// Invariant: at most one ShapeChange of an engine is held at a time.
+/// Cost: a mutex, a range lock.
+/// Not here: the clusters of the whole disk (quiesced.h), locks on guest clusters (guards.h).
 #pragma once
 
 #include "qcow2/core/engine.h"

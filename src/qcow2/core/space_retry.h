@@ -5,9 +5,11 @@
 ///     SpaceRetry retry(engine);
 ///     co_await retry.run(attempt, engine, range);
 /// The first attempt's frame is gone before the second begins, so a reservation of it is in limbo
-/// by then (H6).  However many attempts share one SpaceRetry, space is reclaimed once.
+/// by then (H6).
 /// An attempt is a function that returns a Task, or such a method and its object.
+/// Invariant: space is reclaimed at most once for one SpaceRetry, however many attempts share it.
 /// Cost: a coroutine.  Who uses it holds no pin (Engine::reclaim_space).
+/// Not here: how freed space becomes usable (Engine::reclaim_space() in engine.cc).
 #pragma once
 
 #include <type_traits>

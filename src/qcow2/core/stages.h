@@ -3,10 +3,12 @@
 ///
 /// Changes belong to generations (docs/engine.md, M1, M2).  Requests stage into `open`; a commit
 /// takes it as `committing` and begins the next.  A lookup asks open, then committing, then the
-/// tables. Invariant: an entry is here only after its data I/O has completed (M3). If a commit
-/// fails before any pointer was written, fold() puts its generation under the open one (M4): the
-/// newer entry wins, and every refcount it touched is written again. Cost: one hash lookup for each
-/// generation that is not empty.
+/// tables.
+/// If a commit fails before any pointer was written, fold() puts its generation under the open one
+/// (M4): the newer entry wins, and every refcount it touched is written again.
+/// Invariant: an entry is here only after its data I/O has completed (M3).
+/// Cost: one hash lookup for each generation that is not empty.
+/// Not here: writing them (commit.cc), committed entries (map.h, table_cache.h).
 #pragma once
 
 #include <cstdint>

@@ -5,7 +5,9 @@
 /// After a failed sync nobody knows what of the earlier writes is durable, and Linux may tell the
 /// next sync that all is well.  So the first failure latches: whoever is about to write asks
 /// error() and fails with it until the image is opened again; reads go on (docs/engine.md, M4).
-/// Cost: nothing but the sync.  Not here: which order syncs stand for (committer, header state).
+/// Invariant: once error() is set, it stays as it is.
+/// Cost: nothing but the sync.
+/// Not here: which order syncs stand for (committer, header state).
 #pragma once
 
 #include <string_view>

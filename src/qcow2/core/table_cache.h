@@ -8,7 +8,9 @@
 /// one read; when it fails, the one that read reports it and the others try for themselves.
 /// forget() drops the slices of a table that is no longer one: a load that is under way then serves
 /// its waiters and is not kept.
+/// Invariant: slices hold committed entries only, and a slice that has a Ref is not evicted.
 /// Cost: a hash lookup; memory fixed by `bytes` (two slices at least).
+/// Not here: staged entries (stages.h), which slice holds an entry (map.h).
 #pragma once
 
 #include <algorithm>

@@ -7,7 +7,11 @@
 ///     co_await begin_change(disk, range, at, length);      // room to stage, lock, bitmaps
 /// What follows is up to the request: look up under a pin, reserve, write, publish.
 /// The order is that of docs/engine.md, L5; bitmaps record a change under its lock and before its
-/// I/O (B).  Cost: where nobody waits, no coroutine.
+/// I/O (B).
+/// Invariant: what begin() has admitted lies within the disk, and the disk's size stays until
+/// release_size() or the request's end.
+/// Cost: where nobody waits, no coroutine.
+/// Not here: the changes themselves (write.h, zero.h, compress.h), the locks (guards.h).
 #pragma once
 
 #include <string_view>

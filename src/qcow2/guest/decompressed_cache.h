@@ -9,9 +9,12 @@
 /// then. Who asks for a stream holds a pin or a lock since before the lookup that named it (H1),
 /// which keeps its clusters from being free: nobody can ask by an old name after the bytes have
 /// changed, and nobody who still decompresses the old bytes can leave an entry behind. Those who
-/// miss together wait for one of them; when that fails, the others try for themselves. Cost: a walk
-/// over at most 64 entries.  Memory: kBytesMax, or two clusters if they are larger; less for an
-/// image in a long backing chain (limit()).
+/// miss together wait for one of them; when that fails, the others try for themselves.
+/// Invariant: an entry that is found holds what its stream, as it is in the file, decompresses to.
+/// Cost: a walk over at most 64 entries.
+/// Memory: kBytesMax, or two clusters if they are larger; less for an image in a long backing chain
+/// (limit()).
+/// Not here: decompressing (read.cc), where streams are put (compressed_packer.h).
 #pragma once
 
 #include <cstdint>

@@ -11,6 +11,9 @@
 /// zeros in it, and entries stay as they are.  Clusters without an entry (after QEMU's discards)
 /// are zeros in it, too, and get one, durably, before they are written.  So the two never differ,
 /// whatever was cut off or failed.
+/// Invariant: what is staged leads to the guest cluster's own offset, and nowhere else.
+/// Cost: nothing is allocated; one lock covers 64 MiB at most for zeroing, and 4096 clusters at
+/// most for punching.
 /// Not here: writes (write.h); compressed clusters, snapshots and VM state, which cannot be with a
 /// data file.
 #pragma once

@@ -6,6 +6,9 @@
 /// decompressed  the compressed clusters that were read last; 4 MiB for a whole backing chain
 /// bitmaps   the persistent bitmaps, told of each change before it is issued
 /// removed   places in the external data file that are to be punched
+/// Invariant: `packer` and `bitmaps` are null when the image is open read-only; `bitmap_list` has
+/// the bitmaps then.
+/// Cost: the memory of these parts: the decompressed clusters, and the bits of bitmaps that record.
 /// Not here: any algorithm.
 #pragma once
 

@@ -3,6 +3,10 @@
 ///
 /// A read holds one pin from before its first lookup until its last I/O has ended, and takes no
 /// lock (docs/engine.md, H1).  Clusters that follow each other on the host are one I/O.
+/// Invariant: no host cluster that a read has looked up is given to anybody else before its I/O has
+/// ended.
+/// Cost: for plain data one I/O for each run of clusters on the host, and a table load where a
+/// slice is not in memory.
 /// Not here: the VM state (vm_state.h), the cache of decompressed clusters (decompressed_cache.h).
 #pragma once
 

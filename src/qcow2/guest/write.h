@@ -5,6 +5,9 @@
 ///   allocating  room to stage; an exclusive lock; lookup; space; the bytes, and around them what
 ///               each touched unit held; only then the map (docs/engine.md, M3).
 /// A write is cut into pieces of at most 2 MiB inside one L2 table, each with locks of its own.
+/// Invariant: the map leads to a new cluster only once its bytes have been written (M3).
+/// Cost: in place, one I/O for each run of clusters; allocating, also reads of what units that are
+/// written in part held.
 /// Not here: which cluster is written how (write_plan.h), zeros (zero.h), streams (compress.h).
 #pragma once
 

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Zeroing and discarding: whole units become zeros in the map, edges become zeros in the data.
+/// Invariant: bytes of the disk outside the range keep their contents.
+/// Cost: one entry for each whole cluster, at most 4096 under one lock; an edge is written only
+/// where it does not read as zeros already.
 /// Not here: zeros of an external data file that must stay raw (external_store.h).
 #pragma once
 

@@ -324,7 +324,7 @@ Task<void> Amendment::put(const Quiesced& quiesced, Bytes first, const Wanted& w
   HeaderChange change =
       co_await change_header(first, wanted.header, wanted.extensions, wanted.backing_file);
   if (!change.name.empty()) {
-    co_await disk_.header->write_past_sector(change.name_at, change.name);
+    co_await disk_.header->write_past_sector(HostOffset{change.name_at}, change.name);
   }
   RootEdit edit;
   edit.whole = NewHeader{.made_from = {first.begin(), first.begin() + kSectorSize},

@@ -14,6 +14,7 @@
 ///   5. the rest of the header, version 2 included: one sector.  A name of a backing file that does
 ///      not fit in there is written where nothing refers to before (format/header_change.h).
 /// A cut leaves leaks at worst.
+/// Invariant: nothing leads to a new table or cluster before that is durable.
 /// Cost: 3 reads every L2 table; 4 reads all refcounts, one byte of memory for each host cluster.
 /// Not here: words for people (cli/amend.cc).
 #pragma once

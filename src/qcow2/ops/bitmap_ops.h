@@ -2,6 +2,8 @@
 /// Adding, removing, clearing, enabling and merging persistent bitmaps: each builds a new list of
 /// them and switches to it (bitmaps.h), while no request that changes the disk runs.  A power loss
 /// leaves the old list or the new one.
+/// Invariant: the header points to a new list only once that is durable (O6).
+/// Cost: writes the directory anew, and the table and the bits of a bitmap that is new or changed.
 /// Not here: recording what is written (bitmap/bitmaps.h).
 #pragma once
 

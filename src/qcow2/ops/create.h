@@ -6,6 +6,8 @@
 /// tables and, in the order of the disk, its data clusters; one whose data file must stay valid as
 /// a raw image has the L2 tables (trap 127).  The header is written last.  Nothing is synced here:
 /// the caller syncs the file, then its folder.
+/// Invariant: each cluster of the image's file that the header or a table leads to is counted in
+/// the refcounts.
 /// Cost: preallocated, an L2 entry for each cluster is written.
 /// Not here: blocks for an external data file (job/create.h), finding the backing file's size (the
 /// caller).

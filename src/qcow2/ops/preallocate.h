@@ -5,13 +5,15 @@
 ///           writing there changes no table any more.
 ///   falloc  and the host clusters have blocks, so that the host's file system cannot run full.
 ///   full    and zeros were written to them.
-/// What is preallocated reads as before.  Standard entries are plain data, so their clusters are
-/// zeros: fresh ones are (A4), recycled ones are zeroed before the entry is staged (M3b).  They
-/// hide the backing file, and are made only where that shows nothing.  Extended entries have a
-/// cluster and no subcluster in it (trap 41), and read from below: nothing need be zeroed. Entries
-/// go down with ordinary commits, 4096 clusters under one lock, so a power loss leaves a prefix of
-/// them, sound.  Without space it ends with Errc::no_space; what was given stays given. Cost: an L2
-/// entry and a refcount for each cluster. Not here: creating the image (create.h), raw disks.
+/// Standard entries are plain data, so their clusters are zeros: fresh ones are (A4), recycled ones
+/// are zeroed before the entry is staged (M3b).  They hide the backing file, and are made only
+/// where that shows nothing.  Extended entries have a cluster and no subcluster in it (trap 41),
+/// and read from below: nothing need be zeroed. Entries go down with ordinary commits, 4096
+/// clusters under one lock, so a power loss leaves a prefix of them, sound.  Without space it ends
+/// with Errc::no_space; what was given stays given.
+/// Invariant: the disk reads as before.
+/// Cost: an L2 entry and a refcount for each cluster.
+/// Not here: creating the image (create.h), raw disks.
 #pragma once
 
 #include <cstdint>

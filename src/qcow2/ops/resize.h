@@ -4,8 +4,11 @@
 /// What a larger disk shows reads as zeros: the tail of the last cluster, what a longer backing
 /// file would show, and what entries behind the disk hold, are zeroed, durably, before the size
 /// changes. The header says the new size last, in one write (docs/engine.md, S3, O6), together with
-/// the bitmaps that follow the disk.  Failed before that, the disk is what it was. Not here: a
-/// smaller disk (shrink.h).
+/// the bitmaps that follow the disk.  Failed before that, the disk is what it was.
+/// Invariant: the header says the new size only once all that the larger disk shows is durable.
+/// Cost: a new L1 table where the old one is too short, and zeros where the new part would show
+/// something; with preallocation an L2 entry for each cluster.
+/// Not here: a smaller disk (shrink.h).
 #pragma once
 
 #include "block/device.h"

@@ -16,8 +16,11 @@
 /// Stopped between 3 and 6 the image has leaks, nothing else.  Refused or failed before 3, the disk
 /// is what it was; but in an external data file, where clusters cannot move, the end of the last
 /// one is zeroed in place, before 2.
+/// Invariant: but for that end, nothing that the old disk shows is changed or freed before step 3
+/// is durable.
 /// Cost: steps 2 and 3 hold up all requests for four syncs and the writing of the L1 table; step 4
 /// reads the L2 tables that were cut off, 128 MiB for each TiB at 64 KiB clusters.
+/// Not here: making a disk larger (resize.h).
 #pragma once
 
 #include "block/device.h"

@@ -12,15 +12,17 @@
 ///            there before: refcounts - 1, once nobody reads it any more; dirty bit off
 ///   delete   snapshot table and dirty bit, in one sector; refcounts - 1; COPIED=1 where one
 ///            reference is left; dirty bit off
-/// So references <= refcount, and COPIED only where the refcount is 1, at every moment, also in
-/// version 2, which has no dirty bit: a cut there leaves leaks and missing COPIED flags at worst.
 /// What does not fit (refcounts, the table) is found before anything changes (A5).  A failure is
 /// undone in reverse; where that fails as well the dirty bit stays, and the next open rebuilds.
 ///
+/// Invariant: references <= refcount, and COPIED only where the refcount is 1, at every moment,
+/// also in version 2, which has no dirty bit: a cut there leaves leaks and missing COPIED flags at
+/// worst.
 /// Cost: reads every L2 table concerned once or twice, writes those whose flags change and the
-/// refcounts of what they map: by the tables, not by the disk.  Memory: one byte for each cluster
-/// of the regions concerned (refcount_changes.h). Not here: the table's format (format/snapshot.h),
-/// reading a snapshot (ImageOptions::snapshot), the VM state (vm_state.h).
+/// refcounts of what they map: by the tables, not by the disk.
+/// Memory: one byte for each cluster of the regions concerned (refcount_changes.h).
+/// Not here: the table's format (format/snapshot.h), reading a snapshot (ImageOptions::snapshot),
+/// the VM state (vm_state.h).
 #pragma once
 
 #include <cstdint>

@@ -5,11 +5,11 @@
 /// What is counted: header, refcount table and blocks, L1 and L2 tables (active and each
 /// snapshot's), data, one reference per host cluster that a compressed stream touches, snapshot
 /// table, bitmap directory, tables and data, the LUKS header.
-/// Memory follows what is allocated, not the file's length: counts are kept by region, and only for
-/// regions that have references or a refcount block.
-/// Repair never frees before all owners are known, and writes new structures into fresh space
-/// before it switches the header to them (docs/engine.md, O1 to O6).  Leaks are not repaired while
-/// corruptions remain.
+/// Leaks are not repaired while corruptions remain.
+/// Invariant: repair never frees before all owners are known, and writes new structures into fresh
+/// space before it switches the header to them (docs/engine.md, O1 to O6).
+/// Cost: memory follows what is allocated, not the file's length: counts are kept by region, and
+/// only for regions that have references or a refcount block.
 /// Not here: a check while the image is served (online_check.h).
 #pragma once
 

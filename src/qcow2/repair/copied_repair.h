@@ -2,6 +2,8 @@
 /// Repair of flags and offsets in entries: COPIED where a refcount contradicts it, and what means
 /// nothing where it is.
 ///
+/// Invariant: a table that has another owner as well is not changed.
+/// Cost: one read of every L2 table; one write for each table that changes.
 /// Not here: finding them (check/copied_flags.h), the order against refcounts (repair.h).
 #pragma once
 

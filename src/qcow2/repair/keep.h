@@ -5,6 +5,9 @@
 /// Before the first write of a repair that met damage the header says that all leaked clusters are
 /// kept; in the end, which.  So whoever repairs next, in whatever mode and wherever the first
 /// repair was cut off, frees none of them.
+/// Invariant: what the header lists after remember_orphans() covers all orphans of the scan.
+/// Cost: a change of the header (header_repair.h); half as many ranges are tried where there is no
+/// room.
 /// Not here: the list itself (format/kept_clusters.h), freeing (repair.h, online_check.h).
 #pragma once
 

@@ -19,6 +19,7 @@
 /// Order: new clusters and their refcounts are durable before an entry leads to them (O1, O2); no
 /// refcount sinks before the entries are durable, in a later pass (O3).
 /// Invariant: an entry that a scan does not complain of is not touched.
+/// Cost: one read of every L2 table, and a cluster of zeros or a table for each that is needed.
 /// Not here: an L1 table that is lost itself (lost_l1.h), snapshots and bitmaps
 /// (structure_repair.h), what can be repaired without loss (unshare.h, repair.h).
 #pragma once

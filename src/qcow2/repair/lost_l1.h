@@ -10,6 +10,10 @@
 ///      of the header switches to it (docs/engine.md, O6).  An entry that is lost is zero; with a
 ///      backing file it leads nowhere, and the next pass puts a table of zeros there.
 ///
+/// Invariant: the header leads to the new table only once that is written, counted and durable
+/// (O6).
+/// Cost: memory for the whole new table, and one write of it; the header is written in steps 1 and
+/// 3.
 /// Not here: the L1 tables of snapshots (structure_repair.h).
 #pragma once
 

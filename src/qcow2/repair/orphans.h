@@ -6,6 +6,9 @@
 /// entries point to one cluster, and the cluster that one of them had before is a "leak").
 /// Saving keeps places: in the file that is written, each cluster lies where it lay in the image;
 /// the rest is a hole.
+/// Invariant: the image itself is not written to.
+/// Cost: the catalogue reads clusters one by one until it is full; saving reads and writes all
+/// orphans, 1 MiB at a time.
 /// Not here: freeing (repair.h).
 #pragma once
 

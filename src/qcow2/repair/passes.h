@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Repair passes: scan, repair one kind of thing, scan again, until nothing changes any more.
 ///
-/// The order: flags that hide nothing; what has two owners; refcounts and COPIED.  Each pass
-/// leaves an image no worse than it was (repair.h, unshare.h), so that it can be stopped anywhere.
+/// The order: flags that hide nothing; what has two owners; refcounts and COPIED.
+/// Invariant: each pass leaves an image no worse than it was (repair.h, unshare.h), so that it can
+/// be stopped anywhere.
+/// Cost: a scan first, and at most one after each pass; 12 passes at most, 32 where losses are
+/// accepted.
 /// Not here: what the user sees of it (check.h, recover.h).
 #pragma once
 

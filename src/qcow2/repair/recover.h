@@ -8,6 +8,9 @@
 /// the file.  Orphans stay where they are until everything else is sound; then they are catalogued,
 /// saved if there is somewhere to save them, and freed only when they cannot be the last copy of
 /// anything: no damage was met, or they were saved, or the caller says so.
+/// Invariant: plan_recovery() writes nothing to the file.
+/// Cost: recover() makes every scan of the repair twice, once for the plan; the plan keeps what it
+/// writes in memory.
 /// Not here: undo (undo.h goes below), words for people (cli/repair.cc).
 #pragma once
 

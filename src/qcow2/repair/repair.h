@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Repair: makes refcounts and COPIED flags agree with what a scan has counted.
 ///
-/// Counts are raised, and flags cleared, before anything is freed; nothing is freed while the
-/// image is damaged, that is, while references may be missing.  Refcount structures that cannot be
-/// believed are written anew into space that nothing uses, synced, and entered by one sector of the
-/// header (docs/engine.md, O1, O3, O6).  Stopped at any write, it can be run again.
+/// Counts are raised, and flags cleared, before anything is freed.  Refcount structures that cannot
+/// be believed are written anew into space that nothing uses, synced, and entered by one sector of
+/// the header (docs/engine.md, O1, O3, O6).  Stopped at any write, it can be run again.
+/// Invariant: nothing is freed while the image is damaged, that is, while references may be
+/// missing.
+/// Cost: the refcount blocks are read once to raise counts and once to lower them, and a block that
+/// changes is written; new structures are written as a whole.
 /// Not here: what to do about entries that lead nowhere; they are left as they are.
 #pragma once
 

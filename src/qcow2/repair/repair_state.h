@@ -2,8 +2,9 @@
 /// RepairState: what one pass of a repair works on: what a scan has found, the image as it is after
 /// what the pass has written, and what the repair has decided.
 ///
-/// Invariant: `found` never changes, except that its references have moved to `references`; after
-/// a pass has written, the state is stale and another scan makes the next one.
+/// Invariant: `found` never changes, except that its references have moved to `references`; after a
+/// pass has written, the state is stale and another scan makes the next one.
+/// Cost: the memory of the scan's result, with a second copy of the active L1 table.
 /// Not here: which passes there are (passes.h).
 #pragma once
 

@@ -5,6 +5,9 @@
 /// A new table is written where nothing is in use and counted, durably; then one sector of the
 /// header switches to it (O6, B4).  A power loss leaves the old table or the new one, and leaks.
 /// The state is stale afterwards.
+/// Invariant: the header leads to a new table only once that is written, counted and durable (O6).
+/// Cost: memory for the snapshot table or the bitmap directory; one write of it, and of a sector of
+/// the header.
 /// Not here: what is wrong with them (check/snapshot_scan.h, check/bitmap_scan.h), refcounts and
 /// entries (repair.h).
 #pragma once

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Changing tables in place, one after another, with as few sectors written as have changed.
 ///
+/// Invariant: nothing before the first sector that differs, or behind the last, is written.
+/// Cost: all L2 tables are read; one write for each that changes.
 /// Not here: order and durability, which are the callers'.
 #pragma once
 

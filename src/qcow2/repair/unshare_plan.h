@@ -4,6 +4,7 @@
 /// Metadata keeps the place first, then compressed data, then the first guest cluster; unshare.h
 /// says why.  Where an entry that would have to change lies in a table that something else uses as
 /// well, nothing is planned.
+/// Invariant: making a plan writes nothing to the image.
 /// Cost: one read of the L2 and L1 tables to find the owners.
 /// Not here: where copies go, and making them (unshare.cc).
 #pragma once
