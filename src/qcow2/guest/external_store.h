@@ -7,15 +7,13 @@
 ///   write    in place, or exclusive: fill, then stage.  A commit syncs the data file first (O2).
 ///   discard  stages zeros.  When that is durable the place is punched, under an exclusive lock
 ///            and only if no entry leads there again.
-/// A data file that must stay valid as a raw image holds the whole truth: zeroes and discards are
-/// zeros in it, and entries stay as they are.  Clusters without an entry (after QEMU's discards)
-/// are zeros in it, too, and get one, durably, before they are written.  So the two never differ,
-/// whatever was cut off or failed.
-/// Invariant: what is staged leads to the guest cluster's own offset, and nowhere else.
-/// Cost: nothing is allocated; one lock covers 64 MiB at most for zeroing, and 4096 clusters at
-/// most for punching.
-/// Not here: writes (write.h); compressed clusters, snapshots and VM state, which cannot be with a
-/// data file.
+/// A data file that must stay valid as a raw image holds what the disk holds: zeroes and discards
+/// are zeros in it, and entries stay as they are.  Clusters without an entry (after QEMU's
+/// discards) are zeros in it, too, and get one, durably, before they are written.  So the two never
+/// differ, whatever was cut off or failed. Invariant: what is staged leads to the guest cluster's
+/// own offset, and nowhere else. Cost: nothing is allocated; one lock covers 64 MiB at most for
+/// zeroing, and 4096 clusters at most for punching. Not here: writes (write.h); compressed
+/// clusters, snapshots and VM state, which cannot be with a data file.
 #pragma once
 
 #include "block/device.h"

@@ -136,7 +136,7 @@ class SnapshotChange {
 }  // namespace
 
 /// Takes the locks, in the order of resize(); then nothing is staged and limbo is empty, so that
-/// the disk, and the refcounts in memory, say the whole truth.
+/// the disk, and the refcounts in memory, agree.
 Task<void> SnapshotChange::begin() {
   co_await request_.begin();
   co_await disk_.check_can_write();

@@ -3,7 +3,7 @@
 ///
 /// Creating, applying and deleting one (SnapshotChange, snapshot.cc) takes every lock: the
 /// guest's reads go on, its writes wait.  What was staged is committed first and limbo is emptied,
-/// so that the disk says the whole truth.  Then, each line made durable before the next
+/// so that disk and memory agree.  Then, each line made durable before the next
 /// (docs/engine.md, S1):
 ///   create   dirty bit; COPIED=0 in the L1 and L2 tables; refcounts + 1, the copy of the L1 table;
 ///            snapshot table and dirty bit off, in one sector of the header
