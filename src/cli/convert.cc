@@ -146,6 +146,8 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
   if (args.skip_broken_bitmaps && !args.bitmaps) {
     return invalid("Use of --skip-broken-bitmaps requires --bitmaps");
   }
+  if ((args.trust_refcounts || args.free_leaks) && !args.no_create)
+    return invalid("--trust-refcounts and --free-leaks are for a target that is there (-n)");
   if (args.target_is_zero && !args.no_create)
     return invalid("--target-is-zero requires use of -n flag");
   if (args.target_is_zero && args.backing) {

@@ -61,6 +61,13 @@ Task<Disk> open_named(Session& session, FileOpener& opener, std::string name, Op
   open.image.share_lock = args.share;
   open.image.chain_depth_max = session.chain_max();
   open.image.message = [&session](const std::string& text) { session.warn(text); };
+  if (args.free_leaks && args.trust_refcounts) {
+    co_return invalid(
+        "--free-leaks needs the count of all references that --trust-refcounts leaves out");
+  }
+  if (args.free_leaks && !open.image.writable) {
+    co_return invalid("--free-leaks is for images that are written");
+  }
   if (args.trust_refcounts) open.image.scan = ImageOptions::Scan::never;
   open.image.free_leaks = args.free_leaks;
   if (args.format) {

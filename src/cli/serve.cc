@@ -71,6 +71,13 @@ Task<int> serve(Session& session, ServeArgs args) {
     if (!count) co_return invalid("Invalid --max-connections: ", quoted(*args.connections_max));
     plan.connections_max = static_cast<uint32_t>(*count);
   }
+  if (args.strict && (args.read_only || args.snapshot)) {
+    co_return invalid("--strict is for disks that are written; byre info --health tells of others");
+  }
+  if (args.strict && args.trust_refcounts) {
+    co_return invalid(
+        "--strict needs the count of all references that --trust-refcounts leaves out");
+  }
   if (!args.create && !args.options.empty()) co_return invalid("-o is for --create");
   if (plan.port && !nbd::is_loopback(plan.address)) {
     session.warn(cat("whoever reaches ", plan.address, " can ", plan.read_only ? "read" : "write",

@@ -184,6 +184,9 @@ Task<int> snapshot(Session& session, SnapshotArgs args) {
     co_return wrong("--rename SNAPSHOT and --to NAME go together");
   }
   // qemu-img opens the image, and does nothing with it.
+  if (!args.list.empty() && (args.trust_refcounts || args.free_leaks)) {
+    co_return invalid("--trust-refcounts and --free-leaks are for changes of the snapshots");
+  }
   if (args.actions() == 0 && session.compatibility_name())
     co_return co_await change(session, args, {});
   if (!args.apply.empty()) co_return co_await change(session, args, {"apply", args.apply[0], ""});

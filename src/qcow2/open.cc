@@ -378,7 +378,7 @@ static Task<std::unique_ptr<ReferenceScan>> scan_references(GuestDisk& disk, Ima
     health.known = true;
     if (!health.damage.sound())
       co_await fail(refuse_damaged(health.damage, disk.name(), disk.geometry()));
-    disk.references.open();
+    co_await heal(disk, health.damage);  // Only leaks are left, and go if that was asked for.
     co_return std::unique_ptr<ReferenceScan>();
   }
   co_await scan_and_heal(disk, std::move(scan), health);

@@ -144,6 +144,18 @@ class Commands(Damaged):
         with self.server(self.path("sound.qcow2"), options=("--strict",)):
             pass
 
+    def test_options_that_would_do_nothing_are_refused(self):
+        path = self.uncounted()
+        serve = ["serve", "-f", "qcow2", "-k", self.path("nbd")]
+        for words in ([*serve, "--strict", "-r", path], [*serve, "--strict", "--trust-refcounts", path],
+                      [*serve, "--free-leaks", "-r", path], ["resize", "--free-leaks", "--trust-refcounts", path, "9M"],
+                      ["snapshot", "-l", "--free-leaks", path],
+                      ["convert", "-O", "qcow2", "--free-leaks", path, self.path("new.qcow2")],
+                      ["convert", "-O", "qcow2", "--trust-refcounts", path, self.path("new.qcow2")]):
+            with self.subTest(words=words):
+                img(*words, ok=(64,))
+        self.assertFalse(os.path.exists(self.path("new.qcow2")))
+
     def test_leaks_are_freed_when_asked(self):
         path = self.path("disk.qcow2")
         qemu_img("create", "-q", "-f", "qcow2", path, "8M")
@@ -153,6 +165,10 @@ class Commands(Damaged):
         img("resize", "-q", path, "9M")
         self.assertIn("1 leaked", qemu_img("check", "-f", "qcow2", path, ok=(3,)).text)
         img("resize", "-q", "--free-leaks", path, "10M")
+        qemu_img("check", "-q", "-f", "qcow2", path)
+        qemu_io(path, "write -q 1M 64k")
+        image.set(image.table() + 8 * 16, 0)
+        img("amend", "--free-leaks", "-o", "lazy_refcounts=on", path)
         qemu_img("check", "-q", "-f", "qcow2", path)
 
 
