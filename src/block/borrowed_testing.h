@@ -48,21 +48,21 @@ class ScriptedDisk final : public Borrowed {
         options.tag != IoTag::none && options.tag == script_.failing_writes_of;
     if (script_.writes == script_.failing_write || fails_by_kind)
       co_await fail(Error(Errc::io, "it was to fail"));
-    co_await below_.write(offset, data, options);
+    co_await below().write(offset, data, options);
   }
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override {
     ++script_.zeros;
     if (!script_.holes) co_await fail(unsupported("no holes here"));
     if (script_.zeros == script_.failing_zero) co_await fail(Error(Errc::io, "it was to fail"));
-    co_await below_.zero(offset, length, options);
+    co_await below().zero(offset, length, options);
   }
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override {
-    if (script_.discards) co_await below_.discard(offset, length, options);
+    if (script_.discards) co_await below().discard(offset, length, options);
   }
   Task<void> flush(IoTag tag) override {
     if (script_.fail_flushes) co_await fail(Error(Errc::io, "the disk is gone"));
     ++script_.flushes;
-    co_await below_.flush(tag);
+    co_await below().flush(tag);
   }
 
  private:

@@ -12,23 +12,22 @@ namespace byre {
 class Compress final : public Filter {
  public:
   /// `cluster`: what the device below compresses as one.
-  Compress(std::unique_ptr<Device> below, uint64_t cluster)
-      : Filter(std::move(below)), cluster_(cluster) {}
+  Compress(Child below, uint64_t cluster) : Filter(std::move(below)), cluster_(cluster) {}
 
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     const uint64_t end = offset + data.size();
     const uint64_t first = round_up(offset, cluster_);
     // The last cluster of a disk may be a part of one.
-    const uint64_t last = end == below_.size() ? end : round_down(end, cluster_);
+    const uint64_t last = end == below().size() ? end : round_down(end, cluster_);
     if (first >= last) {
-      co_await below_.write(offset, data, options);
+      co_await below().write(offset, data, options);
       co_return;
     }
     WriteOptions compressed = options;
     compressed.compressed = true;
-    if (offset < first) co_await below_.write(offset, data.first(first - offset), options);
-    co_await below_.write(first, data.subspan(first - offset, last - first), compressed);
-    if (last < end) co_await below_.write(last, data.subspan(last - offset), options);
+    if (offset < first) co_await below().write(offset, data.first(first - offset), options);
+    co_await below().write(first, data.subspan(first - offset, last - first), compressed);
+    if (last < end) co_await below().write(last, data.subspan(last - offset), options);
   }
 
  private:

@@ -19,13 +19,12 @@ enum class DetectZeroesMode : uint8_t {
 
 class DetectZeroes final : public Filter {
  public:
-  DetectZeroes(std::unique_ptr<Device> below, DetectZeroesMode mode)
-      : Filter(std::move(below)), mode_(mode) {}
+  DetectZeroes(Child below, DetectZeroesMode mode) : Filter(std::move(below)), mode_(mode) {}
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     if (mode_ == DetectZeroesMode::off || options.compressed || data.empty() || !is_zero(data))
-      return below_.write(offset, data, options);
-    return below_.zero(offset, data.size(),
-                       {.may_unmap = mode_ == DetectZeroesMode::unmap, .fua = options.fua});
+      return below().write(offset, data, options);
+    return below().zero(offset, data.size(),
+                        {.may_unmap = mode_ == DetectZeroesMode::unmap, .fua = options.fua});
   }
 
  private:

@@ -13,8 +13,10 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/bytes.h"
 #include "coro/task.h"
@@ -93,6 +95,18 @@ struct Extent {
   std::string_view file;
 };
 
+/// What a device can do beside reading and writing; the same as long as it is open.
+struct Capabilities {
+  bool compresses = false;  ///< WriteOptions::compressed.
+  bool snapshots = false;   ///< It keeps internal snapshots.
+  /// A discard of less, or of other offsets, gives nothing back; 0: no discard does.
+  uint64_t discard_granularity = 0;
+};
+
+class Child;
+class Gate;
+class Node;
+
 class Device {
  public:
   Device() = default;
@@ -105,6 +119,7 @@ class Device {
   virtual uint32_t alignment() const { return 1; }
   /// Requests of this size and alignment are cheapest (a cluster, for an image).
   virtual uint32_t preferred_size() const { return 4096; }
+  virtual Capabilities capabilities() const { return {}; }
   /// For messages: what the user called it.
   virtual const std::string& name() const = 0;
   virtual Reactor& reactor() = 0;
@@ -133,11 +148,27 @@ class Device {
   /// Gives up without I/O: opening failed half way, or the simulated process died.
   virtual void abandon() {}
 
+  // What the graph asks (graph.h, drain.h).
+  /// Null while nothing leads to it.
+  Node* node() const { return node_; }
+  /// The edges down from here.
+  std::span<Child* const> children() const { return children_; }
+  /// What it has not yet done of itself, and would do later: now.  No request runs.
+  virtual Task<void> settle() { co_return; }
+  /// Where work enters that it does by itself, beside requests; null: it does none.
+  virtual Gate* background_gate() { return nullptr; }
+
  protected:
   /// The error for a request that passes the end.
   Error out_of_range(std::string_view what, uint64_t offset, uint64_t length) const;
   /// The error for a compressed write where there are none.
   Error no_compression() const;
+
+ private:
+  friend class Child;
+  friend class Node;
+  Node* node_ = nullptr;
+  std::vector<Child*> children_;
 };
 
 }  // namespace byre

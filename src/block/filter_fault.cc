@@ -260,11 +260,11 @@ Result<FaultRules> parse_fault_config(std::string_view text) {
 
 // The filter.
 
-FaultFilter::FaultFilter(std::unique_ptr<Device> below, FaultRules rules)
+FaultFilter::FaultFilter(Child below, FaultRules rules)
     : Filter(std::move(below)),
       rules_(std::move(rules)),
       spent_(rules_.inject_errors.size()),
-      changed_(below_.reactor().ready()) {
+      changed_(Filter::below().reactor().ready()) {
   count(FaultEvent::none);
 }
 
@@ -347,20 +347,20 @@ Task<void> FaultFilter::admit(Request request, IoTag tag, FaultEvent own) {
 Task<void> FaultFilter::read(uint64_t offset, MutableBytes data, IoTag tag) {
   const Request request{.io = FaultIo::read, .offset = offset, .length = data.size()};
   co_await admit(request, tag, FaultEvent::none);
-  co_await below_.read(offset, data, tag);
+  co_await below().read(offset, data, tag);
 }
 
 Task<void> FaultFilter::write(uint64_t offset, Bytes data, WriteOptions options) {
   const Request request{.io = FaultIo::write, .offset = offset, .length = data.size()};
   co_await admit(request, options.tag, FaultEvent::pwritev);
-  co_await below_.write(offset, data, options);
+  co_await below().write(offset, data, options);
   co_await end_write(options.fua);
 }
 
 Task<void> FaultFilter::zero(uint64_t offset, uint64_t length, ZeroOptions options) {
   const Request request{.io = FaultIo::write_zeroes, .offset = offset, .length = length};
   co_await admit(request, IoTag::none, FaultEvent::pwritev_zero);
-  co_await below_.zero(offset, length, options);
+  co_await below().zero(offset, length, options);
   co_await end_write(options.fua);
 }
 
@@ -374,29 +374,29 @@ Task<void> FaultFilter::end_write(bool fua) {
 Task<void> FaultFilter::discard(uint64_t offset, uint64_t length, DiscardOptions options) {
   const Request request{.io = FaultIo::discard, .offset = offset, .length = length};
   co_await admit(request, IoTag::cluster_punch, FaultEvent::none);
-  co_await below_.discard(offset, length, options);
+  co_await below().discard(offset, length, options);
 }
 
 Task<void> FaultFilter::flush(IoTag tag) {
   co_await admit(kFlush, tag, FaultEvent::none);
-  co_await below_.flush(tag);
+  co_await below().flush(tag);
 }
 
 Task<Extent> FaultFilter::status(uint64_t offset, uint64_t length) {
   const Request request{.io = FaultIo::block_status, .offset = offset, .length = length};
   co_await admit(request, IoTag::none, FaultEvent::none);
-  co_return co_await below_.status(offset, length);
+  co_return co_await below().status(offset, length);
 }
 
 Task<void> FaultFilter::allocate(uint64_t offset, uint64_t length) {
   const Request request{.io = FaultIo::write_zeroes, .offset = offset, .length = length};
   co_await admit(request, IoTag::none, FaultEvent::cluster_alloc_space);
-  co_await below_.allocate(offset, length);
+  co_await below().allocate(offset, length);
 }
 
 Task<void> FaultFilter::close() {
   release_all();
-  co_await below_.close();
+  co_await below().close();
 }
 
 // Breakpoints.

@@ -133,7 +133,7 @@ Result<FaultRules> parse_fault_config(std::string_view text);
 
 class FaultFilter final : public Filter {
  public:
-  FaultFilter(std::unique_ptr<Device> below, FaultRules rules);
+  FaultFilter(Child below, FaultRules rules);
 
   /// The next request that raises `event` is held, under the name `tag`.
   void set_break(FaultEvent event, std::string tag);

@@ -49,7 +49,7 @@ Task<void> PointInTimeFilter::fetch(std::shared_ptr<Moment> moment, uint64_t fir
                                     std::vector<std::shared_ptr<Piece>> run) {
   const uint64_t at = first * kPiece;
   std::vector<std::byte> bytes(std::min(run.size() * kPiece, moment->size - at));
-  const Result<void> read = co_await below_.read(at, bytes, IoTag::none).result();
+  const Result<void> read = co_await below().read(at, bytes, IoTag::none).result();
   for (uint64_t i = 0; i < run.size(); ++i) {
     const Bytes part = Bytes(bytes).subspan(i * kPiece);
     if (read) {
@@ -64,23 +64,23 @@ Task<void> PointInTimeFilter::fetch(std::shared_ptr<Moment> moment, uint64_t fir
 
 Task<void> PointInTimeFilter::write_keeping(uint64_t offset, Bytes data, WriteOptions options) {
   co_await keep(offset, data.size());
-  co_await below_.write(offset, data, options);
+  co_await below().write(offset, data, options);
 }
 
 Task<void> PointInTimeFilter::zero_keeping(uint64_t offset, uint64_t length, ZeroOptions options) {
   co_await keep(offset, length);
-  co_await below_.zero(offset, length, options);
+  co_await below().zero(offset, length, options);
 }
 
 Task<void> PointInTimeFilter::discard_keeping(uint64_t offset, uint64_t length,
                                               DiscardOptions options) {
   co_await keep(offset, length);
-  co_await below_.discard(offset, length, options);
+  co_await below().discard(offset, length, options);
 }
 
 Task<void> PointInTimeFilter::shrink_keeping(uint64_t size) {
   co_await keep(size, UINT64_MAX - size);
-  co_await below_.resize(size);
+  co_await below().resize(size);
 }
 
 PointInTimeFilter::View::View(PointInTimeFilter& filter, uint64_t kept_max)
@@ -104,9 +104,11 @@ Task<void> PointInTimeFilter::View::read(uint64_t offset, MutableBytes data, IoT
   if (offset > size() || data.size() > size() - offset) {
     co_await fail(out_of_range("read", offset, data.size()));
   }
+  Gate::Pass pass;
+  if (gate_) pass = co_await gate_->enter();
   // First what is there, then over it what was kept: whatever was written while this read ran was
   // kept before.
-  Device& below = filter_.below_;
+  Device& below = filter_.below();
   for (;;) {
     const uint64_t end = below.size();
     const uint64_t there = offset < end ? std::min<uint64_t>(end - offset, data.size()) : 0;

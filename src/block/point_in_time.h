@@ -23,6 +23,7 @@
 
 #include "block/filter.h"
 #include "coro/event.h"
+#include "coro/gate.h"
 
 namespace byre {
 
@@ -40,6 +41,8 @@ class PointInTimeFilter final : public Filter {
     /// From here on `wanted(from)` says what may still be read: the first such byte from `from` on,
     /// UINT64_MAX when there is none.  Until it is called nothing is kept: nobody may write.
     void keep(std::function<uint64_t(uint64_t from)> wanted);
+    /// From here on each read takes a pass of `gate`.
+    void read_through(Gate& gate) { gate_ = &gate; }
     uint64_t kept_bytes() const;
 
     uint64_t size() const override;
@@ -56,25 +59,26 @@ class PointInTimeFilter final : public Filter {
 
    private:
     PointInTimeFilter& filter_;
+    Gate* gate_ = nullptr;
     std::shared_ptr<Moment> moment_;
   };
 
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
-    if (!moment_) return below_.write(offset, data, options);
+    if (!moment_) return below().write(offset, data, options);
     return write_keeping(offset, data, options);
   }
   BYRE_CORO_WRAPPER Task<void> zero(uint64_t offset, uint64_t length,
                                     ZeroOptions options) override {
-    if (!moment_) return below_.zero(offset, length, options);
+    if (!moment_) return below().zero(offset, length, options);
     return zero_keeping(offset, length, options);
   }
   BYRE_CORO_WRAPPER Task<void> discard(uint64_t offset, uint64_t length,
                                        DiscardOptions options) override {
-    if (!moment_) return below_.discard(offset, length, options);
+    if (!moment_) return below().discard(offset, length, options);
     return discard_keeping(offset, length, options);
   }
   BYRE_CORO_WRAPPER Task<void> resize(uint64_t size) override {
-    if (!moment_ || size >= below_.size()) return below_.resize(size);
+    if (!moment_ || size >= below().size()) return below().resize(size);
     return shrink_keeping(size);
   }
 

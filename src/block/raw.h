@@ -26,6 +26,7 @@ class RawDevice final : public Device {
   uint64_t size() const override { return file_->size(); }
   bool writable() const override { return file_->properties().writable; }
   uint32_t preferred_size() const override;
+  Capabilities capabilities() const override { return {.discard_granularity = preferred_size()}; }
   const std::string& name() const override { return file_->properties().name; }
   Reactor& reactor() override { return file_->reactor(); }
 

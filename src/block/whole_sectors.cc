@@ -7,37 +7,37 @@ namespace byre {
 
 Task<void> WholeSectors::grow() {
   const Mutex::Hold hold = co_await grow_mutex_.lock();
-  if (below_.size() < size()) co_await below_.resize(size());
+  if (below().size() < size()) co_await below().resize(size());
 }
 
 Task<void> WholeSectors::read_rest(uint64_t offset, MutableBytes data, IoTag tag) {
-  const uint64_t there = offset < below_.size() ? below_.size() - offset : 0;
+  const uint64_t there = offset < below().size() ? below().size() - offset : 0;
   const uint64_t own = std::min<uint64_t>(there, data.size());
-  if (own != 0) co_await below_.read(offset, data.first(own), tag);
+  if (own != 0) co_await below().read(offset, data.first(own), tag);
   fill_zero(data.subspan(own));
 }
 
 Task<void> WholeSectors::write_rest(uint64_t offset, Bytes data, WriteOptions options) {
   co_await grow();
-  co_await below_.write(offset, data, options);
+  co_await below().write(offset, data, options);
 }
 
 /// What is not there reads as zeros already.
 Task<void> WholeSectors::zero_rest(uint64_t offset, uint64_t length, ZeroOptions options) {
-  const uint64_t there = offset < below_.size() ? below_.size() - offset : 0;
-  if (there != 0) co_await below_.zero(offset, std::min(there, length), options);
+  const uint64_t there = offset < below().size() ? below().size() - offset : 0;
+  if (there != 0) co_await below().zero(offset, std::min(there, length), options);
 }
 
 Task<void> WholeSectors::discard_rest(uint64_t offset, uint64_t length, DiscardOptions options) {
-  const uint64_t there = offset < below_.size() ? below_.size() - offset : 0;
-  if (there != 0) co_await below_.discard(offset, std::min(there, length), options);
+  const uint64_t there = offset < below().size() ? below().size() - offset : 0;
+  if (there != 0) co_await below().discard(offset, std::min(there, length), options);
 }
 
 Task<Extent> WholeSectors::status(uint64_t offset, uint64_t length) {
-  const uint64_t end = below_.size();
+  const uint64_t end = below().size();
   if (offset >= end && offset + length <= size()) {
     // A raw file goes on one to one, as qemu-img has it.
-    Extent rest = co_await below_.status(end - 1, 1);
+    Extent rest = co_await below().status(end - 1, 1);
     if (rest.host_offset == end - 1) {
       rest.host_offset = offset;
     } else {
@@ -50,7 +50,7 @@ Task<Extent> WholeSectors::status(uint64_t offset, uint64_t length) {
     co_return rest;
   }
   const uint64_t own = offset + length <= size() ? std::min(length, end - offset) : length;
-  co_return co_await below_.status(offset, own);
+  co_return co_await below().status(offset, own);
 }
 
 }  // namespace byre

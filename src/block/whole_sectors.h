@@ -15,33 +15,32 @@ namespace byre {
 
 class WholeSectors final : public Filter {
  public:
-  explicit WholeSectors(std::unique_ptr<Device> below)
-      : Filter(std::move(below)), grow_mutex_(reactor().ready()) {}
+  explicit WholeSectors(Child below) : Filter(std::move(below)), grow_mutex_(reactor().ready()) {}
 
-  uint64_t size() const override { return round_up(below_.size(), kSectorSize); }
+  uint64_t size() const override { return round_up(below().size(), kSectorSize); }
   BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
-    if (ends_below(offset, data.size())) return below_.read(offset, data, tag);
+    if (ends_below(offset, data.size())) return below().read(offset, data, tag);
     return read_rest(offset, data, tag);
   }
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
-    if (ends_below(offset, data.size())) return below_.write(offset, data, options);
+    if (ends_below(offset, data.size())) return below().write(offset, data, options);
     return write_rest(offset, data, options);
   }
   BYRE_CORO_WRAPPER Task<void> zero(uint64_t offset, uint64_t length,
                                     ZeroOptions options) override {
-    if (ends_below(offset, length)) return below_.zero(offset, length, options);
+    if (ends_below(offset, length)) return below().zero(offset, length, options);
     return zero_rest(offset, length, options);
   }
   BYRE_CORO_WRAPPER Task<void> discard(uint64_t offset, uint64_t length,
                                        DiscardOptions options) override {
-    if (ends_below(offset, length)) return below_.discard(offset, length, options);
+    if (ends_below(offset, length)) return below().discard(offset, length, options);
     return discard_rest(offset, length, options);
   }
   Task<Extent> status(uint64_t offset, uint64_t length) override;
 
  private:
   bool ends_below(uint64_t offset, uint64_t length) const {
-    return offset + length <= below_.size() || offset + length > size();
+    return offset + length <= below().size() || offset + length > size();
   }
   Task<void> grow();
   Task<void> read_rest(uint64_t offset, MutableBytes data, IoTag tag);

@@ -146,7 +146,7 @@ Task<void> apply(Session& session, FileOpener& opener, AmendArgs args, AmendOpti
                   .waiting_for = [&] { return cat("changes of ", quoted(*args.image)); }});
     done = co_await disk.image->amend(std::move(wanted)).result();
   }
-  Result<void> closed = co_await disk.device->close().result();
+  Result<void> closed = co_await disk.device.close().result();
   co_await std::move(done);
   co_await std::move(closed);
 }
@@ -172,7 +172,7 @@ Task<int> amend(Session& session, AmendArgs args) {
   if (args.options.help) {
     Disk disk = co_await open_named(session, opener, *args.image, args, {.without_backing = true});
     const bool is_image = disk.image != nullptr;
-    co_await disk.device->close();
+    co_await disk.device.close();
     if (!is_image) co_return unsupported("Format driver 'raw' does not support option amendment");
     session.print(amend_option_help());
     co_return 0;

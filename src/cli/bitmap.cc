@@ -170,7 +170,7 @@ Task<int> list(Session& session, BitmapArgs args) {
   BitmapList none;
   const BitmapList& bitmaps = disk.image ? disk.image->bitmaps() : none;
   session.print(session.json() ? to_json(json_of(file, bitmaps)) : table_of(bitmaps));
-  co_await disk.device->close();
+  co_await disk.device.close();
   co_return 0;
 }
 
@@ -223,8 +223,8 @@ Task<int> bitmap(Session& session, BitmapArgs args) {
   }
   Json result;
   if (done && disk.image) result = json_of(file, disk.image->bitmaps());
-  Result<void> closed = co_await disk.device->close().result();
-  if (source) (void)co_await source->device->close().result();
+  Result<void> closed = co_await disk.device.close().result();
+  if (source) (void)co_await source->device.close().result();
   co_await std::move(done);
   co_await std::move(closed);
   if (session.json()) session.print(to_json(result));

@@ -23,13 +23,13 @@ namespace byre {
 namespace {
 
 /// The names the program answers to, and what it is under each.
-enum class Role : uint8_t { byre, qemu_img, qemu_io, qemu_nbd };
+enum class ToolName : uint8_t { byre, qemu_img, qemu_io, qemu_nbd };
 
-Role role_of(std::string_view program) {
-  if (program == "qemu-img") return Role::qemu_img;
-  if (program == "qemu-io") return Role::qemu_io;
-  if (program == "qemu-nbd") return Role::qemu_nbd;
-  return Role::byre;
+ToolName role_of(std::string_view program) {
+  if (program == "qemu-img") return ToolName::qemu_img;
+  if (program == "qemu-io") return ToolName::qemu_io;
+  if (program == "qemu-nbd") return ToolName::qemu_nbd;
+  return ToolName::byre;
 }
 
 std::string version_text(Session& session) {
@@ -172,7 +172,7 @@ int run_program(const std::vector<std::string>& words) {
   // What --fork starts is /proc/self/exe, and ps and pkill would know it as "exe".
   prctl(PR_SET_NAME, program.c_str());
   say_when_memory_runs_out(program);
-  const Role role = role_of(program);
+  const ToolName role = role_of(program);
   Result<std::unique_ptr<Reactor>> reactor = make_reactor();
   if (!reactor) {
     fmt::print(stderr, "{}: {}\n", program, reactor.error().message());
@@ -183,21 +183,21 @@ int run_program(const std::vector<std::string>& words) {
       read_environment([](const char* name) { return std::getenv(name); });
   if (!environment) {
     fmt::print(stderr, "{}: {}\n", program, environment.error().message());
-    return role == Role::byre ? kExitUsage : kExitFailure;
+    return role == ToolName::byre ? kExitUsage : kExitFailure;
   }
   Session session(**reactor, {.program = program,
-                              .compatibility_name = role != Role::byre,
+                              .compatibility_name = role != ToolName::byre,
                               .follow = environment->follow,
                               .chain_max = environment->chain_max,
                               .words = rest});
   switch (role) {
-    case Role::byre:
+    case ToolName::byre:
       return run_subcommand(session, byre_commands(), rest);
-    case Role::qemu_img:
+    case ToolName::qemu_img:
       return run_subcommand(session, qemu_img_commands(), rest);
-    case Role::qemu_nbd:
+    case ToolName::qemu_nbd:
       return kQemuNbd.run(session, rest);
-    case Role::qemu_io:
+    case ToolName::qemu_io:
       break;
   }
   return kIo.run(session, rest);

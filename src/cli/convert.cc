@@ -225,12 +225,12 @@ struct Disks {
   Task<void> close() {
     Result<void> first;
     for (Disk& source : sources) {
-      Result<void> closed = co_await source.device->close().result();
+      Result<void> closed = co_await source.device.close().result();
       if (!closed && first) first = std::move(closed);
     }
     sources.clear();
     if (target) {
-      Result<void> closed = co_await target->device->close().result();
+      Result<void> closed = co_await target->device.close().result();
       if (!closed && first) first = std::move(closed);
       target.reset();
     }
@@ -279,7 +279,7 @@ Task<void> go_to_snapshot(Session& session, FileOpener& opener, ConvertArgs args
   }
   Result<std::string> word = plan.snapshot->find(source.image->snapshots());
   if (!word) co_await fail(failed(word.error().message()));
-  co_await source.device->close();
+  co_await source.device.close();
   disks.sources.clear();
   ImageOptions options{
       .direct = is_direct(plan.source_cache), .snapshot = *word, .salvage = args.salvage};

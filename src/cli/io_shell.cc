@@ -207,7 +207,7 @@ Task<void> IoShell::close() {
   if (!device_) co_return;
   for (FaultFilter* filter : filters_) filter->release_all();
   co_await background_.join();
-  const Result<void> closed = co_await device_->close().result();
+  const Result<void> closed = co_await device_.close().result();
   if (!closed) {
     complain(cat(options_.program, ": close: ", closed.error().message(), "\n"));
     failed_ = true;
@@ -223,8 +223,8 @@ Task<void> IoShell::finish() { co_await close(); }
 // Commands.
 
 Task<void> IoShell::run(std::string line) {
-  const IoContext context{.has_file = device_ != nullptr,
-                          .writable = device_ != nullptr && device_->writable(),
+  const IoContext context{.has_file = static_cast<bool>(device_),
+                          .writable = static_cast<bool>(device_) && device_->writable(),
                           .program = options_.program};
   std::expected<IoCommand, IoComplaint> command = parse_io_command(line, context);
   if (!command) {

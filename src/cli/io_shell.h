@@ -55,7 +55,7 @@ class IoShell {
  private:
   /// What the layers of a disk are built into.
   struct Opened {
-    std::unique_ptr<Device> device;
+    Child device;
     Image* image = nullptr;             ///< The topmost.
     std::vector<FaultFilter*> filters;  ///< From the bottom up.
   };
@@ -113,7 +113,7 @@ class IoShell {
   FileOpener& opener_;
   Options options_;
   Scope background_;
-  std::unique_ptr<Device> device_;
+  Child device_;
   Image* image_ = nullptr;
   std::vector<FaultFilter*> filters_;
   bool write_through_ = false;

@@ -113,7 +113,7 @@ Task<void> open_chain(Session& session, FileOpener& opener, MapArgs args, Chain&
 /// Backwards: whoever was opened last is closed first.
 Task<void> close_all(Chain& chain) {
   while (!chain.empty()) {
-    co_await chain.back().device->close();
+    co_await chain.back().device.close();
     chain.pop_back();
   }
 }

@@ -55,8 +55,7 @@ Error could_not_open(std::string_view name, Error error, bool can_share) {
 }
 
 Task<Disk> open_named(Session& session, FileOpener& opener, std::string name, OpenArgs args,
-                      ImageOptions options,
-                      std::function<std::unique_ptr<Device>(std::unique_ptr<Device>)> over_file) {
+                      ImageOptions options, std::function<Child(Child)> over_file) {
   OpenDiskOptions open{.image = std::move(options), .over_file = std::move(over_file)};
   open.image.share_lock = args.share;
   open.image.chain_depth_max = session.chain_max();

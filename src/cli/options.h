@@ -59,9 +59,8 @@ Argument share_argument() {
 
 /// Opens the image that the user called `name`; errors read "Could not open 'name': why".
 /// `over_file`: OpenDiskOptions::over_file.
-Task<Disk> open_named(
-    Session& session, FileOpener& opener, std::string name, OpenArgs args, ImageOptions options,
-    std::function<std::unique_ptr<Device>(std::unique_ptr<Device>)> over_file = {});
+Task<Disk> open_named(Session& session, FileOpener& opener, std::string name, OpenArgs args,
+                      ImageOptions options, std::function<Child(Child)> over_file = {});
 
 /// The format that the user gave, or that the file's first bytes show.
 Task<DiskFormat> format_of(File& file, std::optional<std::string> given);

@@ -80,8 +80,7 @@ Result<uint64_t> plan(const Disk& disk, const ResizeArgs& args, const Wanted& wa
 class Watched final : public Filter {
  public:
   using Changed = std::function<void(uint64_t)>;
-  Watched(std::unique_ptr<Device> below, Changed changed)
-      : Filter(std::move(below)), changed_(std::move(changed)) {}
+  Watched(Child below, Changed changed) : Filter(std::move(below)), changed_(std::move(changed)) {}
 
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     co_await below().write(offset, data, options);
@@ -196,7 +195,7 @@ Task<int> resize(Session& session, ResizeArgs args) {
   if (!mode) co_return invalid("Invalid preallocation mode '", *args.preallocation, "'");
   SystemGate opener(session.reactor(), session.policy(args.follow));
   Steps* watching = nullptr;
-  const auto over_file = [&](std::unique_ptr<Device> file) -> std::unique_ptr<Device> {
+  const auto over_file = [&](Child file) -> Child {
     return std::make_unique<Watched>(std::move(file), [&](uint64_t bytes) {
       if (watching) watching->add(bytes);
     });
@@ -216,7 +215,7 @@ Task<int> resize(Session& session, ResizeArgs args) {
     done = co_await apply(disk, *total, *mode, steps).result();
     watching = nullptr;
   }
-  Result<void> closed = co_await disk.device->close().result();
+  Result<void> closed = co_await disk.device.close().result();
   if (!total && !session.compatibility_name()) co_return std::move(total).error();
   if (!total) {
     // One message a line, as qemu-img has them.

@@ -137,7 +137,7 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
   co_await make_if_missing(session, opener, plan);
   Disk disk = co_await open_served(session, opener, plan);
   if (plan.check_every && !disk.image) {
-    co_await disk.device->close();
+    co_await disk.device.close();
     co_return invalid(quoted(plan.image), " is raw, which has no checks; leave --check-every out");
   }
   Result<std::vector<nbd::ExportContext>> contexts =

@@ -30,7 +30,7 @@ Task<std::string> find_served(Session& session, FileOpener& opener, const ServeP
       co_await open_named(session, opener, plan.image, plan.open, {.without_backing = true});
   Result<std::string> word = unsupported("A raw disk has no snapshots");
   if (disk.image) word = plan.snapshot->find(disk.image->snapshots());
-  co_await disk.device->close();
+  co_await disk.device.close();
   if (!word) co_return std::move(word).error().while_doing("Failed to load snapshot");
   co_return *std::move(word);
 }
@@ -51,7 +51,7 @@ Result<void> check_layers(const ServePlan& plan, const Disk& disk) {
   if ((plan.offset != 0 || plan.slice_size) && !plan.bitmaps.empty()) {
     return unsupported("a part of a disk is served without bitmaps");
   }
-  if (plan.compress && (!disk.image || disk.image->geometry().data_file)) {
+  if (plan.compress && !disk.device->capabilities().compresses) {
     return invalid("Compression not supported for this file format");
   }
   // A client that zeroes or discards would mean "zeros", and the whole chain would show old data.
@@ -110,7 +110,7 @@ Task<Disk> open_served(Session& session, FileOpener& opener, const ServePlan& pl
   Disk disk = co_await open_named(session, opener, plan.image, plan.open, options);
   if (plan.size && disk.size() != round_up(*plan.size, kSectorSize)) {
     const uint64_t there = disk.size();
-    co_await disk.device->close();
+    co_await disk.device.close();
     co_return invalid(quoted(plan.image), " is there, and its disk has ", there, " bytes, not ",
                       *plan.size, "; leave --size out, or resize it");
   }
@@ -118,20 +118,20 @@ Task<Disk> open_served(Session& session, FileOpener& opener, const ServePlan& pl
     warn_of_guess(session, plan.image);
   }
   if (Result<void> can = check_layers(plan, disk); !can) {
-    co_await disk.device->close();
+    co_await disk.device.close();
     co_return std::move(can).error();
   }
   co_return std::move(disk);
 }
 
 void put_layers(const ServePlan& plan, Disk& disk) {
-  std::unique_ptr<Device>& device = disk.device;
+  Child& device = disk.device;
   if (plan.offset != 0 || plan.slice_size) {
     const uint64_t size = plan.slice_size.value_or(device->size() - plan.offset);
     device = std::make_unique<Slice>(std::move(device), plan.offset, size);
   }
   if (plan.compress) {
-    const uint64_t cluster = disk.image->geometry().cluster_size();
+    const uint64_t cluster = device->preferred_size();
     device = std::make_unique<Compress>(std::move(device), cluster);
   }
   if (plan.detect_zeroes != DetectZeroesMode::off)

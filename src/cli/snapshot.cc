@@ -164,7 +164,7 @@ Task<int> change(Session& session, SnapshotArgs args, Action action) {
   if (!done && disk.image) done = in_words(action, std::move(done).error());
   Json result = {{"filename", args.image}};
   if (disk.image) result["snapshots"] = json_list(disk.image->snapshots());
-  Result<void> closed = co_await disk.device->close().result();
+  Result<void> closed = co_await disk.device.close().result();
   co_await std::move(done);
   co_await std::move(closed);
   if (session.json()) session.print(to_json(result));

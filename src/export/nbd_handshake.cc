@@ -7,7 +7,7 @@
 namespace byre::nbd {
 
 Terms terms_of(const Export& target, Service service) {
-  const Device& device = *target.device;
+  const Device& device = target.disk->device();
   Terms terms{.flags = kHasFlags | kSendFlush | kSendFua,
               .structured = service.structured,
               .alignment = device.alignment()};
@@ -21,9 +21,9 @@ Terms terms_of(const Export& target, Service service) {
 }
 
 BlockSizeInfo block_sizes_of(const Export& target) {
-  const uint32_t minimum = target.device->alignment();
+  const uint32_t minimum = target.disk->device().alignment();
   // A power of two within these, whatever the device prefers (spec: "Block size constraints").
-  const uint32_t preferred = std::clamp(std::bit_floor(target.device->preferred_size()),
+  const uint32_t preferred = std::clamp(std::bit_floor(target.disk->device().preferred_size()),
                                         std::max<uint32_t>(minimum, kSectorSize), kPayloadMax);
   return {.minimum = minimum, .preferred = preferred, .maximum = kPayloadMax};
 }
@@ -34,7 +34,7 @@ Result<void> Exports::add(Export target, bool is_default) {
                    ": names and descriptions have at most 4096 bytes");
   if (target.name.find('\0') != std::string::npos)
     return invalid("export ", byre::quoted(target.name), ": a name has no zero bytes");
-  const uint32_t alignment = target.device->alignment();
+  const uint32_t alignment = target.disk->device().alignment();
   if (!std::has_single_bit(alignment) || alignment > 64 * KiB)
     return unsupported("export ", byre::quoted(target.name), ": NBD knows no alignment of ",
                        alignment);

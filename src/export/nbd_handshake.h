@@ -19,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-#include "block/device.h"
+#include "block/entrance.h"
 #include "export/nbd_wire.h"
 
 namespace byre::nbd {
@@ -35,7 +35,7 @@ struct ExportContext {
 struct Export {
   std::string name;         ///< What a client asks for; "" is the default export's usual name.
   std::string description;  ///< For people, in listings.
-  Device* device = nullptr;
+  std::shared_ptr<Entrance> disk;
   bool writable = false;  ///< Of use only if the device is writable too.
   bool depth = true;      ///< The context qemu:allocation-depth is there.
   std::vector<ExportContext> contexts;

@@ -39,9 +39,9 @@ std::vector<Reply> replies_in(const Text& out, Option option) {
 class NbdHandshake : public ::testing::Test {
  protected:
   NbdHandshake() {
-    EXPECT_TRUE(
-        exports.add({.name = "disk", .description = "a disk", .device = &disk, .writable = true}));
-    EXPECT_TRUE(exports.add({.name = "other", .device = &disk}, true));
+    EXPECT_TRUE(exports.add(
+        {.name = "disk", .description = "a disk", .disk = Entrance::to(disk), .writable = true}));
+    EXPECT_TRUE(exports.add({.name = "other", .disk = Entrance::to(disk)}, true));
   }
   using Next = Handshake::Next;
 
@@ -280,7 +280,7 @@ TEST_F(NbdHandshake, NothingIsAnnouncedThatWouldBeRefused) {
                 cat(device_writes, export_writes, structured, " ", clients, " ", alignment));
             disk.can_write = device_writes;
             disk.align = alignment;
-            const Export target{.name = "x", .device = &disk, .writable = export_writes};
+            const Export target{.name = "x", .disk = Entrance::to(disk), .writable = export_writes};
             const Terms terms =
                 terms_of(target, {.structured = structured, .clients_max = clients});
             const bool writes = device_writes && export_writes;
@@ -345,7 +345,7 @@ TEST_F(NbdHandshake, NothingIsAnnouncedThatWouldBeRefused) {
 
 TEST_F(NbdHandshake, TheDepthOfAllocationIsOfferedOnlyWhereAsked) {
   Exports plain;
-  ASSERT_TRUE(plain.add({.name = "disk", .device = &disk, .depth = false}, true));
+  ASSERT_TRUE(plain.add({.name = "disk", .disk = Entrance::to(disk), .depth = false}, true));
   Handshake without(plain, {});
   Text out;
   without.option(Option::structured_reply, {}, out);
@@ -382,14 +382,15 @@ TEST_F(NbdHandshake, BlockSizesKeepTheSpecificationsBounds) {
 TEST_F(NbdHandshake, ATailThatNoRequestCanReachIsNotOffered) {
   TestDevice odd(reactor, 4096 + 100);
   odd.align = 512;
-  EXPECT_EQ(terms_of({.name = "odd", .device = &odd}, {}).size, 4096u);
+  EXPECT_EQ(terms_of({.name = "odd", .disk = Entrance::to(odd)}, {}).size, 4096u);
 }
 
 TEST_F(NbdHandshake, NamesAreUniqueAndShort) {
-  EXPECT_FALSE(exports.add({.name = "disk", .device = &disk}));
-  EXPECT_FALSE(exports.add({.name = std::string(4097, 'x'), .device = &disk}));
-  EXPECT_FALSE(exports.add({.name = std::string("a\0b", 3), .device = &disk}));
-  EXPECT_FALSE(exports.add({.name = "third", .device = &disk}, true));  // There is a default.
+  EXPECT_FALSE(exports.add({.name = "disk", .disk = Entrance::to(disk)}));
+  EXPECT_FALSE(exports.add({.name = std::string(4097, 'x'), .disk = Entrance::to(disk)}));
+  EXPECT_FALSE(exports.add({.name = std::string("a\0b", 3), .disk = Entrance::to(disk)}));
+  EXPECT_FALSE(
+      exports.add({.name = "third", .disk = Entrance::to(disk)}, true));  // There is a default.
   EXPECT_EQ(exports.find("third"), nullptr);
 }
 

@@ -2,7 +2,7 @@
 /// Server: exports by name, doors that clients come in by, and the sessions of those who came.
 ///
 ///     nbd::Server server(reactor, {});
-///     co_await server.add_export({.name = "", .device = &disk, .writable = true});
+///     co_await server.add_export({.name = "", .disk = Entrance::to(disk), .writable = true});
 ///     server.add_listener(std::move(listener), {.allow_list = true});
 ///     co_await server.serve();   // until stop()
 ///
@@ -55,7 +55,8 @@ class Server {
   Server(Reactor& reactor, ServerOptions options);
   Server(const Server&) = delete;
 
-  /// `target.device` outlives serve().  `is_default`: what a client gets that names no export.
+  /// the device of `target` outlives serve().  `is_default`: what a client gets that names no
+  /// export.
   Result<void> add_export(Export target, bool is_default = false) {
     return exports_.add(std::move(target), is_default);
   }

@@ -5,17 +5,18 @@
 
 namespace byre::nbd {
 
-ServerRun::ServerRun(Reactor& reactor, std::unique_ptr<Device> disk, std::string disk_name,
-                     ServerOptions options)
+ServerRun::ServerRun(Reactor& reactor, Child disk, std::string disk_name, ServerOptions options)
     : reactor_(reactor),
-      disk_(std::move(disk)),
+      disk_(std::make_shared<Entrance>(std::move(disk))),
       disk_name_(std::move(disk_name)),
       server_(reactor, std::move(options)),
       helpers_(reactor.ready()) {}
 
 Task<void> ServerRun::listen(Export target, ListenPlan plan) {
   plan.export_name = target.name;
-  target.device = disk_.get();
+  const Access uses{.read = true, .write = target.writable && disk_->device().writable()};
+  co_await disk_->edge().set_permissions({.uses = uses});
+  target.disk = disk_;
   co_await server_.add_export(std::move(target), true);
   addresses_ = co_await nbd::listen(reactor_, server_, std::move(plan));
 }
@@ -39,9 +40,10 @@ Task<void> ServerRun::serve() {
 Task<void> ServerRun::end() {
   closing_ = true;
   Result<void> flushed;
-  if (disk_->writable()) flushed = co_await disk_->flush(IoTag::flush).result();
-  Result<void> closed = co_await disk_->close().result();
-  disk_.reset();
+  Child& disk = disk_->edge();
+  if (disk->writable()) flushed = co_await disk->flush(IoTag::flush).result();
+  Result<void> closed = co_await disk.close().result();
+  disk.reset();
   co_await std::move(flushed);
   co_await std::move(closed);
 }

@@ -35,12 +35,11 @@ namespace byre::nbd {
 class ServerRun {
  public:
   /// `disk_name`: what waiting_for() calls it.
-  ServerRun(Reactor& reactor, std::unique_ptr<Device> disk, std::string disk_name,
-            ServerOptions options);
+  ServerRun(Reactor& reactor, Child disk, std::string disk_name, ServerOptions options);
   ServerRun(const ServerRun&) = delete;
 
   /// Until end().
-  Device& disk() { return *disk_; }
+  Device& disk() { return *disk_->edge(); }
 
   /// Once, before serve().  `target` is the default export; its device is the disk.
   Task<void> listen(Export target, ListenPlan plan);
@@ -89,7 +88,7 @@ class ServerRun {
   Task<void> pause(int64_t ns);
 
   Reactor& reactor_;
-  std::unique_ptr<Device> disk_;
+  std::shared_ptr<Entrance> disk_;
   std::string disk_name_;
   Server server_;
   Scope helpers_;

@@ -23,7 +23,7 @@ class Noting final : public Borrowed {
   ~Noting() override { log_.push_back("gone"); }
   Task<void> flush(IoTag tag) override {
     log_.push_back("flush");
-    co_await below_.flush(tag);
+    co_await below().flush(tag);
   }
   Task<void> close() override {
     log_.push_back("close");

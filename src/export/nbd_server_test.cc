@@ -20,8 +20,9 @@ class NbdServer : public SocketServerTest {
   void serve_for(Body body, DoorOptions door = {}) {
     server = std::make_unique<Server>(*reactor, options);
     ASSERT_TRUE(server->add_export(
-        {.name = "disk", .description = "a disk", .device = disk.get(), .writable = true}, true));
-    ASSERT_TRUE(server->add_export({.name = "frozen", .device = disk.get()}));
+        {.name = "disk", .description = "a disk", .disk = Entrance::to(*disk), .writable = true},
+        true));
+    ASSERT_TRUE(server->add_export({.name = "frozen", .disk = Entrance::to(*disk)}));
     auto listener = Listener::listen_unix(*reactor, path);
     ASSERT_TRUE(listener) << listener.error().message();
     server->add_listener(*std::move(listener), door);
@@ -168,7 +169,7 @@ TEST_P(NbdServer, StopEndsThoseWhoWait) {
 TEST_P(NbdServer, ItEndsWithTheLastClientThatWasAttached) {
   options.end_with_last_client = true;
   server = std::make_unique<Server>(*reactor, options);
-  ASSERT_TRUE(server->add_export({.name = "disk", .device = disk.get()}));
+  ASSERT_TRUE(server->add_export({.name = "disk", .disk = Entrance::to(*disk)}));
   auto listener = Listener::listen_unix(*reactor, path);
   ASSERT_TRUE(listener);
   server->add_listener(*std::move(listener));
@@ -248,7 +249,7 @@ TEST_P(NbdServer, StopFinishesRequestsAndEndsIdleClients) {
 
 TEST_P(NbdServer, AServerWithoutDoorsEndsWithItsLastClient) {
   server = std::make_unique<Server>(*reactor, options);
-  ASSERT_TRUE(server->add_export({.name = "disk", .device = disk.get()}));
+  ASSERT_TRUE(server->add_export({.name = "disk", .disk = Entrance::to(*disk)}));
   int fds[2];
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
   server->add_client(Socket(*reactor, fds[0]));

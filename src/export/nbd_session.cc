@@ -199,7 +199,7 @@ Task<void> Session::shake_hands() {
     if (next == Handshake::Next::transmission) break;
   }
   if (stopping_) co_return;
-  device_ = handshake_.chosen().device;
+  disk_ = handshake_.chosen().disk;
   terms_ = handshake_.terms();
   contexts_ = handshake_.contexts();
   transmitting_ = true;
@@ -271,8 +271,10 @@ Task<void> Session::serve(Request request, Buffer payload, [[maybe_unused]] Hold
       break;
     case Command::write: {
       Result<void> result;
-      if (request.length != 0)
-        result = co_await device_->write(request.offset, payload.bytes(), {.fua = fua}).result();
+      if (request.length != 0) {
+        const Entrance::Pass disk = co_await disk_->enter();
+        result = co_await disk->write(request.offset, payload.bytes(), {.fua = fua}).result();
+      }
       if (result) {
         ++statistics.writes;
         statistics.bytes_written += request.length;
@@ -281,15 +283,17 @@ Task<void> Session::serve(Request request, Buffer payload, [[maybe_unused]] Hold
       break;
     }
     case Command::flush: {
-      Result<void> result = co_await device_->flush().result();
+      Result<void> result = co_await (co_await disk_->enter())->flush().result();
       if (result) ++statistics.flushes;
       co_await finish(request, result);
       break;
     }
     case Command::trim: {
       Result<void> result;
-      if (request.length != 0)
-        result = co_await device_->discard(request.offset, request.length, {.fua = fua}).result();
+      if (request.length != 0) {
+        const Entrance::Pass disk = co_await disk_->enter();
+        result = co_await disk->discard(request.offset, request.length, {.fua = fua}).result();
+      }
       // A hint that could not be taken is no failure (spec: NBD_CMD_TRIM).
       if (!result && result.error().code() == Errc::unsupported) result = {};
       if (result) statistics.bytes_trimmed += request.length;
@@ -300,8 +304,10 @@ Task<void> Session::serve(Request request, Buffer payload, [[maybe_unused]] Hold
       Result<void> result;
       const ZeroOptions options{
           .may_unmap = !request.has(kNoHole), .no_fallback = request.has(kFastZero), .fua = fua};
-      if (request.length != 0)
-        result = co_await device_->zero(request.offset, request.length, options).result();
+      if (request.length != 0) {
+        const Entrance::Pass disk = co_await disk_->enter();
+        result = co_await disk->zero(request.offset, request.length, options).result();
+      }
       if (result) statistics.bytes_zeroed += request.length;
       co_await finish(request, result);
       break;
@@ -329,7 +335,9 @@ Task<void> Session::read(const Request& request) {
 
 Task<void> Session::read_whole(const Request& request) {
   const Buffer buffer(request.length);
-  Result<void> result = co_await device_->read(request.offset, buffer.bytes()).result();
+  Entrance::Pass disk = co_await disk_->enter();
+  Result<void> result = co_await disk->read(request.offset, buffer.bytes()).result();
+  disk.release();
   if (!result) co_return co_await finish(request, result);
   ++shared_.statistics.reads;
   shared_.statistics.bytes_read += request.length;
@@ -363,11 +371,12 @@ struct Run {
 
 /// What of the range is to be sent as holes: extents that read as zeros and are long enough.  A
 /// device that cannot say is read.
-Task<std::vector<Run>> find_runs(Device& device, uint64_t offset, uint64_t length) {
+Task<std::vector<Run>> find_runs(Entrance& disk, uint64_t offset, uint64_t length) {
   std::vector<Run> runs;
   const uint64_t end = offset + length;
   while (offset < end) {
-    Result<Extent> extent = co_await device.status(offset, end - offset).result();
+    const Entrance::Pass device = co_await disk.enter();
+    Result<Extent> extent = co_await device->status(offset, end - offset).result();
     const uint64_t found = extent ? std::min(extent->length, end - offset) : end - offset;
     BYRE_ASSERT(found != 0);
     const bool zero = extent && extent->zero;
@@ -394,7 +403,7 @@ Task<std::vector<Run>> find_runs(Device& device, uint64_t offset, uint64_t lengt
 }  // namespace
 
 Task<void> Session::read_extents(const Request& request) {
-  const std::vector<Run> runs = co_await find_runs(*device_, request.offset, request.length);
+  const std::vector<Run> runs = co_await find_runs(*disk_, request.offset, request.length);
   for (const Run& run : runs) {
     const bool done = &run == &runs.back();
     const auto length = static_cast<uint32_t>(run.length);
@@ -404,7 +413,9 @@ Task<void> Session::read_extents(const Request& request) {
       continue;
     }
     const Buffer buffer(run.length);
-    Result<void> result = co_await device_->read(run.offset, buffer.bytes()).result();
+    Entrance::Pass disk = co_await disk_->enter();
+    Result<void> result = co_await disk->read(run.offset, buffer.bytes()).result();
+    disk.release();
     if (!result) co_return co_await finish(request, result);
     const DataChunkWire chunk = make_data_chunk(request.cookie, run.offset, length, done);
     co_await outbox_.put_directly(bytes_of(chunk), buffer.bytes());
@@ -423,7 +434,9 @@ Task<void> Session::block_status(const Request& request) {
   uint64_t at = request.offset;
   const uint64_t end = request.offset + request.length;
   for (size_t calls = 0; at < end && calls < kStatusCallsMax; ++calls) {
-    Result<Extent> extent = co_await device_->status(at, end - at).result();
+    Entrance::Pass disk = co_await disk_->enter();
+    Result<Extent> extent = co_await disk->status(at, end - at).result();
+    disk.release();
     if (!extent) {
       if (at != request.offset) break;  // What is known is an answer.
       const Result<void> failed = std::move(extent).error();

@@ -131,7 +131,7 @@ class Session {
   Op handshake_timer_;
   Op hurry_timer_;
   Op linger_timer_;
-  Device* device_ = nullptr;
+  std::shared_ptr<Entrance> disk_;
   Terms terms_;
   Contexts contexts_;
   std::function<bool()> leave_open_;

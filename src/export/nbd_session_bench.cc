@@ -4,8 +4,8 @@
 /// requests, receives until all answers are there.
 ///
 /// Budget: 1 us of the session's own code a request, so that the kernel's copies and not byre set
-/// the pace; 3 us with both sides and the kernel.  `heap_allocations`: heap heap_allocations a request, which
-/// is to be 0 once warm.
+/// the pace; 3 us with both sides and the kernel.  `heap_allocations`: heap heap_allocations a
+/// request, which is to be 0 once warm.
 #include <benchmark/benchmark.h>
 #include <sys/socket.h>
 
@@ -38,7 +38,7 @@ struct Bench {
     reactor = *make_reactor();
     disk = std::make_unique<NullDevice>(*reactor, 1 * GiB);
     const Result<void> added =
-        exports.add({.name = "disk", .device = disk.get(), .writable = true});
+        exports.add({.name = "disk", .disk = Entrance::to(*disk), .writable = true});
     BYRE_ASSERT(added);
     memory = std::make_unique<Semaphore>(reactor->ready(), 1 * GiB);
     shared = std::make_unique<Session::Shared>(Session::Shared{exports, statistics, *memory, {}});

@@ -92,8 +92,9 @@ void fuzz(Start start, uint64_t seed, Bytes bytes) {
   disk.fixed = true;
   disk.poke(64 * KiB, bytes_of(std::string_view("something that is not zero")));
   Exports exports;
-  BYRE_ASSERT(exports.add({.name = "disk", .device = &disk, .writable = true}, true));
-  BYRE_ASSERT(exports.add({.name = "frozen", .description = "no writes", .device = &disk}));
+  BYRE_ASSERT(exports.add({.name = "disk", .disk = Entrance::to(disk), .writable = true}, true));
+  BYRE_ASSERT(
+      exports.add({.name = "frozen", .description = "no writes", .disk = Entrance::to(disk)}));
   Statistics statistics;
   Semaphore memory(reactor.ready(), kPayloadMax);
   Session::Shared shared{exports, statistics, memory, {}};

@@ -58,8 +58,8 @@ class NbdSession : public ::testing::TestWithParam<Where> {
     disk = std::make_unique<TestDevice>(*reactor, kDiskSize);
     // Requests overtake one another.
     disk->delay_ns_max = sim ? 2 * kMillisecond : 20 * kMicrosecond;
-    ASSERT_TRUE(exports.add({.name = "disk", .device = disk.get(), .writable = true}));
-    ASSERT_TRUE(exports.add({.name = "frozen", .device = disk.get()}));
+    ASSERT_TRUE(exports.add({.name = "disk", .disk = Entrance::to(*disk), .writable = true}));
+    ASSERT_TRUE(exports.add({.name = "frozen", .disk = Entrance::to(*disk)}));
     memory = std::make_unique<Semaphore>(reactor->ready(), 256 * MiB);
     shared = std::make_unique<Session::Shared>(
         Session::Shared{exports, statistics, *memory,
@@ -526,7 +526,7 @@ TEST_P(NbdSession, LengthZeroSucceedsWithoutTheDevice) {
 
 TEST_P(NbdSession, LongTrimsAndZeroesAreFine) {
   TestDevice large(*reactor, 40 * MiB);
-  ASSERT_TRUE(exports.add({.name = "large", .device = &large, .writable = true}));
+  ASSERT_TRUE(exports.add({.name = "large", .disk = Entrance::to(large), .writable = true}));
   converse([](NbdSession&, TestClient& client) -> Task<void> {
     co_await client.attach({.name = "large"});
     for (const Command command : {Command::trim, Command::write_zeroes, Command::cache}) {
@@ -540,7 +540,7 @@ TEST_P(NbdSession, LongTrimsAndZeroesAreFine) {
 TEST_P(NbdSession, AWriteTooLongIsSkippedAndAnswered) {
   if (GetParam().seed > 1) return;  // 33 MiB through the simulator are slow.
   TestDevice large(*reactor, 40 * MiB);
-  ASSERT_TRUE(exports.add({.name = "large", .device = &large, .writable = true}));
+  ASSERT_TRUE(exports.add({.name = "large", .disk = Entrance::to(large), .writable = true}));
   converse([](NbdSession&, TestClient& client) -> Task<void> {
     co_await client.attach({.name = "large"});
     const std::vector<std::byte> data(33 * MiB);
@@ -729,7 +729,7 @@ TEST_P(NbdSession, MemoryIsBoundedAcrossSessions) {
 // All the shared memory waits for payloads that never come.
 TEST_P(NbdSession, AWriteThatHangsStarvesNoSmallRequests) {
   TestDevice large(*reactor, kPayloadMax);
-  ASSERT_TRUE(exports.add({.name = "large", .device = &large, .writable = true}));
+  ASSERT_TRUE(exports.add({.name = "large", .disk = Entrance::to(large), .writable = true}));
   Semaphore tight(reactor->ready(), kPayloadMax);
   shared = std::make_unique<Session::Shared>(Session::Shared{exports, statistics, tight, {}});
   misbehave(

@@ -33,6 +33,16 @@ uint64_t end_of_use(Bytes first_cluster) {
   return end;
 }
 
+/// Behind the header that is there and its extensions: apart from the name of the backing file the
+/// first cluster holds nothing else that anything refers to (spec: "Header extensions"), but
+/// perhaps names of before.
+Result<uint64_t> end_of_header(Bytes first_cluster) {
+  BYRE_TRY(header, parse_header(first_cluster));
+  BYRE_TRY(extensions, parse_extensions(first_cluster, header));
+  BYRE_TRY(bytes, serialize_header(header, extensions));
+  return bytes.size();
+}
+
 }  // namespace
 
 Result<HeaderChange> change_header(Bytes first_cluster, const Header& header,
@@ -69,6 +79,13 @@ Result<HeaderChange> change_header(Bytes first_cluster, const Header& header,
     return change;
   }
   change.name_at = round_up(std::max(end_of_use(first_cluster), kSectorSize), 8);
+  if (change.name_at + backing_file.size() > first_cluster.size()) {
+    BYRE_TRY(in_use, end_of_header(first_cluster));
+    change.name_at = round_up(std::max(in_use, kSectorSize), 8);
+    const bool at_old_name =
+        change.name_at < old_at + old_size && old_at < change.name_at + backing_file.size();
+    if (old_is_inside && at_old_name) change.name_at = round_up(old_at + old_size, 8);
+  }
   if (change.name_at + backing_file.size() > first_cluster.size()) {
     return Error(Errc::no_space, cat("the backing file's name of ", backing_file.size(),
                                      " bytes does not fit in the first cluster"));

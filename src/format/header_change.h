@@ -6,7 +6,8 @@
 ///   - what lies behind it may stay when the new header has the same bytes there;
 ///   - the feature names, which are optional, are left out when they are in the way;
 ///   - the backing file's name may stay where it is; another one is written first, behind
-///     everything that is in use, where nothing refers to it until the sector does.
+///     everything that is in use, where nothing refers to it until the sector does; when there is
+///     no room left, over names of before.
 /// What cannot be done so is refused, with Errc::no_space.
 /// Not here: fields that lie in one sector anyway (store_size() and its like, header.h).
 #pragma once

@@ -115,6 +115,22 @@ TEST(HeaderChange, FeatureNamesStayWhereTheyAreNotInTheWay) {
   EXPECT_EQ(extensions->feature_names, default_feature_names());
 }
 
+TEST(HeaderChange, ANameCanChangeForEver) {
+  for (const uint32_t bits : {10u, 12u, 16u}) {
+    Image image = make(bits, 3, "base", false);
+    for (int i = 0; i < 3000; ++i) {
+      const std::string name = cat("base-", i, ".qcow2");
+      expect_change(image, image.header, image.extensions, name);
+      const Result<HeaderChange> change =
+          change_header(image.cluster, image.header, image.extensions, name);
+      ASSERT_TRUE(change) << change.error().message();
+      copy(MutableBytes(image.cluster).subspan(change->name_at), change->name);
+      copy(MutableBytes(image.cluster), change->sector);
+      image.name = name;
+    }
+  }
+}
+
 TEST(HeaderChange, WhatDoesNotFitIsRefused) {
   const Image small = make(9, 3, "base", false);
   EXPECT_FALSE(change_header(small.cluster, small.header, small.extensions, std::string(500, 'x')));

@@ -27,7 +27,7 @@ class ChainTest : public testing::Test {
     Result<Disk> disk =
         reactor_.run(open_disk(opener_, name, {.image = {.chain_depth_max = below_max}}));
     if (!disk) return disk.error().code();
-    EXPECT_TRUE(reactor_.run(disk->device->close()));
+    EXPECT_TRUE(reactor_.run(disk->device.close()));
     return std::nullopt;
   }
 

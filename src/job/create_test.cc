@@ -66,7 +66,7 @@ class CreateDiskTest : public testing::TestWithParam<int> {
       Disk disk = co_await open_disk(opener, kTarget, {.format = format});
       Data found(disk.device->size());
       Result<void> done = co_await disk.device->read(0, found).result();
-      co_await disk.device->close();
+      co_await disk.device.close();
       co_await std::move(done);
       co_return found;
     };

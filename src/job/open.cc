@@ -165,8 +165,7 @@ Task<Disk> open_disk_over(std::unique_ptr<File> file, FileOpener& opener, OpenDi
   disk.guessed = !options.format;
   disk.format = co_await find_format(*file, options.format);
   if (disk.format == DiskFormat::qcow2) {
-    std::unique_ptr<Device> raw =
-        std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
+    Child raw = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
     if (!options.image.without_backing) co_await check_chain_memory(opener, *raw);
     if (options.over_file) raw = options.over_file(std::move(raw));
     std::unique_ptr<Image> image =

@@ -16,7 +16,7 @@
 #include <string>
 #include <string_view>
 
-#include "block/device.h"
+#include "block/graph.h"
 #include "io/file_opener.h"
 #include "qcow2/image.h"
 
@@ -49,11 +49,11 @@ struct OpenDiskOptions {
   ImageOptions image;
   bool growable = false;  ///< Raw: writes may pass the end.
   /// What an image's file is seen through, where somebody wants to watch it.
-  std::function<std::unique_ptr<Device>(std::unique_ptr<Device>)> over_file = {};
+  std::function<Child(Child)> over_file = {};
 };
 
 struct Disk {
-  std::unique_ptr<Device> device;
+  Child device;
   DiskFormat format = DiskFormat::raw;
   bool guessed = false;    ///< classify() chose the format.
   Image* image = nullptr;  ///< `device` when it is an image.

@@ -84,7 +84,7 @@ class OpenDiskTest : public testing::Test {
     options.image.size = size;
     ASSERT_TRUE(reactor_.run(create_disk(reactor_, opener_, name, std::move(options))));
   }
-  void close(Disk& disk) { EXPECT_TRUE(reactor_.run(disk.device->close())); }
+  void close(Disk& disk) { EXPECT_TRUE(reactor_.run(disk.device.close())); }
 
   SimReactor reactor_{1};
   SimDisks disks_;

@@ -13,12 +13,19 @@
 namespace byre {
 
 Image::Image(std::unique_ptr<GuestDisk> disk, std::unique_ptr<ImageHealth> health)
-    : disk_(std::move(disk)), health_(std::move(health)) {}
+    : disk_(std::move(disk)), health_(std::move(health)) {
+  disk_->belong_to(*this);
+}
 Image::~Image() = default;
 
 uint64_t Image::size() const { return disk_->size; }
 bool Image::writable() const { return disk_->options.writable; }
 uint32_t Image::preferred_size() const { return static_cast<uint32_t>(disk_->cluster_size()); }
+Capabilities Image::capabilities() const {
+  return {.compresses = !disk_->geometry().data_file,
+          .snapshots = true,
+          .discard_granularity = disk_->cluster_size()};
+}
 const std::string& Image::name() const { return disk_->name(); }
 Reactor& Image::reactor() { return disk_->reactor; }
 const BitmapList& Image::bitmaps() const {
@@ -86,6 +93,9 @@ Task<void> Image::preallocate(uint64_t offset, uint64_t length, Preallocation mo
 Task<void> Image::amend(AmendOptions options) {
   co_await wait_for_references();
   co_await byre::amend_image(*disk_, std::move(options));
+}
+BYRE_CORO_WRAPPER Task<void> Image::replace_backing(Child& next, std::optional<BackingName> name) {
+  return byre::replace_backing(*disk_, *this, next, std::move(name));
 }
 Task<void> Image::create_snapshot(NewSnapshot snapshot) {
   co_await wait_for_references();
@@ -171,5 +181,10 @@ Task<void> Image::close() {
 }
 
 void Image::abandon() { disk_->abandon(); }
+
+// --- The graph ----------------------------------------------------------------------------------
+
+BYRE_CORO_WRAPPER Task<void> Image::settle() { return disk_->settle(); }
+Gate* Image::background_gate() { return &disk_->background; }
 
 }  // namespace byre

@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "block/device.h"
+#include "block/graph.h"
 #include "io/file_opener.h"
 #include "qcow2/bitmap/bitmap_slot.h"
 #include "qcow2/check/report.h"
@@ -24,6 +24,7 @@
 #include "qcow2/ops/amend.h"
 #include "qcow2/ops/bitmap_ops.h"
 #include "qcow2/ops/preallocate.h"
+#include "qcow2/ops/replace_backing.h"
 #include "qcow2/ops/snapshot.h"
 
 namespace byre {
@@ -38,7 +39,7 @@ class Image final : public Device {
                                            ImageOptions options);
   /// Opens the image inside `file` (a fault filter over a file, say).  `opener` opens what it
   /// names.
-  static Task<std::unique_ptr<Image>> open_over(std::unique_ptr<Device> file, FileOpener& opener,
+  static Task<std::unique_ptr<Image>> open_over(Child file, FileOpener& opener,
                                                 ImageOptions options);
   /// close() has ended, or abandon() was called; asserted.
   ~Image() override;
@@ -46,6 +47,7 @@ class Image final : public Device {
   uint64_t size() const override;
   bool writable() const override;
   uint32_t preferred_size() const override;
+  Capabilities capabilities() const override;
   const std::string& name() const override;
   Reactor& reactor() override;
   BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
@@ -65,6 +67,9 @@ class Image final : public Device {
   /// Another version, refcount width, name of a backing file, ... (ops/amend.h).  Nobody else uses
   /// the image, and nothing but close() follows.
   Task<void> amend(AmendOptions options);
+  /// Another device below, and its name in the header (ops/replace_backing.h).  Guests go on.
+  /// `next` leads to the old one afterwards.
+  Task<void> replace_backing(Child& next, std::optional<BackingName> name);
   // Internal snapshots (ops/snapshot.h); each is durable when it ends.  The guest's reads go on,
   // its writes wait.  `which` is an id or a name, and fits one snapshot only.
   Task<void> create_snapshot(NewSnapshot snapshot);
@@ -95,6 +100,9 @@ class Image final : public Device {
   Task<void> close() override;
   /// The simulated process died: forget everything without I/O.
   void abandon() override;
+  /// Commits until nothing is staged and limbo is empty.
+  Task<void> settle() override;
+  Gate* background_gate() override;
 
   const ImageHeader& head() const;
   const Geometry& geometry() const;

@@ -88,7 +88,7 @@ HostSpan refcount_table(const GuestDisk& disk) {
 
 /// What may make an Image.
 struct Image::Opening {
-  static Task<std::unique_ptr<Image>> open_layer(std::unique_ptr<Device> file, FileOpener& opener,
+  static Task<std::unique_ptr<Image>> open_layer(Child file, FileOpener& opener,
                                                  ImageOptions options, Layer self);
   static Task<void> load(GuestDisk& disk, ImageHealth& health, FileOpener& opener,
                          const Layer& self);
@@ -338,8 +338,8 @@ static void make_writable(GuestDisk& disk, std::vector<uint64_t> refcounts) {
   disk.latch = std::make_unique<SyncLatch>(*disk.file, disk.data.get());
   disk.header = std::make_unique<HeaderState>(ready, *disk.file, *disk.latch, disk.head);
   disk.committer = std::make_unique<Committer>(
-      ready, *disk.file, disk.data != nullptr, *disk.latch, *disk.header, disk.stages, disk.epochs,
-      *disk.map, *disk.allocator, disk.metadata,
+      ready, *disk.file, static_cast<bool>(disk.data), *disk.latch, *disk.header, disk.stages,
+      disk.epochs, *disk.map, *disk.allocator, disk.metadata,
       disk.options.lazy_refcounts.value_or((disk.head.header.compatible & kLazyRefcounts) != 0));
   disk.allocator->set_on_free([&disk](HostCluster cluster) { disk.decompressed.forget(cluster); });
   disk.packer = std::make_unique<CompressedPacker>(ready, g, *disk.allocator, disk.stream_writer());
@@ -368,7 +368,12 @@ static Task<std::unique_ptr<ReferenceScan>> scan_references(GuestDisk& disk, Ima
                       !disk.head.extensions.bitmaps;
   auto scan = std::make_unique<ReferenceScan>(
       *disk.file, disk.head,
-      ReferenceScanOptions{.stopped = [&disk] { return disk.closing; }, .paced = beside});
+      ReferenceScanOptions{.stopped = [&disk] { return disk.closing; },
+                           .paced = beside,
+                           .gate = beside ? &disk.background : nullptr,
+                           .read_tables_max = disk.options.scan == Scan::beside_requests
+                                                  ? disk.options.table_cache_size
+                                                  : 0});
   co_await scan->read_roots();
   // What only snapshots lead to is no place for guest data either (M5).
   scan->each_table([&](HostCluster at) { (void)disk.metadata.add(at); });
@@ -381,7 +386,7 @@ static Task<std::unique_ptr<ReferenceScan>> scan_references(GuestDisk& disk, Ima
     co_await heal(disk, health.damage);  // Only leaks are left, and go if that was asked for.
     co_return std::unique_ptr<ReferenceScan>();
   }
-  co_await scan_and_heal(disk, std::move(scan), health);
+  co_await scan_and_heal(disk, std::move(scan), health, ScanTime::while_opening);
   co_return std::unique_ptr<ReferenceScan>();
 }
 
@@ -406,14 +411,14 @@ static Task<void> begin_writing(GuestDisk& disk, ImageHealth& health) {
   const uint64_t kept = header.autoclear & ((disk.head.extensions.bitmaps ? kBitmaps : 0) |
                                             (disk.has_raw_data() ? kRawDataFile : 0));
   if (header.version >= 3) co_await disk.header->change({.autoclear = kept});
-  if (scan) disk.spawn(scan_and_heal(disk, std::move(scan), health));
+  if (scan)
+    disk.spawn_long(scan_and_heal(disk, std::move(scan), health, ScanTime::beside_requests));
 }
 
 // --- Layers -------------------------------------------------------------------------------------
 
-Task<std::unique_ptr<Image>> Image::Opening::open_layer(std::unique_ptr<Device> file,
-                                                        FileOpener& opener, ImageOptions options,
-                                                        Layer self) {
+Task<std::unique_ptr<Image>> Image::Opening::open_layer(Child file, FileOpener& opener,
+                                                        ImageOptions options, Layer self) {
   const std::string name = file->name();
   // Reading needs no refcounts.
   const OpenFor purpose = options.salvage ? OpenFor::repair : OpenFor::use;
@@ -423,6 +428,7 @@ Task<std::unique_ptr<Image>> Image::Opening::open_layer(std::unique_ptr<Device> 
   auto disk = std::make_unique<GuestDisk>(std::move(file), *std::move(head), std::move(options));
   auto health = std::make_unique<ImageHealth>();
   Result<void> loaded = co_await load(*disk, *health, opener, self).result();
+  if (loaded) loaded = disk->claim_devices();
   if (!loaded) {
     disk->abandon();
     co_return std::move(loaded).error();
@@ -455,7 +461,7 @@ Task<std::unique_ptr<Image>> Image::open(Reactor& reactor, FileOpener& opener, s
       opener, std::move(options));
 }
 
-Task<std::unique_ptr<Image>> Image::open_over(std::unique_ptr<Device> file, FileOpener& opener,
+Task<std::unique_ptr<Image>> Image::open_over(Child file, FileOpener& opener,
                                               ImageOptions options) {
   const FileId id = id_of(*file);
   const std::string name = file->name();

@@ -62,6 +62,9 @@ struct Knobs {
   /// Guests add, clear, enable, disable and remove persistent bitmaps.
   bool bitmaps = false;
 
+  /// Guests come in by an entrance of the graph, which is changed meanwhile (graph_steps.cc).
+  bool graph = false;
+
   // The engine.
   uint64_t table_cache_size = 32 * MiB;
   uint64_t staged_max = 64 * 1024;

@@ -246,6 +246,7 @@ void Run::work(const Incarnation& incarnation, Process& process) {
 }
 
 Task<void> Run::main(const Incarnation& incarnation, Process& process) {
+  if (knobs_.graph) process.graph.entrance = std::make_unique<Entrance>(Child::to(*process.image));
   for (const Step& step : incarnation.warm_up) co_await perform(step, process);
   if (incarnation_ == 0 && options_.chooser) process.reactor.set_chooser(options_.chooser);
   process.clients = incarnation.clients.size();
@@ -260,6 +261,8 @@ Task<void> Run::main(const Incarnation& incarnation, Process& process) {
     const Result<void> flushed = co_await process.image->flush().result();
     if (!flushed) fail_with("one error ended all writing: ", flushed.error().message());
   }
+  if (process.graph.filter) (void)co_await toggle_filter(process);
+  process.graph.entrance.reset();
   co_await look_again_at_lost(*process.image);
   if (incarnation.amend && ok()) co_await amend(*incarnation.amend, process);
   const SimReactor::Activity activity(process.reactor, "close");

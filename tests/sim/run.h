@@ -18,6 +18,7 @@
 #include "checker.h"
 #include "coro/event.h"
 #include "coro/scope.h"
+#include "graph_use.h"
 #include "oracle.h"
 #include "qcow2/image.h"
 #include "session.h"
@@ -85,6 +86,7 @@ class Run {
     SimGate opener;
     Scope scope;
     std::unique_ptr<Image> image;
+    GraphUse graph;  ///< Where knobs.graph says so.
     Event clients_done;
     size_t clients = 0;
     bool ended = false;
@@ -172,6 +174,13 @@ class Run {
                            std::vector<std::vector<std::byte>>& data);
   void settle_copy(Copy& copy, const std::vector<std::vector<std::byte>>& data) const;
 
+  // graph_steps.cc
+  Task<Result<void>> change_graph(const Step& step, Process& process);
+  Task<Result<void>> drain(int64_t ns, Process& process);
+  Task<Result<void>> toggle_filter(Process& process);
+  Task<Result<void>> replace_backing(Process& process);
+  uint64_t operations() const;
+
   /// The whole program of one incarnation.
   Task<void> main(const Incarnation& incarnation, Process& process);
 
@@ -217,6 +226,7 @@ class Run {
   bool amended_raw_ = false;
   BitmapModel bitmaps_;
   uint64_t bitmaps_made_ = 0;
+  uint64_t backings_made_ = 0;
   bool unclean_bitmaps_ = false;  ///< The last incarnation left them a superset.
 };
 

@@ -307,8 +307,10 @@ Task<void> Run::amend(AmendOptions wanted, Process& process) {
 }
 
 Task<void> Run::perform(const Step& step, Process& process) {
-  Image& image = *process.image;
   Result<void> done;
+  GuestRequest request(process.graph);
+  Device* disk = process.image.get();
+  if (step.is_request()) disk = co_await request.begin(*disk, step.own_entrance);
   switch (step.kind) {
     case Step::Kind::pause:
       co_await process.reactor.sleep(step.pause_ns);
@@ -316,7 +318,7 @@ Task<void> Run::perform(const Step& step, Process& process) {
     case Step::Kind::read: {
       std::vector<std::byte> data(step.length);
       const uint64_t read = oracle_.begin_read();
-      done = co_await image.read(step.offset, data, IoTag::read_guest).result();
+      done = co_await disk->read(step.offset, data, IoTag::read_guest).result();
       if (done) {
         Result<void> right = oracle_.end_read(read, step.offset, data);
         if (!right) fail_with(right.error().message());
@@ -332,7 +334,7 @@ Task<void> Run::perform(const Step& step, Process& process) {
       const uint64_t change = oracle_.begin_change(step.offset, step.length, token);
       const BitmapModel::Change recorded = bitmaps_.begin_change(step.offset, step.length);
       done =
-          co_await image.write(step.offset, data, {.fua = step.fua, .compressed = step.compressed})
+          co_await disk->write(step.offset, data, {.fua = step.fua, .compressed = step.compressed})
               .result();
       oracle_.set_time(process.reactor.now().ns);
       oracle_.end_change(change, done.has_value(), step.fua);
@@ -344,8 +346,8 @@ Task<void> Run::perform(const Step& step, Process& process) {
       const bool certain = surely_holds_data(step.offset, step.length);
       const BitmapModel::Change recorded = bitmaps_.begin_change(step.offset, step.length);
       const uint64_t change = oracle_.begin_change(step.offset, step.length, 0);
-      done = co_await image
-                 .zero(step.offset, step.length, {.may_unmap = step.may_unmap, .fua = step.fua})
+      done = co_await disk
+                 ->zero(step.offset, step.length, {.may_unmap = step.may_unmap, .fua = step.fua})
                  .result();
       oracle_.set_time(process.reactor.now().ns);
       oracle_.end_change(change, done.has_value(), step.fua);
@@ -369,7 +371,7 @@ Task<void> Run::perform(const Step& step, Process& process) {
       const bool changes = certain && length != 0 && surely_holds_data(start, length);
       const BitmapModel::Change recorded = bitmaps_.begin_change(start, length);
       const uint64_t change = oracle_.begin_change(start, length, 0, certain);
-      done = co_await image.discard(step.offset, step.length, {.fua = step.fua}).result();
+      done = co_await disk->discard(step.offset, step.length, {.fua = step.fua}).result();
       oracle_.set_time(process.reactor.now().ns);
       oracle_.end_change(change, done.has_value(), step.fua && certain);
       bitmaps_.end_change(recorded, done.has_value() && changes, true);
@@ -377,7 +379,7 @@ Task<void> Run::perform(const Step& step, Process& process) {
     }
     case Step::Kind::flush: {
       const uint64_t flush = oracle_.begin_flush();
-      done = co_await image.flush().result();
+      done = co_await disk->flush().result();
       if (done) oracle_.end_flush(flush);
       break;
     }
@@ -402,6 +404,11 @@ Task<void> Run::perform(const Step& step, Process& process) {
     case Step::Kind::toggle_bitmap:
     case Step::Kind::merge_bitmap:
       done = co_await change_bitmap(step, process);
+      break;
+    case Step::Kind::drain:
+    case Step::Kind::toggle_filter:
+    case Step::Kind::replace_backing:
+      done = co_await change_graph(step, process);
       break;
   }
   ++report_.requests;

@@ -70,6 +70,39 @@ Verdict play_mix(uint64_t seed, const RunOptions& options) {
   return verdict;
 }
 
+/// The graph above and below a disk changes while it is used.
+Verdict play_graph(uint64_t seed, const RunOptions& options) {
+  Prng knob_prng = prng_for(seed, kDrawKnobs);
+  Prng prng = prng_for(seed, kDrawSteps);
+  Prng fault_prng = prng_for(seed, kDrawFaults);
+  History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
+  Knobs& knobs = history.knobs;
+  knobs.graph = true;
+  if (knobs.data_file == Knobs::DataFile::raw) knobs.data_file = Knobs::DataFile::plain;
+  if (knobs.backing == Knobs::Backing::none && prng.one_in(4) == 0) {
+    knobs.backing = Knobs::Backing::raw;
+    knobs.backing_size = knobs.size;
+  }
+  knobs.checks = prng.one_in(3);
+  if (prng.one_in(3)) knobs.scan = ImageOptions::Scan::beside_requests;
+  const uint64_t incarnations = prng.between(1, 3);
+  for (uint64_t i = 0; i < incarnations; ++i) {
+    Incarnation incarnation = draw_life(knobs, prng, prng.between(2, 6), 14);
+    const uint64_t way = prng.below(4);
+    incarnation.end = way < 2    ? Incarnation::End::close
+                      : way == 2 ? Incarnation::End::kill
+                                 : Incarnation::End::power_cut;
+    incarnation.ends_after = prng.between(1, 250);
+    incarnation.cut_one_in = prng.between(3, 40);
+    incarnation.cuts_max = knobs.cluster_bits == 21 ? 2 : knobs.cluster_bits == 16 ? 6 : 12;
+    if (fault_prng.one_in(5)) incarnation.faults = FaultPlan::draw(fault_prng);
+    history.incarnations.push_back(std::move(incarnation));
+  }
+  Verdict verdict;
+  add(verdict, history, run_history(history, options));
+  return verdict;
+}
+
 /// Images that other programs have damaged (V).
 Verdict play_damaged(uint64_t seed, const RunOptions& options) {
   Prng knob_prng = prng_for(seed, kDrawKnobs);
@@ -974,6 +1007,7 @@ const std::vector<Scenario>& scenarios() {
       {"mix", "several clients, random requests, several incarnations, cuts (T2)", play_mix, 80},
       {"faults", "the same with I/O errors, failed syncs, a full disk", play_faults, 40},
       {"damaged", "images that other programs have damaged, in use (V)", play_damaged, 60},
+      {"graph", "filters, drains and other backing files, in use (G)", play_graph, 60},
       {"late-landing", "writes that fail and land later all the same (H6)", play_late_landing, 10},
       {"late", "I/O that completes after everything else (T7)", play_late, 16},
       {"killed", "a process that dies loses a second at most (M6)", play_killed, 16},

@@ -46,6 +46,12 @@ std::string_view name_of(Step::Kind kind) {
       return "enable or disable bitmap";
     case Step::Kind::merge_bitmap:
       return "merge into bitmap";
+    case Step::Kind::drain:
+      return "drain";
+    case Step::Kind::toggle_filter:
+      return "put a filter above, or take it away";
+    case Step::Kind::replace_backing:
+      return "replace the backing file";
   }
   return "unknown";
 }
@@ -63,9 +69,11 @@ std::string Step::text() const {
   if (is_of_snapshot()) return cat(name_of(kind), " ", offset);
   if (kind == Kind::add_bitmap) return cat(name_of(kind), " of granularity ", length);
   if (is_of_bitmap()) return cat(name_of(kind), " ", offset);
+  if (is_of_graph()) return std::string(name_of(kind));
   if (kind == Kind::pause) return fmt::format("pause {} us", pause_ns / 1000);
   return fmt::format("{} {:#x}+{:#x}{}{}{}", name_of(kind), offset, length, fua ? " fua" : "",
-                     may_unmap ? " may_unmap" : "", compressed ? " compressed" : "");
+                     may_unmap ? " may_unmap" : "", compressed ? " compressed" : "") +
+         (own_entrance ? " by an entrance of its own" : "");
 }
 
 std::string History::text() const {
@@ -143,6 +151,15 @@ std::vector<Step> draw_steps(const Knobs& knobs, Prng& prng, size_t count) {
       steps.push_back(step);
       continue;
     }
+    if (knobs.graph && prng.one_in(5)) {
+      const uint64_t which = prng.below(4);
+      step.kind = which == 0   ? Step::Kind::drain
+                  : which == 1 ? Step::Kind::toggle_filter
+                               : Step::Kind::replace_backing;
+      step.pause_ns = static_cast<int64_t>(prng.between(1, 1200)) * kMillisecond;
+      steps.push_back(step);
+      continue;
+    }
     if (knobs.snapshots && prng.one_in(5)) {
       const uint64_t which = prng.below(4);
       step.kind = which < 2    ? Step::Kind::create_snapshot
@@ -170,6 +187,7 @@ std::vector<Step> draw_steps(const Knobs& knobs, Prng& prng, size_t count) {
                             : Step::Kind::zero;
     step.fua = prng.one_in(8);
     step.may_unmap = prng.one_in(2);
+    if (knobs.graph) step.own_entrance = prng.one_in(4);
     const Window& window = windows[prng.below(windows.size())];
     const uint64_t cluster = knobs.cluster_size();
     const uint64_t end = window.offset + window.length;

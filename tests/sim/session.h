@@ -40,8 +40,11 @@ struct Step {
     add_bitmap,     ///< `length` is its granularity.
     remove_bitmap,  ///< `offset` chooses among those there are, like the next three.
     clear_bitmap,
-    toggle_bitmap,  ///< Enables or disables it.
-    merge_bitmap,   ///< `length` chooses the other one.
+    toggle_bitmap,    ///< Enables or disables it.
+    merge_bitmap,     ///< `length` chooses the other one.
+    drain,            ///< Nothing runs for `pause_ns`.
+    toggle_filter,    ///< Puts a filter above the disk, or takes it away.
+    replace_backing,  ///< By a copy of it.
   };
   Kind kind = Kind::read;
   uint64_t offset = 0;
@@ -50,12 +53,17 @@ struct Step {
   bool fua = false;
   bool may_unmap = false;
   bool compressed = false;
+  bool own_entrance = false;  ///< It enters the graph by itself.
   int64_t pause_ns = 0;
+  /// Of a guest, or an operation on the image: it enters the graph.  A check does not: it takes
+  /// long, and its reads can be held back.
+  bool is_request() const { return kind != Kind::pause && kind != Kind::check && !is_of_graph(); }
   bool is_of_snapshot() const {
     return kind == Kind::create_snapshot || kind == Kind::apply_snapshot ||
            kind == Kind::delete_snapshot;
   }
-  bool is_of_bitmap() const { return kind >= Kind::add_bitmap; }
+  bool is_of_bitmap() const { return kind >= Kind::add_bitmap && kind <= Kind::merge_bitmap; }
+  bool is_of_graph() const { return kind >= Kind::drain; }
   std::string text() const;
 };
 

@@ -2,6 +2,7 @@
 #include "qcow2/check/reference_scan.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/checked.h"
 #include "format/bitmap.h"
@@ -27,7 +28,7 @@ void ReferenceScan::lost(ImageDamage::Lost lost, bool active) {
     return;
   }
   if (damage_.lost.size() >= options_.lost_max) {
-    if (!is_beyond_healing())
+    if (!std::exchange(damage_.too_many_lost, true))
       beyond_healing(cat("more than ", options_.lost_max, " parts of the disk lead nowhere"));
     return;
   }
@@ -42,7 +43,7 @@ void ReferenceScan::leads_behind_end(HostOffset at, uint64_t length, uint64_t re
   const uint64_t count = g_.cluster_of(HostOffset{*end - 1}) - first + 1;
   if (damage_.behind_end.size() < options_.lost_max) {
     damage_.behind_end.push_back({.clusters = {first, count}, .references = references});
-  } else if (!is_beyond_healing()) {
+  } else if (!std::exchange(damage_.too_many_lost, true)) {
     beyond_healing(
         cat("more than ", options_.lost_max, " entries lead behind the end of the file"));
   }
@@ -319,8 +320,16 @@ Task<void> ReferenceScan::walk_tables() {
   std::vector<HostCluster> clusters;
   clusters.reserve(tables_.size());
   for (const Table& table : tables_) clusters.push_back(table.at);
-  co_await each_cluster(std::move(clusters), "the L2 table",
-                        [this](size_t i, Bytes bytes) { count_entries(tables_[i], bytes); });
+  co_await each_cluster(std::move(clusters), "the L2 table", [this](size_t i, Bytes bytes) {
+    keep_table(tables_[i], bytes);
+    count_entries(tables_[i], bytes);
+  });
+}
+
+void ReferenceScan::keep_table(const Table& table, Bytes bytes) {
+  if (table.active == 0 || (read_tables_.size() + 1) * bytes.size() > options_.read_tables_max)
+    return;
+  read_tables_.push_back({.at = table.at, .bytes = {bytes.begin(), bytes.end()}});
 }
 
 void ReferenceScan::count_entries(const Table& table, Bytes bytes) {
@@ -576,34 +585,41 @@ void ReferenceScan::describe_suspects() {
 // ---- Reading.
 
 namespace {
-/// Waits before a window as long as the one before it took: half of the disk's time is the guests'.
-class EqualShare final : public TableReader::Throttle {
+/// What lies between two windows: nobody is disturbed who needs the disk to stand still, and, where
+/// guests have it, too, half of the disk's time is theirs.
+class BetweenWindows final : public TableReader::Throttle {
  public:
-  explicit EqualShare(Reactor& reactor) : reactor_(reactor), last_(reactor.now()) {}
+  BetweenWindows(Reactor& reactor, Gate* gate, bool paced)
+      : reactor_(reactor), gate_(gate), paced_(paced), last_(reactor.now()) {}
   Task<void> before_window() override {
-    const int64_t took = reactor_.now().ns - last_.ns;
-    if (took > 0) co_await reactor_.sleep(took);
+    pass_.release();
+    if (paced_) {
+      const int64_t took = reactor_.now().ns - last_.ns;
+      if (took > 0) co_await reactor_.sleep(took);
+    }
+    if (gate_) pass_ = co_await gate_->enter();
     last_ = reactor_.now();
   }
 
  private:
   Reactor& reactor_;
+  Gate* gate_;
+  bool paced_;
   Instant last_;
+  Gate::Pass pass_;
 };
 }  // namespace
 
 Task<void> ReferenceScan::each_cluster(std::vector<HostCluster> clusters, std::string_view what,
                                        const std::function<void(size_t, Bytes)>& visit) {
   TableReader reader(file_, g_, file_size_);
-  EqualShare share(file_.reactor());
+  BetweenWindows between(file_.reactor(), options_.gate, options_.paced);
   TableReader::Pace pace{.go_on = [this]() -> Result<void> {
     if (!options_.stopped || !options_.stopped()) return {};
     return Error(Errc::cancelled, "the scan of the references was stopped");
   }};
-  if (options_.paced) {
-    pace.throttle = &share;
-    pace.reads_max = 1;
-  }
+  if (options_.paced || options_.gate) pace.throttle = &between;
+  if (options_.paced) pace.reads_max = 1;
   const auto failed = [&](uint64_t i, const Error& error) {
     if (damage_.beyond_healing.size() < kSentencesMax)
       beyond_healing(cat(what, " at ", g_.start_of(clusters[i]), ": ", error.message()));

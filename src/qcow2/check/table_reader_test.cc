@@ -23,7 +23,7 @@ class BadPlace final : public Forwarder {
     ++reads;
     most = std::max(most, ++running_);
     const Result<void> yielded = co_await reactor().offload([] {}).result();
-    co_await below_.read(offset, data, tag);
+    co_await below().read(offset, data, tag);
     --running_;
     if (offset <= bad_ && bad_ < offset + data.size()) {
       co_await fail(Error(Errc::io, "a bad place"));

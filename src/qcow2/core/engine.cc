@@ -7,8 +7,10 @@
 
 namespace byre {
 
-Engine::Engine(std::unique_ptr<Device> below, ImageHeader read, ImageOptions wanted)
-    : file(std::make_unique<PointInTimeFilter>(std::move(below))),
+Engine::Engine(Child below, ImageHeader read, ImageOptions wanted)
+    : background(below->reactor().ready()),
+      file_edge(std::make_unique<PointInTimeFilter>(std::move(below))),
+      file(static_cast<PointInTimeFilter*>(file_edge.get())),
       reactor(file->reactor()),
       head(std::move(read)),
       options(std::move(wanted)),
@@ -78,6 +80,23 @@ void Engine::publish(const ExclusiveRange& range, GuestCluster cluster, const Ma
   schedule_commit();
 }
 
+void Engine::belong_to(Device& image) {
+  file_edge.belong_to(image, Role::file);
+  if (data) data.belong_to(image, Role::data);
+  if (backing) backing.belong_to(image, Role::backing);
+}
+
+Result<void> Engine::claim_devices() {
+  const bool writes = options.writable;
+  const Permissions own{.uses = {.read = true, .write = writes, .resize = writes},
+                        .shares = Access::reading()};
+  if (Result<void> allowed = file_edge.set_permissions(own); !allowed) return allowed;
+  if (data) {
+    if (Result<void> allowed = data.set_permissions(own); !allowed) return allowed;
+  }
+  return backing ? backing.set_permissions(kShowsThrough) : Result<void>();
+}
+
 // --- Commits by themselves ----------------------------------------------------------------------
 
 void Engine::schedule_commit() {
@@ -91,17 +110,32 @@ Task<void> Engine::background_commit() {
   co_await reactor.perform(timer_);
   commit_scheduled_ = false;
   if (closing) co_return;
+  const Gate::Pass pass = co_await background.enter();
   // A failure shows at the next flush; the work is tried again with the next staged entry.
   if (committer->has_work()) (void)co_await committer->flush(IoTag::commit_sync).result();
   schedule_commit();
 }
 
 void Engine::spawn(Task<void> task) { background_.spawn(in_background(std::move(task))); }
+void Engine::spawn_long(Task<void> task) { background_.spawn(in_parts(std::move(task))); }
 
 /// What runs there may leave something to commit.
 Task<void> Engine::in_background(Task<void> task) {
+  const Gate::Pass pass = co_await background.enter();
   co_await std::move(task);
   schedule_commit();
+}
+
+Task<void> Engine::in_parts(Task<void> task) {
+  co_await std::move(task);
+  schedule_commit();
+}
+
+Task<void> Engine::settle() {
+  if (!committer || references.refused()) co_return;
+  co_await committer->flush_all();
+  co_await allocator->drain_limbo();
+  co_await committer->flush_all();
 }
 
 // --- The end ------------------------------------------------------------------------------------
@@ -134,8 +168,7 @@ Task<void> Engine::commit_the_rest() {
 Task<void> Engine::close_below() {
   (void)co_await background_.join().result();
   Error first;
-  for (Device* below : std::initializer_list<Device*>{backing.get(), data.get(), file.get()}) {
-    if (!below) continue;
+  for (Child* below : {&backing, &data, &file_edge}) {
     Result<void> done = co_await below->close().result();
     if (!done && !first) first = std::move(done).error();
   }
@@ -146,9 +179,8 @@ Task<void> Engine::close_below() {
 void Engine::abandon() {
   closed_ = true;
   background_.forget();
-  for (Device* below : std::initializer_list<Device*>{backing.get(), data.get(), file.get()}) {
-    if (below) below->abandon();
-  }
+  background.forget();
+  for (Child* below : {&backing, &data, &file_edge}) below->abandon();
 }
 
 }  // namespace byre

@@ -41,6 +41,7 @@
 
 #include "block/point_in_time.h"
 #include "coro/event.h"
+#include "coro/gate.h"
 #include "coro/scope.h"
 #include "coro/semaphore.h"
 #include "qcow2/core/allocator.h"
@@ -58,9 +59,12 @@
 
 namespace byre {
 
+/// What an image does with what is below it: it counts on its staying as it is.
+inline constexpr Permissions kShowsThrough{.uses = Access::reading(), .shares = Access::reading()};
+
 class Engine {
  public:
-  Engine(std::unique_ptr<Device> file, ImageHeader head, ImageOptions options);
+  Engine(Child below, ImageHeader head, ImageOptions options);
   Engine(const Engine&) = delete;
   /// close() has ended, or abandon() was called; asserted.
   ~Engine();
@@ -103,8 +107,16 @@ class Engine {
                const Mapping& old);
   /// Something was staged: a commit follows within options.commit_delay (M6).
   void schedule_commit();
-  /// Runs beside the requests; end_requests() waits for it.
+  /// Runs beside the requests, with a pass of `background`; end_requests() waits for it.
   void spawn(Task<void> task);
+  /// The same for what takes long, and takes a pass for each of its parts.
+  void spawn_long(Task<void> task);
+  /// Commits until nothing is staged and limbo is empty.
+  Task<void> settle();
+  /// The device that is above: requests reach the disk through it alone.
+  void belong_to(Device& image);
+  /// Errc::busy when others do with its file, data file or backing device what it cannot allow.
+  Result<void> claim_devices();
 
   // The end, in this order.
   /// No request is admitted any more; those that run, and what runs beside them, end.
@@ -118,10 +130,13 @@ class Engine {
   /// The simulated process died: forget everything without I/O.
   void abandon();
 
-  std::unique_ptr<PointInTimeFilter> file;
+  /// Work that is done beside requests: commits, punches, windows of a scan or a check.
+  Gate background;
+  Child file_edge;          ///< To `file`.
+  PointInTimeFilter* file;  ///< Over the image's file.
   Reactor& reactor;
-  std::unique_ptr<Device> data;     ///< The external data file, or null.
-  std::unique_ptr<Device> backing;  ///< Or null.
+  Child data;     ///< The external data file, or none.
+  Child backing;  ///< Or none.
   ImageHeader head;
   ImageOptions options;
   std::vector<Snapshot> snapshots;
@@ -153,6 +168,7 @@ class Engine {
   friend class Request;
   Task<void> background_commit();
   Task<void> in_background(Task<void> task);
+  Task<void> in_parts(Task<void> task);
 
   Scope background_;
   Event idle_;  ///< The last request has ended.

@@ -22,7 +22,7 @@ class Slow final : public Borrowed {
     const bool fails = writes >= fails_first && writes <= fails_last;
     for (int i = 0; i < 3; ++i) co_await reactor().ready().yield();
     // What fails may be there all the same.
-    co_await below_.write(offset, data, options);
+    co_await below().write(offset, data, options);
     if (fails) co_await fail(Error(Errc::io, "it was to fail"));
   }
   uint64_t writes = 0;

@@ -23,7 +23,7 @@ class Below final : public Borrowed {
   using Borrowed::Borrowed;
   BYRE_CORO_WRAPPER Task<void> read(uint64_t o, MutableBytes d, IoTag m) override {
     if (m == IoTag::read_compressed) ++reads;
-    return below_.read(o, d, m);
+    return below().read(o, d, m);
   }
   Task<void> write(uint64_t o, Bytes d, WriteOptions p) override {
     if (p.tag == IoTag::write_compressed) {
@@ -39,7 +39,7 @@ class Below final : public Borrowed {
       co_await reactor().sleep(kMicrosecond);
       writing_ = false;
     }
-    co_await below_.write(o, d, p);
+    co_await below().write(o, d, p);
   }
   Task<void> discard(uint64_t, uint64_t, DiscardOptions) override { co_return; }
 

@@ -27,7 +27,7 @@ class GuestDisk final : public Engine,
                         private CompressedPacker::Writer,
                         private DecompressedCache::Source {
  public:
-  GuestDisk(std::unique_ptr<Device> below, ImageHeader read, ImageOptions wanted)
+  GuestDisk(Child below, ImageHeader read, ImageOptions wanted)
       : Engine(std::move(below), std::move(read), std::move(wanted)),
         decompressed(reactor.ready(), head.geometry) {}
 

@@ -68,6 +68,7 @@ Result<void> check_online_options(const CheckOptions& options) {
 
 /// Step 1 of online_check.h.  When it ends, writes go on, and the scan has the rest before it.
 Task<void> begin_online_check(GuestDisk& disk, OnlineCheck& check) {
+  const Gate::Pass pass = co_await disk.background.enter();
   // What is staged by now goes down while others go on, so that little is left for the pause.
   co_await disk.check_can_write();
   co_await disk.committer->flush(IoTag::commit_sync);
@@ -86,11 +87,13 @@ Task<void> begin_online_check(GuestDisk& disk, OnlineCheck& check) {
   const HostSpan table = disk.allocator->durable_table_at();
   for (uint64_t i = 0; i < table.count; ++i) check.wanted.push_back(table.first + i);
   check.keep(disk.head.geometry);
+  check.view->read_through(disk.background);
 }
 
 /// Step 3 of online_check.h.
 Task<void> free_leaks(GuestDisk& disk, const ScanResult& found, CheckReport& report) {
   if (report.corruptions != 0 || report.check_errors != 0 || found.damaged) co_return;
+  const Gate::Pass pass = co_await disk.background.enter();
   std::unordered_set<uint64_t> freed;
   report.orphans_kept = found.orphans_remembered;
   for (const HostSpan& span : found.orphans) {
