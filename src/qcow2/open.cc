@@ -368,7 +368,11 @@ static Task<std::unique_ptr<ReferenceScan>> scan_references(GuestDisk& disk, Ima
                       !disk.head.extensions.bitmaps;
   auto scan = std::make_unique<ReferenceScan>(
       *disk.file, disk.head,
-      ReferenceScanOptions{.stopped = [&disk] { return disk.closing; }, .paced = beside});
+      ReferenceScanOptions{.stopped = [&disk] { return disk.closing; },
+                           .paced = beside,
+                           .read_tables_max = disk.options.scan == Scan::beside_requests
+                                                  ? disk.options.table_cache_size
+                                                  : 0});
   co_await scan->read_roots();
   // What only snapshots lead to is no place for guest data either (M5).
   scan->each_table([&](HostCluster at) { (void)disk.metadata.add(at); });
@@ -381,7 +385,7 @@ static Task<std::unique_ptr<ReferenceScan>> scan_references(GuestDisk& disk, Ima
     co_await heal(disk, health.damage);  // Only leaks are left, and go if that was asked for.
     co_return std::unique_ptr<ReferenceScan>();
   }
-  co_await scan_and_heal(disk, std::move(scan), health);
+  co_await scan_and_heal(disk, std::move(scan), health, ScanTime::while_opening);
   co_return std::unique_ptr<ReferenceScan>();
 }
 
@@ -406,7 +410,7 @@ static Task<void> begin_writing(GuestDisk& disk, ImageHealth& health) {
   const uint64_t kept = header.autoclear & ((disk.head.extensions.bitmaps ? kBitmaps : 0) |
                                             (disk.has_raw_data() ? kRawDataFile : 0));
   if (header.version >= 3) co_await disk.header->change({.autoclear = kept});
-  if (scan) disk.spawn(scan_and_heal(disk, std::move(scan), health));
+  if (scan) disk.spawn(scan_and_heal(disk, std::move(scan), health, ScanTime::beside_requests));
 }
 
 // --- Layers -------------------------------------------------------------------------------------

@@ -58,6 +58,8 @@ struct ImageDamage {
   std::vector<WrongCopied> copied;
   std::vector<BehindEnd> behind_end;
   std::vector<Lost> lost;  ///< Ascending, without overlaps.
+  /// The scan's lost_max was passed: `lost` or `behind_end` has gaps, and so nobody may write.
+  bool too_many_lost = false;
   std::vector<InDoubt> in_doubt;
   uint64_t in_doubt_count = 0;  ///< With those that the list has no room for.
   /// What raising refcounts cannot make safe; each a sentence.

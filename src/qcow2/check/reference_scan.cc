@@ -2,6 +2,7 @@
 #include "qcow2/check/reference_scan.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/checked.h"
 #include "format/bitmap.h"
@@ -27,7 +28,7 @@ void ReferenceScan::lost(ImageDamage::Lost lost, bool active) {
     return;
   }
   if (damage_.lost.size() >= options_.lost_max) {
-    if (!is_beyond_healing())
+    if (!std::exchange(damage_.too_many_lost, true))
       beyond_healing(cat("more than ", options_.lost_max, " parts of the disk lead nowhere"));
     return;
   }
@@ -42,7 +43,7 @@ void ReferenceScan::leads_behind_end(HostOffset at, uint64_t length, uint64_t re
   const uint64_t count = g_.cluster_of(HostOffset{*end - 1}) - first + 1;
   if (damage_.behind_end.size() < options_.lost_max) {
     damage_.behind_end.push_back({.clusters = {first, count}, .references = references});
-  } else if (!is_beyond_healing()) {
+  } else if (!std::exchange(damage_.too_many_lost, true)) {
     beyond_healing(
         cat("more than ", options_.lost_max, " entries lead behind the end of the file"));
   }
@@ -319,8 +320,16 @@ Task<void> ReferenceScan::walk_tables() {
   std::vector<HostCluster> clusters;
   clusters.reserve(tables_.size());
   for (const Table& table : tables_) clusters.push_back(table.at);
-  co_await each_cluster(std::move(clusters), "the L2 table",
-                        [this](size_t i, Bytes bytes) { count_entries(tables_[i], bytes); });
+  co_await each_cluster(std::move(clusters), "the L2 table", [this](size_t i, Bytes bytes) {
+    keep_table(tables_[i], bytes);
+    count_entries(tables_[i], bytes);
+  });
+}
+
+void ReferenceScan::keep_table(const Table& table, Bytes bytes) {
+  if (table.active == 0 || (read_tables_.size() + 1) * bytes.size() > options_.read_tables_max)
+    return;
+  read_tables_.push_back({.at = table.at, .bytes = {bytes.begin(), bytes.end()}});
 }
 
 void ReferenceScan::count_entries(const Table& table, Bytes bytes) {

@@ -13,8 +13,8 @@
 /// Invariant: writes nothing, and its reads raise none of the events that QEMU's fault filter knows
 /// (no IoTag), as QEMU makes none there.  Whoever runs it sees to it that no table changes
 /// meanwhile. Cost: one pass over the tables, on a worker thread while the next ones are read.
-/// Memory: CompactCounts, 24 bytes an L2 table, the refcount table, two windows of tables; the
-/// lists of what was found, within the options.
+/// Memory: CompactCounts, 24 bytes an L2 table, the refcount table, two windows of tables, the
+/// tables that are kept; the lists of what was found, within the options.
 /// One class with many methods, because all three steps add to the same counts and to one list of
 /// what was found, which must stay bounded as a whole.
 /// Not here: what is done about it (ops/heal.h).
@@ -41,6 +41,8 @@ struct ReferenceScanOptions {
   std::function<bool()> stopped;
   /// Waits between windows as long as reading the last one took: guests have the disk, too.
   bool paced = false;
+  /// So many bytes of the active disk's L2 tables are kept for take_tables().
+  uint64_t read_tables_max = 0;
   /// More than so many lost parts of the disk, or undercounted clusters, and the image is beyond
   /// healing.
   uint64_t lost_max = 64 * 1024;
@@ -66,6 +68,12 @@ class ReferenceScan {
   void each_table(const Visit& visit) const {
     for (const Table& table : tables_) visit(table.at);
   }
+  struct ReadTable {
+    HostCluster at;
+    std::vector<std::byte> bytes;
+  };
+  /// L2 tables of the active disk as finish() read them, for a cache; once.
+  std::vector<ReadTable> take_tables() { return std::move(read_tables_); }
   /// The rest.  Fails with Errc::cancelled when it was stopped.
   Task<ImageDamage> finish();
 
@@ -107,6 +115,7 @@ class ReferenceScan {
 
   void count_tables();
   Task<void> walk_tables();
+  void keep_table(const Table& table, Bytes bytes);
   void count_entries(const Table& table, Bytes bytes);
   void count_entry(const Table& table, uint64_t index, L2Entry entry);
   void count_range(const Table& table, uint64_t index, HostOffset at, uint64_t length, bool copied);
@@ -136,6 +145,7 @@ class ReferenceScan {
   CompactCounts counts_;
   std::vector<Table> tables_;
   size_t tables_merged_ = 0;
+  std::vector<ReadTable> read_tables_;
   std::vector<uint64_t> active_l1_;
   std::vector<uint64_t> refcount_table_;
   std::unordered_map<HostCluster, Suspect> suspects_;

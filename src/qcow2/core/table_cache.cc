@@ -87,6 +87,18 @@ Task<TableCache::Ref> TableCache::get(HostOffset at) {
   }
 }
 
+void TableCache::put(HostOffset at, Bytes bytes) {
+  for (uint64_t done = 0; done < bytes.size() && slots_.size() < slots_max_; done += slice_size_) {
+    if (index_.contains(at + done)) continue;
+    Slot& slot = *free_slot();
+    slot.at = at + done;
+    slot.indexed = true;
+    slot.state = Slot::State::ready;
+    copy(MutableBytes(slot.bytes.get(), slice_size_), bytes.subspan(done, slice_size_));
+    index_[slot.at] = &slot;
+  }
+}
+
 void TableCache::forget(HostOffset at, uint64_t length) {
   for (uint64_t done = 0; done < length; done += slice_size_) {
     const auto it = index_.find(at + done);

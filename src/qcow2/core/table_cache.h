@@ -65,6 +65,9 @@ class TableCache {
   Ref find(HostOffset at);
   /// Loads it if it is not.
   Task<Ref> get(HostOffset at);
+  /// What is on the disk at `at`, read by somebody else: slices that are not here are added, while
+  /// there is room without an eviction.  Nobody has changed the place since it was read.
+  void put(HostOffset at, Bytes bytes);
   /// Drops what is kept of [at, at + length).
   void forget(HostOffset at, uint64_t length);
   void forget_all();

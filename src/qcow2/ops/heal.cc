@@ -170,6 +170,14 @@ Task<void> make_safe(GuestDisk& disk, const ImageDamage& damage) {
   if (disk.options.free_leaks) co_await free_leaks(disk, damage);
 }
 
+/// Tables that the scan has read need not be read again: nobody changes them before it has ended.
+void warm_cache(GuestDisk& disk, std::vector<ReferenceScan::ReadTable> tables) {
+  for (ReferenceScan::ReadTable& table : tables) {
+    disk.map->cache().put(disk.geometry().start_of(table.at), table.bytes);
+    table.bytes = {};
+  }
+}
+
 std::string sentences_of(const ImageDamage& damage, const Geometry& geometry) {
   std::string text;
   for (const std::string& sentence : describe(damage, geometry)) {
@@ -211,10 +219,11 @@ Task<void> heal(GuestDisk& disk, const ImageDamage& damage) {
   disk.references.open();
 }
 
-Task<void> scan_and_heal(GuestDisk& disk, std::unique_ptr<ReferenceScan> scan,
-                         ImageHealth& health) {
+Task<void> scan_and_heal(GuestDisk& disk, std::unique_ptr<ReferenceScan> scan, ImageHealth& health,
+                         ScanTime time) {
   const int64_t began = disk.reactor.now().ns;
   Result<ImageDamage> found = co_await scan->finish().result();
+  warm_cache(disk, scan->take_tables());
   scan.reset();
   if (!found) {
     if (!disk.references.decided())
@@ -222,13 +231,15 @@ Task<void> scan_and_heal(GuestDisk& disk, std::unique_ptr<ReferenceScan> scan,
     co_return;
   }
   health.damage = *std::move(found);
+  if (health.damage.too_many_lost && time == ScanTime::while_opening)
+    co_await fail(refuse_damaged(health.damage, disk.name(), disk.geometry()));
   co_await heal(disk, health.damage);
   health.scan_ns = static_cast<uint64_t>(disk.reactor.now().ns - began);
   health.known = true;
   if (health.damage.sound() || !disk.options.message) co_return;
   const bool refused = disk.references.refused();
-  const bool beside = disk.options.scan == ImageOptions::Scan::beside_requests;
-  const bool may_have_changed = beside && health.damage.in_doubt_count != 0;
+  const bool may_have_changed =
+      time == ScanTime::beside_requests && health.damage.in_doubt_count != 0;
   disk.options.message(cat(disk.name(),
                            ": the image is damaged: ", sentences_of(health.damage, disk.geometry()),
                            refused ? ". It can be read, but changes that need metadata fail"

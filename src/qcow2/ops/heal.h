@@ -39,9 +39,14 @@ struct ImageHealth {
 /// opened.  Fails never: a disk that cannot be written is a reason to refuse changes, too.
 Task<void> heal(GuestDisk& disk, const ImageDamage& damage);
 
+/// When a scan runs.
+enum class ScanTime : uint8_t { while_opening, beside_requests };
+
 /// Runs the rest of `scan`, heals, and tells disk.options.message what was found.  The roots were
-/// read.
-Task<void> scan_and_heal(GuestDisk& disk, std::unique_ptr<ReferenceScan> scan, ImageHealth& health);
+/// read.  Fails only while the image is being opened, and only when more of the disk is lost than
+/// can be kept in mind.
+Task<void> scan_and_heal(GuestDisk& disk, std::unique_ptr<ReferenceScan> scan, ImageHealth& health,
+                         ScanTime time);
 
 /// The error of a command that does not change a damaged image; its sys_errno is EUCLEAN.
 Error refuse_damaged(const ImageDamage& damage, const std::string& name, const Geometry& geometry);

@@ -462,6 +462,60 @@ TEST_F(Healing, ADamagedImageThatWasNotClosedIsRefusedBeforeItIsRebuilt) {
   EXPECT_EQ(memory_.bytes(), before);
 }
 
+TEST_F(Healing, MoreLostPartsThanCanBeListedAreNotWritten) {
+  create({.size = 16 * GiB});
+  auto writer = open();
+  ASSERT_TRUE(writer);
+  for (uint64_t table = 0; table < 9; ++table) write(**writer, table * 512 * MiB, kCluster, 1);
+  close(**writer);
+  const uint64_t nowhere = round_up(memory_.size(), kCluster) + 64 * MiB;
+  const uint64_t l1 = word(40);
+  const auto lose = [&](uint64_t table) {
+    std::vector<std::byte> bytes(kCluster);
+    for (uint64_t i = 0; i < kCluster / 8; ++i)
+      store_be(MutableBytes(bytes), i * 8, (nowhere + i * kCluster) | kCopied);
+    memory_.poke(word(l1 + table * 8) & kOffsetMask, bytes);
+  };
+  for (uint64_t table = 0; table < 8; ++table) lose(table);
+  auto image = open();
+  ASSERT_TRUE(image) << image.error().message();  // 65,536 of them.
+  close(**image);
+  lose(8);
+  const std::vector<std::byte> before = memory_.bytes();
+  image = open();
+  ASSERT_FALSE(image);
+  EXPECT_NE(image.error().message().find("more than 65536"), std::string::npos)
+      << image.error().message();
+  EXPECT_NE(image.error().message().find("byre repair"), std::string::npos);
+  EXPECT_EQ(memory_.bytes(), before);
+  image = open({.writable = false});
+  ASSERT_TRUE(image);
+  close(**image);
+}
+
+TEST_F(Healing, TablesThatTheScanHasReadAreNotReadAgain) {
+  make(4, {.size = 4 * GiB});
+  auto writer = open();
+  ASSERT_TRUE(writer);
+  write(**writer, 3 * GiB, kCluster, 9);
+  close(**writer);
+  for (const bool at_once : {true, false}) {
+    auto image = open({.writable = true,
+                       .scan = ImageOptions::Scan::beside_requests,
+                       .scanned_at_once = at_once ? 16 * MiB : 0});
+    ASSERT_TRUE(image);
+    write(**image, 8 * kCluster, kCluster, 7);  // Waits for the scan.
+    const uint64_t loads = (*image)->stats().table_loads;
+    if (at_once) {
+      EXPECT_EQ(loads, 0u);
+    }
+    EXPECT_EQ(value_at(**image, 3 * GiB, kCluster), 9);
+    EXPECT_EQ(value_at(**image, 3 * kCluster, kCluster), 4);
+    EXPECT_EQ((*image)->stats().table_loads, loads);
+    close(**image);
+  }
+}
+
 // 2^19 L2 tables, each in a region of its own.
 TEST_F(Healing, ReferencesThatLieFarApartCostABoundedAmountOfMemory) {
   create({.size = 16 * GiB, .cluster_size = 512});
