@@ -445,8 +445,8 @@ Task<void> FaultFilter::flush(IoTag tag) {
   co_await below_.flush(tag);
 }
 
-/// What the units that `offset` and the rest of the range begin in are; a unit that is of several
-/// kinds is what all of them are.
+/// What the aligned blocks of the range are; a block that is of several kinds is what all of them
+/// are.
 Task<Extent> FaultFilter::status(uint64_t offset, uint64_t length) {
   const Request request{.io = FaultIo::block_status, .offset = offset, .length = length};
   co_await admit(request, IoTag::none, FaultEvent::none);
@@ -454,15 +454,15 @@ Task<Extent> FaultFilter::status(uint64_t offset, uint64_t length) {
     co_return co_await below_.status(offset, length);
 
   const uint64_t first = round_down(offset, align_);
-  const uint64_t end = unit_end(offset + length);
+  const uint64_t end = block_end(offset + length);
   Extent all = co_await below_.status(first, end - first);
   if (first + all.length < end) {
     if (all.length >= align_) {
       all.length = round_down(all.length, align_);
     } else {
-      const uint64_t unit = std::min<uint64_t>(align_, end - first);
-      while (all.length < unit) {
-        const Extent more = co_await below_.status(first + all.length, unit - all.length);
+      const uint64_t block = std::min<uint64_t>(align_, end - first);
+      while (all.length < block) {
+        const Extent more = co_await below_.status(first + all.length, block - all.length);
         all.length += more.length;
         all.data |= more.data;
         all.zero &= more.zero;
@@ -483,6 +483,14 @@ Task<void> FaultFilter::allocate(uint64_t offset, uint64_t length) {
   co_await below_.allocate(offset, length);
 }
 
+/// A block that is read and written back must not bring back what is cut off.
+Task<void> FaultFilter::resize(uint64_t size) {
+  RangeLock::Request held(locks_, std::min(size, below_.size()) / align_, UINT64_MAX,
+                          RangeLock::Mode::exclusive);
+  if (align_ > 1) co_await held;
+  co_await below_.resize(size);
+}
+
 Task<void> FaultFilter::close() {
   release_all();
   co_await below_.close();
@@ -490,13 +498,13 @@ Task<void> FaultFilter::close() {
 
 // Limits.
 
-/// Where the unit that ends at or behind `end` ends; the last one may be a part of one.
-uint64_t FaultFilter::unit_end(uint64_t end) const {
+/// Where the aligned block that ends at or behind `end` ends; the last one may be a part of one.
+uint64_t FaultFilter::block_end(uint64_t end) const {
   return std::min(round_up(end, align_), std::max(end, below_.size()));
 }
 
 bool FaultFilter::is_aligned(uint64_t offset, uint64_t length) const {
-  return offset % align_ == 0 && unit_end(offset + length) == offset + length;
+  return offset % align_ == 0 && block_end(offset + length) == offset + length;
 }
 
 RangeLock::Request FaultFilter::lock(uint64_t offset, uint64_t length, RangeLock::Mode mode) {
@@ -529,19 +537,19 @@ Task<void> FaultFilter::read_limited(uint64_t offset, MutableBytes data, IoTag t
     co_return;
   }
   const uint64_t first = round_down(offset, align_);
-  const Buffer buffer(unit_end(offset + data.size()) - first);
+  const Buffer buffer(block_end(offset + data.size()) - first);
   co_await read_split(first, buffer.bytes(), tag);
   copy(data, buffer.bytes().subspan(offset - first, data.size()));
 }
 
-/// The old contents of a unit of which a part is written; zeros behind the end of the device.
-Task<void> FaultFilter::read_for_update(uint64_t offset, MutableBytes unit, FaultEvent before,
+/// The old contents of a block of which a part is written; zeros behind the end of the device.
+Task<void> FaultFilter::read_for_update(uint64_t offset, MutableBytes block, FaultEvent before,
                                         FaultEvent after) {
   co_await reach({&before, 1});
   const uint64_t size = below_.size();
-  const uint64_t there = offset < size ? std::min<uint64_t>(size - offset, unit.size()) : 0;
-  if (there != 0) co_await read_split(offset, unit.first(there), IoTag::none);
-  fill_zero(unit.subspan(there));
+  const uint64_t there = offset < size ? std::min<uint64_t>(size - offset, block.size()) : 0;
+  if (there != 0) co_await read_split(offset, block.first(there), IoTag::none);
+  fill_zero(block.subspan(there));
   co_await reach({&after, 1});
 }
 
@@ -549,7 +557,7 @@ Task<void> FaultFilter::read_for_update(uint64_t offset, MutableBytes unit, Faul
 Task<void> FaultFilter::write_unaligned(uint64_t offset, Bytes data, WriteOptions options) {
   const uint64_t first = round_down(offset, align_);
   const uint64_t data_end = offset + data.size();
-  const uint64_t end = unit_end(data_end);
+  const uint64_t end = block_end(data_end);
   const Buffer buffer(end - first);
   const MutableBytes whole = buffer.bytes();
   const bool head = first != offset;
@@ -601,7 +609,7 @@ Task<void> FaultFilter::zero_limited(uint64_t offset, uint64_t length, ZeroOptio
   co_await held;
   const uint64_t end = offset + length;
   const uint64_t first = std::min(round_up(offset, align_), end);
-  const uint64_t last = unit_end(end) == end ? end : std::max(first, round_down(end, align_));
+  const uint64_t last = block_end(end) == end ? end : std::max(first, round_down(end, align_));
   const std::vector<std::byte> zeros(std::max(first - offset, end - last));
   const WriteOptions edge{.fua = options.fua, .tag = IoTag::none};
   if (offset < first) co_await write_unaligned(offset, Bytes(zeros).first(first - offset), edge);
@@ -620,7 +628,7 @@ Task<void> FaultFilter::discard_limited(uint64_t offset, uint64_t length, Discar
     co_await fail(out_of_range("discard", offset, length));
   const uint64_t end = offset + length;
   const uint64_t first = round_up(offset, align_);
-  const uint64_t last = unit_end(end) == end ? end : round_down(end, align_);
+  const uint64_t last = block_end(end) == end ? end : round_down(end, align_);
   if (first >= last) co_return;
   RangeLock::Request held = lock(first, last - first, RangeLock::Mode::shared);
   co_await held;

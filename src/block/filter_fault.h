@@ -17,8 +17,8 @@
 /// With FaultLimits it also stands for a disk that takes less at once (blkdebug's align,
 /// max-transfer and so on).  Requests are cut to the limits before rule 1, so each part raises its
 /// events and may fail by itself; parts of one request go down one after the other.  A write that
-/// does not fit `align` becomes a read, a change and a write of whole units, which raises the
-/// pwritev_rmw events; of a discard only the whole units go on.  A unit may end where the device
+/// does not fit `align` becomes a read, a change and a write of aligned blocks, which raises the
+/// pwritev_rmw events; of a discard only whole blocks go on.  A block may end where the device
 /// ends.
 ///
 /// The filter only observes: what it does to a request is all that anybody below or above can see
@@ -193,6 +193,7 @@ class FaultFilter final : public Filter {
   Task<void> flush(IoTag tag) override;
   Task<Extent> status(uint64_t offset, uint64_t length) override;
   Task<void> allocate(uint64_t offset, uint64_t length) override;
+  Task<void> resize(uint64_t size) override;
   /// Lets everything go on first: what is held would keep the device below open for ever.
   Task<void> close() override;
 
@@ -224,13 +225,13 @@ class FaultFilter final : public Filter {
   Task<void> write_limited(uint64_t offset, Bytes data, WriteOptions options);
   Task<void> zero_limited(uint64_t offset, uint64_t length, ZeroOptions options);
   Task<void> discard_limited(uint64_t offset, uint64_t length, DiscardOptions options);
-  // Of whole units.
+  // Of aligned blocks.
   Task<void> read_split(uint64_t offset, MutableBytes data, IoTag tag);
   Task<void> write_split(uint64_t offset, Bytes data, WriteOptions options);
   Task<void> write_unaligned(uint64_t offset, Bytes data, WriteOptions options);
-  Task<void> read_for_update(uint64_t offset, MutableBytes unit, FaultEvent before,
+  Task<void> read_for_update(uint64_t offset, MutableBytes block, FaultEvent before,
                              FaultEvent after);
-  uint64_t unit_end(uint64_t end) const;
+  uint64_t block_end(uint64_t end) const;
   bool is_aligned(uint64_t offset, uint64_t length) const;
   RangeLock::Request lock(uint64_t offset, uint64_t length, RangeLock::Mode mode);
 
@@ -252,7 +253,7 @@ class FaultFilter final : public Filter {
   uint64_t state_ = 1;
   std::vector<Break> breaks_;
   std::list<Held> held_;  ///< Each until its request has gone on: frames refer to them.
-  RangeLock locks_;       ///< In units of align_: writes share, those of parts of units exclude.
+  RangeLock locks_;       ///< In blocks of align_: writes share, those of parts of blocks exclude.
   Event changed_;         ///< Something was held, or breakpoints went away.
 };
 

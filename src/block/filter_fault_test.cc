@@ -414,7 +414,7 @@ TEST_F(FaultLimitsTest, ZeroesAndDiscardsKeepToTheirGrids) {
                            "discard 4096 2048", "discard 6144 56"}));
 }
 
-TEST_F(FaultLimitsTest, WhatDoesNotFitTheUnitIsReadChangedAndWritten) {
+TEST_F(FaultLimitsTest, WhatDoesNotFitABlockIsReadChangedAndWritten) {
   make({.align = 4096});
   EXPECT_EQ(filter_->alignment(), 4096u);
   write(4096, 8192, 1);
@@ -441,7 +441,7 @@ TEST_F(FaultLimitsTest, WhatDoesNotFitTheUnitIsReadChangedAndWritten) {
   EXPECT_FALSE(reactor_.run(filter_->zero(1, 5, {.no_fallback = true})));
 }
 
-TEST_F(FaultLimitsTest, AUnitMayEndWithTheDevice) {
+TEST_F(FaultLimitsTest, ABlockMayEndWithTheDevice) {
   make({.align = 4096}, {}, 10'000);
   write(8192, 1808, 1);
   EXPECT_EQ(heard_, Lines{"write 8192 1808"});

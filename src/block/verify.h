@@ -14,7 +14,7 @@
 ///      its reader from comparing it.
 /// Both are of the same size, always.  Compressed writes are compressed on the tested device alone.
 /// Cost: each request twice, side by side; a read needs a buffer of its size.
-/// Not here: comparing two whole disks at rest (that is a read of all of it).
+/// Not here: comparing all of two disks (that is a read of the whole of this one).
 #pragma once
 
 #include <memory>

@@ -18,7 +18,8 @@
 /// may leave discards out.  (The log gets them by zero(), so in a file they are a hole.)
 /// A discard is cut to whole log sectors; its entry says DISCARD.  A request that covers a log
 /// sector in part is logged as the whole sector, whose rest is read back.
-/// A new size is a mark "resize N"; what is cut off is a discard before it.
+/// A new size is a mark "resize N"; what is cut off is a discard before it.  allocate() is not
+/// logged, as it changes no contents.
 /// When the log cannot be written, every later change fails: an entry is missing, and what would
 /// follow it would be replayed onto something that never was.  Reads go on.
 ///
