@@ -2,19 +2,17 @@
 #include "block/write_log.h"
 
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <string>
 #include <vector>
 
 #include "block/borrowed_testing.h"
 #include "block/filter_fault.h"
 #include "block/memory.h"
+#include "block/raw.h"
 #include "coro/scope.h"
+#include "io/io_testing.h"
 #include "sim/sim_reactor.h"
 
 namespace byre {
@@ -358,34 +356,68 @@ TEST_F(WriteLogTest, AfterAGapNothingMoreIsWritten) {
   EXPECT_EQ(records().records.size(), 1u);
 }
 
-// The log that QEMU's blklogwrites makes.
-TEST(WriteLogInterop, ALogOfQemuIsReplayed) {
-  if (std::system("qemu-io --version >/dev/null 2>&1") != 0) {
-    if (getenv("CI")) FAIL() << "qemu-io is missing";
-    GTEST_SKIP() << "qemu-io is missing";
+/// Logs shared with QEMU's blklogwrites.
+class WriteLogInterop : public IoTest {
+ protected:
+  void SetUp() override {
+    IoTest::SetUp();
+    if (run_shell(folder_, "qemu-io --version").first != 0) {
+      if (getenv("CI")) FAIL() << "qemu-io is missing";
+      GTEST_SKIP() << "qemu-io is missing";
+    }
   }
-  std::string folder = std::filesystem::temp_directory_path() / "byre-write-log-XXXXXX";
-  ASSERT_NE(mkdtemp(folder.data()), nullptr);
-  const std::string command =
-      "cd '" + folder + "' && truncate -s 64k disk && truncate -s 0 log && " +
-      "qemu-io --image-opts driver=blklogwrites,file.driver=file,file.filename=disk,"
-      "log.driver=file,log.filename=log -c 'write -P 1 4k 3k' -c 'write -z 5k 1k' -c 'flush' "
-      "-c 'write -f -P 2 100 1000' -c 'discard 8k 1k' >out 2>&1";
-  ASSERT_EQ(std::system(command.c_str()), 0);
-  const auto load = [&](const char* name) {
-    std::ifstream in(std::filesystem::path(folder) / name, std::ios::binary);
-    return std::string((std::istreambuf_iterator<char>(in)), {});
+  void shell(const std::string& command) {
+    const auto [code, out] = run_shell(folder_, "(" + command + ") 2>&1");
+    ASSERT_EQ(code, 0) << command << "\n" << out;
+  }
+  std::vector<std::byte> load(const std::string& name) {
+    RawDevice file(IoTest::open(name, {}));
+    std::vector<std::byte> bytes(file.size());
+    run(file.read(0, bytes, IoTag::none));
+    return bytes;
+  }
+  std::unique_ptr<Device> raw(const std::string& name) {
+    return std::make_unique<RawDevice>(IoTest::open(name, {.writable = true}),
+                                       RawOptions{.growable = true});
+  }
+  void expect_replays(size_t entries_min) {
+    const std::vector<std::byte> bytes = load("log");
+    const Result<WriteLogRecords> log = parse_write_log(bytes);
+    ASSERT_TRUE(log) << log.error().message();
+    EXPECT_GE(log->records.size(), entries_min);
+    std::vector<std::byte> disk(64 * KiB);
+    for (const WriteLogRecord& record : log->records)
+      ASSERT_TRUE(apply_write_log_record(record, log->super.sector_size, disk, 64 * KiB));
+    EXPECT_TRUE(disk == load("disk"));
+  }
+  static constexpr const char* kQemuIo =
+      "qemu-io -c 'write -P 1 4k 3k' -c 'write -z 5k 1k' -c 'flush' -c 'write -f -P 2 100 1000' "
+      "-c 'discard 8k 1k' --image-opts driver=blklogwrites,file.driver=file,file.filename=disk,"
+      "log.driver=file,log.filename=log";
+};
+ON_EVERY_REACTOR(WriteLogInterop);
+
+TEST_P(WriteLogInterop, ALogOfQemuIsReplayed) {
+  shell("truncate -s 64k disk && truncate -s 0 log && " + std::string(kQemuIo));
+  expect_replays(5);
+}
+
+TEST_P(WriteLogInterop, EachGoesOnBehindTheOther) {
+  shell("truncate -s 64k disk && truncate -s 0 log");
+  const auto write = [&](WriteLogOptions options, int value) {
+    std::unique_ptr<WriteLog> filter = run(WriteLog::open(raw("disk"), raw("log"), options));
+    ASSERT_TRUE(filter);
+    run(filter->write(20'000, bytes_with(3000, value), {}));
+    run(filter->mark("byre"));
+    run(filter->zero(21'000, 100, {}));
+    run(filter->flush(IoTag::flush));
+    run(filter->close());
   };
-  const std::string text = load("log");
-  const Result<WriteLogRecords> log = parse_write_log(bytes_of(std::string_view(text)));
-  ASSERT_TRUE(log) << log.error().message();
-  EXPECT_EQ(log->super.sector_size, 512u);
-  EXPECT_GE(log->records.size(), 5u);
-  std::vector<std::byte> disk(64 * KiB);
-  for (const WriteLogRecord& record : log->records)
-    ASSERT_TRUE(apply_write_log_record(record, 512, disk, 64 * KiB));
-  EXPECT_EQ(text_of(disk), load("disk"));
-  std::filesystem::remove_all(folder);
+  write({}, 3);
+  shell(std::string(kQemuIo) + ",log-append=on");
+  expect_replays(9);
+  write({.append = true}, 4);
+  expect_replays(13);
 }
 
 }  // namespace
