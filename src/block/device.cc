@@ -71,6 +71,8 @@ std::string_view name_of(IoTag tag) {
       return "commit_sync";
     case IoTag::cluster_punch:
       return "cluster_punch";
+    case IoTag::copy_on_read:
+      return "copy_on_read";
   }
   return "unknown";
 }

@@ -60,6 +60,7 @@ enum class IoTag : uint8_t {
   flush,          ///< A sync that a guest's flush asked for.
   commit_sync,    ///< A sync between the steps of a commit.
   cluster_punch,  ///< A hole for a freed cluster.
+  copy_on_read,   ///< What a copy-on-read filter writes back.
 };
 std::string_view name_of(IoTag tag);
 

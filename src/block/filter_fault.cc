@@ -3,8 +3,13 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cerrno>
 #include <charconv>
+#include <limits>
+
+#include "base/checked.h"
+#include "io/buffer.h"
 
 namespace byre {
 
@@ -115,6 +120,7 @@ constexpr Raised kRaised[] = {
     {IoTag::flush, {flush_to_os, flush_to_disk}},
     {IoTag::commit_sync, {flush_to_disk}},
     {IoTag::cluster_punch, {cluster_free}},
+    {IoTag::copy_on_read, {cor_write}},
 };
 
 }  // namespace
@@ -260,11 +266,68 @@ Result<FaultRules> parse_fault_config(std::string_view text) {
 
 // The filter.
 
-FaultFilter::FaultFilter(Child below, FaultRules rules)
+namespace {
+
+constexpr uint64_t kNoLimit = std::numeric_limits<uint64_t>::max();
+
+Result<void> check_multiple(std::string_view name, uint64_t value, std::string_view of,
+                            uint64_t unit) {
+  if (value > uint64_t{1} << 62)
+    return invalid("fault filter: ", name, "=", value, ": the largest is 2^62");
+  if (unit == 0 || value % unit == 0) return {};
+  return invalid("fault filter: ", name, "=", value, " is no multiple of ", of, " (", unit, ")");
+}
+
+/// The next part of [at, end): up to `max` bytes that begin on the grid of `unit` and are multiples
+/// of it, or what lies outside that grid.
+uint64_t part_length(uint64_t at, uint64_t end, uint64_t unit, uint64_t max) {
+  uint64_t length = end - at;
+  if (at % unit != 0) {
+    length = std::min(length, unit - at % unit);
+  } else if (length >= unit) {
+    length = round_down(length, unit);
+  }
+  return std::min(length, max);
+}
+
+}  // namespace
+
+Result<void> check_limits(const FaultLimits& limits, uint32_t alignment_below) {
+  if (limits.align != 0 && (!std::has_single_bit(limits.align) || limits.align > 1 * GiB))
+    return invalid("fault filter: align=", limits.align, ": it is a power of two up to 1 GiB");
+  const uint64_t align = std::max(limits.align, alignment_below);
+  const uint64_t zero_unit = limits.opt_write_zero != 0 ? limits.opt_write_zero : align;
+  const uint64_t discard_unit = limits.opt_discard != 0 ? limits.opt_discard : align;
+  struct Rule {
+    std::string_view name;
+    uint64_t value;
+    std::string_view of;
+    uint64_t unit;
+  };
+  const std::string_view zero_name = limits.opt_write_zero != 0 ? "opt-write-zero" : "align";
+  const std::string_view discard_name = limits.opt_discard != 0 ? "opt-discard" : "align";
+  for (const Rule& rule : {Rule{"max-transfer", limits.max_transfer, "align", align},
+                           Rule{"opt-write-zero", limits.opt_write_zero, "align", align},
+                           Rule{"max-write-zero", limits.max_write_zero, zero_name, zero_unit},
+                           Rule{"opt-discard", limits.opt_discard, "align", align},
+                           Rule{"max-discard", limits.max_discard, discard_name, discard_unit}}) {
+    if (Result<void> fits = check_multiple(rule.name, rule.value, rule.of, rule.unit); !fits)
+      return fits;
+  }
+  return {};
+}
+
+FaultFilter::FaultFilter(Child below, FaultRules rules, FaultLimits limits)
     : Filter(std::move(below)),
       rules_(std::move(rules)),
+      limits_(limits),
+      align_(std::max(limits.align, Filter::below().alignment())),
+      limited_(align_ > 1 || limits.max_transfer != 0 || limits.opt_write_zero != 0 ||
+               limits.max_write_zero != 0 || limits.opt_discard != 0 || limits.max_discard != 0),
       spent_(rules_.inject_errors.size()),
+      locks_(Filter::below().reactor().ready()),
       changed_(Filter::below().reactor().ready()) {
+  BYRE_ASSERT(bool(check_limits(limits_, Filter::below().alignment())));
   count(FaultEvent::none);
 }
 
@@ -344,20 +407,20 @@ Task<void> FaultFilter::admit(Request request, IoTag tag, FaultEvent own) {
   co_await fail(errno_error(error, cat("fault filter: injected at ", name_of(event))));
 }
 
-Task<void> FaultFilter::read(uint64_t offset, MutableBytes data, IoTag tag) {
+Task<void> FaultFilter::read_part(uint64_t offset, MutableBytes data, IoTag tag) {
   const Request request{.io = FaultIo::read, .offset = offset, .length = data.size()};
   co_await admit(request, tag, FaultEvent::none);
   co_await below().read(offset, data, tag);
 }
 
-Task<void> FaultFilter::write(uint64_t offset, Bytes data, WriteOptions options) {
+Task<void> FaultFilter::write_part(uint64_t offset, Bytes data, WriteOptions options) {
   const Request request{.io = FaultIo::write, .offset = offset, .length = data.size()};
   co_await admit(request, options.tag, FaultEvent::pwritev);
   co_await below().write(offset, data, options);
   co_await end_write(options.fua);
 }
 
-Task<void> FaultFilter::zero(uint64_t offset, uint64_t length, ZeroOptions options) {
+Task<void> FaultFilter::zero_part(uint64_t offset, uint64_t length, ZeroOptions options) {
   const Request request{.io = FaultIo::write_zeroes, .offset = offset, .length = length};
   co_await admit(request, IoTag::none, FaultEvent::pwritev_zero);
   co_await below().zero(offset, length, options);
@@ -371,7 +434,7 @@ Task<void> FaultFilter::end_write(bool fua) {
   co_await reach({&kDone, 1});
 }
 
-Task<void> FaultFilter::discard(uint64_t offset, uint64_t length, DiscardOptions options) {
+Task<void> FaultFilter::discard_part(uint64_t offset, uint64_t length, DiscardOptions options) {
   const Request request{.io = FaultIo::discard, .offset = offset, .length = length};
   co_await admit(request, IoTag::cluster_punch, FaultEvent::none);
   co_await below().discard(offset, length, options);
@@ -382,10 +445,36 @@ Task<void> FaultFilter::flush(IoTag tag) {
   co_await below().flush(tag);
 }
 
+/// What the aligned blocks of the range are; a block that is of several kinds is what all of them
+/// are.
 Task<Extent> FaultFilter::status(uint64_t offset, uint64_t length) {
   const Request request{.io = FaultIo::block_status, .offset = offset, .length = length};
   co_await admit(request, IoTag::none, FaultEvent::none);
-  co_return co_await below().status(offset, length);
+  if (align_ == 1 || length == 0 || !within(offset, length, size()))
+    co_return co_await below().status(offset, length);
+
+  const uint64_t first = round_down(offset, align_);
+  const uint64_t end = block_end(offset + length);
+  Extent all = co_await below().status(first, end - first);
+  if (first + all.length < end) {
+    if (all.length >= align_) {
+      all.length = round_down(all.length, align_);
+    } else {
+      const uint64_t block = std::min<uint64_t>(align_, end - first);
+      while (all.length < block) {
+        const Extent more = co_await below().status(first + all.length, block - all.length);
+        all.length += more.length;
+        all.data |= more.data;
+        all.zero &= more.zero;
+        all.allocated |= more.allocated;
+        all.compressed |= more.compressed;
+        all.host_offset.reset();
+      }
+    }
+  }
+  all.length = std::min(first + all.length, offset + length) - offset;
+  if (all.host_offset) *all.host_offset += offset - first;
+  co_return all;
 }
 
 Task<void> FaultFilter::allocate(uint64_t offset, uint64_t length) {
@@ -394,9 +483,162 @@ Task<void> FaultFilter::allocate(uint64_t offset, uint64_t length) {
   co_await below().allocate(offset, length);
 }
 
+/// A block that is read and written back must not bring back what is cut off.
+Task<void> FaultFilter::resize(uint64_t size) {
+  RangeLock::Request held(locks_, std::min(size, below().size()) / align_, UINT64_MAX,
+                          RangeLock::Mode::exclusive);
+  if (align_ > 1) co_await held;
+  co_await below().resize(size);
+}
+
 Task<void> FaultFilter::close() {
   release_all();
-  co_await below().close();
+  co_await Filter::close();
+}
+
+// Limits.
+
+/// Where the aligned block that ends at or behind `end` ends; the last one may be a part of one.
+uint64_t FaultFilter::block_end(uint64_t end) const {
+  return std::min(round_up(end, align_), std::max(end, below().size()));
+}
+
+bool FaultFilter::is_aligned(uint64_t offset, uint64_t length) const {
+  return offset % align_ == 0 && block_end(offset + length) == offset + length;
+}
+
+RangeLock::Request FaultFilter::lock(uint64_t offset, uint64_t length, RangeLock::Mode mode) {
+  return {locks_, offset / align_, div_ceil(offset + length, align_), mode};
+}
+
+Task<void> FaultFilter::read_split(uint64_t offset, MutableBytes data, IoTag tag) {
+  const uint64_t max = limits_.max_transfer != 0 ? limits_.max_transfer : kNoLimit;
+  for (uint64_t done = 0; done < data.size();) {
+    const uint64_t length = part_length(done, data.size(), 1, max);
+    co_await read_part(offset + done, data.subspan(done, length), tag);
+    done += length;
+  }
+}
+
+Task<void> FaultFilter::write_split(uint64_t offset, Bytes data, WriteOptions options) {
+  const uint64_t max = limits_.max_transfer != 0 ? limits_.max_transfer : kNoLimit;
+  for (uint64_t done = 0; done < data.size();) {
+    const uint64_t length = part_length(done, data.size(), 1, max);
+    co_await write_part(offset + done, data.subspan(done, length), options);
+    done += length;
+  }
+}
+
+Task<void> FaultFilter::read_limited(uint64_t offset, MutableBytes data, IoTag tag) {
+  if (!within(offset, data.size(), below().size()))
+    co_await fail(out_of_range("read", offset, data.size()));
+  if (data.empty() || is_aligned(offset, data.size())) {
+    co_await read_split(offset, data, tag);
+    co_return;
+  }
+  const uint64_t first = round_down(offset, align_);
+  const Buffer buffer(block_end(offset + data.size()) - first);
+  co_await read_split(first, buffer.bytes(), tag);
+  copy(data, buffer.bytes().subspan(offset - first, data.size()));
+}
+
+/// The old contents of a block of which a part is written; zeros behind the end of the device.
+Task<void> FaultFilter::read_for_update(uint64_t offset, MutableBytes block, FaultEvent before,
+                                        FaultEvent after) {
+  co_await reach({&before, 1});
+  const uint64_t size = below().size();
+  const uint64_t there = offset < size ? std::min<uint64_t>(size - offset, block.size()) : 0;
+  if (there != 0) co_await read_split(offset, block.first(there), IoTag::none);
+  fill_zero(block.subspan(there));
+  co_await reach({&after, 1});
+}
+
+/// Under an exclusive lock.
+Task<void> FaultFilter::write_unaligned(uint64_t offset, Bytes data, WriteOptions options) {
+  const uint64_t first = round_down(offset, align_);
+  const uint64_t data_end = offset + data.size();
+  const uint64_t end = block_end(data_end);
+  const Buffer buffer(end - first);
+  const MutableBytes whole = buffer.bytes();
+  const bool head = first != offset;
+  if (head) {
+    co_await read_for_update(first, whole.first(std::min<uint64_t>(align_, whole.size())),
+                             FaultEvent::pwritev_rmw_head, FaultEvent::pwritev_rmw_after_head);
+  }
+  const uint64_t last = round_down(data_end, align_);
+  if (end != data_end && !(head && last == first)) {
+    co_await read_for_update(last, whole.subspan(last - first), FaultEvent::pwritev_rmw_tail,
+                             FaultEvent::pwritev_rmw_after_tail);
+  }
+  copy(whole.subspan(offset - first), data);
+  co_await write_split(first, whole, options);
+}
+
+Task<void> FaultFilter::write_limited(uint64_t offset, Bytes data, WriteOptions options) {
+  if (!within(offset, data.size(), INT64_MAX - 1 * GiB))
+    co_await fail(out_of_range("write", offset, data.size()));
+  if (data.empty()) {
+    co_await write_part(offset, data, options);
+    co_return;
+  }
+  const bool aligned = is_aligned(offset, data.size());
+  RangeLock::Request held =
+      lock(offset, data.size(), aligned ? RangeLock::Mode::shared : RangeLock::Mode::exclusive);
+  co_await held;
+  if (aligned) {
+    co_await write_split(offset, data, options);
+  } else {
+    co_await write_unaligned(offset, data, options);
+  }
+}
+
+Task<void> FaultFilter::zero_limited(uint64_t offset, uint64_t length, ZeroOptions options) {
+  if (!within(offset, length, INT64_MAX - 1 * GiB))
+    co_await fail(out_of_range("zero", offset, length));
+  if (length == 0) {
+    co_await zero_part(offset, length, options);
+    co_return;
+  }
+  const bool aligned = is_aligned(offset, length);
+  if (!aligned && options.no_fallback) {
+    co_await fail(unsupported("zero ", length, " bytes at ", hex(offset),
+                              " without writing: the fault filter has align=", align_));
+  }
+  RangeLock::Request held =
+      lock(offset, length, aligned ? RangeLock::Mode::shared : RangeLock::Mode::exclusive);
+  co_await held;
+  const uint64_t end = offset + length;
+  const uint64_t first = std::min(round_up(offset, align_), end);
+  const uint64_t last = block_end(end) == end ? end : std::max(first, round_down(end, align_));
+  const std::vector<std::byte> zeros(std::max(first - offset, end - last));
+  const WriteOptions edge{.fua = options.fua, .tag = IoTag::none};
+  if (offset < first) co_await write_unaligned(offset, Bytes(zeros).first(first - offset), edge);
+  const uint64_t unit = limits_.opt_write_zero != 0 ? limits_.opt_write_zero : 1;
+  const uint64_t max = limits_.max_write_zero != 0 ? limits_.max_write_zero : kNoLimit;
+  for (uint64_t at = first; at < last;) {
+    const uint64_t part = part_length(at, last, unit, max);
+    co_await zero_part(at, part, options);
+    at += part;
+  }
+  if (last < end) co_await write_unaligned(last, Bytes(zeros).first(end - last), edge);
+}
+
+Task<void> FaultFilter::discard_limited(uint64_t offset, uint64_t length, DiscardOptions options) {
+  if (!within(offset, length, below().size()))
+    co_await fail(out_of_range("discard", offset, length));
+  const uint64_t end = offset + length;
+  const uint64_t first = round_up(offset, align_);
+  const uint64_t last = block_end(end) == end ? end : round_down(end, align_);
+  if (first >= last) co_return;
+  RangeLock::Request held = lock(first, last - first, RangeLock::Mode::shared);
+  co_await held;
+  const uint64_t unit = limits_.opt_discard != 0 ? limits_.opt_discard : 1;
+  const uint64_t max = limits_.max_discard != 0 ? limits_.max_discard : kNoLimit;
+  for (uint64_t at = first; at < last;) {
+    const uint64_t part = part_length(at, last, unit, max);
+    co_await discard_part(at, part, options);
+    at += part;
+  }
 }
 
 // Breakpoints.

@@ -14,9 +14,16 @@
 ///      the device below.  A rule stays armed, for later requests too, unless it is `once`.
 /// The state starts as 1; a rule for state 0 holds in any.
 ///
+/// With FaultLimits it also stands for a disk that takes less at once (blkdebug's align,
+/// max-transfer and so on).  Requests are cut to the limits before rule 1, so each part raises its
+/// events and may fail by itself; parts of one request go down one after the other.  A write that
+/// does not fit `align` becomes a read, a change and a write of aligned blocks, which raises the
+/// pwritev_rmw events; of a discard only whole blocks go on.  A block may end where the device
+/// ends.
+///
 /// The filter only observes: what it does to a request is all that anybody below or above can see
 /// of it.  It may lie under an image (faults of its file) or over one (faults of the disk).
-/// Cost: none worth naming without rules; linear in their number.
+/// Cost: none worth naming without rules and limits; linear in their number.
 /// Not here: command lines that set breakpoints (cli/io.cc), faults by chance (sim/fault_plan.h).
 #pragma once
 
@@ -34,6 +41,7 @@
 #include "base/units.h"
 #include "block/filter.h"
 #include "coro/event.h"
+#include "coro/range_lock.h"
 
 namespace byre {
 
@@ -131,9 +139,24 @@ Result<void> add_rule(FaultRules& rules, const FaultSection& section);
 /// `key = "value"`, and comments that start with #.
 Result<FaultRules> parse_fault_config(std::string_view text);
 
+/// What the disk takes at once, in bytes; 0: no limit but those of the device below.
+struct FaultLimits {
+  uint32_t align = 0;           ///< Of each request; a power of two.
+  uint64_t max_transfer = 0;    ///< Of a read or write; a multiple of align, like all that follow.
+  uint64_t opt_write_zero = 0;  ///< What of a zero request lies outside its grid goes by itself.
+  uint64_t max_write_zero = 0;  ///< A multiple of opt_write_zero.
+  uint64_t opt_discard = 0;
+  uint64_t max_discard = 0;  ///< A multiple of opt_discard.
+};
+/// Can these be, over a device with this alignment()?
+Result<void> check_limits(const FaultLimits& limits, uint32_t alignment_below);
+
 class FaultFilter final : public Filter {
  public:
-  FaultFilter(Child below, FaultRules rules);
+  /// `limits` have passed check_limits().
+  FaultFilter(Child below, FaultRules rules, FaultLimits limits = {});
+
+  uint32_t alignment() const override { return align_; }
 
   /// The next request that raises `event` is held, under the name `tag`.
   void set_break(FaultEvent event, std::string tag);
@@ -152,13 +175,25 @@ class FaultFilter final : public Filter {
 
   uint64_t state() const { return state_; }
 
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
-  Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
-  Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
-  Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;
+  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+    return limited_ ? read_limited(offset, data, tag) : read_part(offset, data, tag);
+  }
+  BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
+    return limited_ ? write_limited(offset, data, options) : write_part(offset, data, options);
+  }
+  BYRE_CORO_WRAPPER Task<void> zero(uint64_t offset, uint64_t length,
+                                    ZeroOptions options) override {
+    return limited_ ? zero_limited(offset, length, options) : zero_part(offset, length, options);
+  }
+  BYRE_CORO_WRAPPER Task<void> discard(uint64_t offset, uint64_t length,
+                                       DiscardOptions options) override {
+    return limited_ ? discard_limited(offset, length, options)
+                    : discard_part(offset, length, options);
+  }
   Task<void> flush(IoTag tag) override;
   Task<Extent> status(uint64_t offset, uint64_t length) override;
   Task<void> allocate(uint64_t offset, uint64_t length) override;
+  Task<void> resize(uint64_t size) override;
   /// Lets everything go on first: what is held would keep the device below open for ever.
   Task<void> close() override;
 
@@ -180,6 +215,26 @@ class FaultFilter final : public Filter {
     Event go;  ///< Set when the request may go on.
   };
 
+  // One part of a request, within the limits.
+  Task<void> read_part(uint64_t offset, MutableBytes data, IoTag tag);
+  Task<void> write_part(uint64_t offset, Bytes data, WriteOptions options);
+  Task<void> zero_part(uint64_t offset, uint64_t length, ZeroOptions options);
+  Task<void> discard_part(uint64_t offset, uint64_t length, DiscardOptions options);
+  // A request as it came.
+  Task<void> read_limited(uint64_t offset, MutableBytes data, IoTag tag);
+  Task<void> write_limited(uint64_t offset, Bytes data, WriteOptions options);
+  Task<void> zero_limited(uint64_t offset, uint64_t length, ZeroOptions options);
+  Task<void> discard_limited(uint64_t offset, uint64_t length, DiscardOptions options);
+  // Of aligned blocks.
+  Task<void> read_split(uint64_t offset, MutableBytes data, IoTag tag);
+  Task<void> write_split(uint64_t offset, Bytes data, WriteOptions options);
+  Task<void> write_unaligned(uint64_t offset, Bytes data, WriteOptions options);
+  Task<void> read_for_update(uint64_t offset, MutableBytes block, FaultEvent before,
+                             FaultEvent after);
+  uint64_t block_end(uint64_t end) const;
+  bool is_aligned(uint64_t offset, uint64_t length) const;
+  RangeLock::Request lock(uint64_t offset, uint64_t length, RangeLock::Mode mode);
+
   Task<void> admit(Request request, IoTag tag, FaultEvent own);
   Task<void> reach(std::span<const FaultEvent> events);
   Task<void> end_write(bool fua);
@@ -190,11 +245,15 @@ class FaultFilter final : public Filter {
   bool waits_for(std::string_view tag) const;
 
   const FaultRules rules_;
+  const FaultLimits limits_;
+  const uint32_t align_;
+  const bool limited_;
   std::vector<size_t> armed_;  ///< Indices of inject_errors, in their order.
   std::vector<bool> spent_;    ///< By index: a `once` rule that has failed a request.
   uint64_t state_ = 1;
   std::vector<Break> breaks_;
   std::list<Held> held_;  ///< Each until its request has gone on: frames refer to them.
+  RangeLock locks_;       ///< In blocks of align_: writes share, those of parts of blocks exclude.
   Event changed_;         ///< Something was held, or breakpoints went away.
 };
 

@@ -3,9 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <set>
+#include <string>
+#include <vector>
 
+#include "block/borrowed_testing.h"
 #include "block/memory.h"
 #include "sim/sim_reactor.h"
 
@@ -312,6 +316,217 @@ TEST_F(FaultFilterTest, AHeldRequestIsFailedWhenItGoesOn) {
   wait_for("A");
   EXPECT_TRUE(filter_->resume("A"));
   EXPECT_EQ(error_of(reactor_.run(background_.join())), EIO);
+}
+
+// Limits.
+
+class FaultLimitsTest : public testing::Test {
+ protected:
+  void make(FaultLimits limits, FaultRules rules = {}, uint64_t size = 64 * KiB) {
+    memory_ = std::make_unique<MemoryDevice>(reactor_, size);
+    std::vector<std::byte> old(size);
+    for (size_t i = 0; i < old.size(); ++i) old[i] = static_cast<std::byte>(i % 251 + 1);
+    memory_->poke(0, old);
+    model_ = old;
+    auto heard = std::make_unique<Heard>(*memory_, heard_);
+    filter_ = std::make_unique<FaultFilter>(std::move(heard), std::move(rules), limits);
+    heard_.clear();
+  }
+  void ok(Task<void> task) {
+    const Result<void> done = reactor_.run(std::move(task));
+    ASSERT_TRUE(done) << done.error().message();
+  }
+  void write(uint64_t offset, size_t length, int value) {
+    const std::vector<std::byte> data(length, static_cast<std::byte>(value));
+    ok(filter_->write(offset, data, {}));
+    if (model_.size() < offset + length) model_.resize(offset + length);
+    std::fill_n(model_.begin() + static_cast<ptrdiff_t>(offset), length, data[0]);
+    EXPECT_EQ(memory_->bytes(), model_);
+  }
+  void zero(uint64_t offset, size_t length) {
+    ok(filter_->zero(offset, length, {}));
+    if (model_.size() < offset + length) model_.resize(offset + length);
+    std::fill_n(model_.begin() + static_cast<ptrdiff_t>(offset), length, std::byte{0});
+    EXPECT_EQ(memory_->bytes(), model_);
+  }
+  using Lines = std::vector<std::string>;
+
+  class Heard final : public Borrowed {
+   public:
+    Heard(Device& below, Lines& heard) : Borrowed(below), heard_(heard) {}
+    Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+      heard_.push_back(cat("read ", offset, " ", data.size()));
+      co_await below().read(offset, data, tag);
+    }
+    Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
+      heard_.push_back(cat("write ", offset, " ", data.size(), options.fua ? " fua" : ""));
+      co_await below().write(offset, data, options);
+    }
+    Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override {
+      heard_.push_back(cat("zero ", offset, " ", length));
+      co_await below().zero(offset, length, options);
+    }
+    Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override {
+      heard_.push_back(cat("discard ", offset, " ", length));
+      co_await below().discard(offset, length, options);
+    }
+
+   private:
+    Lines& heard_;
+  };
+
+  SimReactor reactor_{1};
+  Lines heard_;
+  std::unique_ptr<MemoryDevice> memory_;
+  std::unique_ptr<FaultFilter> filter_;
+  std::vector<std::byte> model_;
+};
+
+TEST_F(FaultLimitsTest, LargeTransfersAreSplit) {
+  make({.max_transfer = 1024});
+  write(100, 2500, 1);
+  EXPECT_EQ(heard_, (Lines{"write 100 1024", "write 1124 1024", "write 2148 452"}));
+  heard_.clear();
+  std::vector<std::byte> data(2048);
+  ok(filter_->read(0, data, IoTag::none));
+  EXPECT_EQ(heard_, (Lines{"read 0 1024", "read 1024 1024"}));
+  EXPECT_TRUE(equal(data, Bytes(model_).first(2048)));
+}
+
+TEST_F(FaultLimitsTest, EachPartRaisesItsEvents) {
+  make({.max_transfer = 1024},
+       {.inject_errors = {{.event = FaultEvent::write_aio, .sector = 4, .once = true}}});
+  const std::vector<std::byte> data(4096);
+  EXPECT_FALSE(reactor_.run(filter_->write(0, data, {.fua = true})));
+  // The third part has failed, and the fourth was not tried.
+  EXPECT_EQ(heard_, (Lines{"write 0 1024 fua", "write 1024 1024 fua"}));
+}
+
+TEST_F(FaultLimitsTest, ZeroesAndDiscardsKeepToTheirGrids) {
+  make({.opt_write_zero = 4096, .max_write_zero = 8192, .opt_discard = 2048, .max_discard = 2048});
+  zero(1000, 30'000);
+  EXPECT_EQ(heard_, (Lines{"zero 1000 3096", "zero 4096 8192", "zero 12288 8192", "zero 20480 8192",
+                           "zero 28672 2328"}));
+  heard_.clear();
+  zero(5000, 10);
+  ok(filter_->discard(2000, 4200, {}));
+  EXPECT_EQ(heard_, (Lines{"zero 5000 10", "discard 2000 48", "discard 2048 2048",
+                           "discard 4096 2048", "discard 6144 56"}));
+}
+
+TEST_F(FaultLimitsTest, WhatDoesNotFitABlockIsReadChangedAndWritten) {
+  make({.align = 4096});
+  EXPECT_EQ(filter_->alignment(), 4096u);
+  write(4096, 8192, 1);
+  EXPECT_EQ(heard_, Lines{"write 4096 8192"});
+  heard_.clear();
+  write(5000, 10, 2);  // In the middle of one.
+  EXPECT_EQ(heard_, (Lines{"read 4096 4096", "write 4096 4096"}));
+  heard_.clear();
+  write(100, 12'000, 3);  // Both ends.
+  EXPECT_EQ(heard_, (Lines{"read 0 4096", "read 8192 4096", "write 0 12288"}));
+  heard_.clear();
+  zero(4000, 8300);
+  EXPECT_EQ(heard_, (Lines{"read 0 4096", "write 0 4096", "zero 4096 8192", "read 12288 4096",
+                           "write 12288 4096"}));
+  heard_.clear();
+  ok(filter_->discard(4000, 8300, {}));
+  ok(filter_->discard(100, 4200, {}));
+  EXPECT_EQ(heard_, Lines{"discard 4096 8192"});
+  heard_.clear();
+  std::vector<std::byte> data(100);
+  ok(filter_->read(16'380, data, IoTag::none));
+  EXPECT_EQ(heard_, Lines{"read 12288 8192"});
+  EXPECT_TRUE(equal(data, Bytes(model_).subspan(16'380, 100)));
+  EXPECT_FALSE(reactor_.run(filter_->zero(1, 5, {.no_fallback = true})));
+}
+
+TEST_F(FaultLimitsTest, ABlockMayEndWithTheDevice) {
+  make({.align = 4096}, {}, 10'000);
+  write(8192, 1808, 1);
+  EXPECT_EQ(heard_, Lines{"write 8192 1808"});
+  heard_.clear();
+  write(9000, 500, 2);
+  EXPECT_EQ(heard_, (Lines{"read 8192 1808", "write 8192 1808"}));
+  heard_.clear();
+  write(12'000, 5000, 3);  // It grows, to the byte.
+  EXPECT_EQ(heard_, (Lines{"read 8192 1808", "write 8192 8808"}));
+  EXPECT_EQ(filter_->size(), 17'000u);
+}
+
+// All small ranges, against a model.
+TEST_F(FaultLimitsTest, EveryRangeDoesWhatItSays) {
+  for (const FaultLimits& limits :
+       {FaultLimits{.align = 4}, FaultLimits{.align = 4, .max_transfer = 4},
+        FaultLimits{.max_transfer = 3, .opt_write_zero = 3, .max_write_zero = 6},
+        FaultLimits{.align = 2, .max_transfer = 6, .opt_write_zero = 4, .max_write_zero = 4}}) {
+    make(limits, {}, 18);
+    for (uint64_t offset = 0; offset < 18; ++offset) {
+      for (uint64_t length = 0; offset + length <= 18; ++length) {
+        if (length != 0) write(offset, length, static_cast<int>(offset * 18 + length) % 255 + 1);
+        std::vector<std::byte> data(length);
+        ok(filter_->read(offset, data, IoTag::none));
+        EXPECT_TRUE(equal(data, Bytes(model_).subspan(offset, length)));
+        if (length % 3 == 1) zero(offset, length);
+        const Result<Extent> extent = reactor_.run(filter_->status(offset, length));
+        ASSERT_TRUE(extent);
+        EXPECT_LE(extent->length, length);
+      }
+    }
+  }
+}
+
+TEST_F(FaultLimitsTest, AnUnalignedWriteRaisesItsOwnEvents) {
+  make({.align = 4096},
+       {.inject_errors = {
+            {.event = FaultEvent::pwritev_rmw_after_head, .io = FaultIo::write},
+            {.event = FaultEvent::pwritev_rmw_tail, .error = ENOSPC, .io = FaultIo::read}}});
+  const std::vector<std::byte> data(100);
+  EXPECT_EQ(reactor_.run(filter_->write(100, data, {})).error().sys_errno(), EIO);
+  EXPECT_EQ(heard_, Lines{"read 0 4096"});
+  EXPECT_EQ(reactor_.run(filter_->write(4096, data, {})).error().sys_errno(), ENOSPC);
+}
+
+TEST_F(FaultLimitsTest, AnUnalignedWriteLosesNoneThatRunsBesideIt) {
+  make({.align = 4096});
+  filter_->set_break(FaultEvent::pwritev_rmw_after_head, "read");
+  Scope scope(reactor_.ready());
+  const std::vector<std::byte> one(100, std::byte{1});
+  const std::vector<std::byte> two(4096, std::byte{2});
+  scope.spawn(filter_->write(100, one, {}));
+  scope.spawn(filter_->write(0, two, {}));
+  ASSERT_TRUE(filter_->holds("read"));
+  ASSERT_TRUE(filter_->resume("read"));
+  ok(scope.join());
+  EXPECT_EQ(memory_->bytes()[100], std::byte{2});
+}
+
+TEST(FaultLimits, WhatCannotBeIsRefusedByName) {
+  const auto message = [](FaultLimits limits, uint32_t below = 1) {
+    const Result<void> checked = check_limits(limits, below);
+    return checked ? std::string() : checked.error().message();
+  };
+  EXPECT_EQ(message({}), "");
+  EXPECT_EQ(message({.align = 3}), "fault filter: align=3: it is a power of two up to 1 GiB");
+  EXPECT_EQ(message({.align = 512, .max_transfer = 100}),
+            "fault filter: max-transfer=100 is no multiple of align (512)");
+  EXPECT_EQ(message({.max_transfer = 100}, 512),
+            "fault filter: max-transfer=100 is no multiple of align (512)");
+  EXPECT_EQ(message({.align = 4096, .opt_write_zero = 512}),
+            "fault filter: opt-write-zero=512 is no multiple of align (4096)");
+  EXPECT_EQ(message({.opt_write_zero = 4096, .max_write_zero = 5000}),
+            "fault filter: max-write-zero=5000 is no multiple of opt-write-zero (4096)");
+  EXPECT_EQ(message({.opt_discard = 4096, .max_discard = 5000}),
+            "fault filter: max-discard=5000 is no multiple of opt-discard (4096)");
+  EXPECT_NE(message({.align = 1u << 31}), "");
+  EXPECT_NE(message({.max_transfer = UINT64_MAX}), "");
+  EXPECT_EQ(message({.align = 512,
+                     .max_transfer = 1024,
+                     .opt_write_zero = 4096,
+                     .max_write_zero = 8192,
+                     .opt_discard = 512,
+                     .max_discard = 512}),
+            "");
 }
 
 // Configuration files.

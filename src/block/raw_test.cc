@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include "base/units.h"
-#include "block/null.h"
 #include "io/io_testing.h"
 
 namespace byre {
@@ -87,13 +86,6 @@ TEST_P(RawTest, AReadOnlyOneIsReadOnly) {
   EXPECT_EQ(error_of(device->write(0, noise(10), {})).code(), Errc::read_only);
   run(device->flush(IoTag::flush));
   run(device->close());
-}
-
-TEST_P(RawTest, ANullDeviceReadsZerosAndForgets) {
-  NullDevice device(reactor(), 1 * MiB);
-  run(device.write(0, noise(100), {}));
-  EXPECT_EQ(read(device, 0, 100), std::vector<std::byte>(100));
-  EXPECT_EQ(device.size(), 1 * MiB);
 }
 
 }  // namespace

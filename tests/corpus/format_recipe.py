@@ -188,3 +188,40 @@ put("codec_fuzz", "zstd_two_frames",
     bytes([1]) + zstd_raw(TEXT[:200]) + b"\x50\x2a\x4d\x18\1\0\0\0x" + zstd_raw(TEXT[200:]))
 put("codec_fuzz", "zstd_run", bytes([1]) + bytes.fromhex("28b52ffd00a803100078"))
 put("codec_fuzz", "zstd_of_less", bytes([3]) + zstd_raw(TEXT))
+
+
+def qcow1(size=1 << 20, cluster_bits=12, l2_bits=9, crypt=0, version=1, l1_at=48, backing_at=0, backing_size=0):
+    return struct.pack(">4sIQIIQBBHIQ", b"QFI\xfb", version, backing_at, backing_size, 0, size, cluster_bits, l2_bits, 0,
+                       crypt, l1_at)
+
+
+def qcow1_stream(at, size, cluster_bits=12):
+    return 1 << 63 | size << (63 - cluster_bits) | at
+
+
+QCOW1_ENTRIES = struct.pack(">6Q", 0, 48, 0x5200, 0x5201, qcow1_stream(0x1234567, 4095), qcow1_stream(0x1000, 0))
+put("qcow1_fuzz", "entries", qcow1() + QCOW1_ENTRIES)
+put("qcow1_fuzz", "smallest", qcow1(size=2, cluster_bits=9, l2_bits=6) + QCOW1_ENTRIES)
+put("qcow1_fuzz", "largest", qcow1(size=((1 << 31) - 1) // 8 << 29, cluster_bits=16, l2_bits=13) + QCOW1_ENTRIES)
+put("qcow1_fuzz", "too_large", qcow1(size=(1 << 64) - 1))
+put("qcow1_fuzz", "encrypted", qcow1(crypt=1))
+put("qcow1_fuzz", "backing", qcow1(backing_at=48, backing_size=5, l1_at=56) + b"a.raw\0\0\0")
+put("qcow1_fuzz", "version_2", qcow1(version=2))
+
+
+def qcow1_image(entries, size=65536, tail=b"", l1=(512,)):
+    """Clusters of 512 bytes, one L2 table at 512, data from 1024 on."""
+    head = (qcow1(size=size, cluster_bits=9, l2_bits=6) + struct.pack(f">{len(l1)}Q", *l1)).ljust(512, b"\0")
+    return head + struct.pack(f">{len(entries)}Q", *entries).ljust(512, b"\0") + tail
+
+
+packer = zlib.compressobj(9, zlib.DEFLATED, -12)
+STREAM = packer.compress(b"c" * 512) + packer.flush()
+TAIL = b"1" * 512 + b"2" * 512 + STREAM
+SOUND = (0, 1024, 1536, qcow1_stream(2048, len(STREAM), 9), 0, 1024)
+put("qcow1_image_fuzz", "sound", qcow1_image(SOUND, tail=TAIL))
+put("qcow1_image_fuzz", "behind_the_end", qcow1_image((1 << 40, 4096, qcow1_stream(4000, 9, 9)), tail=TAIL, l1=(512, 1 << 50)))
+put("qcow1_image_fuzz", "table_is_the_header", qcow1_image(SOUND, tail=TAIL, l1=(48, 512)))
+put("qcow1_image_fuzz", "not_deflate", qcow1_image((qcow1_stream(1024, 400, 9),), tail=TAIL))
+put("qcow1_image_fuzz", "cut_in_a_cluster", qcow1_image((1024, 1536), tail=TAIL[:700]))
+put("qcow1_image_fuzz", "cut_in_the_header", qcow1_image(())[:40])

@@ -15,9 +15,10 @@ LAYERS = {
     "io": {"base", "coro"},
     "block": {"base", "coro", "io"},
     "qcow2": {"base", "format", "coro", "io", "block"},
-    "job": {"base", "format", "coro", "io", "block", "qcow2"},
+    "qcow1": {"base", "format", "coro", "io", "block"},
+    "job": {"base", "format", "coro", "io", "block", "qcow2", "qcow1"},
     "export": {"base", "coro", "io", "block"},
-    "cli": {"base", "format", "coro", "io", "block", "qcow2", "job", "export"},
+    "cli": {"base", "format", "coro", "io", "block", "qcow2", "qcow1", "job", "export"},
     "sim": {"base", "coro", "io"},
 }
 # The modules of qcow2: which others each may include.  A check validates the engine, so it does not know it: of the core it

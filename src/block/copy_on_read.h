@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+/// CopyOnRead: what is read from below a disk is written into it, so that it is read from there
+/// once.
+///
+/// A part of a read that is not allocated in the device below (status() says so) is read in whole
+/// clusters, as preferred_size() has them, and written back before the read is answered; zeros are
+/// written back as zeros, without data.  What is allocated is read as without the filter.
+/// A write-back that fails fails the read, as it does in QEMU: whoever reads a disk to fill it must
+/// know.
+///
+/// Invariant: a write-back never covers a newer write.  It takes its clusters exclusively, and asks
+/// again under the lock what is not allocated; writes, zeros and discards share theirs.
+/// Cost: a status() for each run of a read; a copy needs a buffer of up to 1 MiB.
+/// Not here: how far down the copy may come from (QEMU's option `bottom`), filling a whole disk.
+#pragma once
+
+#include <memory>
+
+#include "block/filter.h"
+#include "coro/range_lock.h"
+
+namespace byre {
+
+class CopyOnRead final : public Filter {
+ public:
+  /// Refused when the device cannot be written; it is abandoned then.
+  static Result<std::unique_ptr<CopyOnRead>> make(Child below);
+
+  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
+  Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
+  Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
+  Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;
+  Task<void> resize(uint64_t size) override;
+
+  uint64_t bytes_copied() const { return bytes_copied_; }
+
+ private:
+  explicit CopyOnRead(Child below);
+  RangeLock::Request lock(uint64_t offset, uint64_t length, RangeLock::Mode mode);
+  Task<uint64_t> allocated_until(uint64_t offset, uint64_t end);
+  Task<void> copy_clusters(uint64_t offset, MutableBytes data, IoTag tag);
+  Task<void> copy_extent(const Extent& extent, uint64_t at, IoTag tag, uint64_t wanted_at,
+                         MutableBytes wanted);
+
+  const uint64_t cluster_;
+  RangeLock locks_;  ///< In clusters.
+  uint64_t bytes_copied_ = 0;
+};
+
+}  // namespace byre
