@@ -37,9 +37,11 @@ class Image final : public Device {
   static Task<std::unique_ptr<Image>> open(Reactor& reactor, FileOpener& opener, std::string name,
                                            ImageOptions options);
   /// Opens the image inside `file` (a fault filter over a file, say).  `opener` opens what it
-  /// names.
+  /// names, unless that is open already: then `backing` and `data_file` are used instead.
   static Task<std::unique_ptr<Image>> open_over(std::unique_ptr<Device> file, FileOpener& opener,
-                                                ImageOptions options);
+                                                ImageOptions options,
+                                                std::unique_ptr<Device> backing = nullptr,
+                                                std::unique_ptr<Device> data_file = nullptr);
   /// close() has ended, or abandon() was called; asserted.
   ~Image() override;
 
