@@ -41,14 +41,23 @@ class SharedReader final : public Forwarder {
   }
   bool writable() const override { return false; }
   Task<void> close() override {
-    if (--shared_->users == 0) co_await below_.close();
+    if (leave()) co_await below_.close();
   }
   void abandon() override {
-    if (--shared_->users == 0) below_.abandon();
+    if (leave()) below_.abandon();  // Also when close() has failed.
   }
 
  private:
+  /// Is it the last user that leaves?
+  bool leave() {
+    if (!left_) last_ = --shared_->users == 0;
+    left_ = true;
+    return last_;
+  }
+
   std::shared_ptr<SharedDevice> shared_;
+  bool left_ = false;
+  bool last_ = false;
 };
 
 Error two_parents(const DeviceNode& node) {

@@ -226,21 +226,37 @@ TEST_F(OpenTreeTest, ANodeWithTwoParentsIsReadOnly) {
 
 TEST_F(OpenTreeTest, ReadersShareANode) {
   make("base");
-  Result<Disk> base = open(R"({"driver":"qcow2","file":{"filename":"base"}})", {.writable = true});
-  ASSERT_TRUE(base);
-  fill(*base, 0, 's');
-  close(*base);
   make("image");
   make("other");
-  const std::string texts[] = {
-      "driver=qcow2,node-name=base,file.filename=base",
-      "driver=qcow2,node-name=mid,file.filename=image,backing=base",
-      // As the file of a fault filter and as the backing disk of its sibling.
-      "driver=qcow2,node-name=top,file.filename=other,backing=mid"};
+  // The disk of `base` holds the image `other`.
+  Result<Disk> other = open(R"({"driver":"raw","file":{"filename":"other"}})");
+  Result<Disk> base = open(R"({"driver":"qcow2","file":{"filename":"base"}})", {.writable = true});
+  ASSERT_TRUE(other && base);
+  const std::string bytes = read(*other, 0, std::min(other->size(), base->size()));
+  ASSERT_TRUE(reactor_.run(base->device->write(0, bytes_of(std::string_view(bytes)), {})));
+  close(*other);
+  close(*base);
+  const std::string texts[] = {"driver=qcow2,node-name=base,file.filename=base",
+                               "driver=qcow2,node-name=mid,file.filename=image,backing=base",
+                               "driver=qcow2,node-name=top,file=base,backing=mid"};
   Result<Disk> disk = open_parsed(parse_device_list(texts, "top"), {});
   ASSERT_TRUE(disk) << disk.error().message();
-  EXPECT_EQ(read(*disk, 0), "s");
+  EXPECT_EQ(read(*disk, 0), "Q") << "through `mid`, the first byte of the image in `base`";
   close(*disk);
+  EXPECT_EQ(failure(kImage, {.writable = true}), "");
+}
+
+TEST_F(OpenTreeTest, WhoeverLeavesLastClosesASharedNode) {
+  make("base");
+  make("image");
+  const std::string both[] = {"driver=qcow2,node-name=disk,file.filename=base",
+                              "driver=qcow2,node-name=mid,file.filename=image,backing=disk",
+                              "driver=qcow2,node-name=top,file=disk,backing=mid"};
+  for (int i = 0; i < 2; ++i) {  // Nothing is left of the first time.
+    Result<Disk> disk = open_parsed(parse_device_list(both, "top"), {});
+    ASSERT_FALSE(disk) << "there is no image inside the disk";
+    EXPECT_EQ(failure(kImage, {.writable = true}), "");
+  }
 }
 
 TEST_F(OpenTreeTest, AnImageMayNameDevicesWhereItsOpenerAllowsIt) {
