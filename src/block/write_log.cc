@@ -38,8 +38,7 @@ Task<WriteLogSuper> read_super(Device& log) {
 
 }  // namespace
 
-WriteLog::WriteLog(Child below, Child log, uint32_t sector_size,
-                   uint64_t super_update_interval)
+WriteLog::WriteLog(Child below, Child log, uint32_t sector_size, uint64_t super_update_interval)
     : Filter(std::move(below)),
       log_(std::move(log)),
       sector_size_(sector_size),
@@ -50,9 +49,7 @@ WriteLog::WriteLog(Child below, Child log, uint32_t sector_size,
   log_.belong_to(*this, Role::other);
 }
 
-Task<std::unique_ptr<WriteLog>> WriteLog::open(Child below,
-                                               Child log,
-                                               WriteLogOptions options) {
+Task<std::unique_ptr<WriteLog>> WriteLog::open(Child below, Child log, WriteLogOptions options) {
   Result<void> sound = check_options(options, *log);
   WriteLogSuper super{.sector_size = options.sector_size.value_or(kWriteLogSectorMin)};
   if (sound && options.append) {
@@ -225,13 +222,13 @@ Task<void> WriteLog::record_range(Slot slot, WriteLogEntry entry, uint64_t offse
                                   Bytes data) {
   Result<void> written = co_await write_data(slot, offset, length, data).result();
   if (written) written = co_await write_header(slot, entry, "").result();
-  co_await settle(slot, std::move(written), (entry.flags & WriteLogEntry::kFua) != 0);
+  co_await finish_entry(slot, std::move(written), (entry.flags & WriteLogEntry::kFua) != 0);
 }
 
 Task<void> WriteLog::record(Slot slot, WriteLogEntry entry, std::string_view text) {
   Result<void> written = co_await write_header(slot, entry, text).result();
   constexpr uint64_t kDurable = WriteLogEntry::kFlush | WriteLogEntry::kFua;
-  co_await settle(slot, std::move(written), (entry.flags & kDurable) != 0);
+  co_await finish_entry(slot, std::move(written), (entry.flags & kDurable) != 0);
 }
 
 Task<void> WriteLog::write_data(Slot slot, uint64_t offset, uint64_t length, Bytes data) {
@@ -271,7 +268,7 @@ Task<void> WriteLog::write_header(Slot slot, const WriteLogEntry& entry, std::st
 }
 
 /// After the entry was written, or not.
-Task<void> WriteLog::settle(Slot slot, Result<void> written, bool durable) {
+Task<void> WriteLog::finish_entry(Slot slot, Result<void> written, bool durable) {
   if (!written) {
     Error error = std::move(written).error().while_doing(cat("write log ", quoted(log_->name())));
     if (!broken_) broken_ = error.copy();

@@ -52,8 +52,7 @@ class WriteLog final : public Filter {
  public:
   /// Writes the superblock, or with `append` reads the log up to its end.  Both devices are
   /// abandoned when that fails.
-  static Task<std::unique_ptr<WriteLog>> open(Child below,
-                                              Child log, WriteLogOptions options);
+  static Task<std::unique_ptr<WriteLog>> open(Child below, Child log, WriteLogOptions options);
 
   uint32_t sector_size() const { return sector_size_; }
   /// How many entries were written, without a gap.
@@ -76,8 +75,7 @@ class WriteLog final : public Filter {
     uint64_t sector;
   };
 
-  WriteLog(Child below, Child log, uint32_t sector_size,
-           uint64_t super_update_interval);
+  WriteLog(Child below, Child log, uint32_t sector_size, uint64_t super_update_interval);
   Result<void> usable() const;
   Result<void> check_range(std::string_view what, uint64_t offset, uint64_t length) const;
   Task<void> find_end(uint64_t entries);
@@ -90,7 +88,7 @@ class WriteLog final : public Filter {
   Task<void> write_data(Slot slot, uint64_t offset, uint64_t length, Bytes data);
   Task<void> write_edge(uint64_t log_at, uint64_t at);
   Task<void> write_header(Slot slot, const WriteLogEntry& entry, std::string_view text);
-  Task<void> settle(Slot slot, Result<void> written, bool durable);
+  Task<void> finish_entry(Slot slot, Result<void> written, bool durable);
   Task<void> write_super(bool always);
 
   Child log_;

@@ -106,10 +106,10 @@ Task<void> check_raw_backing(Session& session, FileOpener& opener, const AmendAr
   const bool is_new = wanted.backing_file.has_value();
   const std::string named = is_new ? *wanted.backing_file : head.backing_file.value_or("");
   const Result<std::string> path = plain_name(named);
-  if (!path || path->empty()) co_return;
-  Result<std::unique_ptr<File>> file = is_new
-                                           ? opener.open(resolve_name(*args.image, *path), kLook)
-                                           : opener.open_named_by_image(*args.image, *path, kLook);
+  const Result<std::string> image = file_of(*args.image, args);
+  if (!path || path->empty() || !image) co_return;
+  Result<std::unique_ptr<File>> file = is_new ? opener.open(resolve_name(*image, *path), kLook)
+                                              : opener.open_named_by_image(*image, *path, kLook);
   co_await check_backing_is_raw(session, *path, std::move(file), args.force,
                                 "-o backing_fmt=qcow2");
 }
@@ -122,7 +122,7 @@ Task<void> apply(Session& session, FileOpener& opener, AmendArgs args, AmendOpti
   options.without_backing = !wanted.size && wanted.version != 2;
   if (wanted.data_file && !wanted.data_file->empty()) {
     const std::string path = co_await path_of(*wanted.data_file);
-    options.data_file = resolve_name(*args.image, path);
+    options.data_file = resolve_name(co_await file_of(*args.image, args), path);
   }
   Disk disk = co_await open_named(session, opener, *args.image, args, options);
   Result<void> done;

@@ -114,9 +114,9 @@ Result<void> check(BitmapArgs& args) {
 
 /// The image is open for writing already, and would be in the way.
 Result<void> check_source(const BitmapArgs& args) {
-  BYRE_TRY(image, path_of(args.words[0]));
-  const Result<std::string> source = path_of(*args.source_file);
-  if (!source || !same_file(image, *source)) return {};
+  const Result<std::string> image = file_of(args.words[0], args);
+  const Result<std::string> source = file_of(*args.source_file, {});
+  if (!image || !source || !same_file(*image, *source)) return {};
   return could_not_open(*args.source_file,
                         invalid("source and target are the same file; without -b, --merge takes "
                                 "a bitmap of that"));

@@ -2,7 +2,6 @@
 /// `byre check`: is an image consistent, and make it so.
 #include "qcow2/repair/check.h"
 
-#include "block/raw.h"
 #include "cli/check_report.h"
 #include "cli/commands.h"
 #include "cli/findings.h"
@@ -37,23 +36,9 @@ struct CheckArgs : OpenArgs {
   bool quiet = false;
 };
 
-struct Opened {
-  std::unique_ptr<RawDevice> file;
-  DiskFormat format = DiskFormat::raw;
-};
-
-Task<Opened> open_file(FileOpener& opener, const CheckArgs& args, FileOptions options) {
-  Opened opened;
-  const std::string path = co_await path_of(args.image);
-  std::unique_ptr<File> file = co_await opener.open(path, options);
-  opened.format = co_await format_of(*file, args.format);
-  opened.file = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
-  co_return std::move(opened);
-}
-
 /// Checks, and repairs if that is asked for; a repair is followed by another look, whose result
 /// this is.
-Task<CheckReport> check_and_repair(Session& session, FileOpener& opener, RawDevice& file,
+Task<CheckReport> check_and_repair(Session& session, FileOpener& opener, Device& file,
                                    CheckArgs args, Repair repair) {
   const bool talks = args.output == OutputFormat::human && !args.quiet;
   CheckReport report;
@@ -152,6 +137,7 @@ Task<int> check(Session& session, CheckArgs args) {
                   .usage = true};
     co_return finish_parse(session, kCheck, failed);
   }
+  co_await check_format_option(args);
   const CacheMode cache = co_await cache_mode(args.cache, "source cache");
   if (args.share && repair != Repair::none) {
     co_return could_not_open(args.image,
@@ -162,7 +148,8 @@ Task<int> check(Session& session, CheckArgs args) {
                     args.chain ? session.policy(args.follow) : OpenPolicy::nothing);
   const FileOptions options{
       .writable = repair != Repair::none, .direct = is_direct(cache), .share_lock = args.share};
-  Result<Opened> opened = co_await open_file(opener, args, options).result();
+  Result<Storage> opened =
+      co_await open_storage_named(session, opener, args.image, args, options).result();
   if (!opened) {
     Error error = std::move(opened).error();
     if (error.code() == Errc::busy && !session.compatibility_name()) {
@@ -174,10 +161,11 @@ Task<int> check(Session& session, CheckArgs args) {
     co_return could_not_open(args.image, std::move(error), repair == Repair::none);
   }
   if (opened->format != DiskFormat::qcow2) {
+    co_await opened->device.close();
     session.error("This image format does not support checks");
     co_return kNotChecked;
   }
-  RawDevice& file = *opened->file;
+  Device& file = *opened->device;
   Result<ImageHeader> head =
       co_await load_image_header(file,
                                  session.compatibility_name() ? OpenFor::repair : OpenFor::check)

@@ -142,8 +142,8 @@ int run_subcommand(Session& session, std::span<const AnyCommand* const> commands
 
 std::span<const AnyCommand* const> byre_commands() {
   static const std::array kCommands = {
-      &kAmend, &kBitmap, &kCheck,  &kConvert, &kCreate, &kDump,     &kInfo,
-      &kIo,    &kMap,    &kRepair, &kResize,  &kServe,  &kSnapshot,
+      &kAmend, &kBitmap, &kCheck, &kConvert, &kCreate, &kDrivers, &kDump,
+      &kInfo,  &kIo,     &kMap,   &kRepair,  &kResize, &kServe,   &kSnapshot,
   };
   return kCommands;
 }

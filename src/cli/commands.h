@@ -14,6 +14,7 @@ extern const AnyCommand& kBitmap;
 extern const AnyCommand& kCheck;
 extern const AnyCommand& kConvert;
 extern const AnyCommand& kCreate;
+extern const AnyCommand& kDrivers;
 extern const AnyCommand& kDump;
 extern const AnyCommand& kInfo;
 extern const AnyCommand& kIo;

@@ -45,6 +45,7 @@ struct ConvertArgs : OpenArgs {
   std::string source_cache = "writeback";
   bool out_of_order = false;
   bool no_create = false;
+  bool target_image_opts = false;
   bool target_is_zero = false;
   bool force = false;
   bool progress = false;
@@ -140,6 +141,12 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
           ". Select 0 to disable sparse detection (fully allocates output).");
     }
   }
+  if (args.target_image_opts && !args.no_create) {
+    return invalid("--target-image-opts requires use of -n flag");
+  }
+  if (args.target_image_opts && args.target_format) {
+    return invalid("--target-image-opts and -O are mutually exclusive");
+  }
   if (args.no_create && !args.options.empty()) {
     return invalid("-o has no effect when skipping image creation");
   }
@@ -190,9 +197,38 @@ Result<DiskFormat> target_format(Session& session, const ConvertArgs& args) {
   return format_by_name(session, args.images.back(), "-O");
 }
 
+OpenArgs target_args(const ConvertArgs& args) {
+  return {.format = args.target_format,
+          .follow = args.follow,
+          .trust_refcounts = args.trust_refcounts,
+          .free_leaks = args.free_leaks,
+          .image_opts = args.target_image_opts};
+}
+
+/// The format of the disk that the tree is: that below its filters.
+Task<DiskFormat> format_of_devices(Session& session, FileOpener& opener, ConvertArgs args) {
+  const std::string& name = args.images.back();
+  Result<DeviceTree> tree = device_tree_of(name, target_args(args));
+  if (!tree) co_return could_not_open(name, std::move(tree).error());
+  const DeviceNode* node = tree->get();
+  while (node->driver && node->driver->is_filter && !node->children.empty()) {
+    node = node->children.begin()->second.get();
+  }
+  if (node->driver) co_return node->driver == &kQcow2Driver ? DiskFormat::qcow2 : DiskFormat::raw;
+  Result<Storage> storage =
+      co_await open_storage_named(session, opener, name, target_args(args), {.lock = false})
+          .result();
+  if (!storage) co_return could_not_open(name, std::move(storage).error());
+  co_await storage->device.close();
+  co_return storage->format;
+}
+
 /// -n: what is there must be what the name says.
 Task<DiskFormat> format_there(Session& session, FileOpener& opener, ConvertArgs args) {
   const std::string& name = args.images.back();
+  if (names_devices(name, target_args(args))) {
+    co_return co_await format_of_devices(session, opener, args);
+  }
   Result<DiskFormat> named = target_format(session, args);
   if (args.target_format || session.compatibility_name()) co_return co_await std::move(named);
   const Result<std::string> path = path_of(name);
@@ -293,19 +329,24 @@ uint64_t total_size(const Disks& disks) {
   return total;
 }
 
-bool is_source(const Plan& plan, const std::string& path) {
+bool is_source(const ConvertArgs& args, const Plan& plan, const std::string& path) {
   return std::any_of(plan.sources.begin(), plan.sources.end(), [&](const std::string& name) {
-    const Result<std::string> source = path_of(name);
+    const Result<std::string> source = file_of(name, args);
     return source && same_file(*source, path);
   });
 }
 
 /// The locks would keep sources from being written, too, but not in words that help.
-Result<void> check_target(const Plan& plan) {
+Result<void> check_target(const ConvertArgs& args, const Plan& plan) {
+  if (args.no_create && names_devices(plan.target, target_args(args))) {
+    const Result<std::string> file = file_of(plan.target, target_args(args));
+    if (!file || !is_source(args, plan, *file)) return {};
+    return invalid("source and target are the same file");
+  }
   BYRE_TRY(path, path_of(plan.target));
-  if (is_source(plan, path)) return invalid("source and target are the same file");
+  if (is_source(args, plan, path)) return invalid("source and target are the same file");
   if (!plan.disk.data_file || plan.disk.data_file->empty()) return {};
-  if (is_source(plan, resolve_name(path, *plan.disk.data_file))) {
+  if (is_source(args, plan, resolve_name(path, *plan.disk.data_file))) {
     return invalid("source and data file are the same file");
   }
   return {};
@@ -316,7 +357,7 @@ Task<void> make_target(Session& session, FileOpener& opener, ConvertArgs args, P
                        Disks& disks, Stop& stop) {
   plan.disk.size = total_size(disks);
   const std::string doing = cat(plan.target, ": error while converting ", name_of(plan.format));
-  co_await check_target(plan).doing(doing);
+  co_await check_target(args, plan).doing(doing);
   if (plan.disk.backing_file && plan.disk.backing_format == "raw") {
     const std::string below = resolve_name(plan.target, *plan.disk.backing_file);
     co_await check_backing_is_raw(session, opener, below, args.force);
@@ -346,15 +387,13 @@ Task<void> make_target(Session& session, FileOpener& opener, ConvertArgs args, P
 /// Opens the target that is there.
 Task<void> open_there(Session& session, FileOpener& opener, ConvertArgs args, const Plan& plan,
                       Disks& disks) {
-  if (Result<void> other = check_target(plan); !other) {
+  if (Result<void> other = check_target(args, plan); !other) {
     co_await fail(could_not_open(plan.target, std::move(other).error()));
   }
-  const OpenArgs target_args{.format = std::string(name_of(plan.format)),
-                             .follow = args.follow,
-                             .trust_refcounts = args.trust_refcounts,
-                             .free_leaks = args.free_leaks};
+  OpenArgs how = target_args(args);
+  if (!names_devices(plan.target, how)) how.format = std::string(name_of(plan.format));
   ImageOptions options{.writable = true, .direct = is_direct(plan.cache)};
-  disks.target = co_await open_named(session, opener, plan.target, target_args, options);
+  disks.target = co_await open_named(session, opener, plan.target, how, options);
 }
 
 /// Makes the target unless it is there, and opens it.
@@ -626,7 +665,8 @@ const Command<ConvertArgs> kDefinition({
          flag("--salvage", &ConvertArgs::salvage,
               "what cannot be read becomes zeros; each such range is told, and the exit code is 4 "
               "(under the name qemu-img 0)"),
-         refused("--target-image-opts", kNoImageOpts),
+         flag("--target-image-opts", &ConvertArgs::target_image_opts,
+              "with -n: the target's name is a list of options"),
          scan_arguments<ConvertArgs>(),
          follow_arguments<ConvertArgs>()},
     .run = convert,

@@ -33,8 +33,9 @@ struct InfoArgs : OpenArgs {
 struct Layer {
   std::string name;
   DiskFormat format = DiskFormat::raw;
-  uint64_t size = 0;         ///< Virtual.
-  uint64_t actual_size = 0;  ///< Blocks in use.
+  uint64_t size = 0;                    ///< Virtual.
+  std::optional<uint64_t> actual_size;  ///< Blocks in use, of a file.
+  std::string driver = "raw";           ///< What it is called.
   std::optional<ImageHeader> head;
   std::vector<Snapshot> snapshots;
   std::vector<Bitmap> bitmaps;
@@ -59,18 +60,28 @@ Task<std::vector<Bitmap>> load_bitmaps(Device& file, const ImageHeader& head) {
       .doing("bitmap directory");
 }
 
-/// `file` is open under `name`.
-Task<Layer> read_layer(std::unique_ptr<File> file, std::string name,
-                       std::optional<std::string> format, bool health) {
-  Layer layer{.name = name};
-  layer.device = file->properties().device;
-  layer.inode = file->properties().inode;
-  layer.actual_size = blocks_in_use(*file);
-  layer.format = co_await format_of(*file, format);
-  layer.size = round_up(file->size(), kSectorSize);
-  if (layer.format == DiskFormat::raw) co_return layer;
+Task<void> read_image(Device& device, Layer& layer, bool health);
 
-  RawDevice device(std::move(file));
+/// `storage` is open under `name`.
+Task<Layer> read_layer(Storage storage, std::string name, bool health) {
+  Layer layer{.name = name, .format = storage.format, .driver = storage.driver};
+  if (auto* raw = dynamic_cast<RawDevice*>(storage.device.get())) {
+    layer.device = raw->file().properties().device;
+    layer.inode = raw->file().properties().inode;
+    layer.actual_size = blocks_in_use(raw->file());
+  }
+  layer.size = round_up(storage.device->size(), kSectorSize);
+  Result<void> read;
+  if (layer.format == DiskFormat::qcow2) {
+    read = co_await read_image(*storage.device, layer, health).result();
+  }
+  Result<void> closed = co_await storage.device.close().result();
+  co_await std::move(read);
+  co_await std::move(closed);
+  co_return layer;
+}
+
+Task<void> read_image(Device& device, Layer& layer, bool health) {
   layer.head = co_await load_image_header(device);
   layer.size = round_up(layer.head->header.size, kSectorSize);  // As guests see it.
   layer.snapshots = co_await load_snapshots(device, *layer.head).doing("snapshot table");
@@ -80,57 +91,46 @@ Task<Layer> read_layer(std::unique_ptr<File> file, std::string name,
     co_await scan.read_roots();
     layer.damage = co_await scan.finish();
   }
-  co_return layer;
 }
 
-Task<Layer> open_layer(FileOpener& opener, std::string name, const InfoArgs& args) {
-  const std::string path = co_await path_of(name);
-  std::unique_ptr<File> file = co_await opener.open(path, {.share_lock = args.share});
-  co_return co_await read_layer(std::move(file), path, args.format, args.health);
+/// The image that is shown first.
+Task<Layer> open_layer(Session& session, FileOpener& opener, InfoArgs args) {
+  std::string name = args.image;
+  if (names_devices(args.image, args)) {
+    // Relative names in the image start at its file.
+    const DeviceTree tree = co_await device_tree_of(args.image, args);
+    if (std::string file = tree->plain_file(); !file.empty()) name = std::move(file);
+  }
+  Storage storage =
+      co_await open_storage_named(session, opener, args.image, args, {.share_lock = args.share});
+  co_return co_await read_layer(std::move(storage), std::move(name), args.health);
+}
+
+/// A layer below that is named by its devices.
+Task<Layer> open_devices(FileOpener& opener, const Layer& above, InfoArgs args) {
+  const std::string& name = *above.head->backing_file;
+  NamedTree named =
+      co_await tree_of_image(opener, above.name, name, above.head->extensions.backing_format);
+  const std::string file = named.tree->plain_file();
+  Storage storage = co_await open_storage(*named.opener, std::move(named.tree),
+                                          {.image = {.share_lock = args.share}});
+  co_return co_await read_layer(std::move(storage), file.empty() ? name : file, args.health);
 }
 
 Task<Layer> open_backing(FileOpener& opener, const Layer& above, const InfoArgs& args) {
+  if (above.head->backing_file->starts_with("json:")) {
+    co_return co_await open_devices(opener, above, args);
+  }
   const std::string named = *above.head->backing_file;
   const auto& format = above.head->extensions.backing_format;
   const std::string path = co_await path_of(named);
   std::unique_ptr<File> file =
       co_await opener.open_named_by_image(above.name, path, {.share_lock = args.share});
-  co_return co_await read_layer(std::move(file), resolve_name(above.name, path), *format,
-                                args.health);
+  Storage storage{.format = co_await format_of(*file, *format)};
+  storage.driver = name_of(storage.format);
+  storage.device = std::make_unique<RawDevice>(std::move(file));
+  co_return co_await read_layer(std::move(storage), resolve_name(above.name, path), args.health);
 }
-
-/// The layers from `image` down, as many as are wanted.
-Task<std::vector<Layer>> load_layers(Session& session, InfoArgs args) {
-  SystemGate opener(session.reactor(), session.policy(args.follow));
-  std::vector<Layer> layers;
-  std::set<std::pair<uint64_t, uint64_t>> seen;
-  Result<Layer> first = co_await open_layer(opener, args.image, args).result();
-  if (!first) co_return could_not_open(args.image, std::move(first).error(), true);
-  layers.push_back(*std::move(first));
-  layers[0].name = args.image;
-  while (args.chain && layers.back().head && layers.back().head->backing_file) {
-    const Layer& above = layers.back();
-    // In qemu-img's words.
-    if (!seen.emplace(above.device, above.inode).second) {
-      co_return corrupt("Backing file '", above.name, "' creates an infinite loop.");
-    }
-    if (layers.size() > session.chain_max()) {
-      co_return unsupported("Could not open '", args.image, "': its backing chain is longer than ",
-                            session.chain_max(),
-                            " images; BYRE_CHAIN_MAX sets how many are allowed");
-    }
-    if (!above.head->extensions.backing_format) {
-      co_return could_not_open(above.name, backing_of(*above.head).error().copy());
-    }
-    const std::string name = resolve_name(above.name, *above.head->backing_file);
-    Result<Layer> next = co_await open_backing(opener, above, args).result();
-    if (!next) co_return could_not_open(name, std::move(next).error(), true);
-    layers.push_back(*std::move(next));
-  }
-  co_return std::move(layers);
-}
-
-// --- What is shown -----------------------------------------------------------------------------
 
 /// The name of the backing file from here; relative ones start at the image's folder.
 std::string full_backing_name(const Layer& layer) {
@@ -140,6 +140,40 @@ std::string full_backing_name(const Layer& layer) {
   if (colon != std::string::npos && colon < name.find('/')) return name;
   return resolve_name(layer.name, name);
 }
+
+/// The layers from `image` down, as many as are wanted.
+Task<std::vector<Layer>> load_layers(Session& session, InfoArgs args) {
+  SystemGate opener(session.reactor(), session.policy(args.follow));
+  std::vector<Layer> layers;
+  std::set<std::pair<uint64_t, uint64_t>> seen;
+  Result<Layer> first = co_await open_layer(session, opener, args).result();
+  if (!first) co_return could_not_open(args.image, std::move(first).error(), true);
+  layers.push_back(*std::move(first));
+  if (!names_devices(args.image, args)) layers[0].name = args.image;
+  while (args.chain && layers.back().head && layers.back().head->backing_file) {
+    const Layer& above = layers.back();
+    // In qemu-img's words.
+    if (above.inode != 0 && !seen.emplace(above.device, above.inode).second) {
+      co_return corrupt("Backing file '", above.name, "' creates an infinite loop.");
+    }
+    if (layers.size() > session.chain_max()) {
+      co_return unsupported("Could not open '", args.image, "': its backing chain is longer than ",
+                            session.chain_max(),
+                            " images; BYRE_CHAIN_MAX sets how many are allowed");
+    }
+    const bool is_tree = above.head->backing_file->starts_with("json:");
+    if (!above.head->extensions.backing_format && !is_tree) {
+      co_return could_not_open(above.name, backing_of(*above.head).error().copy());
+    }
+    const std::string name = full_backing_name(above);
+    Result<Layer> next = co_await open_backing(opener, above, args).result();
+    if (!next) co_return could_not_open(name, std::move(next).error(), true);
+    layers.push_back(*std::move(next));
+  }
+  co_return std::move(layers);
+}
+
+// --- What is shown -----------------------------------------------------------------------------
 
 /// "Format specific information" of a qcow2 image, in qemu-img's order and words.
 Json specific(const Layer& layer) {
@@ -239,8 +273,8 @@ Json to_json_value(const Layer& layer) {
   json["virtual-size"] = layer.size;
   json["filename"] = layer.name;
   if (is_image) json["cluster-size"] = layer.head->geometry.cluster_size();
-  json["format"] = name_of(layer.format);
-  json["actual-size"] = layer.actual_size;
+  json["format"] = layer.driver;
+  if (layer.actual_size) json["actual-size"] = *layer.actual_size;
   if (is_image) json["format-specific"] = {{"type", "qcow2"}, {"data", specific(layer)}};
   if (is_image && layer.head->backing_file)
     json["full-backing-filename"] = full_backing_name(layer);
@@ -252,9 +286,10 @@ Json to_json_value(const Layer& layer) {
 }
 
 std::string human(const Layer& layer) {
-  std::string out = cat("image: ", printable(layer.name), "\nfile format: ", name_of(layer.format),
-                        "\nvirtual size: ", size_text(layer.size), " (", layer.size, " bytes)\n",
-                        "disk size: ", size_text(layer.actual_size), "\n");
+  std::string out =
+      cat("image: ", printable(layer.name), "\nfile format: ", layer.driver,
+          "\nvirtual size: ", size_text(layer.size), " (", layer.size, " bytes)\n",
+          "disk size: ", layer.actual_size ? size_text(*layer.actual_size) : "unavailable", "\n");
   if (!layer.head) return out;
   const Header& header = layer.head->header;
   if (header.crypt_method != CryptMethod::none) out += "encrypted: yes\n";
@@ -276,6 +311,7 @@ std::string human(const Layer& layer) {
 }
 
 Task<int> info(Session& session, InfoArgs args) {
+  co_await check_format_option(args);
   const std::vector<Layer> layers = co_await load_layers(session, args);
   if (args.output == OutputFormat::json) {
     Json list = Json::array();

@@ -31,6 +31,9 @@ struct IoArgs {
   bool share = false;
 };
 
+/// Longer lines are not kept: no command needs one (job/option_tree.h).
+constexpr size_t kLineMax = 2 * MiB;
+
 /// Lines of stdin, read only when there is something to read.
 class LineReader {
  public:
@@ -38,13 +41,17 @@ class LineReader {
 
   /// Nothing at the end of the file.
   Task<std::optional<std::string>> next() {
-    for (;;) {
-      const size_t end = pending_.find('\n');
+    for (size_t seen = 0;;) {
+      const size_t end = pending_.find('\n', seen);
       if (end != std::string::npos) {
         std::string line = pending_.substr(0, end);
         pending_.erase(0, end + 1);
         co_return std::optional(std::move(line));
       }
+      if (pending_.size() > kLineMax) {
+        co_return invalid("a line has too many bytes, more than ", kLineMax);
+      }
+      seen = pending_.size();
       Op poll{.kind = Op::Kind::poll, .fd = STDIN_FILENO};
       co_await reactor_.perform(poll);  // If it cannot be polled, it can be read at once.
       char buffer[4096];
@@ -137,7 +144,8 @@ const Command<IoArgs> kIoCommand({
     .name = "io",
     .summary = "Read, write and discard ranges of a disk, by commands",
     .description =
-        "FILE is a file, or blkdebug:CONFIG:FILE for a fault filter below its format. "
+        "FILE is a file, json:{...} (`byre drivers`), or blkdebug:CONFIG:FILE for a fault filter "
+        "below its format. "
         "Commands come from -c, or from stdin when there is none; `help` lists them. "
         "The exit code is 1 when a command failed; requests in the background do not count.",
     .args = {optional_operand("FILE", &IoArgs::file, "the disk to open"),

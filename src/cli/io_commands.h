@@ -4,8 +4,8 @@
 /// A line is words between spaces; options are found among the words as getopt finds them.  What is
 /// wrong with a line is said in the stream and the order in which qemu-io says it: unknown command,
 /// no file, number of arguments, right to write, then the words from left to right.
-/// Not here: what results look like (io_texts.h), what `open` means (io_layers.h), doing anything
-/// (io_shell.h).
+/// Not here: what results look like (io_texts.h), what `open` means (job/device_tree.h), doing
+/// anything (io_shell.h).
 #pragma once
 
 #include <cstdint>

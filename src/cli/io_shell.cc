@@ -8,27 +8,16 @@
 #include <cstring>
 
 #include "base/checked.h"
-#include "block/raw.h"
-#include "block/whole_sectors.h"
 #include "cli/check_report.h"
 #include "cli/findings.h"
 #include "cli/io_texts.h"
 #include "cli/json.h"
 #include "cli/options.h"
 #include "io/buffer.h"
-#include "job/chain.h"
-#include "job/open.h"
 
 namespace byre {
 
 namespace {
-
-/// A raw disk takes none of an image's settings, and nothing takes one that is unknown.
-Result<void> check_settings(const IoLayer::Runtime& runtime, DiskFormat format) {
-  if (!runtime.unknown.empty()) return no_such_option(name_of(format), runtime.unknown);
-  if (runtime.first.empty() || format != DiskFormat::raw) return {};
-  return no_such_option(name_of(format), runtime.first);
-}
 
 std::string errno_text(const Error& error) { return std::strerror(error.sys_errno()); }
 
@@ -68,139 +57,37 @@ Task<bool> IoShell::open(IoOpen open) {
   if (open.share_lock && !open.read_only) {
     co_return refuse("force-share=on can only be used with read-only images");
   }
-  const Result<IoLayer> plan = plan_io_layers(open);
-  if (!plan) co_return refuse(plan.error().message());
+  Result<DeviceTree> tree = open.image_opts
+                                ? parse_image_opts(open.path)
+                                : parse_device_name(open.path, open.format, open.options);
+  if (!tree) co_return refuse(tree.error().message());
 
-  Opened opened;
-  const Result<void> built = co_await build(*plan, open, opened).result();
-  if (!built) {
-    if (opened.device) opened.device->abandon();
-    co_return refuse(why_not_opened(open.path, built.error(), open.read_only),
-                     built.error().code());
-  }
-  if (opened.device->size() % kSectorSize != 0) {
-    opened.device = std::make_unique<WholeSectors>(std::move(opened.device));
-  }
-  device_ = std::move(opened.device);
-  image_ = opened.image;
-  filters_ = std::move(opened.filters);
-  write_through_ = is_write_through(open.cache);
-  co_return true;
-}
-
-/// Puts `layer` and those below it into `opened`.  On failure the caller abandons what is there.
-Task<void> IoShell::build(const IoLayer& layer, const IoOpen& open, Opened& opened) {
-  if (layer.driver == IoLayer::Driver::file) {
-    std::unique_ptr<File> file = co_await open_file(layer, open);
-    // A raw disk may end inside a sector; check_range() keeps requests within it.
-    opened.device = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
-    co_return;
-  }
-  IoOpen below = open;  // What a layer is told holds for those below it.
-  if (layer.read_only) below.read_only = *layer.read_only;
-  if (layer.discard) below.discard = *layer.discard;
-  if (layer.direct) below.cache = *layer.direct ? CacheMode::none : CacheMode::writeback;
-
-  if (layer.driver == IoLayer::Driver::probe) {
-    co_await build_probed(layer, below, opened);
-    co_return;
-  }
-  co_await build(*layer.below, below, opened);
-  if (layer.driver == IoLayer::Driver::blkdebug) co_await build_faults(layer, opened);
-  if (layer.driver == IoLayer::Driver::qcow2) co_await build_image(layer, below, opened);
-}
-
-Task<std::unique_ptr<File>> IoShell::open_file(const IoLayer& layer, const IoOpen& open) {
-  const std::string path = co_await path_of(layer.file_name);
-  const bool direct = layer.direct.value_or(is_direct(open.cache));
-  const FileOptions options{.writable = !layer.read_only.value_or(open.read_only),
-                            .direct = direct,
-                            .lock = layer.lock,
-                            .share_lock = open.share_lock};
-  co_return co_await opener_.open(path, options);
-}
-
-/// Nobody said what is in the file.
-Task<void> IoShell::build_probed(const IoLayer& layer, const IoOpen& open, Opened& opened) {
-  if (layer.below->driver == IoLayer::Driver::file) {
-    std::unique_ptr<File> file = co_await open_file(*layer.below, open);
-    OpenDiskOptions options{.image = image_options(layer, open), .growable = true};
-    Disk disk = co_await open_disk_over(std::move(file), opener_, std::move(options));
-    if (disk.format == DiskFormat::raw && !open.read_only) options_.guessed_raw(open.path);
-    opened.device = std::move(disk.device);
-    opened.image = disk.image;
-    co_await check_settings(layer.runtime, disk.format);
-    co_return;
-  }
-  co_await build(*layer.below, open, opened);
-  const Buffer start(kClassifySize);
-  const uint64_t length = std::min(kClassifySize, opened.device->size());
-  co_await opened.device->read(0, start.bytes().first(length), IoTag::none);
-  const DiskFormat format = co_await classify(start.bytes().first(length));
-  co_await check_settings(layer.runtime, format);
-  if (format == DiskFormat::qcow2) {
-    co_await build_image(layer, open, opened);
-    co_return;
-  }
-  if (!open.read_only) {
-    co_await fail(Error(Errc::denied, "It looks raw, and to write there needs -f raw"));
-  }
-}
-
-Task<void> IoShell::build_faults(const IoLayer& layer, Opened& opened) {
-  FaultRules rules = co_await load_faults(layer);
-  auto filter = std::make_unique<FaultFilter>(std::move(opened.device), std::move(rules));
-  filter->on_hold = [this](const std::string& tag, bool held) {
-    say(cat("blkdebug: ", held ? "Suspended" : "Resuming", " request '", tag, "'\n"));
-  };
-  opened.filters.push_back(filter.get());
-  opened.device = std::move(filter);
-}
-
-Task<FaultRules> IoShell::load_faults(const IoLayer& layer) {
-  if (layer.fault_config.empty()) co_return layer.faults;
-  constexpr uint64_t kConfigMax = 1 * MiB;
-  Result<std::unique_ptr<File>> opened = opener_.open(layer.fault_config, {.lock = false});
-  if (!opened) {
-    co_return Error(opened.error().code(),
-                    cat("Could not read blkdebug config file: ", errno_text(opened.error())));
-  }
-  const std::unique_ptr<File> file = *std::move(opened);
-  if (file->size() > kConfigMax) co_return invalid("The blkdebug config file is too large");
-  const Buffer text(file->size());
-  co_await file->read(0, text.bytes());
-  FaultRules rules = co_await parse_fault_config(text_of(text.bytes()))
-                         .doing("Could not parse blkdebug config file");
-  const FaultRules& more = layer.faults;
-  rules.inject_errors.insert(rules.inject_errors.end(), more.inject_errors.begin(),
-                             more.inject_errors.end());
-  rules.set_states.insert(rules.set_states.end(), more.set_states.begin(), more.set_states.end());
-  co_return rules;
-}
-
-ImageOptions IoShell::image_options(const IoLayer& layer, const IoOpen& open) {
-  ImageOptions options{.writable = !open.read_only,
-                       .direct = is_direct(open.cache),
-                       .lock = layer.lock,
-                       .share_lock = open.share_lock,
-                       .discard = open.discard,
-                       .discard_keeps = layer.runtime.discard_keeps,
-                       .lazy_refcounts = layer.runtime.lazy_refcounts,
-                       .without_backing = layer.without_backing};
-  if (layer.runtime.trust_refcounts) options.scan = ImageOptions::Scan::never;
-  if (layer.runtime.table_cache_size) options.table_cache_size = *layer.runtime.table_cache_size;
-  options.message = [this](const std::string& text) {
+  std::vector<FaultFilter*> filters;
+  OpenTreeOptions options{.image = {.writable = !open.read_only,
+                                    .direct = is_direct(open.cache),
+                                    .share_lock = open.share_lock,
+                                    .discard = open.discard},
+                          .growable = true,  // check_range() keeps requests within the disk.
+                          .reactor = &reactor_};
+  options.image.message = [this](const std::string& text) {
     complain(cat(options_.program, ": warning: ", text, "\n"));
   };
-  return options;
-}
-
-Task<void> IoShell::build_image(const IoLayer& layer, const IoOpen& open, Opened& opened) {
-  if (!layer.without_backing) co_await check_chain_memory(opener_, *opened.device);
-  std::unique_ptr<Image> image =
-      co_await Image::open_over(std::move(opened.device), opener_, image_options(layer, open));
-  opened.image = image.get();
-  opened.device = std::move(image);
+  options.on_guessed_raw = [&] { options_.guessed_raw(open.path); };
+  options.on_fault_filter = [&](FaultFilter& filter) {
+    filter.on_hold = [this](const std::string& tag, bool held) {
+      say(cat("blkdebug: ", held ? "Suspended" : "Resuming", " request '", tag, "'\n"));
+    };
+    filters.push_back(&filter);
+  };
+  Result<Disk> disk = co_await open_tree(opener_, *std::move(tree), std::move(options)).result();
+  if (!disk) {
+    co_return refuse(why_not_opened(open.path, disk.error(), open.read_only), disk.error().code());
+  }
+  device_ = std::move(disk->device);
+  image_ = disk->image;
+  filters_ = std::move(filters);
+  write_through_ = is_write_through(open.cache);
+  co_return true;
 }
 
 Task<void> IoShell::close() {
@@ -211,7 +98,7 @@ Task<void> IoShell::close() {
   if (!closed) {
     complain(cat(options_.program, ": close: ", closed.error().message(), "\n"));
     failed_ = true;
-    device_->abandon();
+    device_.abandon();
   }
   device_.reset();
   image_ = nullptr;

@@ -16,10 +16,10 @@
 
 #include "block/filter_fault.h"
 #include "cli/io_commands.h"
-#include "cli/io_layers.h"
 #include "cli/text.h"
 #include "coro/scope.h"
 #include "io/file_opener.h"
+#include "job/open_tree.h"
 #include "qcow2/image.h"
 
 namespace byre {
@@ -53,20 +53,6 @@ class IoShell {
   Errc open_failure() const { return open_failure_; }
 
  private:
-  /// What the layers of a disk are built into.
-  struct Opened {
-    Child device;
-    Image* image = nullptr;             ///< The topmost.
-    std::vector<FaultFilter*> filters;  ///< From the bottom up.
-  };
-
-  Task<void> build(const IoLayer& layer, const IoOpen& open, Opened& opened);
-  Task<void> build_probed(const IoLayer& layer, const IoOpen& open, Opened& opened);
-  Task<void> build_faults(const IoLayer& layer, Opened& opened);
-  Task<void> build_image(const IoLayer& layer, const IoOpen& open, Opened& opened);
-  Task<std::unique_ptr<File>> open_file(const IoLayer& layer, const IoOpen& open);
-  Task<FaultRules> load_faults(const IoLayer& layer);
-  ImageOptions image_options(const IoLayer& layer, const IoOpen& open);
   Task<void> close();
 
   Task<void> while_awake(Task<void> task);

@@ -132,11 +132,9 @@ TEST(IoShell, AFilterWhoseConfigurationIsBadLeavesNothingOpen) {
   EXPECT_TRUE(sim.failed);
 }
 
-TEST(IoShell, ARawDiskThatWasGuessedBehindAFilterIsReadOnly) {
+TEST(IoShell, ARawDiskThatWasGuessedBehindAFilterStaysRaw) {
   Simulated sim(1);
-  EXPECT_EQ(
-      sim.play({.path = "blkdebug::raw"}, {"length"}),
-      "tool: can't open device blkdebug::raw: It looks raw, and to write there needs -f raw\n");
+  EXPECT_EQ(sim.play({.path = "blkdebug::raw"}, {"length", "write -q 0 512"}), "64 KiB\n");
   EXPECT_EQ(sim.play({.path = "blkdebug::raw", .read_only = true}, {"length"}), "64 KiB\n");
   EXPECT_EQ(sim.play({.path = "blkdebug::disk"}, {"length"}), "1 MiB\n");
 }

@@ -8,7 +8,7 @@
 /// its writer prints empty lists on one line, other escapes, and throws at text that is not UTF-8.
 /// Here such bytes come out as \ufffd, so the output is always valid JSON.
 /// Cost: keys are searched one by one; objects here have a few dozen.
-/// Not here: parsing, which only image_spec.cc needs.
+/// Not here: parsing, which only job/option_tree.cc needs.
 #pragma once
 
 #include <concepts>

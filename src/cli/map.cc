@@ -57,10 +57,14 @@ Task<Disk> open_below(FileOpener& opener, const Disk& above, OpenArgs args) {
   const std::string named = *head.backing_file;
   const std::string upper = above.device->name();
   OpenDiskOptions options;
-  options.format = co_await parse_format(*head.extensions.backing_format);
   options.image.share_lock = args.share;
   options.image.without_backing = true;
   options.image.table_cache_size = kTableCache;
+  if (named.starts_with("json:")) {
+    co_return co_await open_tree_of_image(opener, upper, named, head.extensions.backing_format,
+                                          options.image);
+  }
+  options.format = co_await parse_format(*head.extensions.backing_format);
   const std::string path = co_await path_of(named);
   std::unique_ptr<File> file =
       co_await opener.open_named_by_image(upper, path, {.share_lock = args.share});
@@ -70,7 +74,7 @@ Task<Disk> open_below(FileOpener& opener, const Disk& above, OpenArgs args) {
 Task<void> open_chain(Session& session, FileOpener& opener, MapArgs args, Chain& chain) {
   chain.push_back(co_await open_named(session, opener, args.image, args,
                                       {.without_backing = true, .table_cache_size = kTableCache}));
-  const Result<std::string> top = path_of(args.image);
+  const Result<std::string> top = file_of(args.image, args);
   if (top && chain.back().image && chain.back().image->head().backing_file) {
     RawDevice file(co_await opener.open(*top, {.lock = false}));
     co_await check_chain_memory(opener, file).doing("Could not open '", args.image, "'");
@@ -88,13 +92,15 @@ Task<void> open_chain(Session& session, FileOpener& opener, MapArgs args, Chain&
                                 "': its backing chain is longer than ", session.chain_max(),
                                 " images; BYRE_CHAIN_MAX sets how many are allowed"));
     }
+    const bool is_tree = chain.back().image->head().backing_file->starts_with("json:");
     const Result<BackingFile> named = backing_of(chain.back().image->head());
-    if (!named) {
+    if (!named && !is_tree) {
       co_await fail(Error(named.error().code(),
                           cat("Could not open '", args.image, "': ", named.error().message())));
     }
+    const std::string& name_below = *chain.back().image->head().backing_file;
     const std::string below =
-        resolve_name(chain.back().device->name(), *chain.back().image->head().backing_file);
+        is_tree ? name_below : resolve_name(chain.back().device->name(), name_below);
     Result<Disk> disk = co_await open_below(opener, chain.back(), args).result();
     if (!disk) {
       Error inner = could_not_open(below, std::move(disk).error(), true);

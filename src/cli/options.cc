@@ -3,6 +3,8 @@
 
 #include <cstring>
 
+#include "block/raw.h"
+
 namespace byre {
 
 std::string_view advice_on_follow(const Error& error) {
@@ -54,9 +56,37 @@ Error could_not_open(std::string_view name, Error error, bool can_share) {
                error.where());
 }
 
+Result<DeviceTree> device_tree_of(const std::string& name, const OpenArgs& args) {
+  return args.image_opts ? parse_image_opts(name) : parse_device_name(name, args.format);
+}
+
+Result<std::string> file_of(const std::string& name, const OpenArgs& args) {
+  if (!names_devices(name, args)) return path_of(name);
+  BYRE_TRY(tree, device_tree_of(name, args));
+  const std::string file = tree->plain_file();
+  if (file.empty()) return invalid(quoted(name), " is no single file");
+  return file;
+}
+
+Result<void> check_format_option(const OpenArgs& args) {
+  if (!args.image_opts || !args.format) return {};
+  return invalid("--image-opts and --format are mutually exclusive");
+}
+
+static Task<Disk> open_devices(Session& session, FileOpener& opener, std::string name,
+                               OpenArgs args, OpenDiskOptions options) {
+  DeviceTree tree = co_await device_tree_of(name, args);
+  co_return co_await open_tree(opener, std::move(tree),
+                               {.image = std::move(options.image),
+                                .growable = options.growable,
+                                .reactor = &session.reactor(),
+                                .over_file = std::move(options.over_file)});
+}
+
 Task<Disk> open_named(Session& session, FileOpener& opener, std::string name, OpenArgs args,
                       ImageOptions options, std::function<Child(Child)> over_file) {
   OpenDiskOptions open{.image = std::move(options), .over_file = std::move(over_file)};
+  const bool is_tree = names_devices(name, args);
   open.image.share_lock = args.share;
   open.image.chain_depth_max = session.chain_max();
   open.image.message = [&session](const std::string& text) { session.warn(text); };
@@ -69,7 +99,8 @@ Task<Disk> open_named(Session& session, FileOpener& opener, std::string name, Op
   }
   if (args.trust_refcounts) open.image.scan = ImageOptions::Scan::never;
   open.image.free_leaks = args.free_leaks;
-  if (args.format) {
+  co_await check_format_option(args);
+  if (args.format && !is_tree) {
     Result<DiskFormat> format = parse_format(*args.format);
     if (!format) co_return could_not_open(name, std::move(format).error());
     open.format = *format;
@@ -79,12 +110,34 @@ Task<Disk> open_named(Session& session, FileOpener& opener, std::string name, Op
                              invalid("force-share=on can only be used with read-only images"));
   }
   const bool open_writable = open.image.writable;
-  Result<Disk> disk = co_await open_disk(opener, name, std::move(open)).result();
+  Result<Disk> disk =
+      is_tree ? co_await open_devices(session, opener, name, args, std::move(open)).result()
+              : co_await open_disk(opener, name, std::move(open)).result();
   if (!disk) {
     const bool can_share = args.has_share && !open_writable;
     co_return could_not_open(name, std::move(disk).error(), can_share);
   }
   co_return std::move(disk);
+}
+
+Task<Storage> open_storage_named(Session& session, FileOpener& opener, std::string name,
+                                 OpenArgs args, FileOptions options) {
+  co_await check_format_option(args);
+  if (names_devices(name, args)) {
+    DeviceTree tree = co_await device_tree_of(name, args);
+    co_return co_await open_storage(opener, std::move(tree),
+                                    {.image = {.writable = options.writable,
+                                               .direct = options.direct,
+                                               .lock = options.lock,
+                                               .share_lock = options.share_lock},
+                                     .reactor = &session.reactor()});
+  }
+  const std::string path = co_await path_of(name);
+  std::unique_ptr<File> file = co_await opener.open(path, options);
+  const DiskFormat format = co_await format_of(*file, args.format);
+  Storage storage{.format = format, .driver = std::string(name_of(format))};
+  storage.device = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
+  co_return std::move(storage);
 }
 
 Task<DiskFormat> format_of(File& file, std::optional<std::string> given) {

@@ -9,12 +9,12 @@
 #include "cli/command.h"
 #include "cli/session.h"
 #include "job/open.h"
+#include "job/open_tree.h"
 #include "qcow2/ops/snapshot.h"
 
 namespace byre {
 
 inline constexpr std::string_view kNoObjects = "there are no secrets or TLS credentials here yet";
-inline constexpr std::string_view kNoImageOpts = "name a file, and its format with -f";
 inline constexpr std::string_view kPreciseSizeHelp =
     "bytes, or a number with the suffix k, M, G, T, P or E (powers of 1024)";
 
@@ -26,6 +26,7 @@ struct OpenArgs {
   bool has_share = true;  ///< The command has -U.
   bool trust_refcounts = false;
   bool free_leaks = false;
+  bool image_opts = false;  ///< The name is a list of options.
 };
 
 template <class Args>
@@ -40,7 +41,10 @@ Arguments follow_arguments() {
                  static_cast<std::optional<OpenPolicy> Args::*>(&OpenArgs::follow),
                  "which files the image may name as its backing or data file: nothing, "
                  "same-directory (the default), or any (the default under QEMU's names)"),
-          refused("--object", "OBJECT", kNoObjects), refused("--image-opts", kNoImageOpts)};
+          refused("--object", "OBJECT", kNoObjects),
+          flag("--image-opts", static_cast<bool Args::*>(&OpenArgs::image_opts),
+               "the name is no path but a list of options: driver=, file.filename= and so on "
+               "(json:{...} says the same without it; `byre drivers` shows them)")};
 }
 /// For commands that write an image which is there (docs/engine.md, V).
 template <class Args>
@@ -57,10 +61,25 @@ Argument share_argument() {
               "read although another process writes the image");
 }
 
+/// Does the user's name say more than a path?
+inline bool names_devices(const std::string& name, const OpenArgs& args) {
+  return args.image_opts || names_a_tree(name);
+}
+/// --image-opts and -f exclude each other.
+Result<void> check_format_option(const OpenArgs& args);
+/// The devices that it means.
+Result<DeviceTree> device_tree_of(const std::string& name, const OpenArgs& args);
+/// The file that it means, for comparing it with others; an error where that is not known.
+Result<std::string> file_of(const std::string& name, const OpenArgs& args);
+
 /// Opens the image that the user called `name`; errors read "Could not open 'name': why".
 /// `over_file`: OpenDiskOptions::over_file.
 Task<Disk> open_named(Session& session, FileOpener& opener, std::string name, OpenArgs args,
                       ImageOptions options, std::function<Child(Child)> over_file = {});
+
+/// Opens what the image lies in that the user called `name`.
+Task<Storage> open_storage_named(Session& session, FileOpener& opener, std::string name,
+                                 OpenArgs args, FileOptions options);
 
 /// The format that the user gave, or that the file's first bytes show.
 Task<DiskFormat> format_of(File& file, std::optional<std::string> given);

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// `serve` with the options of qemu-nbd, and its list of what another server has.
-#include <algorithm>
-
 #include "cli/commands.h"
 #include "cli/export_list.h"
-#include "cli/image_spec.h"
 #include "cli/serve_plan.h"
 #include "export/background.h"
 
@@ -33,39 +30,23 @@ struct NbdArgs : OpenArgs {
   bool depth = false;
   bool verbose = false;
   bool fork = false;
-  bool image_opts = false;
   bool list = false;
   std::optional<std::string> offset;
 };
 
-/// The image's name may say more than a path.
+/// The image's name may say more than a path; which part is served.
 Result<void> read_image_name(const NbdArgs& args, ServePlan& plan) {
   if (args.offset) {
     BYRE_TRY(offset, parse_size(*args.offset));
     plan.offset = offset;
   }
-  const bool json = args.image->starts_with("json:");
-  if (!args.image_opts && !json) return {};
   if (args.image_opts && args.format) {
     return invalid("--image-opts and -f are mutually exclusive");
   }
-  Result<ImageSpec> spec =
-      args.image_opts ? parse_image_opts(*args.image) : parse_json_name(*args.image);
-  if (!spec) return std::move(spec).error();
-  if (args.format && spec->format && *args.format != *spec->format) {
-    return invalid("-f says ", *args.format, ", and ", quoted(*args.image), " says ",
-                   *spec->format);
-  }
-  if (args.offset && (spec->offset || spec->size)) {
-    return invalid("--offset, and ", quoted(*args.image), " says which part, too");
-  }
-  plan.image = spec->file;
-  if (spec->format) plan.open.format = spec->format;
-  plan.without_backing = spec->without_backing;
-  plan.compress = spec->compress;
-  if (spec->offset) plan.offset = *spec->offset;
-  plan.slice_size = spec->size;
-  return {};
+  // What is wrong with it is said before the server goes to the background.
+  if (!names_devices(*args.image, args)) return {};
+  Result<DeviceTree> tree = device_tree_of(*args.image, args);
+  return tree ? Result<void>() : could_not_open(*args.image, std::move(tree).error());
 }
 
 Result<ServePlan> plan_of(const NbdArgs& args) {
@@ -158,13 +139,6 @@ Task<int> qemu_nbd(Session& session, NbdArgs args) {
   co_return co_await serve_plan(session, std::move(plan));
 }
 
-/// Of follow_arguments() the one that is not refused here.
-Argument follow_policy_argument() {
-  const Arguments all = follow_arguments<NbdArgs>();
-  return *std::find_if(all.begin(), all.end(),
-                       [](const Argument& one) { return !one.is_refused(); });
-}
-
 const Command<NbdArgs> kNbdDefinition({
     .name = "",
     .summary = "Let clients use a disk over NBD",
@@ -203,9 +177,6 @@ const Command<NbdArgs> kNbdDefinition({
              option("-o, --offset", "OFFSET", &NbdArgs::offset, "serve what follows this byte"),
              flag("-L, --list", &NbdArgs::list,
                   "list what another server exports, at --socket, or --bind and --port"),
-             flag("--image-opts", &NbdArgs::image_opts,
-                  "IMAGE is no path but a list of options: driver=, file.filename= and so on "
-                  "(json:{...} says the same without it)"),
              flag("--fork", &NbdArgs::fork, "go to the background once it listens"),
              option("--pid-file", "PATH", &NbdArgs::pid_file, "where to write the process id"),
              flag("-v, --verbose", &NbdArgs::verbose, "say what clients do wrong"),
@@ -217,8 +188,7 @@ const Command<NbdArgs> kNbdDefinition({
              refused("--tls-creds", "ID", "there is no TLS (yet)"),
              refused("--tls-authz", "ID", "there is no TLS (yet)"),
              refused("--tls-hostname", "NAME", "there is no TLS (yet)"),
-             refused("--object", "OBJECT", kNoObjects),
-             follow_policy_argument()},
+             follow_arguments<NbdArgs>()},
     .too_few = "Invalid number of arguments",
     .too_many = "Invalid number of arguments",
     .run = qemu_nbd,

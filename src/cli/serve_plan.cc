@@ -81,7 +81,8 @@ nbd::ListenPlan listen_plan_of(const ServePlan& plan) {
                          .default_socket_hint = "; --socket chooses another place",
                          .port = plan.port,
                          .address = plan.address};
-  if (plan.default_socket) listen.default_socket = cat(plan.image, ".sock");
+  const Result<std::string> file = file_of(plan.image, plan.open);
+  if (plan.default_socket && file) listen.default_socket = cat(*file, ".sock");
   return listen;
 }
 

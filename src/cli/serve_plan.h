@@ -30,11 +30,8 @@ struct ServePlan {
   CacheMode cache = CacheMode::writeback;
   DiscardPolicy discard = DiscardPolicy::unmap;
   DetectZeroesMode detect_zeroes = DetectZeroesMode::off;
-  bool depth = true;  ///< Clients can ask in which layer data lie.
-  bool without_backing = false;
-  bool compress = false;
-  uint64_t offset = 0;                 ///< Where the part of the disk begins that is served...
-  std::optional<uint64_t> slice_size;  ///< ...and its length; none: all that follows.
+  bool depth = true;    ///< Clients can ask in which layer data lie.
+  uint64_t offset = 0;  ///< Where the part of the disk begins that is served.
   std::optional<SnapshotChoice> snapshot;
   std::vector<std::string> bitmaps;  ///< Whose bits clients can read.
 

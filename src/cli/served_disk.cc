@@ -7,7 +7,6 @@
 #include <memory>
 #include <utility>
 
-#include "block/compress.h"
 #include "block/filter.h"
 #include "block/slice.h"
 #include "cli/new_disk.h"
@@ -41,22 +40,14 @@ Result<void> check_layers(const ServePlan& plan, const Disk& disk) {
   if (plan.offset > size || (plan.offset == size && plan.offset != 0)) {
     return invalid("Offset (", plan.offset, ") has to be smaller than the image size (", size, ")");
   }
-  if (plan.slice_size && *plan.slice_size > size - plan.offset) {
-    return invalid("a part of ", *plan.slice_size, " bytes from ", plan.offset,
-                   " on passes the end of the disk, which has ", size, " bytes");
-  }
   if (plan.offset % disk.device->alignment() != 0) {
     return invalid("the offset ", plan.offset, " is no multiple of ", disk.device->alignment());
   }
-  if ((plan.offset != 0 || plan.slice_size) && !plan.bitmaps.empty()) {
+  if (plan.offset != 0 && !plan.bitmaps.empty()) {
     return unsupported("a part of a disk is served without bitmaps");
   }
-  if (plan.compress && !disk.device->capabilities().compresses) {
-    return invalid("Compression not supported for this file format");
-  }
   // A client that zeroes or discards would mean "zeros", and the whole chain would show old data.
-  if (plan.without_backing && disk.device->writable() && disk.image &&
-      disk.image->head().backing_file) {
+  if (disk.without_backing && disk.device->writable()) {
     return unsupported("an image is served without its backing file read-only only (-r)");
   }
   return {};
@@ -85,6 +76,10 @@ class BitmapRuns final : public nbd::DirtyRuns {
 }  // namespace
 
 Task<void> make_if_missing(Session& session, FileOpener& opener, const ServePlan& plan) {
+  if (names_devices(plan.image, plan.open)) {
+    if (plan.create) co_await fail(invalid("--create makes a file: name one"));
+    co_return;
+  }
   const std::string path = co_await path_of(plan.image);
   if (is_there(path)) co_return;
   if (!plan.create) co_return;  // Opening it says what is wrong.
@@ -104,7 +99,6 @@ Task<Disk> open_served(Session& session, FileOpener& opener, const ServePlan& pl
       .direct = is_direct(plan.cache),
       .discard = plan.discard,
       .snapshot = snapshot,
-      .without_backing = plan.without_backing,
       .scan = plan.strict ? ImageOptions::Scan::at_open : ImageOptions::Scan::beside_requests,
       .refuse_damaged = plan.strict};
   Disk disk = co_await open_named(session, opener, plan.image, plan.open, options);
@@ -126,13 +120,9 @@ Task<Disk> open_served(Session& session, FileOpener& opener, const ServePlan& pl
 
 void put_layers(const ServePlan& plan, Disk& disk) {
   Child& device = disk.device;
-  if (plan.offset != 0 || plan.slice_size) {
-    const uint64_t size = plan.slice_size.value_or(device->size() - plan.offset);
+  if (plan.offset != 0) {
+    const uint64_t size = device->size() - plan.offset;
     device = std::make_unique<Slice>(std::move(device), plan.offset, size);
-  }
-  if (plan.compress) {
-    const uint64_t cluster = device->preferred_size();
-    device = std::make_unique<Compress>(std::move(device), cluster);
   }
   if (plan.detect_zeroes != DetectZeroesMode::off)
     device = std::make_unique<DetectZeroes>(std::move(device), plan.detect_zeroes);

@@ -2,7 +2,6 @@
 /// `byre snapshot`: lists, creates, applies, deletes and renames the snapshots inside an image.
 #include "qcow2/ops/snapshot.h"
 
-#include "block/raw.h"
 #include "cli/commands.h"
 #include "cli/json.h"
 #include "cli/options.h"
@@ -39,16 +38,24 @@ SnapshotKey key_of(std::string_view word) {
   return {std::string(word), SnapshotKey::By::id_or_name};
 }
 
-/// Reads the first cluster and the snapshot table, nothing else.
-Task<std::vector<Snapshot>> load_list(FileOpener& opener, SnapshotArgs args) {
-  std::unique_ptr<File> file =
-      co_await opener.open(co_await path_of(args.image), {.share_lock = args.share});
-  if (co_await format_of(*file, args.format) == DiskFormat::raw) {
-    co_return std::vector<Snapshot>();
-  }
-  RawDevice device(std::move(file));
+Task<void> load_table(Device& device, std::vector<Snapshot>& snapshots) {
   const ImageHeader head = co_await load_image_header(device);
-  co_return co_await load_snapshots(device, head);
+  snapshots = co_await load_snapshots(device, head);
+}
+
+/// Reads the first cluster and the snapshot table, nothing else.
+Task<std::vector<Snapshot>> load_list(Session& session, FileOpener& opener, SnapshotArgs args) {
+  Storage storage =
+      co_await open_storage_named(session, opener, args.image, args, {.share_lock = args.share});
+  std::vector<Snapshot> snapshots;
+  Result<void> done;
+  if (storage.format == DiskFormat::qcow2) {
+    done = co_await load_table(*storage.device, snapshots).result();
+  }
+  Result<void> closed = co_await storage.device.close().result();
+  co_await std::move(done);
+  co_await std::move(closed);
+  co_return std::move(snapshots);
 }
 
 Json json_list(const std::vector<Snapshot>& snapshots) {
@@ -62,8 +69,9 @@ Json json_list(const std::vector<Snapshot>& snapshots) {
 }
 
 Task<int> list(Session& session, SnapshotArgs args) {
+  co_await check_format_option(args);
   SystemGate opener(session.reactor(), session.policy(args.follow));
-  Result<std::vector<Snapshot>> snapshots = co_await load_list(opener, args).result();
+  Result<std::vector<Snapshot>> snapshots = co_await load_list(session, opener, args).result();
   if (!snapshots) co_return could_not_open(args.image, std::move(snapshots).error(), true);
   if (session.json()) {
     session.print(to_json({{"filename", args.image}, {"snapshots", json_list(*snapshots)}}));

@@ -12,25 +12,11 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/option_text.h"
 #include "io/file_opener.h"
 #include "qcow2/image.h"
 
 namespace byre {
-
-/// "64M", "1.5G", "0x200", "512": bytes, with an optional binary suffix B K M G T P E.  A fraction
-/// needs a suffix above B and is rounded to the nearest byte.  Errc::no_space when it is above 2^63
-/// - 1.
-Result<uint64_t> parse_size(std::string_view text);
-/// The same with the message that qemu-img gives for the option that is called `what`.
-Result<uint64_t> parse_size_option(std::string_view text, std::string_view what);
-/// The same for `name=value` in an option list; such sizes may be up to 2^64 - 1.
-Result<uint64_t> parse_size_parameter(std::string_view text, std::string_view name);
-
-/// A whole decimal number from `low` to `high`.
-Result<uint64_t> parse_number(std::string_view text, uint64_t low, uint64_t high);
-
-/// on, yes, true, y; off, no, false, n.
-Result<bool> parse_bool_parameter(std::string_view text, std::string_view name);
 
 enum class OutputFormat : uint8_t { human, json };
 

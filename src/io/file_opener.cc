@@ -180,6 +180,18 @@ Result<std::unique_ptr<File>> SystemGate::open_named_by_image(std::string_view i
   return File::adopt(reactor_, fd, path, options);
 }
 
+Result<void> FileOpener::allows_devices(std::string_view image_name, std::string_view name) const {
+  return unsupported("image ", quoted(image_name), " names ", quoted(name),
+                     ": only files are opened here");
+}
+
+Result<void> SystemGate::allows_devices(std::string_view image_name, std::string_view name) const {
+  if (policy_ == OpenPolicy::any_file) return {};
+  return refused(policy_, image_name, name,
+                 policy_ == OpenPolicy::nothing ? "no file that an image names is opened"
+                                                : "its devices may be anywhere");
+}
+
 Result<void> SystemGate::allows(std::string_view image_name, std::string_view name) const {
   if (Result<void> checked = check_name(policy_, image_name, name); !checked) return checked;
   if (policy_ == OpenPolicy::any_file) return {};

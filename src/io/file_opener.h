@@ -24,6 +24,9 @@ class FileOpener {
   virtual Result<std::unique_ptr<File>> open_named_by_image(std::string_view image_name,
                                                             std::string_view name,
                                                             FileOptions options) = 0;
+  /// May the image at `image_name` name devices (`json:{...}`) instead of a file?  Each file of
+  /// theirs is opened by open_named_by_image() all the same.
+  virtual Result<void> allows_devices(std::string_view image_name, std::string_view name) const;
 };
 
 /// What a real opener lets images name.
@@ -32,7 +35,7 @@ enum class OpenPolicy : uint8_t {
   /// Only regular files in or below the folder of the image that names them.  What counts is where
   /// a file lies, not how it is named: absolute names, `..` and symbolic links are followed first.
   same_directory,
-  any_file,  ///< Any regular file or block device by path.
+  any_file,  ///< Any regular file or block device by path; devices by `json:{...}`.
 };
 /// As the option --follow spells it.
 std::string_view name_of(OpenPolicy policy);
@@ -44,6 +47,7 @@ class SystemGate final : public FileOpener {
   Result<std::unique_ptr<File>> open_named_by_image(std::string_view image_name,
                                                     std::string_view name,
                                                     FileOptions options) override;
+  Result<void> allows_devices(std::string_view image_name, std::string_view name) const override;
   /// Would the image at `image_name` get the file that it calls `name`?  Errc::denied says why not;
   /// a file that is not there is Errc::not_found.  Opens nothing.
   Result<void> allows(std::string_view image_name, std::string_view name) const;
@@ -54,7 +58,7 @@ class SystemGate final : public FileOpener {
 };
 
 /// The path that `name`, as found in the image at `image_name`, means: relative names are relative
-/// to the image's folder; `json:` and `protocol:` names are refused by the callers.
+/// to the image's folder.  Not for `json:` and `protocol:` names.
 std::string resolve_name(std::string_view image_name, std::string_view name);
 
 }  // namespace byre

@@ -51,7 +51,12 @@ Task<Examined> examine(FileOpener& opener, std::unique_ptr<File> file, DiskForma
     }
     co_await examine_data_file(opener, examined.file.name, head).doing("data file");
     examined.file.size = head.header.size;
-    if (head.backing_file) examined.below = co_await backing_of(head);
+    if (head.backing_file && head.backing_file->starts_with("json:")) {
+      // Whoever opens the disk looks further; its size does not depend on it.
+      co_await opener.allows_devices(examined.file.name, *head.backing_file);
+    } else if (head.backing_file) {
+      examined.below = co_await backing_of(head);
+    }
   }
   examined.file.size = round_up(examined.file.size, kSectorSize);
   co_return examined;

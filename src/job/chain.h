@@ -25,7 +25,8 @@ struct ChainFile {
 /// The file at `path` and those below it, top first.  Whatever a reader of the disk would refuse
 /// because of a header is an error: a file that is missing or may not be opened, a format that is
 /// missing or unknown, encryption, a chain that goes in a circle or has more than `files_max`
-/// files.  Errors about a file below begin with "backing file 'x': ".
+/// files.  Errors about a file below begin with "backing file 'x': ".  Where an image names
+/// devices (`json:{...}`) instead of a file, the list ends.
 Task<std::vector<ChainFile>> read_chain(FileOpener& opener, std::string path, DiskFormat format,
                                         uint64_t files_max);
 

@@ -12,6 +12,7 @@
 #include "coro/semaphore.h"
 #include "io/buffer.h"
 #include "job/chain.h"
+#include "job/open_tree.h"
 #include "job/unfinished.h"
 #include "qcow2/core/image_header.h"
 
@@ -50,8 +51,7 @@ bool has_at(Bytes start, size_t offset, std::string_view bytes) {
 /// A raw disk whose format was guessed: nothing may make the guess wrong.
 class GuessedRaw final : public Filter {
  public:
-  explicit GuessedRaw(std::unique_ptr<RawDevice> raw)
-      : Filter(std::move(raw)), first_sector_(reactor().ready()) {}
+  explicit GuessedRaw(Child raw) : Filter(std::move(raw)), first_sector_(reactor().ready()) {}
 
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     if (offset >= kSectorSize) {
@@ -78,13 +78,14 @@ class GuessedRaw final : public Filter {
   Mutex first_sector_;
 };
 
-/// Guests see whole sectors.
+}  // namespace
+
+Child guard_guess(Child raw) { return std::make_unique<GuessedRaw>(std::move(raw)); }
+
 void make_whole(Disk& disk) {
   if (disk.device->size() % kSectorSize == 0) return;
   disk.device = std::make_unique<WholeSectors>(std::move(disk.device));
 }
-
-}  // namespace
 
 std::string_view name_of(DiskFormat format) { return format == DiskFormat::raw ? "raw" : "qcow2"; }
 
@@ -115,18 +116,30 @@ Result<DiskFormat> classify(Bytes start) {
   return DiskFormat::qcow2;
 }
 
+static Result<DiskFormat> format_by(Bytes start, std::optional<DiskFormat> given) {
+  if (is_unfinished(start)) {
+    return Error(Errc::unsupported,
+                 "It was never finished: making it was interrupted; make it again");
+  }
+  if (!given) return classify(start);
+  if (!looks_like_qcow2(start)) return invalid("Image is not in qcow2 format");
+  return *given;
+}
+
 Task<DiskFormat> find_format(File& file, std::optional<DiskFormat> given) {
   if (given == DiskFormat::raw) co_return DiskFormat::raw;
   const Buffer buffer(kClassifySize);
   co_await file.read(0, buffer.bytes());  // What lies behind the end reads as zeros.
-  const Bytes start = buffer.bytes().first(std::min<uint64_t>(kClassifySize, file.size()));
-  if (is_unfinished(start)) {
-    co_return Error(Errc::unsupported,
-                    "It was never finished: making it was interrupted; make it again");
-  }
-  if (!given) co_return co_await classify(start);
-  if (!looks_like_qcow2(start)) co_return invalid("Image is not in qcow2 format");
-  co_return *given;
+  const uint64_t there = std::min<uint64_t>(kClassifySize, file.size());
+  co_return co_await format_by(buffer.bytes().first(there), given);
+}
+
+Task<DiskFormat> find_format(Device& file, std::optional<DiskFormat> given) {
+  if (given == DiskFormat::raw) co_return DiskFormat::raw;
+  const Buffer buffer(kClassifySize);
+  const uint64_t there = std::min<uint64_t>(kClassifySize, file.size());
+  co_await file.read(0, buffer.bytes().first(there), IoTag::none);
+  co_return co_await format_by(buffer.bytes().first(there), given);
 }
 
 Result<std::string> path_of(std::string_view name) {
@@ -138,7 +151,7 @@ Result<std::string> path_of(std::string_view name) {
   if (name.empty()) return invalid("The name is empty");
   const size_t colon = name.substr(0, name.find('/')).find(':');
   if (colon == std::string_view::npos) return std::string(name);
-  if (name.starts_with("json:")) return unsupported("json: names are not supported");
+  if (name.starts_with("json:")) return unsupported("json: names are not supported here");
   return unsupported("Unknown protocol ", quoted(name.substr(0, colon)),
                      " (a path that has a colon ", "needs ./ in front)");
 }
@@ -167,6 +180,7 @@ Task<Disk> open_disk_over(std::unique_ptr<File> file, FileOpener& opener, OpenDi
   if (disk.format == DiskFormat::qcow2) {
     Child raw = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
     if (!options.image.without_backing) co_await check_chain_memory(opener, *raw);
+    follow_named_devices(options.image);
     if (options.over_file) raw = options.over_file(std::move(raw));
     std::unique_ptr<Image> image =
         co_await Image::open_over(std::move(raw), opener, std::move(options.image));
@@ -180,7 +194,7 @@ Task<Disk> open_disk_over(std::unique_ptr<File> file, FileOpener& opener, OpenDi
   }
   auto raw = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = options.growable});
   if (disk.guessed && options.image.writable) {
-    disk.device = std::make_unique<GuessedRaw>(std::move(raw));
+    disk.device = guard_guess(std::move(raw));
   } else {
     disk.device = std::move(raw);
   }

@@ -6,8 +6,9 @@
 /// well, or a format that byre does not read.  What it then takes for raw is opened with a guard: a
 /// write that would turn the start of the disk into the start of an image is refused, because the
 /// next program to probe the file would believe it (rule 1 of safe by default). Names are paths.
-/// `file:x` is x; other `protocol:` names and `json:` are refused. Not here: what an image names
-/// (its FileOpener decides), creating (job/create_disk.h).
+/// `file:x` is x; other `protocol:` names and `json:` are refused.
+/// Not here: names that say more (device_tree.h, open_tree.h), what an image names (its FileOpener
+/// decides), creating (job/create.h).
 #pragma once
 
 #include <functional>
@@ -37,6 +38,12 @@ Result<DiskFormat> classify(Bytes start);
 /// The format of `file`: the one `given`, which it must have, or what classify() says.
 Task<DiskFormat> find_format(File& file, std::optional<DiskFormat> given);
 
+/// The same of what an image lies in.
+Task<DiskFormat> find_format(Device& file, std::optional<DiskFormat> given);
+
+/// A raw disk whose format was guessed: nothing that is written may make the guess wrong.
+Child guard_guess(Child raw);
+
 /// The path that a user's name means.
 Result<std::string> path_of(std::string_view name);
 
@@ -55,8 +62,9 @@ struct OpenDiskOptions {
 struct Disk {
   Child device;
   DiskFormat format = DiskFormat::raw;
-  bool guessed = false;    ///< classify() chose the format.
-  Image* image = nullptr;  ///< `device` when it is an image.
+  bool guessed = false;          ///< classify() chose the format.
+  Image* image = nullptr;        ///< `device` when it is an image, or the one below its filters.
+  bool without_backing = false;  ///< Of an image whose backing file was left out.
 
   /// What a guest sees: a raw file's size rounded up to whole sectors; the rest reads as zeros.
   uint64_t size() const { return round_up(device->size(), kSectorSize); }
@@ -64,6 +72,9 @@ struct Disk {
 
 /// The caller must close() the device.
 Task<Disk> open_disk(FileOpener& opener, std::string name, OpenDiskOptions options);
+
+/// Guests see whole sectors.
+void make_whole(Disk& disk);
 
 /// The same over a file that is open already.
 Task<Disk> open_disk_over(std::unique_ptr<File> file, FileOpener& opener, OpenDiskOptions options);

@@ -24,6 +24,11 @@ class ChainCheck {
     std::string image = top.name();
     if (head.header.has(kDataFile)) co_await look_at_data_file(image, head);
     for (uint32_t depth = 1; head.backing_file; ++depth) {
+      if (head.backing_file->starts_with("json:")) {
+        add(Severity::note, image, "backing file ", quoted(*head.backing_file),
+            " names devices, which are not looked at");
+        co_return;
+      }
       const Result<std::string> name = plain_name(*head.backing_file);
       if (!name) co_return broken(*head.backing_file, name.error().message());
       const std::optional<std::string>& format = head.extensions.backing_format;

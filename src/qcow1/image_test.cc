@@ -198,12 +198,12 @@ TEST_F(Qcow1Test, ATableThatIsNotThereIsRefusedWhenOpened) {
   Builder built(1 << 20);
   built.bytes().resize(48 + 8 * 31);  // One entry too few.
   const Result<std::unique_ptr<Qcow1Image>> opened = reactor_.run(
-      Qcow1Image::open(std::make_unique<MemoryDevice>(reactor_, built.bytes(), "cut"), nullptr));
+      Qcow1Image::open(std::make_unique<MemoryDevice>(reactor_, built.bytes(), "cut"), Child()));
   ASSERT_FALSE(opened);
   EXPECT_EQ(opened.error().message(),
             "'cut': the L1 table of 32 entries at 0x30 passes the end of the file at 0x128");
   EXPECT_FALSE(reactor_.run(
-      Qcow1Image::open(std::make_unique<MemoryDevice>(reactor_, 10, "short"), nullptr)));
+      Qcow1Image::open(std::make_unique<MemoryDevice>(reactor_, 10, "short"), Child())));
 }
 
 TEST_F(Qcow1Test, ALargeL1TableIsReadInParts) {
@@ -220,7 +220,7 @@ TEST_F(Qcow1Test, ALargeL1TableIsReadInParts) {
   memory.poke(table + 63 * 8, entry);
   memory.poke(table + 512, cluster_of(7));
   Result<std::unique_ptr<Qcow1Image>> opened =
-      reactor_.run(Qcow1Image::open(std::move(file), nullptr));
+      reactor_.run(Qcow1Image::open(std::move(file), Child()));
   ASSERT_TRUE(opened) << opened.error().message();
   image_ = *std::move(opened);
   ASSERT_TRUE(read((uint64_t{1} << 40) - 512, 512));

@@ -38,9 +38,10 @@ class Image final : public Device {
   static Task<std::unique_ptr<Image>> open(Reactor& reactor, FileOpener& opener, std::string name,
                                            ImageOptions options);
   /// Opens the image inside `file` (a fault filter over a file, say).  `opener` opens what it
-  /// names.
+  /// names, unless that is open already: then `backing` and `data_file` are used instead.
   static Task<std::unique_ptr<Image>> open_over(Child file, FileOpener& opener,
-                                                ImageOptions options);
+                                                ImageOptions options, Child backing = {},
+                                                Child data_file = {});
   /// close() has ended, or abandon() was called; asserted.
   ~Image() override;
 

@@ -8,7 +8,7 @@
 namespace byre {
 namespace {
 
-Task<void> use(std::unique_ptr<Device> device, bool writable) {
+Task<void> use(Child device, bool writable) {
   ClosedGate opener;
   std::unique_ptr<Image> image = co_await Image::open_over(std::move(device), opener,
                                                            {.writable = writable,

@@ -7,13 +7,18 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "base/units.h"
+#include "block/graph.h"
 #include "coro/ready_queue.h"
 
 namespace byre {
+
+class FileOpener;
+struct ImageHeader;
 
 enum class DiscardPolicy : uint8_t {
   ignore,  ///< Discards change nothing; freed host clusters keep their blocks.
@@ -22,6 +27,17 @@ enum class DiscardPolicy : uint8_t {
 
 /// How many images may lie one below the other.
 inline constexpr uint32_t kChainMax = 1024;
+
+struct ImageOptions;
+
+/// Opens the backing disks that images do not name as files but as devices (`json:{...}`).
+class NamedDevices {
+ public:
+  virtual ~NamedDevices() = default;
+  /// For reading; `options` are those of the image at `image_name`, whose header is `head`.
+  virtual Task<Child> open(FileOpener& opener, const ImageHeader& head, std::string image_name,
+                           ImageOptions options) const = 0;
+};
 
 struct ImageOptions {
   bool writable = false;
@@ -62,6 +78,8 @@ struct ImageOptions {
   bool refuse_damaged = false;
   /// Once the scan has found nothing wrong, clusters that nothing refers to are freed.
   bool free_leaks = false;
+  /// Without it images may name only files.
+  std::shared_ptr<const NamedDevices> named_devices;
   /// Told what the user should know: "image was not closed cleanly; refcounts were rebuilt".
   std::function<void(const std::string&)> message;
 };

@@ -89,7 +89,8 @@ HostSpan refcount_table(const GuestDisk& disk) {
 /// What may make an Image.
 struct Image::Opening {
   static Task<std::unique_ptr<Image>> open_layer(Child file, FileOpener& opener,
-                                                 ImageOptions options, Layer self);
+                                                 ImageOptions options, Layer self,
+                                                 Child backing = {}, Child data_file = {});
   static Task<void> load(GuestDisk& disk, ImageHealth& health, FileOpener& opener,
                          const Layer& self);
   static Task<void> open_backing(GuestDisk& disk, FileOpener& opener, const Layer& self);
@@ -123,7 +124,7 @@ Task<void> Image::Opening::load(GuestDisk& disk, ImageHealth& health, FileOpener
   if (!loaded && self.depth > 0)
     co_await fail(named_once(std::move(loaded).error(), "backing file", disk.name()));
   co_await std::move(loaded);
-  if (disk.head.backing_file && !disk.options.without_backing)
+  if (disk.head.backing_file && !disk.options.without_backing && !disk.backing)
     co_await open_backing(disk, opener, self);
   if (disk.options.writable) {
     co_await begin_writing(disk, health);
@@ -211,11 +212,19 @@ static Task<void> load_tables(GuestDisk& disk, FileOpener& opener) {
 }
 
 Task<void> Image::Opening::open_backing(GuestDisk& disk, FileOpener& opener, const Layer& self) {
-  const BackingFile below = co_await backing_of(disk.head);
   if (self.depth + 1 > disk.options.chain_depth_max) {
     co_await fail(
         unsupported("the backing chain is longer than ", disk.options.chain_depth_max, " images"));
   }
+  if (disk.options.named_devices && disk.head.backing_file->starts_with("json:")) {
+    ImageOptions options = disk.options;
+    options.chain_depth_max -= self.depth + 1;
+    disk.backing = co_await disk.options.named_devices
+                       ->open(opener, disk.head, disk.file->name(), std::move(options))
+                       .doing("backing file ", quoted(*disk.head.backing_file));
+    co_return;
+  }
+  const BackingFile below = co_await backing_of(disk.head);
   const auto circle = [&] {
     return corrupt("backing file ", quoted(below.name), " of ", quoted(disk.file->name()),
                    ": the backing chain goes in a circle");
@@ -418,14 +427,23 @@ static Task<void> begin_writing(GuestDisk& disk, ImageHealth& health) {
 // --- Layers -------------------------------------------------------------------------------------
 
 Task<std::unique_ptr<Image>> Image::Opening::open_layer(Child file, FileOpener& opener,
-                                                        ImageOptions options, Layer self) {
+                                                        ImageOptions options, Layer self,
+                                                        Child backing, Child data_file) {
   const std::string name = file->name();
   // Reading needs no refcounts.
   const OpenFor purpose = options.salvage ? OpenFor::repair : OpenFor::use;
   Result<ImageHeader> head = co_await load_image_header(*file, purpose).result();
+  if (head && data_file && !head->header.has(kDataFile)) {
+    head = invalid("'data-file' can only be set for images with an external data file");
+  }
+  if (!head) {
+    for (Child* child : {&file, &backing, &data_file}) child->abandon();
+  }
   if (!head && self.depth > 0) co_return named_once(std::move(head).error(), "backing file", name);
   if (!head) co_return std::move(head).error();
   auto disk = std::make_unique<GuestDisk>(std::move(file), *std::move(head), std::move(options));
+  disk->backing = std::move(backing);
+  disk->data = std::move(data_file);
   auto health = std::make_unique<ImageHealth>();
   Result<void> loaded = co_await load(*disk, *health, opener, self).result();
   if (loaded) loaded = disk->claim_devices();
@@ -461,12 +479,13 @@ Task<std::unique_ptr<Image>> Image::open(Reactor& reactor, FileOpener& opener, s
       opener, std::move(options));
 }
 
-Task<std::unique_ptr<Image>> Image::open_over(Child file, FileOpener& opener,
-                                              ImageOptions options) {
+Task<std::unique_ptr<Image>> Image::open_over(Child file, FileOpener& opener, ImageOptions options,
+                                              Child backing, Child data_file) {
   const FileId id = id_of(*file);
   const std::string name = file->name();
   Result<std::unique_ptr<Image>> image =
-      co_await Opening::open_layer(std::move(file), opener, std::move(options), {.id = id})
+      co_await Opening::open_layer(std::move(file), opener, std::move(options), {.id = id},
+                                   std::move(backing), std::move(data_file))
           .result();
   if (!image) co_return std::move(image).error().while_doing(cat("open ", quoted(name)));
   Opening::share_caches(**image);

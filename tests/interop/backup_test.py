@@ -371,9 +371,9 @@ class Backup(Case):
         for image, why in (({"driver": "qcow2", "file": file, "backing": None}, "-r"),
                            ({"driver": "qcow2", "file": {"driver": "nbd", "path": top}}, "nbd"),
                            ({"driver": "qcow2", "file": file, "encrypt": {"format": "luks"}}, "encrypt.format"),
-                           ({"driver": "qcow2", "file": file, "backing": {"driver": "raw"}}, "backing.driver"),
-                           ({"driver": "raw", "file": file, "offset": SIZE}, "smaller"),
-                           ({"driver": "raw", "file": file, "size": SIZE}, "passes"),
+                           ({"driver": "qcow2", "file": file, "backing": {"driver": "raw"}}, '"file"'),
+                           ({"driver": "raw", "file": file, "offset": SIZE}, "greater"),
+                           ({"driver": "raw", "file": file, "size": SIZE}, "smaller or equal"),
                            ({"driver": "vmdk", "file": file}, "vmdk")):
             done = self.tool("qemu-nbd", "-k", self.sock, "json:" + json.dumps(image), ok=None)
             self.assertEqual(done.code, 1, done)

@@ -18,7 +18,8 @@ constexpr uint64_t kPunchAtOnce = 4096;
 static Task<void> punch_removed(GuestDisk& disk);
 static Task<void> punch_unowned(GuestDisk& disk, GuestCluster first, uint64_t count);
 
-Task<void> open_data_file(GuestDisk& disk, FileOpener& opener) {
+/// The data file that the image, or whoever opens it, names.
+static Task<Child> open_named_data_file(GuestDisk& disk, FileOpener& opener) {
   FileOptions options{.writable = disk.options.writable,
                       .direct = disk.options.direct,
                       .lock = disk.options.lock,
@@ -34,8 +35,13 @@ Task<void> open_data_file(GuestDisk& disk, FileOpener& opener) {
     const std::string name = co_await plain_name(*disk.head.extensions.data_file_name);
     file = co_await opener.open_named_by_image(disk.file->name(), name, options);
   }
-  disk.data =
+  Child raw =
       std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = disk.options.writable});
+  co_return std::move(raw);
+}
+
+Task<void> open_data_file(GuestDisk& disk, FileOpener& opener) {
+  if (!disk.data) disk.data = co_await open_named_data_file(disk, opener);
   disk.store.use_external(*disk.data);
   // As for the image: what a killed process wrote counts as durable from here on.
   if (disk.options.writable) co_await disk.data->flush(IoTag::none);

@@ -1,0 +1,544 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The drivers (driver.h says how to add one).
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "block/compress.h"
+#include "block/null.h"
+#include "block/raw.h"
+#include "block/slice.h"
+#include "io/buffer.h"
+#include "job/chain.h"
+#include "job/device_tree.h"
+#include "job/driver.h"
+#include "job/open_tree.h"
+
+namespace byre {
+
+namespace {
+
+// --- file, host_device ---------------------------------------------------------------------------
+
+Result<void> check_file(const DeviceNode& node) {
+  if (node.text("filename").value_or("") != "") return {};
+  return invalid("The '", node.driver->name, "' block driver requires a file name");
+}
+
+Task<OpenedNode> make_file(NodeParts& parts) {
+  const DeviceNode& node = parts.node;
+  const std::string name = node.text("filename").value_or("");
+  const bool lock = parts.use.lock && node.text("locking") != "off";
+  std::unique_ptr<File> file =
+      co_await parts.files.open(name, {.writable = parts.use.writable,
+                                       .direct = parts.use.direct,
+                                       .lock = lock,
+                                       .share_lock = parts.use.share_lock});
+  const bool is_device = file->properties().block_device || name == "/dev/null";
+  if (!node.is_implied && node.driver->name == "file" && is_device) {
+    co_await fail(invalid("'file' driver requires '", name, "' to be a regular file"));
+  }
+  if (node.driver->name == "host_device" && !is_device) {
+    co_await fail(invalid("'host_device' driver requires '", name,
+                          "' to be either a character or block device"));
+  }
+  OpenedNode opened;
+  opened.device =
+      std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = parts.use.growable});
+  co_return std::move(opened);
+}
+
+constexpr OptionSpec kFileOptions[] = {
+    {.name = "filename", .help = "path of the file"},
+    {.name = "locking",
+     .type = OptionType::choice,
+     .choices = "auto on off",
+     .fallback = "auto",
+     .help = "lock the file against other programs"},
+    {.name = "aio",
+     .type = OptionType::choice,
+     .choices = "threads native io_uring",
+     .help = "accepted; byre chooses by itself"},
+    {.name = "aio-max-batch",
+     .type = OptionType::number,
+     .help = "accepted; byre chooses by itself"},
+    {.name = "drop-cache",
+     .type = OptionType::boolean,
+     .only = "on",
+     .why = "it is for live migration",
+     .help = "forget cached pages when another program has written"},
+    {.name = "pr-manager", .why = "there are no helpers for SCSI reservations", .help = "a helper"},
+};
+constexpr Driver kFileDefinition = {.name = "file",
+                                    .summary = "A regular file",
+                                    .is_protocol = true,
+                                    .options = kFileOptions,
+                                    .make = make_file,
+                                    .check = check_file};
+constexpr Driver kHostDevice = {.name = "host_device",
+                                .summary = "A block device",
+                                .is_protocol = true,
+                                .options = kFileOptions,
+                                .make = make_file,
+                                .check = check_file};
+
+// --- null-co, null-aio ---------------------------------------------------------------------------
+
+/// Of a fixed size; answers after a while; says that it reads as zeros only when told to.
+class NullDisk final : public Filter {
+ public:
+  struct Options {
+    uint64_t size = 0;
+    int64_t latency = 0;  ///< Nanoseconds.
+    bool is_zero = false;
+    bool writable = false;
+  };
+  NullDisk(Reactor& reactor, Options options)
+      : Filter(std::make_unique<NullDevice>(reactor, options.size)), options_(options) {}
+
+  bool writable() const override { return options_.writable; }
+  bool can_grow() const override { return false; }
+  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+    co_await check("read", offset, data.size());
+    co_await below().read(offset, data, tag);
+  }
+  Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
+    if (options.compressed) co_await fail(no_compression());
+    co_await check("write", offset, data.size());
+  }
+  Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions) override {
+    co_await check("write zeroes", offset, length);
+  }
+  Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions) override {
+    co_await check("discard", offset, length);
+  }
+  Task<void> flush(IoTag) override { co_await pause(); }
+  Task<Extent> status(uint64_t offset, uint64_t length) override {
+    Extent extent{
+        .length = length, .data = false, .zero = options_.is_zero, .allocated = options_.is_zero};
+    if (options_.is_zero) extent.host_offset = offset;
+    co_return extent;
+  }
+  Task<void> resize(uint64_t) override {
+    co_await fail(unsupported("Image format driver does not support resize"));
+  }
+
+ private:
+  Task<void> check(std::string_view what, uint64_t offset, uint64_t length) {
+    if (!within(offset, length, options_.size)) co_await fail(out_of_range(what, offset, length));
+    co_await pause();
+  }
+  Task<void> pause() {
+    if (options_.latency == 0) co_return;
+    Op timer{.kind = Op::Kind::timer, .deadline = reactor().now() + options_.latency};
+    co_await reactor().perform(timer);
+  }
+
+  const Options options_;
+};
+
+Task<OpenedNode> make_null(NodeParts& parts) {
+  constexpr uint64_t kMax = std::numeric_limits<int64_t>::max();
+  const uint64_t size = parts.node.number("size").value_or(1 * GiB);
+  if (size > kMax) co_await fail(invalid("size ", size, " is larger than a disk can be"));
+  if (!parts.options.reactor) co_await fail(unsupported("there are only files here"));
+  const uint64_t latency = parts.node.number("latency-ns").value_or(0);
+  if (latency > kMax / 2) co_await fail(invalid("latency-ns is invalid"));
+  OpenedNode opened;
+  opened.device = std::make_unique<NullDisk>(
+      *parts.options.reactor,
+      NullDisk::Options{.size = size,
+                        .latency = static_cast<int64_t>(latency),
+                        .is_zero = parts.node.flag("read-zeroes").value_or(false),
+                        .writable = parts.use.writable});
+  co_return std::move(opened);
+}
+
+constexpr OptionSpec kNullOptions[] = {
+    {.name = "size", .type = OptionType::size, .fallback = "1G", .help = "of the disk"},
+    {.name = "latency-ns",
+     .type = OptionType::number,
+     .fallback = "0",
+     .help = "nanoseconds until a request is answered"},
+    {.name = "read-zeroes",
+     .type = OptionType::boolean,
+     .fallback = "off",
+     .help = "say that it reads as zeros, which it does in any case"}};
+constexpr Driver kNullCo = {.name = "null-co",
+                            .summary = "A disk that forgets what is written",
+                            .is_protocol = true,
+                            .options = kNullOptions,
+                            .make = make_null};
+constexpr Driver kNullAio = {.name = "null-aio",
+                             .summary = "The same",
+                             .is_protocol = true,
+                             .options = kNullOptions,
+                             .make = make_null};
+
+// --- raw -----------------------------------------------------------------------------------------
+
+Task<OpenedNode> make_raw(NodeParts& parts) {
+  const uint64_t all = parts.child("file").device->size();
+  const uint32_t alignment = parts.child("file").device->alignment();
+  const std::optional<uint64_t> wanted = parts.node.number("size");
+  const uint64_t offset = parts.node.number("offset").value_or(0);
+  if (wanted && *wanted % kSectorSize != 0) {
+    co_await fail(invalid("Specified size is not multiple of ", kSectorSize));
+  }
+  if (offset > all) {
+    co_await fail(invalid("Offset (", offset, ") cannot be greater than size of the containing ",
+                          "file (", all, ")"));
+  }
+  const uint64_t size = wanted.value_or(all - offset);
+  if (size > all - offset) {
+    co_await fail(invalid("The sum of offset (", offset, ") and size (", size,
+                          ") has to be smaller or equal to the  actual size of the containing ",
+                          "file (", all, ")"));
+  }
+  if (offset % alignment != 0) {
+    co_await fail(invalid("Offset (", offset, ") is no multiple of ", alignment));
+  }
+  OpenedNode opened = parts.take("file");
+  if (parts.node.number("offset") || wanted) {
+    opened.device = std::make_unique<Slice>(std::move(opened.device), offset, size);
+  }
+  opened.format = DiskFormat::raw;
+  opened.image = nullptr;
+  opened.guessed = false;
+  co_return std::move(opened);
+}
+
+constexpr OptionSpec kRawOptions[] = {
+    {.name = "offset",
+     .type = OptionType::size,
+     .fallback = "0",
+     .help = "where in the file the disk begins"},
+    {.name = "size",
+     .type = OptionType::size,
+     .help = "of the disk; without it all that follows in the file"}};
+constexpr ChildSpec kOneFile[] = {{.role = "file", .help = "where the bytes are"}};
+constexpr Driver kRawDefinition = {.name = "raw",
+                                   .summary = "The bytes of a file, or a part of them",
+                                   .options = kRawOptions,
+                                   .children = kOneFile,
+                                   .make = make_raw};
+
+// --- qcow2 ---------------------------------------------------------------------------------------
+
+/// Two slices: what a table cache needs.
+constexpr uint64_t kTableCacheMin = 8 * KiB;
+
+/// The size of the table cache, if one was given.
+Result<std::optional<uint64_t>> cache_size_of(const DeviceNode& node) {
+  const std::optional<uint64_t> all = node.number("cache-size");
+  const std::optional<uint64_t> tables = node.number("l2-cache-size");
+  for (const auto& [name, size] : {std::pair("cache-size", all), {"l2-cache-size", tables}}) {
+    if (size && *size < kTableCacheMin) {
+      return invalid(name, " must be ", kTableCacheMin, " at least, not ", *size);
+    }
+  }
+  if (all && tables && *tables > *all) return invalid("l2-cache-size may not exceed cache-size");
+  return tables ? tables : all;
+}
+
+Result<void> check_qcow2(const DeviceNode& node) {
+  const Result<std::optional<uint64_t>> size = cache_size_of(node);
+  return size ? Result<void>() : size.error().copy();
+}
+
+Task<OpenedNode> make_qcow2(NodeParts& parts) {
+  const DeviceNode& node = parts.node;
+  ImageOptions options = parts.options.image;
+  if (!parts.use.top) {  // What the user wants of the disk is not meant for what lies inside.
+    options.snapshot.clear();
+    options.data_file.clear();
+    options.without_backing = false;
+    options.salvage = false;
+    options.free_leaks = false;
+  }
+  options.writable = parts.use.writable;
+  options.direct = parts.use.direct;
+  options.lock = parts.use.lock;
+  options.share_lock = parts.use.share_lock;
+  options.discard = parts.use.discard;
+  if (const auto on = node.flag("lazy-refcounts")) options.lazy_refcounts = *on;
+  if (const auto on = node.flag("discard-no-unref")) options.discard_keeps = *on;
+  if (node.flag("trust-refcounts").value_or(false)) options.scan = ImageOptions::Scan::never;
+  (void)co_await find_format(*parts.child("file").device, DiskFormat::qcow2);
+  const std::optional<uint64_t> cache_size = co_await cache_size_of(node);
+  if (cache_size) options.table_cache_size = *cache_size;
+  if (node.is_null("backing")) options.without_backing = true;
+  follow_named_devices(options);
+
+  if (!options.without_backing && !parts.has("backing")) {
+    co_await check_chain_memory(parts.files, *parts.child("file").device);
+  }
+  OpenedNode file = parts.take("file");
+  OpenedNode backing = parts.has("backing") ? parts.take("backing") : OpenedNode();
+  OpenedNode data = parts.has("data-file") ? parts.take("data-file") : OpenedNode();
+  if (parts.use.top && parts.options.over_file) {
+    file.device = parts.options.over_file(std::move(file.device));
+  }
+  std::unique_ptr<Image> image =
+      co_await Image::open_over(std::move(file.device), parts.files, std::move(options),
+                                std::move(backing.device), std::move(data.device));
+  OpenedNode opened;
+  opened.format = DiskFormat::qcow2;
+  opened.image = image.get();
+  opened.without_backing = node.is_null("backing") && image->head().backing_file.has_value();
+  opened.device = std::move(image);
+  co_return std::move(opened);
+}
+
+constexpr std::string_view kKeepBlocks = "use discard=ignore to keep blocks";
+constexpr std::string_view kAllChecked = "every write of data is checked against all metadata";
+constexpr OptionSpec kQcow2Options[] = {
+    {.name = "lazy-refcounts",
+     .type = OptionType::boolean,
+     .help = "update refcounts late (default: as the image says)"},
+    {.name = "discard-no-unref",
+     .type = OptionType::boolean,
+     .fallback = "off",
+     .help = "clusters that are discarded keep their place"},
+    {.name = "cache-size",
+     .type = OptionType::size,
+     .fallback = "32M",
+     .help = "of all caches together"},
+    {.name = "l2-cache-size",
+     .type = OptionType::size,
+     .fallback = "32M",
+     .help = "of the cache of L2 tables"},
+    {.name = "refcount-cache-size",
+     .type = OptionType::size,
+     .why = "refcounts are in memory, one byte for each cluster of the regions in use",
+     .help = "of the cache of refcount blocks"},
+    {.name = "l2-cache-entry-size",
+     .type = OptionType::text,
+     .only = "4096",
+     .why = "L2 tables are cached in pieces of 4096 bytes",
+     .help = "of the pieces of L2 tables"},
+    {.name = "cache-clean-interval",
+     .type = OptionType::text,
+     .only = "0",
+     .why = "the cache keeps what fits its size",
+     .help = "seconds until unused tables are forgotten"},
+    {.name = "pass-discard-request",
+     .type = OptionType::boolean,
+     .only = "on",
+     .why = kKeepBlocks,
+     .help = "discards of the guest become holes in the file"},
+    {.name = "pass-discard-snapshot",
+     .type = OptionType::boolean,
+     .only = "on",
+     .why = kKeepBlocks,
+     .help = "what a deleted snapshot frees becomes holes"},
+    {.name = "pass-discard-other",
+     .type = OptionType::boolean,
+     .only = "on",
+     .why = kKeepBlocks,
+     .help = "what is freed otherwise becomes holes"},
+    {.name = "overlap-check",
+     .only = "all",
+     .why = kAllChecked,
+     .help = "before a write of metadata"},
+    {.name = "overlap-check.template", .only = "all", .why = kAllChecked, .help = "the same"},
+    {.name = "trust-refcounts",
+     .type = OptionType::boolean,
+     .fallback = "off",
+     .help = "do not count all references when it is opened for writing"},
+    {.name = "encrypt.format", .why = "there is no encryption here yet", .help = "of its data"},
+    {.name = "encrypt.key-secret", .why = "there is no encryption here yet", .help = "its key"},
+};
+constexpr ChildSpec kQcow2Children[] = {
+    {.role = "file", .access = ChildAccess::storage, .help = "where the image is"},
+    {.role = "backing",
+     .access = ChildAccess::below,
+     .required = false,
+     .may_be_null = true,
+     .help = "instead of the backing file that the image names; null: none"},
+    {.role = "data-file",
+     .access = ChildAccess::storage,
+     .required = false,
+     .help = "instead of the data file that the image names"}};
+constexpr Driver kQcow2Definition = {.name = "qcow2",
+                                     .summary = "A qcow2 image",
+                                     .options = kQcow2Options,
+                                     .children = kQcow2Children,
+                                     .make = make_qcow2,
+                                     .check = check_qcow2};
+
+// --- blkdebug ------------------------------------------------------------------------------------
+
+/// Those among the options.
+Result<FaultRules> rules_of(const DeviceNode& node) {
+  FaultRules rules;
+  for (const std::string_view kind : {"inject-error", "set-state"}) {
+    for (OptionRule& settings : node.rules(kind)) {
+      Result<void> added =
+          add_rule(rules, {.kind = std::string(kind), .settings = std::move(settings)});
+      if (!added) return std::move(added).error();
+    }
+  }
+  return rules;
+}
+
+Result<void> check_blkdebug(const DeviceNode& node) {
+  const Result<FaultRules> rules = rules_of(node);
+  return rules ? Result<void>() : rules.error().copy();
+}
+
+Task<FaultRules> load_rules(NodeParts& parts) {
+  FaultRules rules;
+  constexpr uint64_t kConfigMax = 1 * MiB;
+  if (const std::string config = parts.node.text("config").value_or(""); !config.empty()) {
+    Result<std::unique_ptr<File>> opened = parts.files.open(config, {.lock = false});
+    if (!opened) {
+      co_return Error(opened.error().code(), cat("Could not read blkdebug config file: ",
+                                                 std::strerror(opened.error().sys_errno())));
+    }
+    const std::unique_ptr<File> file = *std::move(opened);
+    if (file->size() > kConfigMax) co_return invalid("The blkdebug config file is too large");
+    const Buffer text(file->size());
+    co_await file->read(0, text.bytes());
+    rules = co_await parse_fault_config(text_of(text.bytes()))
+                .doing("Could not parse blkdebug config file");
+  }
+  const FaultRules more = co_await rules_of(parts.node);
+  rules.inject_errors.insert(rules.inject_errors.end(), more.inject_errors.begin(),
+                             more.inject_errors.end());
+  rules.set_states.insert(rules.set_states.end(), more.set_states.begin(), more.set_states.end());
+  co_return rules;
+}
+
+Task<OpenedNode> make_blkdebug(NodeParts& parts) {
+  FaultRules rules = co_await load_rules(parts);
+  OpenedNode opened = parts.take("image");
+  auto filter = std::make_unique<FaultFilter>(std::move(opened.device), std::move(rules));
+  if (parts.options.on_fault_filter) parts.options.on_fault_filter(*filter);
+  opened.device = std::move(filter);
+  co_return std::move(opened);
+}
+
+constexpr std::string_view kNoLimits = "requests are taken as they come";
+constexpr OptionSpec kBlkdebugOptions[] = {
+    {.name = "config", .help = "a file with rules"},
+    {.name = "inject-error",
+     .type = OptionType::rules,
+     .help = "rules that fail requests: event, errno, sector, state, iotype, once, immediately"},
+    {.name = "set-state",
+     .type = OptionType::rules,
+     .help = "rules that change the state: event, state, new_state"},
+    {.name = "align", .type = OptionType::size, .why = kNoLimits, .help = "of requests"},
+    {.name = "max-transfer", .type = OptionType::size, .why = kNoLimits, .help = "of requests"},
+    {.name = "opt-write-zero", .type = OptionType::size, .why = kNoLimits, .help = "of zeroes"},
+    {.name = "max-write-zero", .type = OptionType::size, .why = kNoLimits, .help = "of zeroes"},
+    {.name = "opt-discard", .type = OptionType::size, .why = kNoLimits, .help = "of discards"},
+    {.name = "max-discard", .type = OptionType::size, .why = kNoLimits, .help = "of discards"},
+};
+constexpr ChildSpec kBlkdebugChildren[] = {
+    {.role = "image", .alias = "x-image", .help = "what the requests go to"}};
+constexpr Driver kBlkdebug = {.name = "blkdebug",
+                              .summary = "Fails, or holds back, chosen requests",
+                              .is_protocol = true,
+                              .is_filter = true,
+                              .options = kBlkdebugOptions,
+                              .children = kBlkdebugChildren,
+                              .make = make_blkdebug,
+                              .check = check_blkdebug};
+
+// --- compress ------------------------------------------------------------------------------------
+
+Task<OpenedNode> make_compress(NodeParts& parts) {
+  const Image* const image = parts.child("file").image;
+  if (!image || image->geometry().data_file) {
+    const Driver* const below = parts.node.child("file")->driver;
+    co_await fail(invalid("Compression is not supported for underlying format: ",
+                          below ? below->name : "raw"));
+  }
+  const uint64_t cluster = image->geometry().cluster_size();
+  OpenedNode opened = parts.take("file");
+  opened.device = std::make_unique<Compress>(std::move(opened.device), cluster);
+  co_return std::move(opened);
+}
+
+constexpr Driver kCompress = {.name = "compress",
+                              .summary = "Writes whole clusters compressed",
+                              .is_filter = true,
+                              .children = kOneFile,
+                              .make = make_compress};
+
+// --- All -----------------------------------------------------------------------------------------
+
+constexpr const Driver* kAll[] = {&kBlkdebug, &kCompress, &kFileDefinition,  &kHostDevice,
+                                  &kNullAio,  &kNullCo,   &kQcow2Definition, &kRawDefinition};
+
+/// QEMU's, which byre does not have (yet).
+constexpr std::string_view kNotYet[] = {
+    "blklogwrites", "blkreplay", "blkverify", "bochs",       "cloop",    "copy-before-write",
+    "copy-on-read", "dmg",       "ftp",       "ftps",        "gluster",  "host_cdrom",
+    "http",         "https",     "io_uring",  "iscsi",       "luks",     "nbd",
+    "nfs",          "nvme",      "parallels", "preallocate", "qcow",     "qed",
+    "quorum",       "rbd",       "ssh",       "replication", "throttle", "snapshot-access",
+    "vdi",          "vhdx",      "vmdk",      "vpc",         "vvfat",    "nvme-io_uring",
+};
+
+constexpr OptionSpec kCommon[] = {
+    {.name = "driver", .help = "what kind of device it is"},
+    {.name = "node-name", .help = "by which other devices can refer to it"},
+    {.name = "read-only", .type = OptionType::boolean, .help = "nothing is written"},
+    {.name = "auto-read-only",
+     .type = OptionType::boolean,
+     .help = "nothing is written unless somebody writes"},
+    {.name = "force-share",
+     .type = OptionType::boolean,
+     .fallback = "off",
+     .help = "read although another process writes"},
+    {.name = "discard",
+     .type = OptionType::choice,
+     .choices = "ignore unmap",
+     .help = "what becomes of discards"},
+    {.name = "detect-zeroes",
+     .type = OptionType::choice,
+     .choices = "off on unmap",
+     .fallback = "off",
+     .help = "a write of nothing but zeros becomes a request to zero"},
+    {.name = "cache.direct", .type = OptionType::boolean, .help = "past the host's page cache"},
+    {.name = "cache.no-flush",
+     .type = OptionType::boolean,
+     .only = "off",
+     .why = "flushes are never dropped",
+     .help = "ignore flushes"},
+};
+
+}  // namespace
+
+const Driver& kFileDriver = kFileDefinition;
+const Driver& kRawDriver = kRawDefinition;
+const Driver& kQcow2Driver = kQcow2Definition;
+
+std::span<const Driver* const> all_drivers() { return kAll; }
+std::span<const OptionSpec> common_options() { return std::span(kCommon).subspan(1); }
+
+Result<const Driver*> find_driver(std::string_view name) {
+  for (const Driver* driver : kAll) {
+    if (driver->name == name) return driver;
+  }
+  if (std::ranges::find(kNotYet, name) != std::end(kNotYet)) {
+    return unsupported("Driver '", name, "' is not supported (yet)");
+  }
+  return invalid("Unknown driver '", name, "'");
+}
+
+const OptionSpec* Driver::find_option(std::string_view option) const {
+  const auto found = std::ranges::find(options, option, &OptionSpec::name);
+  return found == options.end() ? nullptr : &*found;
+}
+
+Error no_such_option(const Driver& driver, std::string_view option) {
+  if (driver.is_protocol) {
+    return invalid("Block protocol '", driver.name, "' doesn't support the option '", option, "'");
+  }
+  return invalid("Block format '", driver.name, "' does not support the option '", option, "'");
+}
+
+}  // namespace byre
