@@ -15,12 +15,16 @@ constexpr uint64_t kCopyMax = 1 * MiB;
 
 }  // namespace
 
+Result<void> CopyOnRead::fits(const Device& below) {
+  if (below.writable()) return {};
+  return Error(Errc::read_only,
+               cat("copy on read: ", quoted(below.name()), " is read-only: open it for writing"));
+}
+
 Result<std::unique_ptr<CopyOnRead>> CopyOnRead::make(Child below) {
-  if (!below->writable()) {
-    Error error(Errc::read_only,
-                cat("copy on read: ", quoted(below->name()), " is read-only: open it for writing"));
+  if (Result<void> refused = fits(*below); !refused) {
     below.abandon();
-    return error;
+    return std::move(refused).error();
   }
   return std::unique_ptr<CopyOnRead>(new CopyOnRead(std::move(below)));
 }

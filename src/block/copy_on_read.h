@@ -23,7 +23,9 @@ namespace byre {
 
 class CopyOnRead final : public Filter {
  public:
-  /// Refused when the device cannot be written; it is abandoned then.
+  /// Refuses a device that cannot be written.
+  static Result<void> fits(const Device& below);
+  /// It is abandoned when fits() says no.
   static Result<std::unique_ptr<CopyOnRead>> make(Child below);
 
   Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;

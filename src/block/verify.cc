@@ -17,22 +17,25 @@ Task<void> keep_result(Task<void> task, Result<void>& result) {
 
 }  // namespace
 
-Result<std::unique_ptr<Verify>> Verify::make(Child test,
-                                             Child reference) {
-  const auto refuse = [&](Error error) {
+Result<void> Verify::fits(const Device& test, const Device& reference) {
+  if (test.size() != reference.size()) {
+    return invalid("verify: ", quoted(test.name()), " has ", test.size(),
+                   " bytes and its reference ", quoted(reference.name()), " has ",
+                   reference.size(), ": resize one of them");
+  }
+  if (test.writable() != reference.writable()) {
+    const Device& closed = test.writable() ? reference : test;
+    return invalid("verify: only ", quoted(closed.name()),
+                   " is read-only: open both the same way, or they would differ");
+  }
+  return {};
+}
+
+Result<std::unique_ptr<Verify>> Verify::make(Child test, Child reference) {
+  if (Result<void> refused = fits(*test, *reference); !refused) {
     test.abandon();
     reference.abandon();
-    return error;
-  };
-  if (test->size() != reference->size()) {
-    return refuse(invalid("verify: ", quoted(test->name()), " has ", test->size(),
-                          " bytes and its reference ", quoted(reference->name()), " has ",
-                          reference->size(), ": resize one of them"));
-  }
-  if (test->writable() != reference->writable()) {
-    const Device& closed = test->writable() ? *reference : *test;
-    return refuse(invalid("verify: only ", quoted(closed.name()),
-                          " is read-only: open both the same way, or they would differ"));
+    return std::move(refused).error();
   }
   return std::unique_ptr<Verify>(new Verify(std::move(test), std::move(reference)));
 }

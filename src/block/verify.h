@@ -27,10 +27,10 @@ namespace byre {
 
 class Verify final : public Filter {
  public:
-  /// Refused when the sizes differ, or one can be written and the other cannot; both devices are
-  /// abandoned then.
-  static Result<std::unique_ptr<Verify>> make(Child test,
-                                              Child reference);
+  /// Refuses sizes that differ, and one that can be written beside one that cannot.
+  static Result<void> fits(const Device& test, const Device& reference);
+  /// Both devices are abandoned when fits() says no.
+  static Result<std::unique_ptr<Verify>> make(Child test, Child reference);
 
   const Device& reference() const { return *reference_; }
 

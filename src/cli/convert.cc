@@ -212,9 +212,13 @@ Task<DiskFormat> format_of_devices(Session& session, FileOpener& opener, Convert
   if (!tree) co_return could_not_open(name, std::move(tree).error());
   const DeviceNode* node = tree->get();
   while (node->driver && node->driver->is_filter && !node->children.empty()) {
-    node = node->children.begin()->second.get();
+    const DeviceNode* const test = node->child("test");
+    node = test ? test : node->children.begin()->second.get();
   }
-  if (node->driver) co_return node->driver == &kQcow2Driver ? DiskFormat::qcow2 : DiskFormat::raw;
+  for (const DiskFormat format : {DiskFormat::qcow2, DiskFormat::qcow}) {
+    if (node->driver == &driver_of(format)) co_return format;
+  }
+  if (node->driver) co_return DiskFormat::raw;
   Result<Storage> storage =
       co_await open_storage_named(session, opener, name, target_args(args), {.lock = false})
           .result();

@@ -15,6 +15,7 @@
 #include "cli/snapshot_list.h"
 #include "cli/text.h"
 #include "format/bitmap.h"
+#include "qcow1/image.h"
 #include "qcow2/check/reference_scan.h"
 #include "qcow2/core/image_header.h"
 
@@ -37,11 +38,20 @@ struct Layer {
   std::optional<uint64_t> actual_size;  ///< Blocks in use, of a file.
   std::string driver = "raw";           ///< What it is called.
   std::optional<ImageHeader> head;
+  std::optional<Qcow1Start> qcow1;
   std::vector<Snapshot> snapshots;
   std::vector<Bitmap> bitmaps;
   std::optional<ImageDamage> damage;  ///< When its health was asked for.
   uint64_t device = 0;
   uint64_t inode = 0;
+
+  const std::optional<std::string>& backing_file() const {
+    static const std::optional<std::string> none;
+    return head ? head->backing_file : qcow1 ? qcow1->backing_file : none;
+  }
+  std::optional<std::string> backing_format() const {
+    return head ? head->extensions.backing_format : std::nullopt;
+  }
 };
 
 uint64_t blocks_in_use(const File& file) {
@@ -74,6 +84,15 @@ Task<Layer> read_layer(Storage storage, std::string name, bool health) {
   Result<void> read;
   if (layer.format == DiskFormat::qcow2) {
     read = co_await read_image(*storage.device, layer, health).result();
+  }
+  if (layer.format == DiskFormat::qcow) {
+    Result<Qcow1Start> start = co_await read_qcow1_start(*storage.device).result();
+    if (start) {
+      layer.size = round_up(start->header.size, kSectorSize);
+      layer.qcow1 = *std::move(start);
+    } else {
+      read = std::move(start).error();
+    }
   }
   Result<void> closed = co_await storage.device.close().result();
   co_await std::move(read);
@@ -108,9 +127,9 @@ Task<Layer> open_layer(Session& session, FileOpener& opener, InfoArgs args) {
 
 /// A layer below that is named by its devices.
 Task<Layer> open_devices(FileOpener& opener, const Layer& above, InfoArgs args) {
-  const std::string& name = *above.head->backing_file;
+  const std::string& name = *above.backing_file();
   NamedTree named =
-      co_await tree_of_image(opener, above.name, name, above.head->extensions.backing_format);
+      co_await tree_of_image(opener, above.name, name, above.backing_format());
   const std::string file = named.tree->plain_file();
   Storage storage = co_await open_storage(*named.opener, std::move(named.tree),
                                           {.image = {.share_lock = args.share}});
@@ -118,15 +137,15 @@ Task<Layer> open_devices(FileOpener& opener, const Layer& above, InfoArgs args) 
 }
 
 Task<Layer> open_backing(FileOpener& opener, const Layer& above, const InfoArgs& args) {
-  if (above.head->backing_file->starts_with("json:")) {
+  if (above.backing_file()->starts_with("json:")) {
     co_return co_await open_devices(opener, above, args);
   }
-  const std::string named = *above.head->backing_file;
-  const auto& format = above.head->extensions.backing_format;
+  const std::string named = *above.backing_file();
+  const std::optional<std::string> format = above.backing_format();
   const std::string path = co_await path_of(named);
   std::unique_ptr<File> file =
       co_await opener.open_named_by_image(above.name, path, {.share_lock = args.share});
-  Storage storage{.format = co_await format_of(*file, *format)};
+  Storage storage{.format = co_await format_of(*file, format)};
   storage.driver = name_of(storage.format);
   storage.device = std::make_unique<RawDevice>(std::move(file));
   co_return co_await read_layer(std::move(storage), resolve_name(above.name, path), args.health);
@@ -134,7 +153,7 @@ Task<Layer> open_backing(FileOpener& opener, const Layer& above, const InfoArgs&
 
 /// The name of the backing file from here; relative ones start at the image's folder.
 std::string full_backing_name(const Layer& layer) {
-  const std::string& name = *layer.head->backing_file;
+  const std::string& name = *layer.backing_file();
   // A json: or protocol: name is no path.
   const size_t colon = name.find(':');
   if (colon != std::string::npos && colon < name.find('/')) return name;
@@ -150,7 +169,7 @@ Task<std::vector<Layer>> load_layers(Session& session, InfoArgs args) {
   if (!first) co_return could_not_open(args.image, std::move(first).error(), true);
   layers.push_back(*std::move(first));
   if (!names_devices(args.image, args)) layers[0].name = args.image;
-  while (args.chain && layers.back().head && layers.back().head->backing_file) {
+  while (args.chain && layers.back().backing_file()) {
     const Layer& above = layers.back();
     // In qemu-img's words.
     if (above.inode != 0 && !seen.emplace(above.device, above.inode).second) {
@@ -161,8 +180,8 @@ Task<std::vector<Layer>> load_layers(Session& session, InfoArgs args) {
                             session.chain_max(),
                             " images; BYRE_CHAIN_MAX sets how many are allowed");
     }
-    const bool is_tree = above.head->backing_file->starts_with("json:");
-    if (!above.head->extensions.backing_format && !is_tree) {
+    const bool is_tree = above.backing_file()->starts_with("json:");
+    if (above.head && !above.backing_format() && !is_tree) {
       co_return could_not_open(above.name, backing_of(*above.head).error().copy());
     }
     const std::string name = full_backing_name(above);
@@ -273,13 +292,13 @@ Json to_json_value(const Layer& layer) {
   json["virtual-size"] = layer.size;
   json["filename"] = layer.name;
   if (is_image) json["cluster-size"] = layer.head->geometry.cluster_size();
+  if (layer.qcow1) json["cluster-size"] = layer.qcow1->header.cluster_size();
   json["format"] = layer.driver;
   if (layer.actual_size) json["actual-size"] = *layer.actual_size;
   if (is_image) json["format-specific"] = {{"type", "qcow2"}, {"data", specific(layer)}};
-  if (is_image && layer.head->backing_file)
-    json["full-backing-filename"] = full_backing_name(layer);
+  if (layer.backing_file()) json["full-backing-filename"] = full_backing_name(layer);
   if (is_image && layer.head->header.crypt_method != CryptMethod::none) json["encrypted"] = true;
-  if (is_image && layer.head->backing_file) json["backing-filename"] = *layer.head->backing_file;
+  if (layer.backing_file()) json["backing-filename"] = *layer.backing_file();
   if (layer.damage) json["health"] = health_json(layer);
   json["dirty-flag"] = is_image && layer.head->header.has(kDirty);
   return json;
@@ -290,20 +309,20 @@ std::string human(const Layer& layer) {
       cat("image: ", printable(layer.name), "\nfile format: ", layer.driver,
           "\nvirtual size: ", size_text(layer.size), " (", layer.size, " bytes)\n",
           "disk size: ", layer.actual_size ? size_text(*layer.actual_size) : "unavailable", "\n");
-  if (!layer.head) return out;
-  const Header& header = layer.head->header;
-  if (header.crypt_method != CryptMethod::none) out += "encrypted: yes\n";
-  out += cat("cluster_size: ", layer.head->geometry.cluster_size(), "\n");
-  if (header.has(kDirty)) out += "cleanly shut down: no\n";
-  if (const auto& backing = layer.head->backing_file) {
+  if (layer.head && layer.head->header.crypt_method != CryptMethod::none) out += "encrypted: yes\n";
+  if (layer.head) out += cat("cluster_size: ", layer.head->geometry.cluster_size(), "\n");
+  if (layer.qcow1) out += cat("cluster_size: ", layer.qcow1->header.cluster_size(), "\n");
+  if (layer.head && layer.head->header.has(kDirty)) out += "cleanly shut down: no\n";
+  if (const auto& backing = layer.backing_file()) {
     out += cat("backing file: ", printable(*backing));
     const std::string full = full_backing_name(layer);
     if (full != *backing) out += cat(" (actual path: ", printable(full), ")");
     out += '\n';
-    if (const auto& format = layer.head->extensions.backing_format) {
+    if (const auto format = layer.backing_format()) {
       out += cat("backing file format: ", printable(*format), "\n");
     }
   }
+  if (!layer.head) return out;
   if (!layer.snapshots.empty()) out += snapshot_list(layer.snapshots);
   out += "Format specific information:\n" + to_listing(specific(layer), 1);
   if (layer.damage) out += health_text(layer);

@@ -186,6 +186,8 @@ Result<Preallocation> parse_preallocation(const std::string& text) {
 }
 
 Result<NewDisk> read_new_disk(DiskFormat format, OptionList options) {
+  if (format == DiskFormat::qcow)
+    return unsupported("images of qcow version 1 can be read, not made; make one of format qcow2");
   NewDisk disk{.format = format};
   if (const auto text = options.take("size")) {
     BYRE_TRY(size, parse_size_parameter(*text, "size"));

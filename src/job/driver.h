@@ -48,6 +48,7 @@
 namespace byre {
 
 class DeviceNode;
+class ThrottleGroup;
 struct OpenTreeOptions;
 
 enum class OptionType : uint8_t {
@@ -116,6 +117,8 @@ struct NodeParts {
   FileOpener& files;
   const OpenTreeOptions& options;
   std::map<std::string_view, OpenedNode> children;  ///< By role.
+  /// By name; of all nodes that are opened together.
+  std::map<std::string, std::shared_ptr<ThrottleGroup>>& groups;
 
   bool has(std::string_view role) const { return children.contains(role); }
   /// Both: it is there.
@@ -149,5 +152,6 @@ Error no_such_option(const Driver& driver, std::string_view option);
 extern const Driver& kFileDriver;
 extern const Driver& kRawDriver;
 extern const Driver& kQcow2Driver;
+const Driver& driver_of(DiskFormat format);
 
 }  // namespace byre

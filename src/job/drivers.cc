@@ -4,7 +4,6 @@
 #include <cstring>
 #include <limits>
 
-#include "block/compress.h"
 #include "block/null.h"
 #include "block/raw.h"
 #include "block/slice.h"
@@ -12,7 +11,9 @@
 #include "job/chain.h"
 #include "job/device_tree.h"
 #include "job/driver.h"
+#include "job/filter_drivers.h"
 #include "job/open_tree.h"
+#include "qcow1/image.h"
 
 namespace byre {
 
@@ -382,9 +383,25 @@ Result<FaultRules> rules_of(const DeviceNode& node) {
   return rules;
 }
 
+Result<FaultLimits> limits_of(const DeviceNode& node) {
+  FaultLimits limits;
+  const uint64_t align = node.number("align").value_or(0);
+  if (align > std::numeric_limits<uint32_t>::max()) return invalid("Cannot meet constraints with align ", align);
+  limits.align = static_cast<uint32_t>(align);
+  limits.max_transfer = node.number("max-transfer").value_or(0);
+  limits.opt_write_zero = node.number("opt-write-zero").value_or(0);
+  limits.max_write_zero = node.number("max-write-zero").value_or(0);
+  limits.opt_discard = node.number("opt-discard").value_or(0);
+  limits.max_discard = node.number("max-discard").value_or(0);
+  return limits;
+}
+
 Result<void> check_blkdebug(const DeviceNode& node) {
   const Result<FaultRules> rules = rules_of(node);
-  return rules ? Result<void>() : rules.error().copy();
+  if (!rules) return rules.error().copy();
+  const Result<FaultLimits> limits = limits_of(node);
+  if (!limits) return limits.error().copy();
+  return check_limits(*limits, 1);
 }
 
 Task<FaultRules> load_rules(NodeParts& parts) {
@@ -412,14 +429,15 @@ Task<FaultRules> load_rules(NodeParts& parts) {
 
 Task<OpenedNode> make_blkdebug(NodeParts& parts) {
   FaultRules rules = co_await load_rules(parts);
+  const FaultLimits limits = co_await limits_of(parts.node);
+  co_await check_limits(limits, parts.child("image").device->alignment());
   OpenedNode opened = parts.take("image");
-  auto filter = std::make_unique<FaultFilter>(std::move(opened.device), std::move(rules));
+  auto filter = std::make_unique<FaultFilter>(std::move(opened.device), std::move(rules), limits);
   if (parts.options.on_fault_filter) parts.options.on_fault_filter(*filter);
   opened.device = std::move(filter);
   co_return std::move(opened);
 }
 
-constexpr std::string_view kNoLimits = "requests are taken as they come";
 constexpr OptionSpec kBlkdebugOptions[] = {
     {.name = "config", .help = "a file with rules"},
     {.name = "inject-error",
@@ -428,12 +446,12 @@ constexpr OptionSpec kBlkdebugOptions[] = {
     {.name = "set-state",
      .type = OptionType::rules,
      .help = "rules that change the state: event, state, new_state"},
-    {.name = "align", .type = OptionType::size, .why = kNoLimits, .help = "of requests"},
-    {.name = "max-transfer", .type = OptionType::size, .why = kNoLimits, .help = "of requests"},
-    {.name = "opt-write-zero", .type = OptionType::size, .why = kNoLimits, .help = "of zeroes"},
-    {.name = "max-write-zero", .type = OptionType::size, .why = kNoLimits, .help = "of zeroes"},
-    {.name = "opt-discard", .type = OptionType::size, .why = kNoLimits, .help = "of discards"},
-    {.name = "max-discard", .type = OptionType::size, .why = kNoLimits, .help = "of discards"},
+    {.name = "align", .type = OptionType::size, .help = "of requests; a power of two"},
+    {.name = "max-transfer", .type = OptionType::size, .help = "larger reads and writes are split"},
+    {.name = "opt-write-zero", .type = OptionType::size, .help = "the grid of zeroes"},
+    {.name = "max-write-zero", .type = OptionType::size, .help = "larger zeroes are split"},
+    {.name = "opt-discard", .type = OptionType::size, .help = "the grid of discards"},
+    {.name = "max-discard", .type = OptionType::size, .help = "larger discards are split"},
 };
 constexpr ChildSpec kBlkdebugChildren[] = {
     {.role = "image", .alias = "x-image", .help = "what the requests go to"}};
@@ -446,40 +464,49 @@ constexpr Driver kBlkdebug = {.name = "blkdebug",
                               .make = make_blkdebug,
                               .check = check_blkdebug};
 
-// --- compress ------------------------------------------------------------------------------------
+// --- qcow ----------------------------------------------------------------------------------------
 
-Task<OpenedNode> make_compress(NodeParts& parts) {
-  const Image* const image = parts.child("file").image;
-  if (!image || image->geometry().data_file) {
-    const Driver* const below = parts.node.child("file")->driver;
-    co_await fail(invalid("Compression is not supported for underlying format: ",
-                          below ? below->name : "raw"));
+Task<OpenedNode> make_qcow(NodeParts& parts) {
+  if (parts.use.writable)
+    co_await fail(Error(Errc::read_only, "images of qcow version 1 can only be read"));
+  OpenedNode file = parts.take("file");
+  OpenedNode backing = parts.has("backing") ? parts.take("backing") : OpenedNode();
+  OpenedNode opened;
+  opened.format = DiskFormat::qcow;
+  opened.without_backing = parts.node.is_null("backing") || parts.options.image.without_backing;
+  if (backing.device || opened.without_backing) {
+    opened.device =
+        co_await Qcow1Image::open(std::move(file.device), std::move(backing.device));
+  } else {
+    opened.device = co_await open_qcow1(std::move(file.device), parts.files, parts.options.image);
   }
-  const uint64_t cluster = image->geometry().cluster_size();
-  OpenedNode opened = parts.take("file");
-  opened.device = std::make_unique<Compress>(std::move(opened.device), cluster);
   co_return std::move(opened);
 }
 
-constexpr Driver kCompress = {.name = "compress",
-                              .summary = "Writes whole clusters compressed",
-                              .is_filter = true,
-                              .children = kOneFile,
-                              .make = make_compress};
+constexpr ChildSpec kQcowChildren[] = {
+    {.role = "file", .help = "where the image is"},
+    {.role = "backing",
+     .access = ChildAccess::below,
+     .required = false,
+     .may_be_null = true,
+     .help = "instead of the backing file that the image names; null: none"}};
+constexpr Driver kQcowDefinition = {.name = "qcow",
+                                    .summary = "An image of qcow version 1, for reading",
+                                    .children = kQcowChildren,
+                                    .make = make_qcow};
 
 // --- All -----------------------------------------------------------------------------------------
 
-constexpr const Driver* kAll[] = {&kBlkdebug, &kCompress, &kFileDefinition,  &kHostDevice,
-                                  &kNullAio,  &kNullCo,   &kQcow2Definition, &kRawDefinition};
+constexpr const Driver* kPlain[] = {&kBlkdebug, &kFileDefinition, &kHostDevice,      &kNullAio,
+                                    &kNullCo,   &kQcowDefinition, &kQcow2Definition, &kRawDefinition};
 
 /// QEMU's, which byre does not have (yet).
 constexpr std::string_view kNotYet[] = {
-    "blklogwrites", "blkreplay", "blkverify", "bochs",       "cloop",    "copy-before-write",
-    "copy-on-read", "dmg",       "ftp",       "ftps",        "gluster",  "host_cdrom",
-    "http",         "https",     "io_uring",  "iscsi",       "luks",     "nbd",
-    "nfs",          "nvme",      "parallels", "preallocate", "qcow",     "qed",
-    "quorum",       "rbd",       "ssh",       "replication", "throttle", "snapshot-access",
-    "vdi",          "vhdx",      "vmdk",      "vpc",         "vvfat",    "nvme-io_uring",
+    "blkreplay", "bochs",  "cloop",           "copy-before-write", "dmg",       "ftp",  "ftps",
+    "gluster",   "http",   "host_cdrom",      "https",             "io_uring",  "iscsi", "luks",
+    "nbd",       "nfs",    "nvme",            "nvme-io_uring",     "parallels", "qed",  "quorum",
+    "rbd",       "ssh",    "snapshot-access", "replication",       "vdi",       "vhdx", "vmdk",
+    "vpc",       "vvfat",
 };
 
 constexpr OptionSpec kCommon[] = {
@@ -515,12 +542,32 @@ constexpr OptionSpec kCommon[] = {
 const Driver& kFileDriver = kFileDefinition;
 const Driver& kRawDriver = kRawDefinition;
 const Driver& kQcow2Driver = kQcow2Definition;
+const Driver& driver_of(DiskFormat format) {
+  switch (format) {
+    case DiskFormat::raw:
+      return kRawDefinition;
+    case DiskFormat::qcow2:
+      return kQcow2Definition;
+    case DiskFormat::qcow:
+      return kQcowDefinition;
+  }
+  BYRE_ASSERT(false);
+}
 
-std::span<const Driver* const> all_drivers() { return kAll; }
+std::span<const Driver* const> all_drivers() {
+  static const std::vector<const Driver*> all = [] {
+    std::vector<const Driver*> list(std::begin(kPlain), std::end(kPlain));
+    const std::span<const Driver* const> filters = filter_drivers();
+    list.insert(list.end(), filters.begin(), filters.end());
+    std::ranges::sort(list, {}, &Driver::name);
+    return list;
+  }();
+  return all;
+}
 std::span<const OptionSpec> common_options() { return std::span(kCommon).subspan(1); }
 
 Result<const Driver*> find_driver(std::string_view name) {
-  for (const Driver* driver : kAll) {
+  for (const Driver* driver : all_drivers()) {
     if (driver->name == name) return driver;
   }
   if (std::ranges::find(kNotYet, name) != std::end(kNotYet)) {

@@ -14,6 +14,7 @@
 #include "job/chain.h"
 #include "job/open_tree.h"
 #include "job/unfinished.h"
+#include "qcow1/image.h"
 #include "qcow2/core/image_header.h"
 
 namespace byre {
@@ -87,11 +88,22 @@ void make_whole(Disk& disk) {
   disk.device = std::make_unique<WholeSectors>(std::move(disk.device));
 }
 
-std::string_view name_of(DiskFormat format) { return format == DiskFormat::raw ? "raw" : "qcow2"; }
+std::string_view name_of(DiskFormat format) {
+  switch (format) {
+    case DiskFormat::raw:
+      return "raw";
+    case DiskFormat::qcow2:
+      return "qcow2";
+    case DiskFormat::qcow:
+      return "qcow";
+  }
+  return "unknown";
+}
 
 Result<DiskFormat> parse_format(std::string_view name) {
   if (name == "raw") return DiskFormat::raw;
   if (name == "qcow2") return DiskFormat::qcow2;
+  if (name == "qcow") return DiskFormat::qcow;
   return Error(Errc::not_found, cat("Unknown driver '", name, "'"));
 }
 
@@ -102,18 +114,15 @@ Result<DiskFormat> classify(Bytes start) {
                        " image, which is not supported (give the format raw to use its bytes)");
   }
   if (!has_at(start, 0, "QFI\xfb"sv)) return DiskFormat::raw;
-  if (start.size() >= 8 && load_be<uint32_t>(start, 4) < 2) {
-    return unsupported(
-        "It looks like a qcow image of version 1, which is not supported (give the format ",
-        "raw to use its bytes)");
-  }
+  const bool version_1 = start.size() >= 8 && load_be<uint32_t>(start, 4) < 2;
   const bool boots = has_at(start, 510, "\x55\xaa"sv);
   const bool is_cd = has_at(start, 0x8001, "CD001"sv);
   if (boots || is_cd) {
-    return Error(Errc::denied, cat("It can be taken for a qcow2 image and for a ",
+    return Error(Errc::denied, cat("It can be taken for a ", version_1 ? "qcow" : "qcow2",
+                                   " image and for a ",
                                    boots ? "disk with a boot sector" : "CD", "; give its format"));
   }
-  return DiskFormat::qcow2;
+  return version_1 ? DiskFormat::qcow : DiskFormat::qcow2;
 }
 
 static Result<DiskFormat> format_by(Bytes start, std::optional<DiskFormat> given) {
@@ -122,6 +131,11 @@ static Result<DiskFormat> format_by(Bytes start, std::optional<DiskFormat> given
                  "It was never finished: making it was interrupted; make it again");
   }
   if (!given) return classify(start);
+  if (given == DiskFormat::qcow) {
+    const bool fits = has_at(start, 0, "QFI\xfb\0\0\0\1"sv);
+    if (!fits) return invalid("Image is not in qcow format");
+    return *given;
+  }
   if (!looks_like_qcow2(start)) return invalid("Image is not in qcow2 format");
   return *given;
 }
@@ -163,6 +177,36 @@ bool same_file(const std::string& left, const std::string& right) {
   return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
+Task<Child> open_qcow1(Child file, FileOpener& opener, ImageOptions options) {
+  Result<Qcow1Start> start = co_await read_qcow1_start(*file).result();
+  if (!start) {
+    file.abandon();
+    co_return std::move(start).error();
+  }
+  Child backing;
+  if (start->backing_file && !options.without_backing) {
+    const std::string name = *start->backing_file;
+    if (options.chain_depth_max <= 1)
+      co_return unsupported("the backing chain is longer than is allowed at ", quoted(name));
+    --options.chain_depth_max;
+    const std::string path = co_await path_of(name);
+    Result<std::unique_ptr<File>> below = opener.open_named_by_image(
+        file->name(), path,
+        {.direct = options.direct, .lock = options.lock, .share_lock = options.share_lock});
+    Result<Disk> disk = below ? co_await open_disk_over(*std::move(below), opener,
+                                                        {.image = std::move(options)})
+                                    .result()
+                              : Result<Disk>(std::move(below).error());
+    if (!disk) {
+      file.abandon();
+      co_return std::move(disk).error().while_doing(cat("backing file ", quoted(name)));
+    }
+    backing = std::move(disk->device);
+  }
+  Child image = co_await Qcow1Image::open(std::move(file), std::move(backing));
+  co_return std::move(image);
+}
+
 Task<Disk> open_disk(FileOpener& opener, std::string name, OpenDiskOptions options) {
   const std::string path = co_await path_of(name);
   const FileOptions file_options{.writable = options.image.writable,
@@ -190,7 +234,15 @@ Task<Disk> open_disk_over(std::unique_ptr<File> file, FileOpener& opener, OpenDi
     co_return disk;
   }
   if (!options.image.snapshot.empty()) {
-    co_return unsupported("A raw disk has no snapshots");
+    co_return unsupported("A ", name_of(disk.format), " disk has no snapshots");
+  }
+  if (disk.format == DiskFormat::qcow) {
+    if (options.image.writable)
+      co_return Error(Errc::read_only, "images of qcow version 1 can only be read");
+    disk.device =
+        co_await open_qcow1(std::make_unique<RawDevice>(std::move(file)), opener, options.image);
+    make_whole(disk);
+    co_return disk;
   }
   auto raw = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = options.growable});
   if (disk.guessed && options.image.writable) {

@@ -23,7 +23,11 @@
 
 namespace byre {
 
-enum class DiskFormat : uint8_t { raw, qcow2 };
+enum class DiskFormat : uint8_t {
+  raw,
+  qcow2,
+  qcow,  ///< Version 1; read only.
+};
 std::string_view name_of(DiskFormat format);
 /// Errc::not_found for a name that is no format of byre's.
 Result<DiskFormat> parse_format(std::string_view name);
@@ -69,6 +73,10 @@ struct Disk {
   /// What a guest sees: a raw file's size rounded up to whole sectors; the rest reads as zeros.
   uint64_t size() const { return round_up(device->size(), kSectorSize); }
 };
+
+/// The image of qcow version 1 in `file`, with the backing file that it names, whose format its first
+/// bytes decide: the image has no word for it.
+Task<Child> open_qcow1(Child file, FileOpener& opener, ImageOptions options);
 
 /// The caller must close() the device.
 Task<Disk> open_disk(FileOpener& opener, std::string name, OpenDiskOptions options);

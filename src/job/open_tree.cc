@@ -88,7 +88,7 @@ class TreeOpener {
  private:
   Task<OpenedNode> open_alone(DeviceNode& node, NodeUse use) {
     co_await apply(node, use);
-    NodeParts parts{.node = node, .use = use, .files = files_, .options = options_, .children = {}};
+    NodeParts parts{.node = node, .use = use, .files = files_, .options = options_, .children = {}, .groups = groups_};
     Result<OpenedNode> opened = co_await make(node, parts).result();
     if (!opened) {
       co_await close_children(parts);
@@ -109,7 +109,7 @@ class TreeOpener {
       guessed = true;
       const bool is_raw = format == DiskFormat::raw && parts.use.top && parts.use.writable;
       if (is_raw && options_.on_guessed_raw) options_.on_guessed_raw();
-      co_await node.decide(format == DiskFormat::qcow2 ? kQcow2Driver : kRawDriver);
+      co_await node.decide(driver_of(format));
     }
     for (const ChildSpec& spec : node.driver->children) {
       if (parts.has(spec.role) || !node.child(spec.role)) continue;
@@ -150,6 +150,7 @@ class TreeOpener {
     DiskFormat format = DiskFormat::raw;
   };
   std::map<const DeviceNode*, Shared> shared_;
+  std::map<std::string, std::shared_ptr<ThrottleGroup>> groups_;
 };
 
 NodeUse use_of(const OpenTreeOptions& options) {
@@ -275,7 +276,11 @@ Task<Disk> open_tree(FileOpener& opener, DeviceTree tree, OpenTreeOptions option
 Task<Storage> open_storage(FileOpener& opener, DeviceTree tree, OpenTreeOptions options) {
   TreeOpener nodes(opener, options);
   NodeUse use = use_of(options);
-  const bool has_format = !tree->driver || tree->driver == &kQcow2Driver;
+  std::optional<DiskFormat> given;
+  for (const DiskFormat format : {DiskFormat::qcow2, DiskFormat::qcow}) {
+    if (tree->driver == &driver_of(format)) given = format;
+  }
+  const bool has_format = !tree->driver || given;
   if (!has_format) {
     OpenedNode opened = co_await nodes.open(*tree, use);
     co_return Storage{.device = std::move(opened.device),
@@ -284,12 +289,10 @@ Task<Storage> open_storage(FileOpener& opener, DeviceTree tree, OpenTreeOptions 
   static constexpr ChildSpec kFile{.role = "file", .access = ChildAccess::storage};
   co_await TreeOpener::apply(*tree, use);
   OpenedNode file = co_await nodes.open_child(*tree, kFile, use);
-  std::optional<DiskFormat> given;
-  if (tree->driver) given = DiskFormat::qcow2;
   Result<DiskFormat> format = co_await find_format(*file.device, given).result();
   Result<void> decided;
   if (format && !tree->driver) {
-    decided = tree->decide(*format == DiskFormat::qcow2 ? kQcow2Driver : kRawDriver);
+    decided = tree->decide(driver_of(*format));
   }
   if (!format || !decided) {
     co_await file.device.close();

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Drivers of filters: what lies over a disk and changes how requests reach it.
+#include "job/filter_drivers.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "block/compress.h"
+#include "block/copy_on_read.h"
+#include "block/preallocate.h"
+#include "block/throttle.h"
+#include "block/verify.h"
+#include "block/write_log.h"
+#include "job/device_tree.h"
+#include "job/open_tree.h"
+
+namespace byre {
+
+namespace {
+
+constexpr ChildSpec kOneFile[] = {{.role = "file", .help = "the disk below"}};
+
+// --- compress ------------------------------------------------------------------------------------
+
+Task<OpenedNode> make_compress(NodeParts& parts) {
+  const Device& below = *parts.child("file").device;
+  if (!below.capabilities().compresses) {
+    const Driver* const driver = parts.node.child("file")->driver;
+    co_await fail(invalid("Compression is not supported for underlying format: ",
+                          driver ? driver->name : "raw"));
+  }
+  const uint64_t cluster = below.preferred_size();
+  OpenedNode opened = parts.take("file");
+  opened.device = std::make_unique<Compress>(std::move(opened.device), cluster);
+  co_return std::move(opened);
+}
+
+// --- copy-on-read --------------------------------------------------------------------------------
+
+Task<OpenedNode> make_copy_on_read(NodeParts& parts) {
+  co_await CopyOnRead::fits(*parts.child("file").device);
+  OpenedNode opened = parts.take("file");
+  opened.device = co_await CopyOnRead::make(std::move(opened.device));
+  co_return std::move(opened);
+}
+
+constexpr OptionSpec kCopyOnReadOptions[] = {
+    {.name = "bottom",
+     .why = "what any layer below has is copied",
+     .help = "the lowest node from which nothing is copied"}};
+
+// --- preallocate ---------------------------------------------------------------------------------
+
+PreallocateOptions preallocate_options(const DeviceNode& node) {
+  PreallocateOptions options;
+  options.prealloc_align = node.number("prealloc-align").value_or(options.prealloc_align);
+  options.prealloc_size = node.number("prealloc-size").value_or(options.prealloc_size);
+  return options;
+}
+Result<void> check_preallocate_node(const DeviceNode& node) {
+  return check_preallocate(preallocate_options(node));
+}
+
+Task<OpenedNode> make_preallocate(NodeParts& parts) {
+  OpenedNode opened = parts.take("file");
+  opened.device =
+      std::make_unique<Preallocate>(std::move(opened.device), preallocate_options(parts.node));
+  co_return std::move(opened);
+}
+
+constexpr OptionSpec kPreallocateOptions[] = {
+    {.name = "prealloc-align",
+     .type = OptionType::size,
+     .fallback = "1M",
+     .help = "the file ends at a multiple of this"},
+    {.name = "prealloc-size",
+     .type = OptionType::size,
+     .fallback = "128M",
+     .help = "how far it is extended behind a write that passes its end"}};
+constexpr ChildSpec kGrowingFile[] = {
+    {.role = "file", .access = ChildAccess::storage, .help = "the file that grows"}};
+
+// --- blkverify -----------------------------------------------------------------------------------
+
+Task<OpenedNode> make_blkverify(NodeParts& parts) {
+  co_await Verify::fits(*parts.child("test").device, *parts.child("raw").device);
+  OpenedNode opened = parts.take("test");
+  OpenedNode reference = parts.take("raw");
+  opened.device = co_await Verify::make(std::move(opened.device), std::move(reference.device));
+  opened.image = nullptr;  // What changes one of the two alone would make them differ.
+  co_return std::move(opened);
+}
+
+constexpr ChildSpec kBlkverifyChildren[] = {
+    {.role = "test", .help = "the disk that is verified"},
+    {.role = "raw", .help = "the disk that is right"}};
+
+// --- blklogwrites --------------------------------------------------------------------------------
+
+Result<void> check_blklogwrites(const DeviceNode& node) {
+  const std::optional<uint64_t> size = node.number("log-sector-size");
+  if (size && *size > std::numeric_limits<uint32_t>::max())
+    return invalid("Invalid log sector size ", *size);
+  if (size && node.flag("log-append").value_or(false))
+    return invalid("log-append and log-sector-size are mutually exclusive");
+  return {};
+}
+
+Task<OpenedNode> make_blklogwrites(NodeParts& parts) {
+  WriteLogOptions options{.append = parts.node.flag("log-append").value_or(false)};
+  if (const auto size = parts.node.number("log-sector-size"))
+    options.sector_size = static_cast<uint32_t>(*size);
+  if (const auto interval = parts.node.number("log-super-update-interval"))
+    options.super_update_interval = *interval;
+  OpenedNode opened = parts.take("file");
+  OpenedNode log = parts.take("log");
+  opened.device =
+      co_await WriteLog::open(std::move(opened.device), std::move(log.device), options);
+  co_return std::move(opened);
+}
+
+constexpr OptionSpec kBlklogwritesOptions[] = {
+    {.name = "log-append",
+     .type = OptionType::boolean,
+     .fallback = "off",
+     .help = "go on behind the entries that the log has"},
+    {.name = "log-sector-size",
+     .type = OptionType::size,
+     .fallback = "512",
+     .help = "of the log; a new one only"},
+    {.name = "log-super-update-interval",
+     .type = OptionType::number,
+     .fallback = "4096",
+     .help = "entries between two updates of the log's superblock"}};
+constexpr ChildSpec kBlklogwritesChildren[] = {
+    {.role = "file", .access = ChildAccess::storage, .help = "the disk"},
+    {.role = "log", .access = ChildAccess::storage, .help = "where every change of it is logged"}};
+
+// --- throttle ------------------------------------------------------------------------------------
+
+/// "bps-total" and so on: one limit, and the bursts that it allows.
+struct LimitName {
+  std::string_view name;
+  ThrottleLimit ThrottleLimits::*limit;
+};
+constexpr LimitName kLimits[] = {{"bps-total", &ThrottleLimits::bps_total},
+                                 {"bps-read", &ThrottleLimits::bps_read},
+                                 {"bps-write", &ThrottleLimits::bps_write},
+                                 {"iops-total", &ThrottleLimits::iops_total},
+                                 {"iops-read", &ThrottleLimits::iops_read},
+                                 {"iops-write", &ThrottleLimits::iops_write}};
+
+ThrottleLimits limits_of(const DeviceNode& node) {
+  ThrottleLimits limits;
+  for (const LimitName& one : kLimits) {
+    ThrottleLimit& limit = limits.*one.limit;
+    limit.average = node.number(cat("limits.", one.name)).value_or(limit.average);
+    limit.max = node.number(cat("limits.", one.name, "-max")).value_or(limit.max);
+    limit.max_length = node.number(cat("limits.", one.name, "-max-length")).value_or(limit.max_length);
+  }
+  limits.iops_size = node.number("limits.iops-size").value_or(0);
+  return limits;
+}
+Result<void> check_throttle(const DeviceNode& node) {
+  return check_throttle_limits(limits_of(node));
+}
+bool has_limits(const DeviceNode& node) {
+  return std::ranges::any_of(node.settings,
+                             [](const Setting& one) { return one.name.starts_with("limits."); });
+}
+
+Task<OpenedNode> make_throttle(NodeParts& parts) {
+  const std::optional<std::string> name = parts.node.text("throttle-group");
+  std::shared_ptr<ThrottleGroup> group;
+  Reactor& reactor = parts.child("file").device->reactor();
+  if (!name) {
+    group = std::make_shared<ThrottleGroup>(reactor, limits_of(parts.node));
+  } else {
+    std::shared_ptr<ThrottleGroup>& known = parts.groups[*name];
+    if (known && has_limits(parts.node)) {
+      co_await fail(
+          invalid("throttle-group '", *name, "' has its limits already, from another device"));
+    }
+    if (!known && !has_limits(parts.node))
+      co_await fail(invalid("Throttle group '", *name, "' does not exist: give it limits.*"));
+    if (!known) known = std::make_shared<ThrottleGroup>(reactor, limits_of(parts.node));
+    group = known;
+  }
+  OpenedNode opened = parts.take("file");
+  opened.device = std::make_unique<Throttle>(std::move(opened.device), std::move(group));
+  co_return std::move(opened);
+}
+
+constexpr std::string_view kRate = "units a second, on average";
+constexpr std::string_view kBurst = "units a second, in a burst";
+constexpr std::string_view kLength = "seconds of such a burst";
+constexpr OptionSpec kThrottleOptions[] = {
+    {.name = "throttle-group", .help = "devices that name one share its limits"},
+    {.name = "limits.bps-total", .type = OptionType::size, .help = kRate},
+    {.name = "limits.bps-total-max", .type = OptionType::size, .help = kBurst},
+    {.name = "limits.bps-total-max-length", .type = OptionType::number, .help = kLength},
+    {.name = "limits.bps-read", .type = OptionType::size, .help = kRate},
+    {.name = "limits.bps-read-max", .type = OptionType::size, .help = kBurst},
+    {.name = "limits.bps-read-max-length", .type = OptionType::number, .help = kLength},
+    {.name = "limits.bps-write", .type = OptionType::size, .help = kRate},
+    {.name = "limits.bps-write-max", .type = OptionType::size, .help = kBurst},
+    {.name = "limits.bps-write-max-length", .type = OptionType::number, .help = kLength},
+    {.name = "limits.iops-total", .type = OptionType::size, .help = kRate},
+    {.name = "limits.iops-total-max", .type = OptionType::size, .help = kBurst},
+    {.name = "limits.iops-total-max-length", .type = OptionType::number, .help = kLength},
+    {.name = "limits.iops-read", .type = OptionType::size, .help = kRate},
+    {.name = "limits.iops-read-max", .type = OptionType::size, .help = kBurst},
+    {.name = "limits.iops-read-max-length", .type = OptionType::number, .help = kLength},
+    {.name = "limits.iops-write", .type = OptionType::size, .help = kRate},
+    {.name = "limits.iops-write-max", .type = OptionType::size, .help = kBurst},
+    {.name = "limits.iops-write-max-length", .type = OptionType::number, .help = kLength},
+    {.name = "limits.iops-size",
+     .type = OptionType::size,
+     .help = "a request counts once for each so many bytes"}};
+
+}  // namespace
+
+constexpr Driver kCompressDefinition = {.name = "compress",
+                                        .summary = "Writes whole clusters compressed",
+                                        .is_filter = true,
+                                        .children = kOneFile,
+                                        .make = make_compress};
+constexpr Driver kCopyOnReadDefinition = {.name = "copy-on-read",
+                                          .summary = "Writes back what it reads from below",
+                                          .is_filter = true,
+                                          .options = kCopyOnReadOptions,
+                                          .children = kOneFile,
+                                          .make = make_copy_on_read};
+constexpr Driver kPreallocateDefinition = {.name = "preallocate",
+                                           .summary = "A file that grows in large steps",
+                                           .is_filter = true,
+                                           .options = kPreallocateOptions,
+                                           .children = kGrowingFile,
+                                           .make = make_preallocate,
+                                           .check = check_preallocate_node};
+constexpr Driver kBlkverifyDefinition = {.name = "blkverify",
+                                         .summary = "Compares a disk with its reference",
+                                         .is_protocol = true,
+                                         .is_filter = true,
+                                         .children = kBlkverifyChildren,
+                                         .make = make_blkverify};
+constexpr Driver kBlklogwritesDefinition = {.name = "blklogwrites",
+                                            .summary = "Logs every change, as dm-log-writes does",
+                                            .is_filter = true,
+                                            .options = kBlklogwritesOptions,
+                                            .children = kBlklogwritesChildren,
+                                            .make = make_blklogwrites,
+                                            .check = check_blklogwrites};
+constexpr Driver kThrottleDefinition = {.name = "throttle",
+                                        .summary = "Keeps the rates of a disk, or of several",
+                                        .is_filter = true,
+                                        .options = kThrottleOptions,
+                                        .children = kOneFile,
+                                        .make = make_throttle,
+                                        .check = check_throttle};
+
+std::span<const Driver* const> filter_drivers() {
+  static constexpr const Driver* kAll[] = {&kBlklogwritesDefinition, &kBlkverifyDefinition,
+                                           &kCompressDefinition,     &kCopyOnReadDefinition,
+                                           &kPreallocateDefinition,  &kThrottleDefinition};
+  return kAll;
+}
+
+}  // namespace byre
