@@ -18,7 +18,7 @@
 /// Invariant: the graph has no circle; a device is in one node; nobody sees a graph that is half
 /// changed.
 /// Cost: a request goes from a device to its child through one pointer, as it would without nodes.
-/// Memory: about 200 bytes a node with its edge.
+/// Memory: about 250 bytes a node with its edge, and its name.
 /// Threads: those of its devices; all of a graph belong to one reactor.
 /// Not here: names of nodes (node_list.h), where requests enter (entrance.h), opening.
 #pragma once

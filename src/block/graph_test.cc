@@ -254,6 +254,8 @@ TEST_F(Graph, PermissionsThatConflictAreRefusedOnTheFinalGraph) {
   EXPECT_EQ(wanders.get(), elsewhere.get());
 }
 
+TEST_F(Graph, ANodeTakesLittleMemory) { EXPECT_LE(sizeof(Node) + sizeof(Child), 256u); }
+
 TEST_F(Graph, ACircleIsRefused) {
   Child bottom = make_station(memory());
   Child middle = make_station(bottom.another());

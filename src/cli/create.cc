@@ -124,6 +124,7 @@ Task<int> create(Session& session, CreateArgs args) {
     co_return std::move(error).while_doing(args.image);
   }
   if (args.options.help) {
+    (void)co_await read_new_disk(*format, {});  // Is it a format that can be made?
     session.print(args.image.empty() ? option_help_without_file(*format) : option_help(*format));
     co_return 0;
   }

@@ -53,18 +53,19 @@ constexpr uint64_t kTableCache = 64 * KiB;
 using Chain = std::vector<Disk>;
 
 Task<Disk> open_below(FileOpener& opener, const Disk& above, OpenArgs args) {
-  const ImageHeader& head = above.image->head();
-  const std::string named = *head.backing_file;
+  const std::string named = *backing_file_of(above);
+  // An image of the first qcow version has no word for it.
+  std::optional<std::string> format;
+  if (above.image) format = above.image->head().extensions.backing_format;
   const std::string upper = above.device->name();
   OpenDiskOptions options;
   options.image.share_lock = args.share;
   options.image.without_backing = true;
   options.image.table_cache_size = kTableCache;
   if (named.starts_with("json:")) {
-    co_return co_await open_tree_of_image(opener, upper, named, head.extensions.backing_format,
-                                          options.image);
+    co_return co_await open_tree_of_image(opener, upper, named, format, options.image);
   }
-  options.format = co_await parse_format(*head.extensions.backing_format);
+  if (format) options.format = co_await parse_format(*format);
   const std::string path = co_await path_of(named);
   std::unique_ptr<File> file =
       co_await opener.open_named_by_image(upper, path, {.share_lock = args.share});
@@ -80,7 +81,7 @@ Task<void> open_chain(Session& session, FileOpener& opener, MapArgs args, Chain&
     co_await check_chain_memory(opener, file).doing("Could not open '", args.image, "'");
   }
   std::set<std::pair<uint64_t, uint64_t>> seen;
-  while (chain.back().image && chain.back().image->head().backing_file) {
+  while (backing_file_of(chain.back())) {
     struct stat status{};
     const std::string name = chain.back().device->name();
     if (stat(name.c_str(), &status) == 0 && !seen.emplace(status.st_dev, status.st_ino).second) {
@@ -92,13 +93,11 @@ Task<void> open_chain(Session& session, FileOpener& opener, MapArgs args, Chain&
                                 "': its backing chain is longer than ", session.chain_max(),
                                 " images; BYRE_CHAIN_MAX sets how many are allowed"));
     }
-    const bool is_tree = chain.back().image->head().backing_file->starts_with("json:");
-    const Result<BackingFile> named = backing_of(chain.back().image->head());
-    if (!named && !is_tree) {
-      co_await fail(Error(named.error().code(),
-                          cat("Could not open '", args.image, "': ", named.error().message())));
+    const std::string name_below = *backing_file_of(chain.back());
+    const bool is_tree = name_below.starts_with("json:");
+    if (chain.back().image && !is_tree) {
+      co_await backing_of(chain.back().image->head()).doing("Could not open '", args.image, "'");
     }
-    const std::string& name_below = *chain.back().image->head().backing_file;
     const std::string below =
         is_tree ? name_below : resolve_name(chain.back().device->name(), name_below);
     Result<Disk> disk = co_await open_below(opener, chain.back(), args).result();

@@ -118,9 +118,9 @@ Result<DiskFormat> classify(Bytes start) {
   const bool boots = has_at(start, 510, "\x55\xaa"sv);
   const bool is_cd = has_at(start, 0x8001, "CD001"sv);
   if (boots || is_cd) {
-    return Error(Errc::denied, cat("It can be taken for a ", version_1 ? "qcow" : "qcow2",
-                                   " image and for a ",
-                                   boots ? "disk with a boot sector" : "CD", "; give its format"));
+    return Error(Errc::denied,
+                 cat("It can be taken for a ", version_1 ? "qcow" : "qcow2", " image and for a ",
+                     boots ? "disk with a boot sector" : "CD", "; give its format"));
   }
   return version_1 ? DiskFormat::qcow : DiskFormat::qcow2;
 }
@@ -193,10 +193,10 @@ Task<Child> open_qcow1(Child file, FileOpener& opener, ImageOptions options) {
     Result<std::unique_ptr<File>> below = opener.open_named_by_image(
         file->name(), path,
         {.direct = options.direct, .lock = options.lock, .share_lock = options.share_lock});
-    Result<Disk> disk = below ? co_await open_disk_over(*std::move(below), opener,
-                                                        {.image = std::move(options)})
-                                    .result()
-                              : Result<Disk>(std::move(below).error());
+    Result<Disk> disk =
+        below ? co_await open_disk_over(*std::move(below), opener, {.image = std::move(options)})
+                    .result()
+              : Result<Disk>(std::move(below).error());
     if (!disk) {
       file.abandon();
       co_return std::move(disk).error().while_doing(cat("backing file ", quoted(name)));
@@ -205,6 +205,14 @@ Task<Child> open_qcow1(Child file, FileOpener& opener, ImageOptions options) {
   }
   Child image = co_await Qcow1Image::open(std::move(file), std::move(backing));
   co_return std::move(image);
+}
+
+std::optional<std::string> backing_file_of(const Disk& disk) {
+  if (disk.image) return disk.image->head().backing_file;
+  const Device* device = disk.device.get();
+  if (const auto* whole = dynamic_cast<const WholeSectors*>(device)) device = &whole->below();
+  const auto* old = dynamic_cast<const Qcow1Image*>(device);
+  return old ? old->backing_file() : std::nullopt;
 }
 
 Task<Disk> open_disk(FileOpener& opener, std::string name, OpenDiskOptions options) {

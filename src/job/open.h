@@ -74,9 +74,12 @@ struct Disk {
   uint64_t size() const { return round_up(device->size(), kSectorSize); }
 };
 
-/// The image of qcow version 1 in `file`, with the backing file that it names, whose format its first
-/// bytes decide: the image has no word for it.
+/// The image of qcow version 1 in `file`, with the backing file that it names, whose format its
+/// first bytes decide: the image has no word for it.
 Task<Child> open_qcow1(Child file, FileOpener& opener, ImageOptions options);
+
+/// What the image that a disk is names as its backing file; none: no image, or it names none.
+std::optional<std::string> backing_file_of(const Disk& disk);
 
 /// The caller must close() the device.
 Task<Disk> open_disk(FileOpener& opener, std::string name, OpenDiskOptions options);
