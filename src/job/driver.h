@@ -149,5 +149,6 @@ Error no_such_option(const Driver& driver, std::string_view option);
 extern const Driver& kFileDriver;
 extern const Driver& kRawDriver;
 extern const Driver& kQcow2Driver;
+extern const Driver kNbdDriver;  // nbd_driver.cc
 
 }  // namespace byre

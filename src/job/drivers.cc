@@ -268,7 +268,7 @@ Task<OpenedNode> make_qcow2(NodeParts& parts) {
   const std::optional<uint64_t> cache_size = co_await cache_size_of(node);
   if (cache_size) options.table_cache_size = *cache_size;
   if (node.is_null("backing")) options.without_backing = true;
-  follow_named_devices(options);
+  follow_named_devices(options, parts.child("file").device->reactor());
 
   if (!options.without_backing && !parts.has("backing")) {
     co_await check_chain_memory(parts.files, *parts.child("file").device);
@@ -469,17 +469,18 @@ constexpr Driver kCompress = {.name = "compress",
 
 // --- All -----------------------------------------------------------------------------------------
 
-constexpr const Driver* kAll[] = {&kBlkdebug, &kCompress, &kFileDefinition,  &kHostDevice,
-                                  &kNullAio,  &kNullCo,   &kQcow2Definition, &kRawDefinition};
+constexpr const Driver* kAll[] = {&kBlkdebug,   &kCompress,        &kFileDefinition,
+                                  &kHostDevice, &kNbdDriver,       &kNullAio,
+                                  &kNullCo,     &kQcow2Definition, &kRawDefinition};
 
 /// QEMU's, which byre does not have (yet).
 constexpr std::string_view kNotYet[] = {
     "blklogwrites", "blkreplay", "blkverify", "bochs",       "cloop",    "copy-before-write",
     "copy-on-read", "dmg",       "ftp",       "ftps",        "gluster",  "host_cdrom",
-    "http",         "https",     "io_uring",  "iscsi",       "luks",     "nbd",
+    "http",         "https",     "io_uring",  "iscsi",       "luks",     "nvme-io_uring",
     "nfs",          "nvme",      "parallels", "preallocate", "qcow",     "qed",
     "quorum",       "rbd",       "ssh",       "replication", "throttle", "snapshot-access",
-    "vdi",          "vhdx",      "vmdk",      "vpc",         "vvfat",    "nvme-io_uring",
+    "vdi",          "vhdx",      "vmdk",      "vpc",         "vvfat",
 };
 
 constexpr OptionSpec kCommon[] = {
