@@ -72,7 +72,7 @@ TEST(NbdUri, ReadsEverySpelling) {
       {"nbd+tcp://host/a%2fb", "nbd://host:10809/a/b"},
       {"nbd://", "nbd://localhost:10809/"},
       {"nbd:host:7", "nbd://host:7/"},
-      {"nbd:[::1]:7:exportname=a:b", "nbd://[::1]:7/a:b"},
+      {"nbd:[::1]:7:exportname=a:b", "nbd://[::1]:7/a%3Ab"},
       {"nbd:unix:/s:exportname=x", "nbd+unix:///x?socket=/s"},
       {"nbd:unix:/s", "nbd+unix:///?socket=/s"},
       {"nbd+unix:///x?socket=/a%20b", "nbd+unix:///x?socket=/a%20b"},
