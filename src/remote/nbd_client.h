@@ -14,10 +14,12 @@
 ///      in the background until close().
 ///
 /// Why a write may be sent again: nobody was told that it was done.  Whoever waits for it keeps
-/// overlapping requests away, or takes each sector as old or new; the first copy wrote the same
-/// bytes, or nothing, and the server that did it has lost its client and answers no more.  Flushes
-/// are sent again for the same reason.  What no client can make good: a server whose *host* crashed
-/// may have lost writes that were answered and not flushed; byre sends only what was not answered.
+/// overlapping requests away, or takes each sector as old or new, and the first copy wrote the same
+/// bytes or nothing.  Flushes are sent again for the same reason.  What no client can make good,
+/// and why the delay is 0 unless somebody asks for it:
+///   * a server that is alive when the connection breaks (a network that fails) may carry out the
+///     first copy late, over what was written since: NBD has no way to fence it off;
+///   * a server whose host crashed has lost what was answered and not flushed.
 /// The export that comes back must have the same size and offer at least what it did; otherwise,
 /// and when a server breaks the protocol, every further request fails.
 ///
@@ -25,7 +27,8 @@
 /// lengths, and that the chunks of a read cover it once and whole.  Memory is bounded by the
 /// requests in flight and one Intake.
 /// Offers that a server does not make: WRITE_ZEROES becomes writes of zeros (unless no_fallback),
-/// TRIM nothing, FUA a flush behind the request, base:allocation "all is data".
+/// TRIM nothing, FLUSH nothing (such a server promises no more than answers), FUA a flush behind
+/// the request, base:allocation "all is data".
 /// A request must be aligned to alignment(), the server's smallest block (whole_blocks.h).
 /// Not here: names (nbd/nbd_uri.h), the handshake (nbd_connection.h), TLS.
 #pragma once
