@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "export/nbd_list.h"
+#include "remote/nbd_list.h"
 
 namespace byre {
 

@@ -2,7 +2,7 @@
 /// `byre serve`: a disk over NBD.
 #include "cli/commands.h"
 #include "cli/serve_plan.h"
-#include "export/nbd_uri.h"
+#include "nbd/nbd_uri.h"
 
 namespace byre {
 

@@ -20,7 +20,7 @@
 #include <vector>
 
 #include "block/entrance.h"
-#include "export/nbd_wire.h"
+#include "nbd/nbd_wire.h"
 
 namespace byre::nbd {
 

@@ -14,7 +14,7 @@
 
 #include "coro/task.h"
 #include "export/nbd_server.h"
-#include "export/nbd_uri.h"
+#include "nbd/nbd_uri.h"
 
 namespace byre::nbd {
 

@@ -28,8 +28,8 @@
 #include "coro/scope.h"
 #include "coro/semaphore.h"
 #include "export/nbd_handshake.h"
-#include "export/nbd_stream.h"
-#include "export/nbd_wire.h"
+#include "nbd/nbd_stream.h"
+#include "nbd/nbd_wire.h"
 
 namespace byre::nbd {
 

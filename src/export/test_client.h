@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "base/checked.h"
-#include "export/nbd_stream.h"
-#include "export/nbd_wire.h"
+#include "nbd/nbd_stream.h"
+#include "nbd/nbd_wire.h"
 
 namespace byre::nbd {
 

@@ -84,7 +84,34 @@ std::string text_of(const Address& address) {
   return address.family() == AF_INET6 ? cat("[", host, "]:", port) : cat(host, ":", port);
 }
 
-Task<Socket> connect_to(Reactor& reactor, Address address) {
+}  // namespace
+
+/// Tells an attempt which Op it waits for.
+struct Connecting {
+  Reactor& reactor;
+  ConnectAttempt* attempt;
+
+  bool is_cancelled() const { return attempt && attempt->cancelled_; }
+  Task<int64_t> perform(Op& op) {
+    if (is_cancelled()) co_return -ECANCELED;
+    if (attempt) {
+      attempt->reactor_ = &reactor;
+      attempt->running_ = &op;
+    }
+    const int64_t result = co_await reactor.perform(op);
+    if (attempt) attempt->running_ = nullptr;
+    co_return is_cancelled() ? -ECANCELED : result;
+  }
+};
+
+void ConnectAttempt::cancel() {
+  cancelled_ = true;
+  if (running_) reactor_->cancel(*running_);
+}
+
+namespace {
+
+Task<Socket> connect_to(Reactor& reactor, Address address, ConnectAttempt* attempt) {
   const std::string name = text_of(address);
   const int fd = ::socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (fd < 0) co_return errno_error(errno, "socket");
@@ -93,11 +120,12 @@ Task<Socket> connect_to(Reactor& reactor, Address address) {
         .fd = fd,
         .address = address.get(),
         .address_length = address.length};
-  int64_t result = co_await reactor.perform(op);
+  Connecting connecting{.reactor = reactor, .attempt = attempt};
+  int64_t result = co_await connecting.perform(op);
   // A Unix server whose queue is full: it will get to us.
   for (int tries = 0; result == -EAGAIN && tries < 500; ++tries) {
     co_await reactor.sleep(10 * kMillisecond);
-    result = co_await reactor.perform(op);
+    result = co_await connecting.perform(op);
   }
   if (result < 0) {
     co_return errno_error(static_cast<int>(-result), cat("connect to ", quoted(name)));
@@ -113,7 +141,7 @@ Socket::Socket(Reactor& reactor, int fd) : reactor_(&reactor), fd_(fd) {
   // io_uring takes O_NONBLOCK to mean that it must not wait either.
   const int flags = fcntl(fd, F_GETFL);
   if (flags >= 0 && (flags & O_NONBLOCK)) fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
-  // Answers are gathered above (export/nbd_stream.h).  A Unix socket refuses, and need not care.
+  // Answers are gathered above (nbd/nbd_stream.h).  A Unix socket refuses, and need not care.
   const int on = 1;
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
@@ -137,19 +165,20 @@ Socket& Socket::operator=(Socket&& other) noexcept {
 
 Socket::~Socket() { BYRE_ASSERT(!receiving_ && !sending_); }
 
-Task<Socket> Socket::connect_unix(Reactor& reactor, std::string path) {
+Task<Socket> Socket::connect_unix(Reactor& reactor, std::string path, ConnectAttempt* attempt) {
   const Address address = co_await unix_address(path);
-  co_return co_await connect_to(reactor, address);
+  co_return co_await connect_to(reactor, address, attempt);
 }
 
-Task<Socket> Socket::connect_tcp(Reactor& reactor, std::string host, uint16_t port) {
+Task<Socket> Socket::connect_tcp(Reactor& reactor, std::string host, uint16_t port,
+                                 ConnectAttempt* attempt) {
   std::optional<Result<std::vector<Address>>> found;
   const auto look_up = [&found, &host, port] { found = tcp_addresses(host, port, 0); };
   co_await reactor.offload(look_up);
   const std::vector<Address> addresses = co_await *std::move(found);
   Error last = Error(Errc::not_found, cat("address ", quoted(host), ": none"));
   for (const Address& address : addresses) {
-    Result<Socket> socket = co_await connect_to(reactor, address).result();
+    Result<Socket> socket = co_await connect_to(reactor, address, attempt).result();
     if (socket) co_return *std::move(socket);
     last = std::move(socket).error();
   }

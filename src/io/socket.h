@@ -19,6 +19,19 @@
 
 namespace byre {
 
+/// One attempt to connect, for who may want to end it early.
+class ConnectAttempt {
+ public:
+  /// It fails soon with Errc::cancelled; a question to the name service is waited for.
+  void cancel();
+
+ private:
+  friend struct Connecting;
+  Reactor* reactor_ = nullptr;
+  Op* running_ = nullptr;
+  bool cancelled_ = false;
+};
+
 class Socket {
  public:
   Socket() = default;
@@ -28,9 +41,12 @@ class Socket {
   Socket& operator=(Socket&& other) noexcept;
   ~Socket();
 
-  static Task<Socket> connect_unix(Reactor& reactor, std::string path);
+  /// `attempt`, which may be null, lives until this ends.
+  static Task<Socket> connect_unix(Reactor& reactor, std::string path,
+                                   ConnectAttempt* attempt = nullptr);
   /// Tries each address that `host` has.
-  static Task<Socket> connect_tcp(Reactor& reactor, std::string host, uint16_t port);
+  static Task<Socket> connect_tcp(Reactor& reactor, std::string host, uint16_t port,
+                                  ConnectAttempt* attempt = nullptr);
 
   /// At least one byte into `data`, which is not empty; 0 at the end of the stream.
   Task<size_t> receive_some(MutableBytes data);

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/option_text.h"
+#include "nbd/nbd_uri.h"
 
 namespace byre {
 
@@ -336,6 +337,23 @@ Result<OptionTree> options_of_blkdebug(std::string_view rest, uint32_t depth) {
   return tree;
 }
 
+Result<OptionTree> options_of_nbd(std::string_view name) {
+  BYRE_TRY(uri, nbd::parse_uri(name));
+  std::vector<std::pair<std::string_view, std::string>> options = {{"driver", "nbd"}};
+  if (uri.socket) {
+    options.emplace_back("path", *uri.socket);
+  } else {
+    options.emplace_back("host", uri.host);
+    options.emplace_back("port", cat(uri.port));
+  }
+  if (!uri.export_name.empty()) options.emplace_back("export", uri.export_name);
+  OptionTree tree;
+  for (const auto& [key, value] : options) {
+    if (Result<void> added = add_option(tree, key, value); !added) return std::move(added).error();
+  }
+  return tree;
+}
+
 /// The options of the node that a path or the name of a protocol means.
 Result<OptionTree> options_of_protocol(std::string_view name, uint32_t depth) {
   constexpr uint32_t kNamesMax = 8;  // One in the other: blkdebug::blkdebug::x
@@ -343,6 +361,7 @@ Result<OptionTree> options_of_protocol(std::string_view name, uint32_t depth) {
     if (depth > kNamesMax) return invalid("the name has more than ", kNamesMax, " levels");
     return options_of_blkdebug(name.substr(9), depth);
   }
+  if (nbd::looks_like_uri(name)) return options_of_nbd(name);
   OptionTree tree;
   for (const std::string_view driver : {"null-co", "null-aio"}) {
     if (!name.starts_with(cat(driver, ":"))) continue;
@@ -394,7 +413,7 @@ bool names_a_tree(std::string_view name) {
   for (const std::string_view prefix : {"json:", "blkdebug:", "null-co:", "null-aio:"}) {
     if (name.starts_with(prefix)) return true;
   }
-  return false;
+  return nbd::looks_like_uri(name);
 }
 
 Result<OptionTree> options_of_name(std::string_view name) {

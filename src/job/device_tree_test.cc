@@ -75,6 +75,41 @@ TEST(DeviceTree, JsonNamesSayFileFormatAndBacking) {
   for (const auto& [text, want] : cases) EXPECT_EQ(json(text), want) << text;
 }
 
+TEST(DeviceTree, ANodeMayBeAServersDisk) {
+  const std::pair<const char*, const char*> names[] = {
+      {"nbd:unix:/s:exportname=x", "? (file: nbd export=x path=/s)"},
+      {"nbd+unix:///a%20b?socket=s", "? (file: nbd export=a b path=s)"},
+      {"nbd://host/x", "? (file: nbd export=x host=host port=10809)"},
+      {"nbd:host:7", "? (file: nbd host=host port=7)"},
+      {R"(json:{"driver":"nbd","server":{"type":"unix","path":"/s"},"reconnect-delay":5})",
+       "nbd reconnect-delay=5 server.path=/s server.type=unix"},
+      {R"(json:{"driver":"nbd","server":{"type":"inet","host":"h","port":"7"},"export":"x"})",
+       "nbd export=x server.host=h server.port=7 server.type=inet"},
+  };
+  for (const auto& [name, want] : names) {
+    EXPECT_TRUE(names_a_tree(name));
+    EXPECT_EQ(told(parse_device_name(name)), want);
+  }
+  const std::pair<const char*, const char*> wrong[] = {
+      {"driver=nbd", "one of path and host must be given"},
+      {"driver=nbd,port=7", "port may not be used without host"},
+      {"driver=nbd,path=a,host=b", "path and host may not be used at the same time"},
+      {"driver=nbd,path=a,server.type=unix,server.path=a",
+       "'server' and path/host/port options cannot be used at the same time"},
+      {"driver=nbd,server.path=a", "Parameter 'server.type' is missing"},
+      {"driver=nbd,server.type=unix", "Parameter 'server.path' is missing"},
+      {"driver=nbd,server.type=inet,server.host=a", "Parameter 'server.port' is missing"},
+      {"driver=nbd,host=a,port=70000", "'70000' is no port"},
+      {"driver=nbd,path=a,open-timeout=1000001", "open-timeout has at most 1000000 seconds"},
+      {"driver=nbd,path=a,tls-creds=x", "tls-creds is not supported: there is no TLS"},
+      {"driver=nbd,path=a,tls-hostname=x", "tls-hostname is not supported: there is no TLS"},
+      {"driver=nbd,path=a,x-dirty-bitmap=x",
+       "x-dirty-bitmap is not supported: only base:allocation is asked for"},
+      {"driver=nbd,path=a,what=x", "Block protocol 'nbd' doesn't support the option 'what'"},
+  };
+  for (const auto& [text, why] : wrong) EXPECT_EQ(opts(text), cat("error: ", why)) << text;
+}
+
 TEST(DeviceTree, OptionsSayTheSame) {
   const std::pair<const char*, const char*> cases[] = {
       {"driver=compress,file.driver=qcow2,file.file.driver=file,file.file.filename=a,,b",
@@ -108,7 +143,7 @@ TEST(DeviceTree, ANameIsAPathOrAProtocol) {
             "qcow2 (file: blkdebug config=conf (image: file filename=dir/a:b))");
   EXPECT_EQ(told(parse_device_name("blkdebug::a")), "? (file: blkdebug (image: file filename=a))");
   EXPECT_EQ(told(parse_device_name("null-co://")), "? (file: null-co)");
-  for (const char* name : {"blkdebug:a", "null-co://1", "nbd:unix:x", "foo:bar", ""}) {
+  for (const char* name : {"blkdebug:a", "null-co://1", "nbd:x", "nbds://x", "foo:bar", ""}) {
     EXPECT_FALSE(parse_device_name(name)) << name;
   }
   EXPECT_EQ(told(parse_device_name("a", "vhs")), "error: Unknown driver 'vhs'");
@@ -130,8 +165,8 @@ TEST(DeviceTree, OptionsBesideAPathUseItWhereAFileIsMissing) {
 TEST(DeviceTree, WhatIsNotKnownIsAnErrorThatNamesIt) {
   const std::pair<const char*, const char*> cases[] = {
       {R"({"driver":"foo"})", "Unknown driver 'foo'"},
-      {R"({"driver":"qcow2","file":{"driver":"nbd","path":"x"}})",
-       "Driver 'nbd' is not supported (yet)"},
+      {R"({"driver":"qcow2","file":{"driver":"vmdk","path":"x"}})",
+       "Driver 'vmdk' is not supported (yet)"},
       {R"({"driver":"qcow2","foo":1,"file":{"filename":"x"}})",
        "Block format 'qcow2' does not support the option 'foo'"},
       {R"({"driver":"qcow2","file":{"driver":"file","filename":"x","foo":2}})",

@@ -153,5 +153,6 @@ extern const Driver& kFileDriver;
 extern const Driver& kRawDriver;
 extern const Driver& kQcow2Driver;
 const Driver& driver_of(DiskFormat format);
+extern const Driver kNbdDriver;  // nbd_driver.cc
 
 }  // namespace byre

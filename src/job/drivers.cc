@@ -269,7 +269,7 @@ Task<OpenedNode> make_qcow2(NodeParts& parts) {
   const std::optional<uint64_t> cache_size = co_await cache_size_of(node);
   if (cache_size) options.table_cache_size = *cache_size;
   if (node.is_null("backing")) options.without_backing = true;
-  follow_named_devices(options);
+  follow_named_devices(options, parts.child("file").device->reactor());
 
   if (!options.without_backing && !parts.has("backing")) {
     co_await check_chain_memory(parts.files, *parts.child("file").device);
@@ -386,7 +386,8 @@ Result<FaultRules> rules_of(const DeviceNode& node) {
 Result<FaultLimits> limits_of(const DeviceNode& node) {
   FaultLimits limits;
   const uint64_t align = node.number("align").value_or(0);
-  if (align > std::numeric_limits<uint32_t>::max()) return invalid("Cannot meet constraints with align ", align);
+  if (align > std::numeric_limits<uint32_t>::max())
+    return invalid("Cannot meet constraints with align ", align);
   limits.align = static_cast<uint32_t>(align);
   limits.max_transfer = node.number("max-transfer").value_or(0);
   limits.opt_write_zero = node.number("opt-write-zero").value_or(0);
@@ -475,8 +476,7 @@ Task<OpenedNode> make_qcow(NodeParts& parts) {
   opened.format = DiskFormat::qcow;
   opened.without_backing = parts.node.is_null("backing") || parts.options.image.without_backing;
   if (backing.device || opened.without_backing) {
-    opened.device =
-        co_await Qcow1Image::open(std::move(file.device), std::move(backing.device));
+    opened.device = co_await Qcow1Image::open(std::move(file.device), std::move(backing.device));
   } else {
     opened.device = co_await open_qcow1(std::move(file.device), parts.files, parts.options.image);
   }
@@ -497,16 +497,41 @@ constexpr Driver kQcowDefinition = {.name = "qcow",
 
 // --- All -----------------------------------------------------------------------------------------
 
-constexpr const Driver* kPlain[] = {&kBlkdebug, &kFileDefinition, &kHostDevice,      &kNullAio,
-                                    &kNullCo,   &kQcowDefinition, &kQcow2Definition, &kRawDefinition};
+constexpr const Driver* kPlain[] = {&kBlkdebug,       &kFileDefinition,  &kHostDevice,
+                                    &kNbdDriver,      &kNullAio,         &kNullCo,
+                                    &kQcowDefinition, &kQcow2Definition, &kRawDefinition};
 
 /// QEMU's, which byre does not have (yet).
 constexpr std::string_view kNotYet[] = {
-    "blkreplay", "bochs",  "cloop",           "copy-before-write", "dmg",       "ftp",  "ftps",
-    "gluster",   "http",   "host_cdrom",      "https",             "io_uring",  "iscsi", "luks",
-    "nbd",       "nfs",    "nvme",            "nvme-io_uring",     "parallels", "qed",  "quorum",
-    "rbd",       "ssh",    "snapshot-access", "replication",       "vdi",       "vhdx", "vmdk",
-    "vpc",       "vvfat",
+    "blkreplay",
+    "bochs",
+    "cloop",
+    "copy-before-write",
+    "dmg",
+    "ftp",
+    "ftps",
+    "gluster",
+    "http",
+    "host_cdrom",
+    "https",
+    "io_uring",
+    "iscsi",
+    "luks",
+    "nfs",
+    "nvme",
+    "nvme-io_uring",
+    "parallels",
+    "qed",
+    "quorum",
+    "rbd",
+    "ssh",
+    "snapshot-access",
+    "replication",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
+    "vvfat",
 };
 
 constexpr OptionSpec kCommon[] = {

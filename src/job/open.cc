@@ -232,7 +232,7 @@ Task<Disk> open_disk_over(std::unique_ptr<File> file, FileOpener& opener, OpenDi
   if (disk.format == DiskFormat::qcow2) {
     Child raw = std::make_unique<RawDevice>(std::move(file), RawOptions{.growable = true});
     if (!options.image.without_backing) co_await check_chain_memory(opener, *raw);
-    follow_named_devices(options.image);
+    follow_named_devices(options.image, raw->reactor());
     if (options.over_file) raw = options.over_file(std::move(raw));
     std::unique_ptr<Image> image =
         co_await Image::open_over(std::move(raw), opener, std::move(options.image));

@@ -88,7 +88,12 @@ class TreeOpener {
  private:
   Task<OpenedNode> open_alone(DeviceNode& node, NodeUse use) {
     co_await apply(node, use);
-    NodeParts parts{.node = node, .use = use, .files = files_, .options = options_, .children = {}, .groups = groups_};
+    NodeParts parts{.node = node,
+                    .use = use,
+                    .files = files_,
+                    .options = options_,
+                    .children = {},
+                    .groups = groups_};
     Result<OpenedNode> opened = co_await make(node, parts).result();
     if (!opened) {
       co_await close_children(parts);
@@ -194,14 +199,15 @@ class OpenerForImage final : public FileOpener {
   std::string image_;
 };
 
-/// Drivers that do no more than read files.
+/// Drivers that do no more than read files, or another server's disk: an image names devices only
+/// where the user lets it name any (FileOpener::allows_devices()).
 Result<void> check_drivers_of_image(const DeviceNode& node) {
-  constexpr std::string_view kReaders[] = {"qcow2", "raw", "file", "host_device"};
+  constexpr std::string_view kReaders[] = {"qcow2", "raw", "file", "host_device", "nbd"};
   if (!node.driver) return invalid("Must specify the driver of each device");
   if (std::ranges::find(kReaders, node.driver->name) == std::end(kReaders)) {
     return Error(Errc::denied, cat("Driver '", node.driver->name,
-                                   "' may not be named by an image; qcow2, raw, file and "
-                                   "host_device may"));
+                                   "' may not be named by an image; qcow2, raw, file, "
+                                   "host_device and nbd may"));
   }
   for (const auto& [role, child] : node.children) {
     if (!child) continue;
@@ -216,7 +222,8 @@ constexpr size_t kNamesMax = 8;
 /// Knows the names that led here: one that comes again means a circle.
 class DevicesOfImages final : public NamedDevices {
  public:
-  explicit DevicesOfImages(std::vector<std::string> above = {}) : above_(std::move(above)) {}
+  explicit DevicesOfImages(Reactor& reactor, std::vector<std::string> above = {})
+      : reactor_(reactor), above_(std::move(above)) {}
 
   Task<Child> open(FileOpener& opener, const ImageHeader& head, std::string image_name,
                    ImageOptions options) const override {
@@ -229,16 +236,18 @@ class DevicesOfImages final : public NamedDevices {
       co_await fail(unsupported("the backing chain has more than ", kNamesMax, " json: names"));
     }
     names.push_back(name);
-    options.named_devices = std::make_shared<DevicesOfImages>(std::move(names));
+    options.named_devices = std::make_shared<DevicesOfImages>(reactor_, std::move(names));
     options.writable = false;
     options.snapshot.clear();
     options.data_file.clear();
-    Disk disk = co_await open_tree_of_image(opener, std::move(image_name), name,
-                                            head.extensions.backing_format, std::move(options));
+    Disk disk =
+        co_await open_tree_of_image(opener, std::move(image_name), name,
+                                    head.extensions.backing_format, std::move(options), &reactor_);
     co_return std::move(disk.device);
   }
 
  private:
+  Reactor& reactor_;
   const std::vector<std::string> above_;
 };
 
@@ -322,14 +331,17 @@ Result<NamedTree> tree_of_image(FileOpener& opener, std::string_view image_name,
 }
 
 Task<Disk> open_tree_of_image(FileOpener& opener, std::string image_name, std::string name,
-                              std::optional<std::string> format, ImageOptions options) {
+                              std::optional<std::string> format, ImageOptions options,
+                              Reactor* reactor) {
   NamedTree named = co_await tree_of_image(opener, image_name, name, format);
   // Names that an image of the tree has are that image's.
-  co_return co_await open_tree(*named.opener, std::move(named.tree), {.image = std::move(options)});
+  co_return co_await open_tree(*named.opener, std::move(named.tree),
+                               {.image = std::move(options), .reactor = reactor});
 }
 
-void follow_named_devices(ImageOptions& options) {
-  if (!options.named_devices) options.named_devices = std::make_shared<DevicesOfImages>();
+void follow_named_devices(ImageOptions& options, Reactor& reactor) {
+  if (options.named_devices) return;
+  options.named_devices = std::make_shared<DevicesOfImages>(reactor);
 }
 
 }  // namespace byre

@@ -45,10 +45,12 @@ struct Storage {
 Task<Storage> open_storage(FileOpener& opener, DeviceTree tree, OpenTreeOptions options);
 
 /// The devices that the image at `image_name` calls `name`, which is a `json:` name: only drivers
-/// that read files, each file opened as one that the image names.  A relative file name starts at
+/// that read files, each file opened as one that the image names, and other servers' disks (nbd).
+/// `reactor` is for those; null: they are refused.  A relative file name starts at
 /// the working directory, as in QEMU.  `format`: of the image's own words, if the tree has none.
 Task<Disk> open_tree_of_image(FileOpener& opener, std::string image_name, std::string name,
-                              std::optional<std::string> format, ImageOptions options);
+                              std::optional<std::string> format, ImageOptions options,
+                              Reactor* reactor = nullptr);
 /// The same, unopened: the tree, and the opener for it.
 struct NamedTree {
   DeviceTree tree;
@@ -57,7 +59,8 @@ struct NamedTree {
 Result<NamedTree> tree_of_image(FileOpener& opener, std::string_view image_name,
                                 std::string_view name, const std::optional<std::string>& format);
 
-/// Makes `options` open the backing disks that images name so.
-void follow_named_devices(ImageOptions& options);
+/// Makes `options` open the backing disks that images name so; `reactor` is for those that are no
+/// file.
+void follow_named_devices(ImageOptions& options, Reactor& reactor);
 
 }  // namespace byre

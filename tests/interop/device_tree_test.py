@@ -248,7 +248,7 @@ class Differences(Case):
         self.refused("-f says", "qemu-img", "info", "-f", "raw", name(QCOW2))
 
     def test_drivers_that_are_not_there(self):
-        for driver in ("vmdk", "nbd", "throttle", "quorum", "blkverify"):
+        for driver in ("vmdk", "throttle", "quorum", "blkverify"):
             self.refused(f"Driver '{driver}' is not supported", "qemu-img", "info", name({"driver": driver}))
 
     def test_settings_that_byre_has_not(self):

@@ -16,9 +16,11 @@ LAYERS = {
     "block": {"base", "coro", "io"},
     "qcow2": {"base", "format", "coro", "io", "block"},
     "qcow1": {"base", "format", "coro", "io", "block"},
-    "job": {"base", "format", "coro", "io", "block", "qcow2", "qcow1"},
-    "export": {"base", "coro", "io", "block"},
-    "cli": {"base", "format", "coro", "io", "block", "qcow2", "qcow1", "job", "export"},
+    "nbd": {"base", "coro", "io"},
+    "remote": {"base", "coro", "io", "block", "nbd"},
+    "job": {"base", "format", "coro", "io", "block", "qcow2", "qcow1", "nbd", "remote"},
+    "export": {"base", "coro", "io", "block", "nbd"},
+    "cli": {"base", "format", "coro", "io", "block", "qcow2", "qcow1", "nbd", "remote", "job", "export"},
     "sim": {"base", "coro", "io"},
 }
 # The modules of qcow2: which others each may include.  A check validates the engine, so it does not know it: of the core it

@@ -4,6 +4,8 @@
 ///     nbd://127.0.0.1:10809/NAME
 ///     nbd+unix:///NAME?socket=/run/disk.sock
 ///
+/// parse_uri() also takes the older names nbd:unix:PATH and nbd:HOST:PORT, both with
+/// `:exportname=NAME` behind them.
 /// Invariant: text() holds no character that a URI reserves, whatever the names hold: bytes outside
 /// of letters, digits and "-._~/" are percent-encoded.
 /// Not here: quoting for a shell (cli), listening (nbd_listen.h).
@@ -13,6 +15,8 @@
 #include <optional>
 #include <string>
 #include <string_view>
+
+#include "base/error.h"
 
 namespace byre::nbd {
 
@@ -24,6 +28,13 @@ struct Uri {
 
   std::string text() const;
 };
+
+inline constexpr uint16_t kDefaultPort = 10809;
+
+/// Is it in one of the spellings that parse_uri() knows, or refuses because of TLS?
+bool looks_like_uri(std::string_view name);
+/// Errc::unsupported for TLS, Errc::invalid for what makes no sense.
+Result<Uri> parse_uri(std::string_view name);
 
 /// Relative paths begin in the current folder, which a client need not share.
 Uri unix_uri(const std::string& path, std::string export_name);

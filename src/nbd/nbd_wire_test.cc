@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "export/nbd_wire.h"
+#include "nbd/nbd_wire.h"
 
 #include <fmt/core.h>
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "export/nbd_stream.h"
+#include "nbd/nbd_stream.h"
 
 #include <algorithm>
 #include <cstring>

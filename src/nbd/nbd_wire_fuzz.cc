@@ -5,7 +5,7 @@
 #include <cstdlib>
 
 #include "base/assert.h"
-#include "export/nbd_wire.h"
+#include "nbd/nbd_wire.h"
 
 namespace byre::nbd {
 namespace {

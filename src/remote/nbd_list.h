@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "coro/task.h"
-#include "export/nbd_wire.h"
 #include "io/socket.h"
+#include "nbd/nbd_wire.h"
 
 namespace byre::nbd {
 
