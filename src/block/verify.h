@@ -45,8 +45,7 @@ class Verify final : public Filter {
   /// Both or neither: when the second fails the first gets its old size back.
   Task<void> resize(uint64_t size) override;
   bool new_space_is_zero() const override;
-  /// Only by resize(): a write past the end fails.
-  bool can_grow() const override { return false; }
+  bool can_grow() const override { return below().can_grow() && reference_->can_grow(); }
   Task<void> close() override;
   void abandon() override;
 

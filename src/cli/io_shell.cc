@@ -60,7 +60,7 @@ Task<bool> IoShell::open(IoOpen open) {
   Result<DeviceTree> tree = open.image_opts
                                 ? parse_image_opts(open.path)
                                 : parse_device_name(open.path, open.format, open.options);
-  if (!tree) co_return refuse(tree.error().message());
+  if (!tree) co_return refuse(tree.error().message(), tree.error().code());
 
   std::vector<FaultFilter*> filters;
   OpenTreeOptions options{.image = {.writable = !open.read_only,

@@ -43,6 +43,11 @@ Task<Examined> examine(FileOpener& opener, std::unique_ptr<File> file, DiskForma
   Examined examined{
       .file = {.name = file->properties().name, .format = format, .size = file->size()}};
   (void)co_await find_format(*file, format);
+  if (format == DiskFormat::qcow) {
+    co_await fail(unsupported(
+        "an image of qcow version 1 cannot lie below another image; make a qcow2 image of it (byre ",
+        "convert -O qcow2 ", quoted(examined.file.name), " COPY)"));
+  }
   if (format == DiskFormat::qcow2) {
     RawDevice device(std::move(file));
     const ImageHeader head = co_await read_head(device);

@@ -114,7 +114,12 @@ Result<DiskFormat> classify(Bytes start) {
                        " image, which is not supported (give the format raw to use its bytes)");
   }
   if (!has_at(start, 0, "QFI\xfb"sv)) return DiskFormat::raw;
-  const bool version_1 = start.size() >= 8 && load_be<uint32_t>(start, 4) < 2;
+  const uint32_t version = start.size() >= 8 ? load_be<uint32_t>(start, 4) : 2;
+  if (version == 0) {
+    return unsupported("It looks like a qcow image of version 0, which there is not (give the format ",
+                       "raw to use its bytes)");
+  }
+  const bool version_1 = version == 1;
   const bool boots = has_at(start, 510, "\x55\xaa"sv);
   const bool is_cd = has_at(start, 0x8001, "CD001"sv);
   if (boots || is_cd) {

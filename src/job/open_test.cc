@@ -28,7 +28,7 @@ TEST(Classify, ForeignFormatsAreNotTakenForRaw) {
                                                         {0, "conectix"sv},
                                                         {0, "LUKS\xba\xbe"sv},
                                                         {0, "QED\0"sv},
-                                                        {0, "QFI\xfb\0\0\0\1"sv}};
+                                                        {0, "QFI\xfb\0\0\0\0"sv}};
   for (const auto& [offset, bytes] : magics) {
     const Result<DiskFormat> format = classify(start_with(offset, bytes));
     ASSERT_FALSE(format) << bytes;
@@ -41,6 +41,12 @@ TEST(Classify, Qcow2IsKnownByItsMagic) {
     EXPECT_EQ(*classify(start_with(0, bytes)), DiskFormat::qcow2);
   }
   EXPECT_EQ(*classify(start_with(1, "QFI\xfb\0\0\0\3"sv)), DiskFormat::raw);
+}
+
+TEST(Classify, QcowOfVersion1IsAFormatOfItsOwn) {
+  EXPECT_EQ(*classify(start_with(0, "QFI\xfb\0\0\0\1"sv)), DiskFormat::qcow);
+  EXPECT_EQ(*parse_format("qcow"), DiskFormat::qcow);
+  EXPECT_EQ(name_of(DiskFormat::qcow), "qcow");
 }
 
 TEST(Classify, WhatCanBeTwoThingsIsRefused) {

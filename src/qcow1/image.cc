@@ -127,9 +127,11 @@ Task<Qcow1Image::Run> Qcow1Image::run_at(uint64_t offset, uint64_t length) {
       if (decoded->kind == Qcow1Mapping::Kind::plain) run.mapping.at += in_cluster;
       continue;
     }
+    // A cluster that begins behind the end of the file is an error of its own.
     const bool goes_on =
-        decoded->kind == run.mapping.kind && (decoded->kind == Qcow1Mapping::Kind::unallocated ||
-                                              decoded->at == run.mapping.at + run.length);
+        decoded->kind == run.mapping.kind &&
+        (decoded->kind == Qcow1Mapping::Kind::unallocated ||
+         (decoded->at == run.mapping.at + run.length && decoded->at.value < file_->size()));
     if (!goes_on) break;
     run.length += std::min(length - run.length, h.cluster_size());
   }

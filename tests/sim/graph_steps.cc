@@ -69,7 +69,9 @@ Task<Result<void>> Run::replace_backing(Process& process) {
   Image& image = *process.image;
   if (!image.backing()) co_return Result<void>();
   const std::string old_name = image.head().backing_file.value_or("");
-  const std::string name = cat("backing-", ++backings_made_);
+  std::string name = cat("backing-", ++backings_made_);
+  // Too long for the first sector, in which the other names are.
+  if (backings_made_ % 2 != 0 && knobs_.cluster_bits > 9) name += std::string(420, '-');
   const auto old_disk = disks_.find(old_name);
   if (old_disk == disks_.end()) {
     fail_with("the header names ", quoted(old_name), ", which is not there");

@@ -106,7 +106,11 @@ void Run::live(const Incarnation& incarnation) {
     fail_with("the image does not open: ", opened.error().message());
   } else {
     process->image = *std::move(opened);
-    first_look(*process);
+    if (knobs_.graph) {  // The scan may run beside it.
+      const Child edge = Child::to(*process->image);
+      (void)reactor.finish(drain(20 * kMillisecond, *process));
+    }
+    if (ok()) first_look(*process);
   }
   if (ok()) {
     const ImageVerdict before = verdict_of(disk());

@@ -128,7 +128,8 @@ Result<BackingFile> backing_of(const ImageHeader& head) {
                    "opened; set it with: byre amend -o backing_fmt=FORMAT IMAGE");
   }
   if (*format != "qcow2" && *format != "raw" && *format != "file") {
-    return unsupported("backing file ", quoted(named), ": format ", quoted(*format));
+    return unsupported("backing file ", quoted(named), ": disks of format ", quoted(*format),
+                       " cannot lie below an image");
   }
   Result<std::string> name = plain_name(named);
   if (!name) return std::move(name).error().while_doing("backing file");
