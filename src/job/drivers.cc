@@ -474,8 +474,8 @@ Task<OpenedNode> make_qcow(NodeParts& parts) {
   OpenedNode backing = parts.has("backing") ? parts.take("backing") : OpenedNode();
   OpenedNode opened;
   opened.format = DiskFormat::qcow;
-  opened.without_backing = parts.node.is_null("backing") || parts.options.image.without_backing;
-  if (backing.device || opened.without_backing) {
+  opened.without_backing = parts.node.is_null("backing");
+  if (backing.device || opened.without_backing || parts.options.image.without_backing) {
     opened.device = co_await Qcow1Image::open(std::move(file.device), std::move(backing.device));
   } else {
     opened.device = co_await open_qcow1(std::move(file.device), parts.files, parts.options.image);

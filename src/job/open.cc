@@ -213,6 +213,7 @@ Task<Child> open_qcow1(Child file, FileOpener& opener, ImageOptions options) {
 }
 
 std::optional<std::string> backing_file_of(const Disk& disk) {
+  if (disk.without_backing) return std::nullopt;
   if (disk.image) return disk.image->head().backing_file;
   const Device* device = disk.device.get();
   if (const auto* whole = dynamic_cast<const WholeSectors*>(device)) device = &whole->below();

