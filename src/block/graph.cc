@@ -155,15 +155,23 @@ void Child::set_gate(Gate* gate) {
   for (Drain* drain : drains) drain->hold(*this);
 }
 
+/// Does no other edge keep the device open?  One of a device that nothing leads to does not: such a
+/// device lies over what somebody else closes (a Forwarder on the stack).
+static bool is_last(const Child& edge) {
+  return std::ranges::none_of(edge.node().parents(), [&](const Child* other) {
+    return other != &edge && (!other->owner() || other->owner()->node());
+  });
+}
+
 Task<void> Child::close() {
   if (!linked_) co_return;
-  if (node_->parents_.size() == 1) co_await device_->close();
+  if (is_last(*this)) co_await device_->close();
   unlink();
 }
 
 void Child::abandon() {
   if (!linked_) return;
-  if (node_->parents_.size() == 1) device_->abandon();
+  if (is_last(*this)) device_->abandon();
   unlink();
 }
 

@@ -76,6 +76,13 @@ TEST_F(Graph, ClosingAnEdgeClosesTheDeviceWithTheLast) {
   EXPECT_TRUE(station(one).closed);
 }
 
+TEST_F(Graph, WhatNothingLeadsToKeepsNothingOpen) {
+  Child disk = make_station(memory());
+  Forwarder over(*disk);
+  run(disk.close());
+  EXPECT_TRUE(station(disk).closed);
+}
+
 TEST_F(Graph, AFilterEntersAndLeavesAboveADiskInUse) {
   Entrance entrance(make_station(memory()));
   Child bottom = entrance.edge().hold();

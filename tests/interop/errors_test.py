@@ -83,7 +83,7 @@ class ExitCodes(Case):
     def test_unsupported(self):
         with open(self.path("x.vmdk"), "wb") as file:
             file.write(b"KDMV".ljust(65536, b"\0"))
-        for words in (("info", "x.vmdk"), ("info", "nbd://localhost/x"), ("convert", "-O", "raw", "x.vmdk", "out")):
+        for words in (("info", "x.vmdk"), ("info", "http://localhost/x"), ("convert", "-O", "raw", "x.vmdk", "out")):
             with self.subTest(words=words):
                 self.assertEqual(self.both(UNSUPPORTED, *words), "unsupported")
 
