@@ -323,6 +323,7 @@ TEST_F(FaultFilterTest, AHeldRequestIsFailedWhenItGoesOn) {
 class FaultLimitsTest : public testing::Test {
  protected:
   void make(FaultLimits limits, FaultRules rules = {}, uint64_t size = 64 * KiB) {
+    filter_.reset();  // Before what it lies over.
     memory_ = std::make_unique<MemoryDevice>(reactor_, size);
     std::vector<std::byte> old(size);
     for (size_t i = 0; i < old.size(); ++i) old[i] = static_cast<std::byte>(i % 251 + 1);
