@@ -136,6 +136,7 @@ class NbdSession : public ::testing::TestWithParam<Where> {
   std::unique_ptr<Reactor> reactor;
   SimReactor* sim = nullptr;
   std::unique_ptr<TestDevice> disk;
+  std::unique_ptr<TestDevice> another;  ///< Like `disk`, it outlives the exports.
   Exports exports;
   Statistics statistics;
   std::unique_ptr<Semaphore> memory;
@@ -525,7 +526,8 @@ TEST_P(NbdSession, LengthZeroSucceedsWithoutTheDevice) {
 }
 
 TEST_P(NbdSession, LongTrimsAndZeroesAreFine) {
-  TestDevice large(*reactor, 40 * MiB);
+  another = std::make_unique<TestDevice>(*reactor, 40 * MiB);
+  TestDevice& large = *another;
   ASSERT_TRUE(exports.add({.name = "large", .disk = Entrance::to(large), .writable = true}));
   converse([](NbdSession&, TestClient& client) -> Task<void> {
     co_await client.attach({.name = "large"});
@@ -539,7 +541,8 @@ TEST_P(NbdSession, LongTrimsAndZeroesAreFine) {
 
 TEST_P(NbdSession, AWriteTooLongIsSkippedAndAnswered) {
   if (GetParam().seed > 1) return;  // 33 MiB through the simulator are slow.
-  TestDevice large(*reactor, 40 * MiB);
+  another = std::make_unique<TestDevice>(*reactor, 40 * MiB);
+  TestDevice& large = *another;
   ASSERT_TRUE(exports.add({.name = "large", .disk = Entrance::to(large), .writable = true}));
   converse([](NbdSession&, TestClient& client) -> Task<void> {
     co_await client.attach({.name = "large"});
@@ -728,7 +731,8 @@ TEST_P(NbdSession, MemoryIsBoundedAcrossSessions) {
 
 // All the shared memory waits for payloads that never come.
 TEST_P(NbdSession, AWriteThatHangsStarvesNoSmallRequests) {
-  TestDevice large(*reactor, kPayloadMax);
+  another = std::make_unique<TestDevice>(*reactor, kPayloadMax);
+  TestDevice& large = *another;
   ASSERT_TRUE(exports.add({.name = "large", .disk = Entrance::to(large), .writable = true}));
   Semaphore tight(reactor->ready(), kPayloadMax);
   shared = std::make_unique<Session::Shared>(Session::Shared{exports, statistics, tight, {}});
