@@ -72,26 +72,52 @@ bool Drain::is_idle() const {
   return std::ranges::none_of(edges_, busy) && std::ranges::none_of(nodes_, busy);
 }
 
-Drain::HeldNode* Drain::next_to_settle() {
-  const auto found = std::ranges::find(nodes_, false, &HeldNode::settled);
-  return found == nodes_.end() ? nullptr : &*found;
-}
-
 Task<void> Drain::wait_until_idle() {
   while (!is_idle()) co_await changed_.wait();
+}
+
+bool Drain::settles(const Node& node) const {
+  return std::ranges::any_of(nodes_, [&](const HeldNode& held) {
+    return held.node.get() == &node && held.settled == HeldNode::Settled::now;
+  });
+}
+
+Task<void> Drain::wait_until_others_have_settled() {
+  const auto others_settle = [&] {
+    return std::ranges::any_of(nodes_, [&](const HeldNode& held) {
+      return std::ranges::any_of(held.node->drains_, [&](const Drain* other) {
+        return other != this && other->settles(*held.node);
+      });
+    });
+  };
+  while (others_settle()) co_await changed_.wait();
+}
+
+Task<void> Drain::settle(std::shared_ptr<Node> node) {
+  // Another drain that is past this step has seen to it, and nothing has run since.
+  const bool done = std::ranges::any_of(node->drains_, [&](const Drain* other) {
+    return other != this && other->step_ != Step::outside;
+  });
+  // What could not be committed stays staged, and is tried again: no reason not to go on.
+  if (!done) (void)co_await node->device().settle().result();
+  const auto held = std::ranges::find(nodes_, node, &HeldNode::node);
+  held->settled = HeldNode::Settled::yes;
+  for (Drain* drain : node->drains_) drain->changed_.notify();
 }
 
 Task<void> Drain::begin() {
   co_await wait_until_idle();
   // Nodes come at each wait.
-  while (HeldNode* held = next_to_settle()) {
-    held->settled = true;
-    Gate* gate = held->gate.gate;
-    if (gate && gate->is_closed()) continue;  // Another drain has seen to it, and nothing runs.
-    Gate::Pass pass;
-    if (gate) pass = co_await gate->enter();
-    // What could not be committed stays staged, and is tried again: no reason not to go on.
-    (void)co_await held->node->device().settle().result();
+  for (;;) {
+    const auto next = std::ranges::find(nodes_, HeldNode::Settled::no, &HeldNode::settled);
+    if (next == nodes_.end()) {
+      co_await wait_until_others_have_settled();
+      if (std::ranges::find(nodes_, HeldNode::Settled::no, &HeldNode::settled) == nodes_.end())
+        break;
+      continue;
+    }
+    next->settled = HeldNode::Settled::now;
+    co_await settle(next->node);
   }
   step_ = Step::inside;
   for (HeldNode& held : nodes_) close(held.gate);

@@ -18,7 +18,9 @@
 /// Invariant: from the end of begin() to the end of the drain no request uses one of the edges, and
 /// none of these devices does anything by itself.  An edge that comes to lead to a drained node
 /// meanwhile is drained with it, from its first request on.
-/// Several drains may overlap.  Whoever begins one holds no pass, and does not wait for who does.
+/// Several drains may overlap.  What a device needs in order to settle may be work of its own: so
+/// none closes its gate while another waits for it to settle.
+/// Whoever begins a drain holds no pass, and does not wait for who does.
 /// Cost: a few steps for each edge above; requests wait for the slowest one that runs.
 /// Not here: what is done meanwhile (graph.h).
 #pragma once
@@ -60,7 +62,7 @@ class Drain {
   struct HeldNode {
     std::shared_ptr<Node> node;
     HeldGate gate;  ///< For its device's own work.
-    bool settled = false;
+    enum class Settled : uint8_t { no, now, yes } settled = Settled::no;
   };
   void hold(Node& node);
   void hold(Child& edge);
@@ -68,8 +70,10 @@ class Drain {
   void replace(Child& from, Child& to);
   void forget(Child& edge);
   bool is_idle() const;
-  HeldNode* next_to_settle();
+  bool settles(const Node& node) const;
+  Task<void> settle(std::shared_ptr<Node> node);
   Task<void> wait_until_idle();
+  Task<void> wait_until_others_have_settled();
 
   enum class Step : uint8_t { outside, inside, held } step_ = Step::outside;
   std::vector<HeldEdge> edges_;

@@ -28,8 +28,7 @@ class Station final : public Filter {
     co_await Filter::close();
   }
   Task<void> settle() override {
-    ++settled;
-    co_return;
+    if (++settled == 1 && settles_by) co_await settles_by->wait();
   }
   Gate* background_gate() override { return background; }
 
@@ -38,6 +37,7 @@ class Station final : public Filter {
   bool closed = false;
   Event go;
   Gate* background = nullptr;
+  Event* settles_by = nullptr;  ///< What the first settle() waits for.
 };
 
 class Graph : public testing::Test {
@@ -195,6 +195,38 @@ TEST_F(Graph, WorkOfDevicesThemselvesEndsAfterTheyHaveSettled) {
     end.set();
     co_await scope.join();
     EXPECT_FALSE(background.is_closed());
+  };
+  run(story());
+}
+
+TEST_F(Graph, ADrainDoesNotHoldUpWhatAnotherWaitsForToSettle) {
+  Child bottom = make_station(memory());
+  Gate background(ready());
+  Event settled(ready());
+  station(bottom).background = &background;
+  station(bottom).settles_by = &settled;
+  const auto story = [&]() -> Task<void> {
+    Scope scope(ready());
+    int drained = 0;
+    const auto drain_it = [&]() -> Task<void> {
+      Drain drain(bottom.node());
+      co_await drain.begin();
+      ++drained;
+    };
+    scope.spawn(drain_it());
+    scope.spawn(drain_it());
+    for (int i = 0; i < 10; ++i) co_await ready().yield();
+    EXPECT_EQ(drained, 0);
+    EXPECT_FALSE(background.is_closed());
+    const auto work = [&]() -> Task<void> {
+      const Gate::Pass pass = co_await background.enter();
+      settled.set();
+    };
+    scope.spawn(work());
+    for (int i = 0; i < 10; ++i) co_await ready().yield();
+    EXPECT_EQ(drained, 2);
+    settled.set();
+    co_await scope.join();
   };
   run(story());
 }
