@@ -2,6 +2,7 @@
 #include "block/preallocate.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/checked.h"
 
@@ -44,6 +45,7 @@ Task<void> Preallocate::extend(uint64_t end) {
   // Without success the request tries by itself, with what it needs alone.
   const Result<void> allocated = co_await below().allocate(old, target - old).result();
   if (allocated && below().size() < target) (void)co_await below().resize(target).result();
+  extended_ |= below().size() > old;
 }
 
 /// One that failed may have left some of its bytes.
@@ -105,12 +107,17 @@ Task<void> Preallocate::resize(uint64_t size) {
   written_ = size;
 }
 
+/// Once, whatever becomes of it: later the rest may be somebody else's.
+Task<void> Preallocate::cut_rest() {
+  if (!std::exchange(extended_, false) || below().size() <= written_) co_return;
+  co_await below().resize(written_).doing("preallocate: cut what was not used off ",
+                                          quoted(name()));
+}
+
+BYRE_CORO_WRAPPER Task<void> Preallocate::settle() { return cut_rest(); }
+
 Task<void> Preallocate::close() {
-  Result<void> cut;
-  if (below().size() > written_ && below().can_grow()) {
-    cut = (co_await below().resize(written_).result())
-              .doing("preallocate: cut what was not used off ", quoted(name()));
-  }
+  Result<void> cut = co_await cut_rest().result();
   co_await Filter::close();
   co_await std::move(cut);
 }

@@ -4,8 +4,9 @@
 ///
 /// A request that passes the end of the file has it extended first: to `prealloc_size` behind its
 /// own end, rounded up to `prealloc_align`.  size() is what was written, as without the filter; the
-/// rest is cut off by close().  After a crash it stays: behind a qcow2 image nothing reads it, but
-/// a raw disk is longer then, up to the next close() through this filter. Where the extension fails
+/// rest is cut off by close(), and by a drain (drain.h), after which others may write the file.
+/// After a crash it stays: behind a qcow2 image nothing reads it, but a raw disk is longer then.
+/// Where the extension fails
 /// (a full disk), the request goes down as it is, and says itself whether there is space.  A device
 /// that cannot grow is left alone.
 ///
@@ -43,14 +44,18 @@ class Preallocate final : public Filter {
   Task<void> allocate(uint64_t offset, uint64_t length) override;
   Task<void> resize(uint64_t size) override;
   Task<void> close() override;
+  /// Cuts the rest off: whoever comes to write the file itself has it to the end that it had.
+  Task<void> settle() override;
 
  private:
   Result<void> check_inside(std::string_view what, uint64_t offset, uint64_t length) const;
   Task<void> extend(uint64_t end);
   void wrote(uint64_t end, const Result<void>& result);
+  Task<void> cut_rest();
 
   const PreallocateOptions options_;
-  uint64_t written_;  ///< The end of what was written.
+  uint64_t written_;       ///< The end of what was written.
+  bool extended_ = false;  ///< The file is longer than that, by us.
   bool leftovers_ = false;
   Mutex mutex_;  ///< Who changes the size of the file.
 };

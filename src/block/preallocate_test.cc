@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "block/borrowed_testing.h"
+#include "block/entrance.h"
 #include "block/memory.h"
 #include "block/raw.h"
 #include "coro/scope.h"
@@ -50,6 +51,27 @@ TEST_F(PreallocateTest, AWriteBehindTheEndExtendsTheFileAheadAndCloseCutsItOff) 
   EXPECT_EQ(disk_->size(), 13'000u);
   ok(disk_->close());
   EXPECT_EQ(file_.size(), 13'000u);
+}
+
+TEST_F(PreallocateTest, WhatOthersWriteAfterItHasLeftIsNotCutOff) {
+  Child below = std::make_unique<Borrowed>(file_);
+  Entrance disk(below.another());
+  Child filter = std::make_unique<Preallocate>(below.another(), kSmall);
+  const auto write = [&](uint64_t offset) -> Task<void> {
+    const std::vector<std::byte> data(1000, std::byte{1});
+    const Entrance::Pass pass = co_await disk.enter();
+    co_await pass->write(offset, data);
+  };
+  const Child stays = below.hold();
+  below.reset();
+  ok(insert_above(stays.node(), filter));
+  ok(write(0));
+  EXPECT_EQ(file_.size(), 12'288u);
+  ok(remove_filter(filter));
+  EXPECT_EQ(file_.size(), 1000u);
+  ok(write(1000));
+  ok(filter.close());
+  EXPECT_EQ(file_.size(), 2000u);
 }
 
 TEST_F(PreallocateTest, WhatWasNotWrittenIsNotThere) {

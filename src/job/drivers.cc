@@ -85,39 +85,18 @@ constexpr Driver kHostDevice = {.name = "host_device",
 
 // --- null-co, null-aio ---------------------------------------------------------------------------
 
-/// Of a fixed size; answers after a while; says that it reads as zeros only when told to.
+/// As a node of QEMU's: read-only when it is opened so, and without `read_zeroes` nobody knows what
+/// it holds.
 class NullDisk final : public Filter {
  public:
-  struct Options {
-    uint64_t size = 0;
-    int64_t latency = 0;  ///< Nanoseconds.
-    bool is_zero = false;
-    bool writable = false;
-  };
-  NullDisk(Reactor& reactor, Options options)
-      : Filter(std::make_unique<NullDevice>(reactor, options.size)), options_(options) {}
-
-  bool writable() const override { return options_.writable; }
-  bool can_grow() const override { return false; }
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
-    co_await check("read", offset, data.size());
-    co_await below().read(offset, data, tag);
-  }
-  Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
-    if (options.compressed) co_await fail(no_compression());
-    co_await check("write", offset, data.size());
-  }
-  Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions) override {
-    co_await check("write zeroes", offset, length);
-  }
-  Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions) override {
-    co_await check("discard", offset, length);
-  }
-  Task<void> flush(IoTag) override { co_await pause(); }
+  NullDisk(Reactor& reactor, NullOptions options, bool writable)
+      : Filter(std::make_unique<NullDevice>(reactor, options)),
+        is_zero_(options.read_zeroes),
+        writable_(writable) {}
+  bool writable() const override { return writable_; }
   Task<Extent> status(uint64_t offset, uint64_t length) override {
-    Extent extent{
-        .length = length, .data = false, .zero = options_.is_zero, .allocated = options_.is_zero};
-    if (options_.is_zero) extent.host_offset = offset;
+    Extent extent{.length = length, .data = false, .zero = is_zero_, .allocated = is_zero_};
+    if (is_zero_) extent.host_offset = offset;
     co_return extent;
   }
   Task<void> resize(uint64_t) override {
@@ -125,17 +104,8 @@ class NullDisk final : public Filter {
   }
 
  private:
-  Task<void> check(std::string_view what, uint64_t offset, uint64_t length) {
-    if (!within(offset, length, options_.size)) co_await fail(out_of_range(what, offset, length));
-    co_await pause();
-  }
-  Task<void> pause() {
-    if (options_.latency == 0) co_return;
-    Op timer{.kind = Op::Kind::timer, .deadline = reactor().now() + options_.latency};
-    co_await reactor().perform(timer);
-  }
-
-  const Options options_;
+  bool is_zero_;
+  bool writable_;
 };
 
 Task<OpenedNode> make_null(NodeParts& parts) {
@@ -148,10 +118,11 @@ Task<OpenedNode> make_null(NodeParts& parts) {
   OpenedNode opened;
   opened.device = std::make_unique<NullDisk>(
       *parts.options.reactor,
-      NullDisk::Options{.size = size,
-                        .latency = static_cast<int64_t>(latency),
-                        .is_zero = parts.node.flag("read-zeroes").value_or(false),
-                        .writable = parts.use.writable});
+      NullOptions{.size = size,
+                  .latency_ns = static_cast<int64_t>(latency),
+                  .read_zeroes = parts.node.flag("read-zeroes").value_or(false),
+                  .fixed = true},
+      parts.use.writable);
   co_return std::move(opened);
 }
 
