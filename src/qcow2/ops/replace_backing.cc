@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "qcow2/ops/replace_backing.h"
 
+#include <algorithm>
 #include <array>
 
 #include "block/drain.h"
@@ -72,12 +73,19 @@ Result<void> check(const GuestDisk& disk, const Child& next,
   return {};
 }
 
+/// Does a way down from `from` lead to `device`?
+bool leads_to(const Device& from, const Device& device) {
+  return &from == &device || std::ranges::any_of(from.children(), [&](const Child* edge) {
+    return leads_to(**edge, device);
+  });
+}
+
 /// The edge of the image, and what `next` leads to, change places.
-void swap_edges(GuestDisk& disk, Device& image, const Drain& drain, Child& next) {
+void swap_edges(GuestDisk& disk, Device& image, const std::optional<Drain>& drain, Child& next) {
   Child old = disk.backing.another();
   if (disk.backing && next) {
     const std::array move = {Move{disk.backing, next.node()}};
-    repoint(drain, move);
+    repoint(*drain, move);
   } else if (next) {
     disk.backing = std::move(next);
     disk.backing.belong_to(image, Role::backing);
@@ -94,11 +102,20 @@ Task<void> replace_backing(GuestDisk& disk, Device& image, Child& next,
   const Request request(disk);
   co_await request.begin();
   co_await check(disk, next, name);
+  if (next && leads_to(*next, image)) {
+    co_await fail(invalid("Making ", quoted(next->name()), " the backing file of ",
+                          quoted(disk.name()), " would create a cycle"));
+  }
   co_await disk.references.wait();
   (void)co_await plan_header(disk, name);  // Is there room?
 
-  Drain drain = disk.backing ? Drain({&disk.backing}) : Drain(*image.node());
-  co_await drain.begin();
+  std::optional<Drain> drain;
+  if (disk.backing) {
+    drain.emplace(std::vector<Child*>{&disk.backing});
+  } else if (image.node()) {  // Else nobody can ask it for anything.
+    drain.emplace(*image.node());
+  }
+  if (drain) co_await drain->begin();
   co_await check(disk, next, name);
   if (!disk.epochs.idle()) {
     co_await fail(Error(Errc::busy, cat("a request to ", quoted(disk.name()),
