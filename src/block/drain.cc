@@ -20,6 +20,7 @@ Drain::~Drain() {
   }
   for (HeldNode& held : nodes_) {
     std::erase(held.node->drains_, this);
+    if (held.released) held.released->resume();
     if (held.gate.closed) held.gate.gate->open(changed_);
   }
 }
@@ -32,6 +33,8 @@ void Drain::hold(Node& node) {
   if (std::ranges::find(node.drains_, this) != node.drains_.end()) return;
   node.drains_.push_back(this);
   HeldNode held{.node = node.shared_from_this(), .gate = {node.device().background_gate()}};
+  held.released = dynamic_cast<HoldsBack*>(&node.device());
+  if (held.released) held.released->release();
   if (step_ != Step::outside) close(held.gate);
   nodes_.push_back(std::move(held));
   for (Child* edge : node.parents_) hold(*edge);

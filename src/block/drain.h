@@ -7,7 +7,8 @@
 ///
 ///   1. The gates of all owners outside from which a request could come are closed: from the node
 ///      up, along all parents, to where requests enter (entrance.h).
-///   2. Requests that were admitted run to their ends.  They pass everywhere: there is no gate on
+///   2. Requests that were admitted run to their ends, unthrottled.  They pass everywhere: there is
+///   no gate on
 ///      their way.
 ///   3. The device of the node and those above have work of their own (an image commits, and scans
 ///      its references): they are asked to settle, and then their gates for it are closed
@@ -32,6 +33,17 @@
 #include "coro/event.h"
 
 namespace byre {
+
+/// A device that holds requests back on its own account (throttle.h): not while a drain waits for
+/// them.  Calls nest.
+class HoldsBack {
+ public:
+  virtual void release() = 0;
+  virtual void resume() = 0;
+
+ protected:
+  ~HoldsBack() = default;
+};
 
 class Drain {
  public:
@@ -61,6 +73,7 @@ class Drain {
   };
   struct HeldNode {
     std::shared_ptr<Node> node;
+    HoldsBack* released = nullptr;
     HeldGate gate;  ///< For its device's own work.
     enum class Settled : uint8_t { no, now, yes } settled = Settled::no;
   };

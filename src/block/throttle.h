@@ -29,6 +29,7 @@
 #include <string_view>
 #include <vector>
 
+#include "block/drain.h"
 #include "block/filter.h"
 #include "coro/event.h"
 
@@ -131,14 +132,14 @@ class ThrottleGroup {
   std::array<Queues, 2> queues_;
 };
 
-class Throttle final : public Filter {
+class Throttle final : public Filter, public HoldsBack {
  public:
   Throttle(Child below, std::shared_ptr<ThrottleGroup> group);
   ~Throttle() override;
 
   /// Everything that waits goes on at once, and nothing waits until as many resume() have come.
-  void release();
-  void resume();
+  void release() override;
+  void resume() override;
   /// How many requests wait.
   size_t waiting() const { return waiting_[0].size() + waiting_[1].size(); }
   ThrottleGroup& group() { return *group_; }

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "block/entrance.h"
 #include "block/null.h"
 #include "coro/scope.h"
 #include "sim/sim_reactor.h"
@@ -207,6 +208,38 @@ TEST_F(ThrottleTest, ReleaseLetsEverythingGoUntilAsManyResume) {
   join();
   EXPECT_EQ(done_[1], 2);  // The other's timekeeper was found again.
   EXPECT_LT(seconds(), 5);
+}
+
+TEST_F(ThrottleTest, ADrainDoesNotWaitForALimit) {
+  const ThrottleLimits limits{.iops_total = {.average = 1}};
+  Entrance disk(std::make_unique<Throttle>(
+      std::make_unique<NullDevice>(reactor_, NullOptions{.size = 1 * TiB}),
+      std::make_shared<ThrottleGroup>(reactor_, limits)));
+  int ended = 0;
+  const auto write = [&]() -> Task<void> {
+    const std::vector<std::byte> data(512);
+    const Entrance::Pass pass = co_await disk.enter();
+    co_await pass->write(0, data);
+    ++ended;
+  };
+  const auto story = [&]() -> Task<void> {
+    const Instant before = reactor_.now();
+    for (int i = 0; i < 100; ++i) scope_.spawn(write());
+    {
+      Drain drain(disk.edge().node());
+      co_await drain.begin();
+      EXPECT_EQ(ended, 100);
+      EXPECT_LT(reactor_.now() - before, kSecond);
+    }
+    // The limit holds again.
+    co_await write();
+    co_await write();
+    co_await write();
+    EXPECT_GT(reactor_.now() - before, kSecond);
+  };
+  const Result<void> done = reactor_.run(story());
+  EXPECT_TRUE(done);
+  join();
 }
 
 TEST_F(ThrottleTest, CloseDoesNotWaitForALimit) {
