@@ -65,7 +65,7 @@ std::string help_for_byre(const Session& session, std::span<const AnyCommand* co
   paragraph(
       "Environment: BYRE_FOLLOW is the default of --follow (which files an image may name); "
       "BYRE_CHAIN_MAX is how many images may lie below one (1024).");
-  paragraph("Supported formats: qcow2 raw");
+  paragraph("Supported formats: qcow qcow2 raw");
   paragraph(
       "Called as qemu-img, qemu-io or qemu-nbd (by a link), byre takes their options, and any "
       "failure is 1.");
@@ -78,7 +78,7 @@ std::string help_for_qemu(const Session& session, std::span<const AnyCommand* co
                         session.version_line(), "\ncommands:\n");
   for (const AnyCommand* command : commands) out += cat("  ", synopsis_of(*command), "\n");
   return out + cat("\n'", session.program(), " COMMAND --help' explains the options of each.\n\n",
-                   "Supported formats: qcow2 raw\n");
+                   "Supported formats: qcow qcow2 raw\n");
 }
 
 /// Those of qemu-img that byre does not have.

@@ -700,6 +700,9 @@ Result<const Structure*> find_structure(const DumpArgs& args) {
 
 Task<void> show(Session& session, RawDevice& file, DumpArgs args) {
   const Structure* structure = co_await find_structure(args);
+  const Result<DiskFormat> format = co_await find_format(file.file(), std::nullopt).result();
+  if (format && *format == DiskFormat::qcow)
+    co_await fail(unsupported("dump shows qcow2 images, and this is one of qcow version 1"));
   Dump dump{.file = file, .args = args, .rows = {}, .head = {}};
   if (structure->name != "header") dump.head = co_await load_image_header(file, OpenFor::repair);
   co_await structure->run(dump);

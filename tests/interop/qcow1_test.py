@@ -513,6 +513,9 @@ class Damaged(Qcow1Case):
         told = json.loads(done.out)
         self.assertGreater(told["lost-bytes"], 700000)
 
+    def test_dump_is_for_qcow2_images(self):
+        self.assertIn("qcow version 1", self.byre("dump", self.create("written.qcow", MIB), "header", code=69).text)
+
     def test_info_of_an_encrypted_image_is_refused(self):
         image = self.patched(self.create("written.qcow", MIB), (CRYPT_METHOD, 1))
         self.assertIn("encrypted (AES)", self.byre("info", "-f", "qcow", image, code=69).text)
