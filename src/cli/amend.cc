@@ -5,7 +5,7 @@
 #include "cli/commands.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
-#include "cli/progress.h"
+#include "cli/progress_line.h"
 
 namespace byre {
 
@@ -135,7 +135,7 @@ Task<void> apply(Session& session, FileOpener& opener, AmendArgs args, AmendOpti
     }
   }
   if (done) {
-    Progress progress(session, args.progress && !args.quiet);
+    ProgressLine progress(session, args.progress && !args.quiet);
     constexpr uint64_t kParts = 10000;
     wanted.progress = [&](double fraction) {
       progress.update(static_cast<uint64_t>(fraction * kParts), kParts);

@@ -7,7 +7,7 @@
 #include "cli/findings.h"
 #include "cli/json.h"
 #include "cli/options.h"
-#include "cli/progress.h"
+#include "cli/progress_line.h"
 #include "cli/text.h"
 #include "job/verify_chain.h"
 
@@ -43,7 +43,7 @@ Task<CheckReport> check_and_repair(Session& session, FileOpener& opener, Device&
   const bool talks = args.output == OutputFormat::human && !args.quiet;
   CheckReport report;
   {
-    Progress progress(session, args.progress && talks);
+    ProgressLine progress(session, args.progress && talks);
     CheckOptions options{.repair = repair,
                          .attribute = args.findings || (talks && !session.compatibility_name()),
                          .decode = args.decode,

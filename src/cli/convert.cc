@@ -9,7 +9,7 @@
 #include "cli/commands.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
-#include "cli/progress.h"
+#include "cli/progress_line.h"
 #include "cli/salvage_report.h"
 #include "cli/text.h"
 #include "format/codec.h"
@@ -446,7 +446,7 @@ ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks&
 }
 
 Task<void> copy(Session& session, ConvertArgs args, const Plan& plan, Disks& disks, Stop& stop) {
-  Progress progress(session, args.progress && !args.quiet, Progress::Unit::bytes);
+  ProgressLine progress(session, args.progress && !args.quiet, ProgressLine::Unit::bytes);
   ConvertOptions options = convert_options(args, plan, disks);
   options.progress = [&](uint64_t done, uint64_t total) { progress.update(done, total); };
   std::vector<Device*> sources;

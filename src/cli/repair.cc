@@ -6,7 +6,7 @@
 #include "cli/commands.h"
 #include "cli/findings.h"
 #include "cli/options.h"
-#include "cli/progress.h"
+#include "cli/progress_line.h"
 #include "cli/text.h"
 #include "job/create.h"
 #include "qcow2/repair/recover.h"
@@ -411,7 +411,7 @@ Task<int> repair(Session& session, RepairArgs args) {
   const bool talks = args.output == OutputFormat::human && !args.quiet;
   Result<Recovery> recovery = Recovery{};
   {
-    Progress progress(session, args.progress && talks);
+    ProgressLine progress(session, args.progress && talks);
     // A plan takes the fate of orphans as it will be.
     RecoverOptions options{.free_orphans = args.free_orphans || args.save_orphans.has_value(),
                            .accept_loss = args.accept_loss,

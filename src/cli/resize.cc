@@ -7,7 +7,7 @@
 #include "cli/json.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
-#include "cli/progress.h"
+#include "cli/progress_line.h"
 
 namespace byre {
 
@@ -116,7 +116,7 @@ class Steps {
   void finish() { progress_.update(1, 1); }
 
  private:
-  Progress progress_;
+  ProgressLine progress_;
   uint64_t done_ = 0;
   uint64_t total_ = 0;
 };

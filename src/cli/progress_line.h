@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Progress: the line that -p asks for, redrawn when it has moved.
+/// ProgressLine: the line that -p asks for, redrawn when it has moved.
 ///
 /// "    (12.34/100%)" for each percent, as qemu-img prints it and scripts read it.  What counts
 /// bytes says more on a terminal, under the name byre: how many, how fast, and how long it will
@@ -11,12 +11,12 @@
 
 namespace byre {
 
-class Progress {
+class ProgressLine {
  public:
   enum class Unit : uint8_t { percent, bytes };
-  Progress(Session& session, bool enabled, Unit unit = Unit::percent);
-  Progress(const Progress&) = delete;
-  ~Progress();
+  ProgressLine(Session& session, bool enabled, Unit unit = Unit::percent);
+  ProgressLine(const ProgressLine&) = delete;
+  ~ProgressLine();
   void update(uint64_t done, uint64_t total);
   /// Everything is done.
   void finish();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cli/progress.h"
+#include "cli/progress_line.h"
 
 #include <fmt/core.h>
 #include <unistd.h>
@@ -39,7 +39,7 @@ std::string progress_line(uint64_t done, uint64_t total, double rate) {
   return line;
 }
 
-Progress::Progress(Session& session, bool enabled, Unit unit)
+ProgressLine::ProgressLine(Session& session, bool enabled, Unit unit)
     : session_(session),
       enabled_(enabled && !session.json()),
       in_bytes_(unit == Unit::bytes && !session.compatibility_name() && isatty(STDOUT_FILENO) == 1),
@@ -48,13 +48,13 @@ Progress::Progress(Session& session, bool enabled, Unit unit)
   if (!in_bytes_) show(0);
 }
 
-Progress::~Progress() {
+ProgressLine::~ProgressLine() {
   if (!enabled_) return;
   session_.print("\n");
   session_.flush_output();
 }
 
-void Progress::update(uint64_t done, uint64_t total) {
+void ProgressLine::update(uint64_t done, uint64_t total) {
   if (enabled_ && in_bytes_) {
     total_ = total;
     if (session_.reactor().now() - drawn_ >= kRedraw) show_bytes(done, total);
@@ -69,7 +69,7 @@ void Progress::update(uint64_t done, uint64_t total) {
   if (percent >= shown_ + 1 || (percent >= 100 && shown_ < 100)) show(percent);
 }
 
-void Progress::finish() {
+void ProgressLine::finish() {
   if (!enabled_) return;
   if (!in_bytes_) return update(1, 1);
   // At the end: how fast it was as a whole.
@@ -80,14 +80,14 @@ void Progress::finish() {
   session_.flush_output();
 }
 
-void Progress::show(double percent) {
+void ProgressLine::show(double percent) {
   shown_ = percent;
   if (!enabled_) return;
   session_.print(fmt::format("    ({:3.2f}/100%)\r", percent));
   session_.flush_output();
 }
 
-void Progress::show_bytes(uint64_t done, uint64_t total) {
+void ProgressLine::show_bytes(uint64_t done, uint64_t total) {
   const Instant now = session_.reactor().now();
   const double seconds = static_cast<double>(now - drawn_) / static_cast<double>(kSecond);
   const double newest = static_cast<double>(done - drawn_done_) / seconds;
