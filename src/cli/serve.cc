@@ -28,6 +28,7 @@ struct ServeArgs : OpenArgs {
   std::optional<std::string> connections_max;
   std::string pid_file;
   std::optional<std::string> check_every;
+  std::optional<std::string> metrics;
   bool quiet = false;
 };
 
@@ -45,6 +46,7 @@ Task<int> serve(Session& session, ServeArgs args) {
                  .socket = args.socket,
                  .default_socket = true,
                  .address = args.address.value_or("127.0.0.1"),
+                 .metrics = args.metrics,
                  .check_on_signal = true,
                  .quiet = args.quiet,
                  .pid_file = args.pid_file};
@@ -82,6 +84,12 @@ Task<int> serve(Session& session, ServeArgs args) {
   if (plan.port && !nbd::is_loopback(plan.address)) {
     session.warn(cat("whoever reaches ", plan.address, " can ", plan.read_only ? "read" : "write",
                      " this disk: there is no TLS and no password"));
+  }
+  if (plan.metrics) {
+    const MetricsPlace place = co_await parse_metrics_place(*plan.metrics);
+    if (!place.socket && !nbd::is_loopback(place.address)) {
+      session.warn(cat("whoever reaches ", place.address, " can read the metrics"));
+    }
   }
   co_return co_await serve_plan(session, std::move(plan));
 }
@@ -142,6 +150,10 @@ const Command<ServeArgs> kServeDefinition({
          option("--pid-file", "PATH", &ServeArgs::pid_file, "where to write the process id"),
          option("--check-every", "SECONDS", &ServeArgs::check_every,
                 "check the disk so often while it is served, as SIGUSR1 does"),
+         option("--metrics", "[HOST:]PORT", &ServeArgs::metrics,
+                "tell Prometheus what is done, and what was found wrong with the image, at "
+                "http://HOST:PORT/metrics; 127.0.0.1 is the default, a PATH with a slash is a unix "
+                "socket"),
          flag("-q, --quiet", &ServeArgs::quiet, "no line about what is going on"),
          scan_arguments<ServeArgs>(),
          share_argument<ServeArgs>(),

@@ -6,11 +6,14 @@
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
+#include <memory>
 #include <utility>
 
 #include "cli/serve_reporter.h"
 #include "cli/served_disk.h"
 #include "cli/text.h"
+#include "daemon/metrics_page.h"
+#include "daemon/metrics_server.h"
 #include "export/background.h"
 #include "export/nbd_server_run.h"
 
@@ -45,13 +48,20 @@ std::string attach_lines(const std::vector<nbd::Uri>& addresses, const std::stri
   return out;
 }
 
+std::string curl_command(const MetricsServer& metrics) {
+  const std::optional<std::string> socket = metrics.socket();
+  return cat("curl ", socket ? cat("--unix-socket ", shell_quoted(*socket), " ") : "",
+             metrics.address());
+}
+
 /// It listens: says so to the user, to the file that names our process, and to a waiting parent.
-Task<void> announce(Session& session, const ServePlan& plan, nbd::ServerRun& run,
-                    DiskFormat format) {
+Task<void> announce(Session& session, const ServePlan& plan, nbd::ServerRun& run, DiskFormat format,
+                    const MetricsServer* metrics) {
   if (!plan.pid_file.empty()) co_await write_pid_file(plan.pid_file);
   if (plan.announce) {
     const Device& disk = run.disk();
     session.print(attach_lines(run.addresses(), plan.export_name));
+    if (metrics) session.print(cat("  watch it   ", curl_command(*metrics), "\n"));
     session.print(cat("ready: ", plan.image, " (", name_of(format), ", ",
                       size_text(round_up(disk.size(), kSectorSize)),
                       disk.writable() ? "" : ", read-only", "); ctrl-C ends\n"));
@@ -86,13 +96,34 @@ nbd::ListenPlan listen_plan_of(const ServePlan& plan) {
   return listen;
 }
 
+/// Listens where the plan says; null: no metrics are wanted.
+Task<std::unique_ptr<MetricsServer>> offer_metrics(Session& session, const ServePlan& plan,
+                                                   const nbd::ServerRun& run, const Image* image) {
+  if (!plan.metrics) co_return std::unique_ptr<MetricsServer>();
+  const MetricsPlace place = co_await parse_metrics_place(*plan.metrics);
+  Listener listener =
+      place.socket ? co_await Listener::listen_unix(session.reactor(), *place.socket)
+                   : co_await Listener::listen_tcp(session.reactor(), place.address, place.port);
+  co_return co_await MetricsServer::make(session.reactor(), std::move(listener),
+                                         [&plan, &run, image] {
+                                           return metrics_page({.version = BYRE_VERSION,
+                                                                .export_name = plan.export_name,
+                                                                .server = &run.statistics(),
+                                                                .image_name = plan.image,
+                                                                .image = image});
+                                         });
+}
+
 /// Serves, and tells the user about it; until the end of the last request.
 Task<void> run_and_report(nbd::ServerRun& run, ServeReporter& reporter, const ServePlan& plan,
-                          Image* image, SignalWatch* check_signals) {
+                          Image* image, SignalWatch* check_signals, MetricsServer* metrics) {
   const auto check = [&]() -> Task<void> {
-    co_await reporter.check(image, [&run] { return run.ending(); });
+    Progress progress;
+    progress.stop_when([&run] { return run.ending(); });
+    co_await reporter.check(image, progress);
   };
   reporter.begin(!plan.quiet);
+  if (metrics) run.beside(metrics->run(), [metrics] { metrics->stop(); });
   if (check_signals) run.on_signal(*check_signals, check);
   if (plan.check_every) run.every(static_cast<int64_t>(*plan.check_every) * kSecond, check);
   if (!plan.quiet) {
@@ -126,6 +157,28 @@ Result<DetectZeroesMode> parse_detect_zeroes(const std::string& text, DiscardPol
         "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap");
   }
   return DetectZeroesMode::unmap;
+}
+
+Result<MetricsPlace> parse_metrics_place(const std::string& text) {
+  MetricsPlace place;
+  if (text.find('/') != std::string::npos) {
+    place.socket = text;
+    return place;
+  }
+  const size_t colon = text.rfind(':');
+  if (colon != std::string::npos) place.address = text.substr(0, colon);
+  if (place.address.starts_with('[') && place.address.ends_with(']')) {  // An IPv6 address.
+    place.address = place.address.substr(1, place.address.size() - 2);
+  }
+  const Result<uint64_t> port =
+      parse_number(colon == std::string::npos ? text : text.substr(colon + 1), 0, 65535);
+  if (!port || place.address.empty()) {
+    return invalid("Invalid --metrics: ", quoted(text),
+                   " ([HOST:]PORT, where port 0 is any that is free, or the path of a unix socket, "
+                   "with a slash)");
+  }
+  place.port = static_cast<uint16_t>(*port);
+  return place;
 }
 
 Task<int> serve_plan(Session& session, ServePlan plan) {
@@ -165,10 +218,21 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
                                                .stop = [&] { run.stop(); },
                                                .waiting_for = [&] { return run.waiting_for(); },
                                                .is_server = true});
-  if (served) served = co_await announce(session, plan, run, disk.format).result();
+  std::unique_ptr<MetricsServer> metrics;
+  if (served) {
+    Result<std::unique_ptr<MetricsServer>> offered =
+        co_await offer_metrics(session, plan, run, disk.image).result();
+    if (offered) {
+      metrics = *std::move(offered);
+    } else {
+      served = std::move(offered).error().while_doing("--metrics");
+    }
+  }
+  if (served) served = co_await announce(session, plan, run, disk.format, metrics.get()).result();
   if (served && session.interrupted() == 0) {
     SignalWatch* const check_signals = signals ? &*signals : nullptr;
-    served = co_await run_and_report(run, reporter, plan, disk.image, check_signals).result();
+    served = co_await run_and_report(run, reporter, plan, disk.image, check_signals, metrics.get())
+                 .result();
   }
 
   // Everything that was answered becomes durable, whatever ended the server.

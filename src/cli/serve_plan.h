@@ -44,6 +44,7 @@ struct ServePlan {
   uint32_t connections_max = 1024;
   bool until_last_client = false;  ///< End when the last client has gone.
 
+  std::optional<std::string> metrics;   ///< Where: [HOST:]PORT, or the path of a unix socket.
   std::optional<uint64_t> check_every;  ///< Seconds between two checks of the disk.
   bool check_on_signal = false;
 
@@ -57,6 +58,14 @@ struct ServePlan {
 Result<uint16_t> parse_port(const std::string& text);
 /// Both spellings are QEMU's.
 Result<DetectZeroesMode> parse_detect_zeroes(const std::string& text, DiscardPolicy discard);
+
+/// Where `text` says that metrics are to be had: [HOST:]PORT, or a path, which has a slash.
+struct MetricsPlace {
+  std::optional<std::string> socket;
+  std::string address = "127.0.0.1";
+  uint16_t port = 0;
+};
+Result<MetricsPlace> parse_metrics_place(const std::string& text);
 
 /// From the image's creation, where that was asked for, to its end; the exit code.
 Task<int> serve_plan(Session& session, ServePlan plan);

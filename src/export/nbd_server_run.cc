@@ -31,6 +31,7 @@ Task<void> ServerRun::pause(int64_t ns) {
 Task<void> ServerRun::serve() {
   const Result<void> served = co_await server_.serve().result();
   ending_ = true;
+  for (const std::function<void()>& stop : stops_) stop();
   for (SignalWatch* watch : watches_) watch->cancel();
   for (Op* timer : timers_) reactor_.cancel(*timer);
   co_await helpers_.join();

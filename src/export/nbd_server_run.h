@@ -20,6 +20,7 @@
 /// told (cli), how connections are served (nbd_server.h).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -50,6 +51,11 @@ class ServerRun {
   template <class Work>
   void every(int64_t ns, Work work) {
     helpers_.spawn(repeat(ns, std::move(work)));
+  }
+  /// Work that goes on until `stop()` is called, at the end.
+  void beside(Task<void> work, std::function<void()> stop) {
+    stops_.push_back(std::move(stop));
+    helpers_.spawn(std::move(work));
   }
   template <class Work>
   void on_signal(SignalWatch& signals, Work work) {
@@ -94,6 +100,7 @@ class ServerRun {
   Scope helpers_;
   std::vector<Op*> timers_;
   std::vector<SignalWatch*> watches_;
+  std::vector<std::function<void()>> stops_;
   std::vector<Uri> addresses_;
   bool ending_ = false;
   bool closing_ = false;

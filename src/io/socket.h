@@ -58,6 +58,8 @@ class Socket {
   void shutdown();
 
   explicit operator bool() const { return bool(fd_); }
+  /// Somebody else's from here on; nothing runs on it.
+  int release() { return fd_.release(); }
   /// Who is at the other end, for people: an address, or the process behind a Unix socket.
   std::string peer() const;
 

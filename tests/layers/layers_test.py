@@ -20,7 +20,8 @@ LAYERS = {
     "remote": {"base", "coro", "io", "block", "nbd"},
     "job": {"base", "format", "coro", "io", "block", "qcow2", "qcow1", "nbd", "remote"},
     "export": {"base", "coro", "io", "block", "nbd"},
-    "cli": {"base", "format", "coro", "io", "block", "qcow2", "qcow1", "nbd", "remote", "job", "export"},
+    "daemon": {"base", "format", "coro", "io", "block", "qcow2", "qcow1", "nbd", "remote", "job", "export"},
+    "cli": {"base", "format", "coro", "io", "block", "qcow2", "qcow1", "nbd", "remote", "job", "export", "daemon"},
     "sim": {"base", "coro", "io"},
 }
 # The modules of qcow2: which others each may include.  A check validates the engine, so it does not know it: of the core it
@@ -35,7 +36,7 @@ MODULES = {
 }
 ALL_MAY_INCLUDE = {"qcow2/image_options.h", "qcow2/core/image_header.h"}
 FACE = "qcow2/image.h"
-WHO_SEES_THE_FACE = {"job", "cli"}
+WHO_SEES_THE_FACE = {"job", "daemon", "cli"}
 TEST_SUFFIXES = ("_test.cc", "_bench.cc", "_fuzz.cc")
 
 
