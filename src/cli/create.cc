@@ -5,6 +5,7 @@
 #include "cli/new_disk.h"
 #include "cli/options.h"
 #include "job/chain.h"
+#include "job/open_tree.h"
 
 namespace byre {
 
@@ -42,6 +43,22 @@ Task<uint64_t> backing_size(Session& session, FileOpener& opener, std::string na
   co_return chain->front().size;
 }
 
+/// The same of a backing disk that is no file: devices, or another server's disk.
+Task<uint64_t> backing_devices_size(Session& session, FileOpener& opener, std::string image,
+                                    std::string name, std::string format) {
+  Result<Disk> disk =
+      co_await open_tree_of_image(opener, image, name, format, {.lock = false}, &session.reactor())
+          .result();
+  if (!disk) {
+    Error error = could_not_open(name, std::move(disk).error());
+    co_return Error(error.code(), cat(error.message(), "\nCould not open backing image."),
+                    error.sys_errno());
+  }
+  const uint64_t size = disk->size();
+  co_await disk->device.close();
+  co_return size;
+}
+
 Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
   NewDisk disk = co_await read_new_disk(format, args.options);
   if (args.size) {
@@ -72,7 +89,11 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
     const std::string name = path ? resolve_name(args.image, *path) : *disk.backing_file;
     if (path) co_await check_backing_is_raw(session, opener, name, args.force);
   }
-  if (opens_backing) {
+  if (opens_backing && names_a_tree(*disk.backing_file)) {
+    const uint64_t size = co_await backing_devices_size(session, opener, args.image,
+                                                        *disk.backing_file, *disk.backing_format);
+    if (!disk.size) disk.size = size;
+  } else if (opens_backing) {
     const std::string path = co_await path_of(*disk.backing_file);
     const uint64_t size = co_await backing_size(session, opener, resolve_name(args.image, path),
                                                 *disk.backing_format);
@@ -87,14 +108,14 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
   const Json result = {{"filename", args.image},
                        {"format", name_of(format)},
                        {"virtual-size", round_up(*disk.size, kSectorSize)}};
-  bool stopped = false;
+  Progress progress;
   const Session::Interruptible guard(
       session,
       {.about = byre::quoted(args.image),
-       .stop = [&] { stopped = true; },
+       .stop = [&] { progress.stop(); },
        .waiting_for = [&] { return cat("what was begun in ", byre::quoted(args.image)); }});
   co_await make_disk(session, opener, args.image, std::move(disk),
-                     {.replace = replace, .stopped = [&] { return stopped; }});
+                     {.replace = replace, .progress = &progress});
   if (session.json()) session.print(to_json(result));
 }
 

@@ -126,19 +126,19 @@ Task<Layer> open_layer(Session& session, FileOpener& opener, InfoArgs args) {
 }
 
 /// A layer below that is named by its devices.
-Task<Layer> open_devices(FileOpener& opener, const Layer& above, InfoArgs args) {
+Task<Layer> open_devices(Reactor& reactor, FileOpener& opener, const Layer& above, InfoArgs args) {
   const std::string& name = *above.backing_file();
-  NamedTree named =
-      co_await tree_of_image(opener, above.name, name, above.backing_format());
+  NamedTree named = co_await tree_of_image(opener, above.name, name, above.backing_format());
   const std::string file = named.tree->plain_file();
-  Storage storage = co_await open_storage(*named.opener, std::move(named.tree),
-                                          {.image = {.share_lock = args.share}});
+  Storage storage =
+      co_await open_storage(*named.opener, std::move(named.tree),
+                            {.image = {.share_lock = args.share}, .reactor = &reactor});
   co_return co_await read_layer(std::move(storage), file.empty() ? name : file, args.health);
 }
 
-Task<Layer> open_backing(FileOpener& opener, const Layer& above, const InfoArgs& args) {
-  if (above.backing_file()->starts_with("json:")) {
-    co_return co_await open_devices(opener, above, args);
+Task<Layer> open_backing(Reactor& reactor, FileOpener& opener, const Layer& above, InfoArgs args) {
+  if (names_a_tree(*above.backing_file())) {
+    co_return co_await open_devices(reactor, opener, above, args);
   }
   const std::string named = *above.backing_file();
   const std::optional<std::string> format = above.backing_format();
@@ -180,12 +180,12 @@ Task<std::vector<Layer>> load_layers(Session& session, InfoArgs args) {
                             session.chain_max(),
                             " images; BYRE_CHAIN_MAX sets how many are allowed");
     }
-    const bool is_tree = above.backing_file()->starts_with("json:");
+    const bool is_tree = names_a_tree(*above.backing_file());
     if (above.head && !above.backing_format() && !is_tree) {
       co_return could_not_open(above.name, backing_of(*above.head).error().copy());
     }
     const std::string name = full_backing_name(above);
-    Result<Layer> next = co_await open_backing(opener, above, args).result();
+    Result<Layer> next = co_await open_backing(session.reactor(), opener, above, args).result();
     if (!next) co_return could_not_open(name, std::move(next).error(), true);
     layers.push_back(*std::move(next));
   }

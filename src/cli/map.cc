@@ -14,6 +14,7 @@
 #include "cli/options.h"
 #include "cli/text.h"
 #include "job/chain.h"
+#include "job/open_tree.h"
 
 namespace byre {
 
@@ -52,7 +53,7 @@ constexpr uint64_t kTableCache = 64 * KiB;
 /// The layers of a disk, top first.  Closed by close_all(), whatever happened.
 using Chain = std::vector<Disk>;
 
-Task<Disk> open_below(FileOpener& opener, const Disk& above, OpenArgs args) {
+Task<Disk> open_below(Reactor& reactor, FileOpener& opener, const Disk& above, OpenArgs args) {
   const std::string named = *backing_file_of(above);
   // An image of the first qcow version has no word for it.
   std::optional<std::string> format;
@@ -62,8 +63,8 @@ Task<Disk> open_below(FileOpener& opener, const Disk& above, OpenArgs args) {
   options.image.share_lock = args.share;
   options.image.without_backing = true;
   options.image.table_cache_size = kTableCache;
-  if (named.starts_with("json:")) {
-    co_return co_await open_tree_of_image(opener, upper, named, format, options.image);
+  if (names_a_tree(named)) {
+    co_return co_await open_tree_of_image(opener, upper, named, format, options.image, &reactor);
   }
   if (format) options.format = co_await parse_format(*format);
   const std::string path = co_await path_of(named);
@@ -94,13 +95,13 @@ Task<void> open_chain(Session& session, FileOpener& opener, MapArgs args, Chain&
                                 " images; BYRE_CHAIN_MAX sets how many are allowed"));
     }
     const std::string name_below = *backing_file_of(chain.back());
-    const bool is_tree = name_below.starts_with("json:");
+    const bool is_tree = names_a_tree(name_below);
     if (chain.back().image && !is_tree) {
       co_await backing_of(chain.back().image->head()).doing("Could not open '", args.image, "'");
     }
     const std::string below =
         is_tree ? name_below : resolve_name(chain.back().device->name(), name_below);
-    Result<Disk> disk = co_await open_below(opener, chain.back(), args).result();
+    Result<Disk> disk = co_await open_below(session.reactor(), opener, chain.back(), args).result();
     if (!disk) {
       Error inner = could_not_open(below, std::move(disk).error(), true);
       std::string why = inner.message();

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "block/raw.h"
+#include "job/device_tree.h"
 #include "qcow2/core/image_header.h"
 
 namespace byre {
@@ -44,9 +45,10 @@ Task<Examined> examine(FileOpener& opener, std::unique_ptr<File> file, DiskForma
       .file = {.name = file->properties().name, .format = format, .size = file->size()}};
   (void)co_await find_format(*file, format);
   if (format == DiskFormat::qcow) {
-    co_await fail(unsupported(
-        "an image of qcow version 1 cannot lie below another image; make a qcow2 image of it (byre ",
-        "convert -O qcow2 ", quoted(examined.file.name), " COPY)"));
+    co_await fail(
+        unsupported("an image of qcow version 1 cannot lie below another image; make a qcow2 image "
+                    "of it (byre ",
+                    "convert -O qcow2 ", quoted(examined.file.name), " COPY)"));
   }
   if (format == DiskFormat::qcow2) {
     RawDevice device(std::move(file));
@@ -56,7 +58,7 @@ Task<Examined> examine(FileOpener& opener, std::unique_ptr<File> file, DiskForma
     }
     co_await examine_data_file(opener, examined.file.name, head).doing("data file");
     examined.file.size = head.header.size;
-    if (head.backing_file && head.backing_file->starts_with("json:")) {
+    if (head.backing_file && names_a_tree(*head.backing_file)) {
       // Whoever opens the disk looks further; its size does not depend on it.
       co_await opener.allows_devices(examined.file.name, *head.backing_file);
     } else if (head.backing_file) {

@@ -225,6 +225,8 @@ class DevicesOfImages final : public NamedDevices {
   explicit DevicesOfImages(Reactor& reactor, std::vector<std::string> above = {})
       : reactor_(reactor), above_(std::move(above)) {}
 
+  bool knows(std::string_view name) const override { return names_a_tree(name); }
+
   Task<Child> open(FileOpener& opener, const ImageHeader& head, std::string image_name,
                    ImageOptions options) const override {
     const std::string name = *head.backing_file;

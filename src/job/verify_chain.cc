@@ -4,6 +4,7 @@
 #include <set>
 
 #include "block/raw.h"
+#include "job/device_tree.h"
 #include "qcow2/image.h"
 #include "qcow2/repair/check.h"
 
@@ -24,7 +25,7 @@ class ChainCheck {
     std::string image = top.name();
     if (head.header.has(kDataFile)) co_await look_at_data_file(image, head);
     for (uint32_t depth = 1; head.backing_file; ++depth) {
-      if (head.backing_file->starts_with("json:")) {
+      if (names_a_tree(*head.backing_file)) {
         add(Severity::note, image, "backing file ", quoted(*head.backing_file),
             " names devices, which are not looked at");
         co_return;

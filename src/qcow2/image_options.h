@@ -30,10 +30,13 @@ inline constexpr uint32_t kChainMax = 1024;
 
 struct ImageOptions;
 
-/// Opens the backing disks that images do not name as files but as devices (`json:{...}`).
+/// Opens the backing disks that images do not name as files but as devices (`json:{...}`, or an
+/// address such as `nbd://`).
 class NamedDevices {
  public:
   virtual ~NamedDevices() = default;
+  /// Is the name of a backing disk one of those?
+  virtual bool knows(std::string_view name) const = 0;
   /// For reading; `options` are those of the image at `image_name`, whose header is `head`.
   virtual Task<Child> open(FileOpener& opener, const ImageHeader& head, std::string image_name,
                            ImageOptions options) const = 0;

@@ -120,6 +120,29 @@ class Servers(Clients):
         byre_io(self.uri(), "write -P 3 64k 64k", "read -P 7 1M 64k", options=("-f", "qcow2"))
         qemu_io(self.uri(), "read -P 3 64k 64k", "read -P 7 1M 64k")
 
+    @only_byre
+    def test_an_image_above_an_export(self):
+        self.qemu_nbd()
+        image, other = self.path("over.qcow2"), self.path("other.qcow2")
+        img("create", "-q", "-f", "qcow2", "-b", self.uri(), "-F", "raw", "--follow", "any", image)
+        qemu_img("create", "-q", "-f", "qcow2", "-b", self.uri(), "-F", "raw", other)
+        for name in ("virtual-size", "backing-filename", "backing-filename-format"):
+            self.assertEqual(json.loads(qemu_img("info", "-U", "--output=json", image).out)[name],
+                             json.loads(qemu_img("info", "-U", "--output=json", other).out)[name])
+        byre_io(image, "write -P 9 64k 64k", "read -P 9 64k 64k", "read -P 7 1M 64k", options=("--follow", "any"))
+        qemu_io(other, "write -P 9 64k 64k")
+        qemu_img("compare", image, other)
+        self.assertEqual(len(img("info", "--follow", "any", "--backing-chain", image).out.split(b"image:")), 3)
+        img("convert", "--follow", "any", "-O", "raw", image, self.path("copy"))
+        qemu_img("compare", "-f", "qcow2", "-F", "raw", other, self.path("copy"))
+        mine = json.loads(img("map", "--follow", "any", "--output=json", image).out)
+        theirs = json.loads(qemu_img("map", "--output=json", other).out)
+        keys = ("start", "length", "depth", "zero", "data")
+        self.assertEqual([[e[k] for k in keys] for e in mine], [[e[k] for k in keys] for e in theirs])
+        for words in (("info", "--backing-chain"), ("map",), ("io", "-c", "read 0 512")):
+            done = img(*words, image, ok=(77,))
+            self.assertIn("--follow any", done.text)
+
     def test_writes_zeros_and_discards_arrive(self):
         server = self.qemu_nbd()
         byre_io(self.uri(), "write -P 5 4M 1M", "write -z 1M 4k", "discard 4M 64k", "write -f -P 6 6M 512", "aio_write -P 8 7M 64k",
