@@ -135,11 +135,10 @@ Task<void> apply(Session& session, FileOpener& opener, AmendArgs args, AmendOpti
     }
   }
   if (done) {
-    ProgressLine progress(session, args.progress && !args.quiet);
-    constexpr uint64_t kParts = 10000;
-    wanted.progress = [&](double fraction) {
-      progress.update(static_cast<uint64_t>(fraction * kParts), kParts);
-    };
+    ProgressLine line(session, args.progress && !args.quiet);
+    Progress progress;
+    line.follow(progress);
+    wanted.progress = &progress;
     const Session::Interruptible guard(
         session, {.about = quoted(*args.image),
                   .stop = [] {},

@@ -43,15 +43,15 @@ Task<CheckReport> check_and_repair(Session& session, FileOpener& opener, Device&
   const bool talks = args.output == OutputFormat::human && !args.quiet;
   CheckReport report;
   {
-    ProgressLine progress(session, args.progress && talks);
+    ProgressLine line(session, args.progress && talks);
+    Progress progress;
+    line.follow(progress);
     CheckOptions options{.repair = repair,
+                         .progress = &progress,
                          .attribute = args.findings || (talks && !session.compatibility_name()),
                          .decode = args.decode,
                          .bitmaps = args.bitmaps,
                          .snapshots = args.snapshots};
-    options.progress = [&](double done) {
-      progress.update(static_cast<uint64_t>(done * 10000), 10000);
-    };
     const CheckOptions below{.attribute = args.findings,
                              .decode = args.decode,
                              .bitmaps = args.bitmaps,

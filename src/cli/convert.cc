@@ -280,11 +280,11 @@ struct Disks {
 
 /// What ctrl-C ends, whatever is being done.
 struct Stop {
-  bool wanted = false;
+  Progress target;         ///< Of making the target.
   Convert* job = nullptr;  ///< While it runs.
 
   void now() {
-    wanted = true;
+    target.stop();
     if (job) job->stop();
   }
 };
@@ -371,7 +371,7 @@ Task<void> make_target(Session& session, FileOpener& opener, ConvertArgs args, P
                                     .to_be_filled = true,
                                     .direct = is_direct(plan.cache),
                                     .sync = plan.cache != CacheMode::unsafe,
-                                    .stopped = [&stop] { return stop.wanted; }})
+                                    .progress = &stop.target})
                    .doing(doing);
   Disk target{.device = disks.made->device(), .format = plan.format};
   if (plan.format == DiskFormat::qcow2) {
@@ -542,7 +542,7 @@ Task<void> fill_and_finish(Session& session, FileOpener& opener, ConvertArgs arg
   Result<void> done =
       co_await fill_target(session, opener, std::move(args), plan, disks, stop).result();
   // What is going to be removed need not be written.
-  if (!done && disks.made) stop.wanted = true;
+  if (!done && disks.made) stop.target.stop();
   Result<void> closed = co_await disks.close().result();
   if (done) done = std::move(closed);
   if (done && disks.made) done = co_await disks.made->finish().result();

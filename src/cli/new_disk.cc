@@ -418,7 +418,7 @@ Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, FileOpener& open
                             .message = [&session](const std::string& text) { session.warn(text); },
                             .direct = make.direct,
                             .sync = make.sync,
-                            .stopped = std::move(make.stopped)};
+                            .progress = make.progress};
   Result<std::unique_ptr<NewDiskFile>> made =
       co_await byre::begin_disk(session.reactor(), opener, path, std::move(options)).result();
   const std::string open_failed = cat("open ", quoted(path), ": ");

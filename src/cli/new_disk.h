@@ -12,6 +12,7 @@
 #include <optional>
 #include <string>
 
+#include "base/progress.h"
 #include "cli/session.h"
 #include "cli/values.h"
 #include "job/create.h"
@@ -95,7 +96,7 @@ struct MakeOptions {
   bool to_be_filled = false;  ///< What an external data file holds is not wanted.
   bool direct = false;
   bool sync = true;
-  std::function<bool()> stopped = nullptr;  ///< Is an end wanted?
+  Progress* progress = nullptr;  ///< Null: nobody stops it.
 };
 /// Makes the disk, but for NewDiskFile::finish().
 Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, FileOpener& opener,

@@ -7,6 +7,7 @@
 /// Without -p each SIGUSR1 is answered by such a line on stderr, at the next step of the work.
 #pragma once
 
+#include "base/progress.h"
 #include "cli/session.h"
 
 namespace byre {
@@ -18,6 +19,10 @@ class ProgressLine {
   ProgressLine(const ProgressLine&) = delete;
   ~ProgressLine();
   void update(uint64_t done, uint64_t total);
+  /// Shows each change of it; the line outlives the job.
+  void follow(Progress& progress) {
+    progress.on_change([this](const Progress& now) { update(now.done(), now.total()); });
+  }
   /// Everything is done.
   void finish();
 

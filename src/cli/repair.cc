@@ -411,14 +411,14 @@ Task<int> repair(Session& session, RepairArgs args) {
   const bool talks = args.output == OutputFormat::human && !args.quiet;
   Result<Recovery> recovery = Recovery{};
   {
-    ProgressLine progress(session, args.progress && talks);
+    ProgressLine line(session, args.progress && talks);
+    Progress progress;
+    line.follow(progress);
     // A plan takes the fate of orphans as it will be.
     RecoverOptions options{.free_orphans = args.free_orphans || args.save_orphans.has_value(),
                            .accept_loss = args.accept_loss,
                            .decode = args.decode};
-    options.progress = [&](double done) {
-      progress.update(static_cast<uint64_t>(done * 10000), 10000);
-    };
+    options.progress = &progress;
     recovery = co_await plan_recovery(*image, std::move(options)).result();
   }
   const bool applies = args.apply && recovery && recovery->needed && recovery->refused.empty();

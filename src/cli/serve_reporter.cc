@@ -72,11 +72,11 @@ void ServeReporter::clear_line() {
   if (live_) session_.note("\r\x1b[K");
 }
 
-Task<void> ServeReporter::check(Image* image, std::function<bool()> stopped) {
+Task<void> ServeReporter::check(Image* image, Progress& progress) {
   const Instant began = session_.reactor().now();
   Result<CheckReport> report = unsupported("this image format does not support checks");
   if (image) {
-    const CheckOptions options{.stopped = std::move(stopped), .attribute = true};
+    const CheckOptions options{.progress = &progress, .attribute = true};
     report = co_await image->check_online(options).result();
   }
   clear_line();

@@ -12,6 +12,7 @@
 #include <string>
 #include <utility>
 
+#include "base/progress.h"
 #include "cli/session.h"
 #include "export/nbd_session.h"
 
@@ -30,7 +31,7 @@ class ServeReporter {
   void show(const nbd::Statistics& now);
   void error(const Error& error);
   /// Checks the image while it is served, and says what it found; null: it has no checks.
-  Task<void> check(Image* image, std::function<bool()> stopped);
+  Task<void> check(Image* image, Progress& progress);
   void end();
 
   /// "7 requests of 1 client, 1 MiB read, 0 B written"

@@ -106,7 +106,7 @@ Task<std::unique_ptr<TargetFile>> make_data_file(FileOpener& opener, std::string
                       " is the image itself; it needs a file of its own");
   }
   RawDevice raw(*std::move(file), {.growable = true});
-  BeingMade device(raw, {.stopped = options.stopped});
+  BeingMade device(raw, {.progress = options.progress});
   const bool empties = existed && options.to_be_filled && options.replace && raw.size() != 0;
   if (empties && raw.can_grow()) target->set_overwritten();
   const bool sync = options.sync;
@@ -209,7 +209,7 @@ NewDiskFile::NewDiskFile(Reactor& reactor, std::unique_ptr<File> file, bool exis
       file_(std::move(file), {.growable = true}),
       being_made_(file_, {.keep_start = options.format == DiskFormat::qcow2,
                           .sync_start = !file_.can_grow() || (options.sync && options.to_be_filled),
-                          .stopped = options.stopped}),
+                          .progress = options.progress}),
       target_(file_.file(), existed),
       raw_size_(options.format == DiskFormat::raw && file_.can_grow()
                     ? std::optional(options.image.size)

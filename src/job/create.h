@@ -23,6 +23,7 @@
 #include <optional>
 #include <string>
 
+#include "base/progress.h"
 #include "block/raw.h"
 #include "io/file_opener.h"
 #include "job/open.h"
@@ -45,8 +46,8 @@ struct CreateDiskOptions {
   bool direct = false;
   /// It is durable when it is finished; else the kernel writes it when it likes.
   bool sync = true;
-  /// Asked before each change: is an end wanted?
-  std::function<bool()> stopped = nullptr;
+  /// Asked before each change whether to go on; null: nobody stops it.
+  Progress* progress = nullptr;
 };
 
 /// A file that a disk is being made in.

@@ -139,11 +139,13 @@ TEST_P(CreateDiskTest, ARawFileGetsItsLengthLast) {
 
 TEST_P(CreateDiskTest, StoppedItWritesNothingMore) {
   const Data data = noise(prng_, MiB);
-  bool stopped = false;
+  Progress progress;
   uint64_t begun = 0;
   const uint64_t when = prng_.between(1, 20);
-  reactor_.after_delivery = [&] { stopped = ++begun > when; };
-  CreateDiskOptions options{.format = DiskFormat::qcow2, .stopped = [&] { return stopped; }};
+  reactor_.after_delivery = [&] {
+    if (++begun > when) progress.stop();
+  };
+  CreateDiskOptions options{.format = DiskFormat::qcow2, .progress = &progress};
   const Result<void> made = reactor_.finish([&]() -> Task<void> {
     const std::unique_ptr<NewDiskFile> disk =
         co_await begin_disk(reactor_, opener_, kTarget, options);

@@ -40,7 +40,8 @@ BeingMade::BeingMade(Device& file, Options options)
     : Forwarder(file), options_(std::move(options)), begin_mutex_(file.reactor().ready()) {}
 
 Result<void> BeingMade::check_stopped() const {
-  if (options_.stopped && options_.stopped()) return Error(Errc::cancelled, "interrupted");
+  if (options_.progress && options_.progress->stopped())
+    return Error(Errc::cancelled, "interrupted");
   return {};
 }
 
@@ -71,8 +72,8 @@ Task<void> BeingMade::reveal(bool durable) {
   if (durable) co_await below().flush(IoTag::flush);
 }
 
-Task<void> BeingMade::read(uint64_t offset, MutableBytes data, IoTag tag) {
-  co_await below().read(offset, data, tag);
+Task<void> BeingMade::read(uint64_t offset, MutableBytes data, ReadOptions options) {
+  co_await below().read(offset, data, options);
   if (const uint64_t here = in_start(offset, data.size()); here != 0)
     copy(data, Bytes(start_).subspan(offset, here));
 }

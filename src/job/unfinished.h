@@ -14,7 +14,7 @@
 ///    still be taken for a disk (block devices) or where that was asked for.
 ///  * A flush does nothing: no order has to hold inside what is no disk yet.  reveal() syncs,
 ///    writes the sector, and syncs again; or does neither, where nobody asked for durability.
-///  * When `stopped` says so, every change fails with Errc::cancelled.
+///  * Once `progress` is stopped, every change fails with Errc::cancelled.
 /// close() closes nothing: the file belongs to whoever made this.
 /// Not here: which file, and what becomes of it when something fails (job/create.h).
 #pragma once
@@ -23,6 +23,7 @@
 #include <functional>
 #include <vector>
 
+#include "base/progress.h"
 #include "base/units.h"
 #include "block/filter.h"
 #include "coro/semaphore.h"
@@ -37,9 +38,9 @@ bool is_unfinished(Bytes start);
 class BeingMade final : public Forwarder {
  public:
   struct Options {
-    bool keep_start = false;  ///< The first sector stays here until reveal().
-    bool sync_start = false;  ///< The sector in its place is durable before anything changes.
-    std::function<bool()> stopped = nullptr;
+    bool keep_start = false;       ///< The first sector stays here until reveal().
+    bool sync_start = false;       ///< The sector in its place is durable before anything changes.
+    Progress* progress = nullptr;  ///< Null: nobody stops it.
   };
   /// `file` is empty, or its old contents are given up.
   BeingMade(Device& file, Options options);
@@ -49,7 +50,7 @@ class BeingMade final : public Forwarder {
   /// Has anything been written?
   bool changed() const { return begun_; }
 
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override;
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     if (is_plain(offset)) return below().write(offset, data, options);
     return write_start(offset, data, options);
@@ -72,7 +73,8 @@ class BeingMade final : public Forwarder {
   Task<void> begin_change();
   /// Is nothing to be done here about a change at `offset`?
   bool is_plain(uint64_t offset) const {
-    return begun_ && in_start(offset, 1) == 0 && !(options_.stopped && options_.stopped());
+    return begun_ && in_start(offset, 1) == 0 &&
+           !(options_.progress && options_.progress->stopped());
   }
   Result<void> check_stopped() const;
   /// The part of [offset, offset + length) that lies in the first sector.

@@ -216,7 +216,7 @@ Task<void> Image::Opening::open_backing(GuestDisk& disk, FileOpener& opener, con
     co_await fail(
         unsupported("the backing chain is longer than ", disk.options.chain_depth_max, " images"));
   }
-  if (disk.options.named_devices && disk.head.backing_file->starts_with("json:")) {
+  if (disk.options.named_devices && disk.options.named_devices->knows(*disk.head.backing_file)) {
     ImageOptions options = disk.options;
     options.chain_depth_max -= self.depth + 1;
     disk.backing = co_await disk.options.named_devices
@@ -377,12 +377,12 @@ static Task<std::unique_ptr<ReferenceScan>> scan_references(GuestDisk& disk, Ima
                       !disk.head.extensions.bitmaps;
   auto scan = std::make_unique<ReferenceScan>(
       *disk.file, disk.head,
-      ReferenceScanOptions{.stopped = [&disk] { return disk.closing; },
-                           .paced = beside,
+      ReferenceScanOptions{.paced = beside,
                            .gate = beside ? &disk.background : nullptr,
                            .read_tables_max = disk.options.scan == Scan::beside_requests
                                                   ? disk.options.table_cache_size
                                                   : 0});
+  scan->progress().stop_when([&disk] { return disk.closing; });
   co_await scan->read_roots();
   // What only snapshots lead to is no place for guest data either (M5).
   scan->each_table([&](HostCluster at) { (void)disk.metadata.add(at); });

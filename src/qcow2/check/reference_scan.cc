@@ -614,10 +614,11 @@ Task<void> ReferenceScan::each_cluster(std::vector<HostCluster> clusters, std::s
                                        const std::function<void(size_t, Bytes)>& visit) {
   TableReader reader(file_, g_, file_size_);
   BetweenWindows between(file_.reactor(), options_.gate, options_.paced);
-  TableReader::Pace pace{.go_on = [this]() -> Result<void> {
-    if (!options_.stopped || !options_.stopped()) return {};
-    return Error(Errc::cancelled, "the scan of the references was stopped");
-  }};
+  TableReader::Pace pace{.go_on = [this] { return progress_.check("scan of the references"); },
+                         .progress =
+                             [this, before = progress_.done()](uint64_t done) {
+                               progress_.set(before + done * g_.cluster_size(), table_bytes());
+                             }};
   if (options_.paced || options_.gate) pace.throttle = &between;
   if (options_.paced) pace.reads_max = 1;
   const auto failed = [&](uint64_t i, const Error& error) {

@@ -28,6 +28,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "base/progress.h"
 #include "block/device.h"
 #include "coro/gate.h"
 #include "format/l2.h"
@@ -38,8 +39,6 @@
 namespace byre {
 
 struct ReferenceScanOptions {
-  /// Asked between windows; true ends the scan with Errc::cancelled.
-  std::function<bool()> stopped;
   /// Waits between windows as long as reading the last one took: guests have the disk, too.
   bool paced = false;
   /// Each window takes a pass; null: none is needed.
@@ -62,6 +61,8 @@ class ReferenceScan {
   ReferenceScan(Device& file, const ImageHeader& head, ReferenceScanOptions options);
   ReferenceScan(const ReferenceScan&) = delete;
 
+  /// How much of table_bytes() was read; stopped, the scan ends with Errc::cancelled.
+  Progress& progress() { return progress_; }
   /// Fails only when the device does.
   Task<void> read_roots();
   /// Bytes of L2 tables and refcount blocks that finish() reads, as the roots have it.
@@ -142,6 +143,7 @@ class ReferenceScan {
   const ImageHeader& head_;
   const Geometry& g_;
   ReferenceScanOptions options_;
+  Progress progress_;
   uint64_t file_size_ = 0;
   uint64_t clusters_end_ =
       0;  ///< Behind all that is counted: of the last cluster a part may be there.

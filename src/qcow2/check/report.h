@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/progress.h"
 #include "qcow2/check/finding.h"
 
 namespace byre {
@@ -27,14 +28,8 @@ enum class Remember : uint8_t { never, if_room, always };
 
 struct CheckOptions {
   Repair repair = Repair::none;
-  /// Called now and then with a fraction from 0 to 1.
-  std::function<void(double)> progress;
-  /// Asked now and then; true ends the check with Errc::cancelled.
-  std::function<bool()> stopped;
-  Result<void> go_on() const {
-    if (!stopped || !stopped()) return {};
-    return Error(Errc::cancelled, "the check was stopped");
-  }
+  Progress* progress = nullptr;  ///< Null: nobody asks.
+  Result<void> go_on() const { return progress ? progress->check("check") : Result<void>(); }
   uint64_t findings_max = 10000;  ///< Kept with words; all are counted.
   /// Find out whom each finding touches: guest ranges, snapshots, likely causes.  Costs another
   /// read of the L2 tables, and only when something was found.

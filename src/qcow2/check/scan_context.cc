@@ -15,7 +15,7 @@ Cause cause_of_alias(Owner one, Owner other) {
 }  // namespace
 
 void ScanContext::progress(double fraction) const {
-  if (options_.progress) options_.progress(fraction);
+  if (options_.progress) options_.progress->set_fraction(fraction);
 }
 
 TableReader::Pace ScanContext::pace_of(uint64_t count, double from, double to) const {

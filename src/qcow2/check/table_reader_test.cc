@@ -19,11 +19,11 @@ constexpr uint64_t kCluster = 512;
 class BadPlace final : public Forwarder {
  public:
   BadPlace(Device& below, uint64_t bad) : Forwarder(below), bad_(bad * kCluster) {}
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override {
     ++reads;
     most = std::max(most, ++running_);
     const Result<void> yielded = co_await reactor().offload([] {}).result();
-    co_await below().read(offset, data, tag);
+    co_await below().read(offset, data, options);
     --running_;
     if (offset <= bad_ && bad_ < offset + data.size()) {
       co_await fail(Error(Errc::io, "a bad place"));

@@ -94,7 +94,7 @@ class Amendment {
                                  const std::set<uint64_t>& freed) const;
   std::set<uint64_t> indices(const Geometry& wide) const;
   void progress(double fraction) const {
-    if (options_.progress) options_.progress(fraction);
+    if (options_.progress) options_.progress->set_fraction(fraction);
   }
 
   GuestDisk& disk_;

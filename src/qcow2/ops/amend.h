@@ -24,6 +24,7 @@
 #include <optional>
 #include <string>
 
+#include "base/progress.h"
 #include "coro/task.h"
 
 namespace byre {
@@ -38,8 +39,7 @@ struct AmendOptions {
   std::optional<std::string> data_file;  ///< Empty: whoever opens the image names it.
   std::optional<bool> data_file_raw;     ///< Can only be given up.
   std::optional<uint64_t> size;
-  /// Called now and then with a fraction from 0 to 1.
-  std::function<void(double)> progress;
+  Progress* progress = nullptr;  ///< It cannot be stopped.  Null: nobody asks.
 };
 
 class GuestDisk;

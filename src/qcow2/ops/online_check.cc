@@ -129,9 +129,14 @@ Task<CheckReport> check_online(GuestDisk& disk, CheckOptions options) {
   co_await request.begin();
   co_await check_online_options(options);
   if (options.repair != Repair::none) co_await disk.check_can_write();
-  options.stopped = [&disk, asked = std::move(options.stopped)] {
-    return disk.closing || (asked && asked());
-  };
+  Progress progress;
+  progress.stop_when(
+      [&disk, caller = options.progress] { return disk.closing || (caller && caller->stopped()); });
+  if (options.progress) {
+    progress.on_change(
+        [caller = options.progress](const Progress& now) { caller->set(now.done(), now.total()); });
+  }
+  options.progress = &progress;
   const Mutex::Hold alone = co_await disk.check_mutex.lock();
   OnlineCheck check(options);
   if (disk.options.writable) {

@@ -149,7 +149,9 @@ TEST_F(OnlineCheckTest, WhatNeedsADiskAtRestIsRefused) {
 
 TEST_F(OnlineCheckTest, ItStopsWhenItIsTold) {
   open();
-  const Result<CheckReport> report = check_online({.stopped = [] { return true; }});
+  Progress progress;
+  progress.stop();
+  const Result<CheckReport> report = check_online({.progress = &progress});
   ASSERT_FALSE(report);
   EXPECT_EQ(report.error().code(), Errc::cancelled);
 }

@@ -14,6 +14,7 @@
 /// Not here: undo (undo.h goes below), words for people (cli/repair.cc).
 #pragma once
 
+#include "base/progress.h"
 #include "qcow2/repair/orphans.h"
 #include "qcow2/repair/repair.h"
 
@@ -28,7 +29,7 @@ struct RecoverOptions {
   bool accept_loss = false;
   /// Inflate every compressed cluster.
   bool decode = false;
-  std::function<void(double)> progress;
+  Progress* progress = nullptr;  ///< Null: nobody asks.
 };
 
 struct Recovery {
