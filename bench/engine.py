@@ -11,6 +11,8 @@ import json
 import os
 import re
 import subprocess
+import tempfile
+import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BUILD = os.path.join(HERE, "..", "build", "release", "src")
@@ -27,14 +29,42 @@ def instructions(kind, few=1000, many=5000):
     return (counts[1] - counts[0]) / (many - few)
 
 
+def instructions_through_an_export(kind, tool, few=500, many=2500):
+    """Of one request that a client sends, with the answer: NBD, the graph, the engine, system calls left out."""
+    counts = []
+    plain = os.path.join(BUILD, "..", "byre-without-debug-info")  # Valgrind does not read that of every compiler.
+    subprocess.run(["objcopy", "--strip-debug", tool, plain], check=True)
+    for count in (few, many):
+        with tempfile.TemporaryDirectory() as folder:
+            image, sock = os.path.join(folder, "disk.qcow2"), os.path.join(folder, "nbd")
+            subprocess.run([tool, "create", "-q", "-f", "qcow2", image, "64M"], check=True)
+            subprocess.run([tool, "io", "-c", "write 0 16M", image], check=True, stdout=subprocess.DEVNULL)
+            server = subprocess.Popen(["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", plain, "serve", "-q", "-k",
+                                       sock, image], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            while not os.path.exists(sock):
+                if server.poll() is not None:
+                    raise SystemExit(server.communicate()[1])
+                time.sleep(0.05)
+            call = "h.pread(4096, at)" if kind == "read" else "h.pwrite(bytes(4096), at)"
+            requests = (f"import nbd\nh = nbd.NBD()\nh.connect_unix('{sock}')\nfor i in range({count}):\n"
+                        f"  at = i * 7919 % 4096 * 4096\n  {call}\nh.shutdown()\n")
+            # Apart: bench/nbd.py has the module's name.
+            subprocess.run(["/usr/bin/python3", "-I", "-c", requests], check=True)
+            server.terminate()
+            counts.append(int(re.search(r"Collected : (\d+)", server.communicate()[1])[1]))
+    return (counts[1] - counts[0]) / (many - few)
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--layers", default="qcow2", help="which benchmarks: qcow2,format,io,export")
     options.add_argument("--instructions-only", action="store_true")
+    options.add_argument("--tool", default=os.path.join(HERE, "..", "build", "release", "byre"), help="the byre that serves")
     args = options.parse_args()
     for kind in ("read", "overwrite"):
         print(f"{'4 KiB ' + kind + ' of a mapped cluster':<48} {instructions(kind):>10.0f} instructions")
+        print(f"{'the same through one NBD export':<48} {instructions_through_an_export(kind, args.tool):>10.0f} instructions")
     if args.instructions_only:
         return
     print(f"{'benchmark':<48} {'CPU, us':>10} {'heap allocations':>18}   (medians of {args.rounds})")
