@@ -48,19 +48,19 @@ Task<uint64_t> CopyOnRead::allocated_until(uint64_t offset, uint64_t end) {
   co_return offset;
 }
 
-Task<void> CopyOnRead::read(uint64_t offset, MutableBytes data, IoTag tag) {
+Task<void> CopyOnRead::read(uint64_t offset, MutableBytes data, ReadOptions options) {
   if (!within(offset, data.size(), below().size()))
     co_await fail(out_of_range("read", offset, data.size()));
   while (!data.empty()) {
     const uint64_t end = co_await allocated_until(offset, offset + data.size());
     uint64_t done = end - offset;
     if (done != 0) {
-      co_await below().read(offset, data.first(done), tag);
+      co_await below().read(offset, data.first(done), options);
     } else {
       // Up to the end of a cluster, so that the next piece begins with one.
       const uint64_t most = round_up(std::max(kCopyMax, cluster_), cluster_) - offset % cluster_;
       done = std::min<uint64_t>(data.size(), most);
-      co_await copy_clusters(offset, data.first(done), tag);
+      co_await copy_clusters(offset, data.first(done), options.tag);
     }
     offset += done;
     data = data.subspan(done);
@@ -92,13 +92,15 @@ Task<void> CopyOnRead::copy_extent(const Extent& extent, uint64_t at, IoTag tag,
                                    MutableBytes wanted) {
   if (extent.zero) {
     fill_zero(wanted);
-    co_await below().zero(at, extent.length, {.may_unmap = true})
+    co_await below()
+        .zero(at, extent.length, {.may_unmap = true})
         .doing("copy on read: write back ", extent.length, " zeros at ", hex(at));
   } else {
     const Buffer buffer(extent.length);
     co_await below().read(at, buffer.bytes(), tag);
     copy(wanted, buffer.bytes().subspan(wanted.empty() ? 0 : wanted_at - at, wanted.size()));
-    co_await below().write(at, buffer.bytes(), {.tag = IoTag::copy_on_read})
+    co_await below()
+        .write(at, buffer.bytes(), {.tag = IoTag::copy_on_read})
         .doing("copy on read: write back ", extent.length, " bytes at ", hex(at));
   }
   bytes_copied_ += extent.length;

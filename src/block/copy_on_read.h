@@ -28,7 +28,7 @@ class CopyOnRead final : public Filter {
   /// It is abandoned when fits() says no.
   static Result<std::unique_ptr<CopyOnRead>> make(Child below);
 
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;

@@ -31,7 +31,7 @@ class Layered final : public Device {
   uint32_t preferred_size() const override { return kCluster; }
   const std::string& name() const override { return name_; }
   Reactor& reactor() override { return reactor_; }
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag) override {
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions) override {
     const std::vector<std::byte> seen = contents();  // As it was when it began.
     ++reads_;
     co_await wait();

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "block/device.h"
 
+#include "io/buffer.h"
+
 namespace byre {
 
 std::string_view name_of(IoTag tag) {
@@ -75,6 +77,28 @@ std::string_view name_of(IoTag tag) {
       return "copy_on_read";
   }
   return "unknown";
+}
+
+Task<void> Device::read_pieces(uint64_t offset, IoVec pieces, ReadOptions options) {
+  if (pieces.size() == 1) {
+    co_await read(offset, memory_of(pieces.front()), options);
+    co_return;
+  }
+  const uint64_t size = size_of(pieces);
+  const Buffer buffer(size);
+  co_await read(offset, buffer.bytes().first(size), options);
+  scatter(buffer.bytes().first(size), pieces);
+}
+
+Task<void> Device::write_pieces(uint64_t offset, IoVec pieces, WriteOptions options) {
+  if (pieces.size() == 1) {
+    co_await write(offset, memory_of(pieces.front()), options);
+    co_return;
+  }
+  const uint64_t size = size_of(pieces);
+  const Buffer buffer(size);
+  gather(pieces, 0, buffer.bytes().first(size));
+  co_await write(offset, buffer.bytes().first(size), options);
 }
 
 Task<void> Device::allocate(uint64_t, uint64_t) { co_return; }

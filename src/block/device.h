@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/bytes.h"
+#include "base/io_vec.h"
 #include "coro/task.h"
 #include "io/reactor.h"
 
@@ -64,6 +65,12 @@ enum class IoTag : uint8_t {
 };
 std::string_view name_of(IoTag tag);
 
+struct ReadOptions {
+  IoTag tag = IoTag::read_guest;
+
+  ReadOptions() = default;
+  ReadOptions(IoTag what_for) : tag(what_for) {}  // NOLINT(google-explicit-constructor)
+};
 struct WriteOptions {
   bool fua = false;  ///< Durable, with the mapping that leads to it, before it is answered.
   /// Whole clusters (or up to the end of the disk) become compressed streams, as far as they get
@@ -100,6 +107,10 @@ struct Extent {
 struct Capabilities {
   bool compresses = false;  ///< WriteOptions::compressed.
   bool snapshots = false;   ///< It keeps internal snapshots.
+  /// zero() need not write the zeros: with ZeroOptions::no_fallback it can succeed.
+  bool zeroes_fast = false;
+  /// WriteOptions::fua costs less than a flush() behind the write.
+  bool fua = false;
   /// A discard of less, or of other offsets, gives nothing back; 0: no discard does.
   uint64_t discard_granularity = 0;
 };
@@ -125,8 +136,12 @@ class Device {
   virtual const std::string& name() const = 0;
   virtual Reactor& reactor() = 0;
 
-  virtual Task<void> read(uint64_t offset, MutableBytes data, IoTag tag = IoTag::read_guest) = 0;
+  virtual Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options = {}) = 0;
   virtual Task<void> write(uint64_t offset, Bytes data, WriteOptions options = {}) = 0;
+  /// The same with memory in pieces: one request.  A device that has no better way takes a buffer
+  /// of its size, and copies.
+  virtual Task<void> read_pieces(uint64_t offset, IoVec pieces, ReadOptions options = {});
+  virtual Task<void> write_pieces(uint64_t offset, IoVec pieces, WriteOptions options = {});
   /// The range reads as zeros afterwards.
   virtual Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options = {}) = 0;
   /// The range's contents are no longer wanted; advisory, whole clusters only.

@@ -30,8 +30,9 @@ class Filter : public Device {
   Capabilities capabilities() const override { return below_->capabilities(); }
   const std::string& name() const override { return below_->name(); }
   Reactor& reactor() override { return below_->reactor(); }
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
-    return below_->read(offset, data, tag);
+  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data,
+                                    ReadOptions options) override {
+    return below_->read(offset, data, options);
   }
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     return below_->write(offset, data, options);

@@ -175,8 +175,10 @@ class FaultFilter final : public Filter {
 
   uint64_t state() const { return state_; }
 
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
-    return limited_ ? read_limited(offset, data, tag) : read_part(offset, data, tag);
+  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data,
+                                    ReadOptions options) override {
+    return limited_ ? read_limited(offset, data, options.tag)
+                    : read_part(offset, data, options.tag);
   }
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     return limited_ ? write_limited(offset, data, options) : write_part(offset, data, options);

@@ -355,9 +355,9 @@ class FaultLimitsTest : public testing::Test {
   class Heard final : public Borrowed {
    public:
     Heard(Device& below, Lines& heard) : Borrowed(below), heard_(heard) {}
-    Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+    Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override {
       heard_.push_back(cat("read ", offset, " ", data.size()));
-      co_await below().read(offset, data, tag);
+      co_await below().read(offset, data, options);
     }
     Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
       heard_.push_back(cat("write ", offset, " ", data.size(), options.fua ? " fua" : ""));

@@ -13,8 +13,8 @@ namespace byre {
 class HollowDevice final : public Filter {
  public:
   explicit HollowDevice(Reactor& reactor) : Filter(std::make_unique<MemoryDevice>(reactor)) {}
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
-    if (tag != IoTag::read_guest) co_await below().read(offset, data, tag);
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override {
+    if (options.tag != IoTag::read_guest) co_await below().read(offset, data, options);
   }
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     if (options.tag != IoTag::write_guest) co_await below().write(offset, data, options);

@@ -19,7 +19,7 @@ class Listening final : public Device {
   uint32_t preferred_size() const override { return 65536; }
   const std::string& name() const override { return name_; }
   Reactor& reactor() override { return reactor_; }
-  Task<void> read(uint64_t, MutableBytes, IoTag) override { co_return; }
+  Task<void> read(uint64_t, MutableBytes, ReadOptions) override { co_return; }
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     heard_.push_back(cat("write ", offset, " ", data.size(),
                          options.compressed ? " compressed" : "", options.fua ? " fua" : ""));

@@ -18,7 +18,7 @@ MemoryDevice::MemoryDevice(Reactor& reactor, Bytes bytes, std::string name)
   poke(0, bytes);
 }
 
-Task<void> MemoryDevice::read(uint64_t offset, MutableBytes data, IoTag) {
+Task<void> MemoryDevice::read(uint64_t offset, MutableBytes data, ReadOptions) {
   co_await check_inside("read", offset, data.size());
   peek(offset, data);
 }

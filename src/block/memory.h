@@ -26,10 +26,11 @@ class MemoryDevice final : public Device {
 
   uint64_t size() const override { return size_; }
   bool writable() const override { return true; }
+  Capabilities capabilities() const override { return {.zeroes_fast = true, .fua = true}; }
   const std::string& name() const override { return name_; }
   Reactor& reactor() override { return reactor_; }
 
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag = IoTag::read_guest) override;
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options = {}) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options = {}) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options = {}) override;
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options = {}) override;

@@ -33,10 +33,11 @@ class NullDevice final : public Device {
 
   uint64_t size() const override { return size_; }
   bool writable() const override { return true; }
+  Capabilities capabilities() const override { return {.zeroes_fast = true, .fua = true}; }
   const std::string& name() const override { return name_; }
   Reactor& reactor() override { return reactor_; }
 
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag) override {
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions) override {
     if (options_.fixed) co_await check("read", offset, data.size());
     if (options_.latency_ns > 0) co_await reactor_.sleep(options_.latency_ns);
     fill_zero(data);

@@ -15,11 +15,11 @@ Task<void> OverlayDevice::read_below(uint64_t offset, MutableBytes data, IoTag t
   fill_zero(data.subspan(there));
 }
 
-Task<void> OverlayDevice::read(uint64_t offset, MutableBytes data, IoTag tag) {
+Task<void> OverlayDevice::read(uint64_t offset, MutableBytes data, ReadOptions options) {
   if (offset > size_ || data.size() > size_ - offset) {
     co_await fail(out_of_range("read", offset, data.size()));
   }
-  co_await read_below(offset, data, tag);
+  co_await read_below(offset, data, options.tag);
   if (pages_.empty()) co_return;
   for (uint64_t at = offset; at < offset + data.size();) {
     const uint64_t count = std::min(kPage - at % kPage, offset + data.size() - at);

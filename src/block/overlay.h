@@ -26,7 +26,7 @@ class OverlayDevice final : public Device {
   bool can_grow() const override { return below_.can_grow(); }
   bool new_space_is_zero() const override { return below_.new_space_is_zero(); }
 
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
   /// Changes nothing.

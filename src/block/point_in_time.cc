@@ -100,7 +100,7 @@ void PointInTimeFilter::View::keep(std::function<uint64_t(uint64_t from)> wanted
 uint64_t PointInTimeFilter::View::kept_bytes() const { return moment_->kept; }
 uint64_t PointInTimeFilter::View::size() const { return moment_->size; }
 
-Task<void> PointInTimeFilter::View::read(uint64_t offset, MutableBytes data, IoTag tag) {
+Task<void> PointInTimeFilter::View::read(uint64_t offset, MutableBytes data, ReadOptions options) {
   if (offset > size() || data.size() > size() - offset) {
     co_await fail(out_of_range("read", offset, data.size()));
   }
@@ -113,7 +113,7 @@ Task<void> PointInTimeFilter::View::read(uint64_t offset, MutableBytes data, IoT
     const uint64_t end = below.size();
     const uint64_t there = offset < end ? std::min<uint64_t>(end - offset, data.size()) : 0;
     Result<void> read;
-    if (there != 0) read = co_await below.read(offset, data.first(there), tag).result();
+    if (there != 0) read = co_await below.read(offset, data.first(there), options).result();
     if (!read && below.size() < end) continue;  // It was cut off meanwhile.
     co_await std::move(read);
     fill_zero(data.subspan(there));

@@ -57,9 +57,9 @@ void Preallocate::wrote(uint64_t end, const Result<void>& result) {
   }
 }
 
-Task<void> Preallocate::read(uint64_t offset, MutableBytes data, IoTag tag) {
+Task<void> Preallocate::read(uint64_t offset, MutableBytes data, ReadOptions options) {
   co_await check_inside("read", offset, data.size());
-  co_await below().read(offset, data, tag);
+  co_await below().read(offset, data, options);
 }
 
 Task<void> Preallocate::write(uint64_t offset, Bytes data, WriteOptions options) {

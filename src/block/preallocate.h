@@ -36,7 +36,7 @@ class Preallocate final : public Filter {
   explicit Preallocate(Child below, PreallocateOptions options = {});
 
   uint64_t size() const override { return written_; }
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;

@@ -12,6 +12,12 @@ uint32_t RawDevice::preferred_size() const {
   return std::max<uint32_t>(4096, file_->properties().block_size);
 }
 
+Capabilities RawDevice::capabilities() const {
+  return {.zeroes_fast = file_->properties().can_zero,
+          .fua = true,
+          .discard_granularity = preferred_size()};
+}
+
 /// A request that may not grow the file keeps within it.
 Result<void> RawDevice::check(std::string_view what, uint64_t offset, uint64_t length) const {
   const uint64_t end = growable_ ? std::numeric_limits<int64_t>::max() : size();
@@ -19,7 +25,7 @@ Result<void> RawDevice::check(std::string_view what, uint64_t offset, uint64_t l
   return {};
 }
 
-Task<void> RawDevice::read(uint64_t offset, MutableBytes data, IoTag) {
+Task<void> RawDevice::read(uint64_t offset, MutableBytes data, ReadOptions) {
   if (!within(offset, data.size(), size())) {
     co_await fail(out_of_range("read", offset, data.size()));
   }
@@ -30,6 +36,20 @@ Task<void> RawDevice::write(uint64_t offset, Bytes data, WriteOptions options) {
   if (options.compressed) co_await fail(no_compression());
   co_await check("write", offset, data.size());
   co_await file_->write(offset, data, options.fua);
+}
+
+Task<void> RawDevice::read_pieces(uint64_t offset, IoVec pieces, ReadOptions) {
+  const uint64_t size_of_all = size_of(pieces);
+  if (!within(offset, size_of_all, size())) {
+    co_await fail(out_of_range("read", offset, size_of_all));
+  }
+  co_await file_->read_pieces(offset, pieces);
+}
+
+Task<void> RawDevice::write_pieces(uint64_t offset, IoVec pieces, WriteOptions options) {
+  if (options.compressed) co_await fail(no_compression());
+  co_await check("write", offset, size_of(pieces));
+  co_await file_->write_pieces(offset, pieces, options.fua);
 }
 
 Task<void> RawDevice::zero(uint64_t offset, uint64_t length, ZeroOptions options) {

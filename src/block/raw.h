@@ -26,12 +26,14 @@ class RawDevice final : public Device {
   uint64_t size() const override { return file_->size(); }
   bool writable() const override { return file_->properties().writable; }
   uint32_t preferred_size() const override;
-  Capabilities capabilities() const override { return {.discard_granularity = preferred_size()}; }
+  Capabilities capabilities() const override;
   const std::string& name() const override { return file_->properties().name; }
   Reactor& reactor() override { return file_->reactor(); }
 
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
+  Task<void> read_pieces(uint64_t offset, IoVec pieces, ReadOptions options) override;
+  Task<void> write_pieces(uint64_t offset, IoVec pieces, WriteOptions options) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;
   BYRE_CORO_WRAPPER Task<void> flush(IoTag tag) override;

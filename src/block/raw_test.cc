@@ -49,6 +49,21 @@ TEST_P(RawTest, AGrowableOneGrowsAndAnyOtherKeepsItsSize) {
   EXPECT_EQ(read(*device, 1500, 3500), std::vector<std::byte>(3500));
 }
 
+TEST_P(RawTest, PiecesKeepWithinTheDisk) {
+  auto device = make(true);
+  std::vector<std::byte> data = noise(8192);
+  const std::vector<iovec> pieces = {{data.data() + 4096, 4096}, {data.data(), 4096}};
+  run(device->write_pieces(1000, pieces, {.fua = true}));
+  EXPECT_EQ(device->size(), 9192u);
+  const std::vector<std::byte> found = read(*device, 1000, 8192);
+  EXPECT_TRUE(std::equal(found.begin(), found.begin() + 4096, data.begin() + 4096));
+  EXPECT_TRUE(std::equal(found.begin() + 4096, found.end(), data.begin()));
+  EXPECT_EQ(error_of(device->read_pieces(1001, pieces, {})).code(), Errc::invalid);
+  EXPECT_EQ(error_of(device->write_pieces(0, pieces, {.compressed = true})).code(),
+            Errc::unsupported);
+  run(device->close());
+}
+
 TEST_P(RawTest, ZeroAndDiscardAndStatusAgree) {
   auto device = make(true);
   std::vector<std::byte> model = noise(4 * MiB);

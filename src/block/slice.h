@@ -19,9 +19,9 @@ class Slice final : public Filter {
   }
 
   uint64_t size() const override { return size_; }
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override {
     co_await check("read", offset, data.size());
-    co_await below().read(offset_ + offset, data, tag);
+    co_await below().read(offset_ + offset, data, options);
   }
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     co_await check("write", offset, data.size());

@@ -251,9 +251,9 @@ void Throttle::resume() {
   --released_;
 }
 
-Task<void> Throttle::read(uint64_t offset, MutableBytes data, IoTag tag) {
+Task<void> Throttle::read(uint64_t offset, MutableBytes data, ReadOptions options) {
   if (released_ == 0) co_await group_->admit(*this, ThrottleGroup::Direction::read, data.size());
-  co_await below().read(offset, data, tag);
+  co_await below().read(offset, data, options);
 }
 
 Task<void> Throttle::write(uint64_t offset, Bytes data, WriteOptions options) {

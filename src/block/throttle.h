@@ -144,7 +144,7 @@ class Throttle final : public Filter, public HoldsBack {
   size_t waiting() const { return waiting_[0].size() + waiting_[1].size(); }
   ThrottleGroup& group() { return *group_; }
 
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;

@@ -25,9 +25,9 @@ class Slow final : public Borrowed {
     co_await reactor().sleep(static_cast<int64_t>(reactor().random() % 1000 + 1));
     co_await below().write(offset, data, options);
   }
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override {
     co_await reactor().sleep(static_cast<int64_t>(reactor().random() % 1000 + 1));
-    co_await below().read(offset, data, tag);
+    co_await below().read(offset, data, options);
   }
 };
 

@@ -18,9 +18,10 @@ class WholeSectors final : public Filter {
   explicit WholeSectors(Child below) : Filter(std::move(below)), grow_mutex_(reactor().ready()) {}
 
   uint64_t size() const override { return round_up(below().size(), kSectorSize); }
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
-    if (ends_below(offset, data.size())) return below().read(offset, data, tag);
-    return read_rest(offset, data, tag);
+  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data,
+                                    ReadOptions options) override {
+    if (ends_below(offset, data.size())) return below().read(offset, data, options);
+    return read_rest(offset, data, options.tag);
   }
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     if (ends_below(offset, data.size())) return below().write(offset, data, options);

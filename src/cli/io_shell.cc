@@ -242,6 +242,21 @@ Task<void> IoShell::transfer(IoTransfer request, std::string source) {
                       .machine = request.machine}));
 }
 
+namespace {
+
+/// As the command names them; `data` may end before they do.
+std::vector<iovec> pieces_of(MutableBytes data, std::span<const uint64_t> lengths) {
+  std::vector<iovec> pieces;
+  for (const uint64_t length : lengths) {
+    const MutableBytes piece = data.first(std::min<uint64_t>(length, data.size()));
+    pieces.push_back(piece_of(piece));
+    data = data.subspan(piece.size());
+  }
+  return pieces;
+}
+
+}  // namespace
+
 Task<void> IoShell::do_read(const IoTransfer& request, Instant began) {
   const Buffer buffer(request.length());
   const MutableBytes data = buffer.bytes();
@@ -251,7 +266,10 @@ Task<void> IoShell::do_read(const IoTransfer& request, Instant began) {
   if (request.vm_state) {
     co_await image_->read_vm_state(request.offset, data);
   } else {
-    if (there > 0) co_await device_->read(request.offset, data.first(there));
+    if (there > 0) {
+      const std::vector<iovec> pieces = pieces_of(data.first(there), request.lengths);
+      co_await device_->read_pieces(request.offset, pieces);
+    }
     fill_zero(data.subspan(there));
   }
   const Instant ended = reactor_.now();
@@ -294,7 +312,9 @@ Task<void> IoShell::do_write(const IoTransfer& request, const std::string& sourc
     }
   }
   if (!request.vm_state) {
-    co_await device_->write(request.offset, data, {.fua = fua, .compressed = request.compressed});
+    const std::vector<iovec> pieces = pieces_of(data, request.lengths);
+    co_await device_->write_pieces(request.offset, pieces,
+                                   {.fua = fua, .compressed = request.compressed});
     co_return;
   }
   co_await image_->write_vm_state(request.offset, data);

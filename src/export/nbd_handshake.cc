@@ -12,8 +12,12 @@ Terms terms_of(const Export& target, Service service) {
               .structured = service.structured,
               .alignment = device.alignment()};
   terms.size = round_down(device.size(), terms.alignment);
-  terms.flags |= target.writable && device.writable() ? kSendTrim | kSendWriteZeroes | kSendFastZero
-                                                      : kReadOnly;
+  if (target.writable && device.writable()) {
+    terms.flags |= kSendTrim | kSendWriteZeroes;
+    if (device.capabilities().zeroes_fast) terms.flags |= kSendFastZero;
+  } else {
+    terms.flags |= kReadOnly;
+  }
   if (service.structured) terms.flags |= kSendDf;
   // A flush covers what all connections wrote, so only the places matter.
   if (service.clients_max >= kMultiConnPlaces) terms.flags |= kCanMultiConn;

@@ -33,10 +33,11 @@ class TestDevice final : public Device {
   bool writable() const override { return can_write; }
   uint32_t alignment() const override { return align; }
   uint32_t preferred_size() const override { return preferred; }
+  Capabilities capabilities() const override { return {.zeroes_fast = fast_zero, .fua = true}; }
   const std::string& name() const override { return name_; }
   Reactor& reactor() override { return reactor_; }
 
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag) override {
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions) override {
     ++reads;
     co_await begin(fail_read, "read");
     copy(data, Bytes(bytes).subspan(offset, data.size()));

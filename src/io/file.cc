@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <climits>
 #include <limits>
 
 #include "base/checked.h"
@@ -262,6 +263,42 @@ Task<void> File::read(uint64_t offset, MutableBytes data) {
   fill_zero(data.subspan(got));
 }
 
+/// Can the pieces be handed to the kernel as they are?
+bool File::fits_one_call(uint64_t offset, IoVec pieces) const {
+  if (pieces.size() > IOV_MAX) return false;
+  return std::ranges::all_of(pieces,
+                             [&](const iovec& piece) { return aligned(offset, memory_of(piece)); });
+}
+
+Task<void> File::read_pieces(uint64_t offset, IoVec pieces) {
+  const uint64_t size = size_of(pieces);
+  if (size == 0) co_return;
+  if (!within(offset, size, kOffsetMax)) co_await fail(range_error("read", offset, size));
+  if (!fits_one_call(offset, pieces)) {
+    const Buffer buffer(size);
+    co_await read(offset, buffer.bytes().first(size));
+    scatter(buffer.bytes().first(size), pieces);
+    co_return;
+  }
+  Op op{.kind = Op::Kind::read,
+        .fd = properties_.fd,
+        .offset = offset,
+        .length = size,
+        .pieces = pieces};
+  const int64_t got = co_await reactor_.perform(op);
+  if (static_cast<uint64_t>(got) == size) co_return;
+  if (got < 0 && !is_transient(got)) co_await fail(failed("read", offset, size, got));
+  // The rest, piece by piece: read() knows where files end.
+  uint64_t done =
+      round_down(static_cast<uint64_t>(std::max<int64_t>(got, 0)), properties_.block_size);
+  for (const iovec& piece : pieces) {
+    const uint64_t skip = std::min<uint64_t>(done, piece.iov_len);
+    co_await read(offset + skip, memory_of(piece).subspan(skip));
+    done -= skip;
+    offset += piece.iov_len;
+  }
+}
+
 /// Ends what one call began: `op` has its first result.  Gives the bytes that were moved, fewer
 /// than asked for only where a read met the end of the file.
 Task<uint64_t> File::go_on(Op& op) {
@@ -381,6 +418,44 @@ Task<void> File::write_blocks(uint64_t offset, Bytes data, bool dsync) {
     data = data.subspan(stop - offset);
     offset = stop;
   }
+}
+
+Task<void> File::write_pieces(uint64_t offset, IoVec pieces, bool durable) {
+  if (refuses_writes()) co_await fail(refused());
+  const uint64_t size = size_of(pieces);
+  if (size == 0) co_return;
+  if (!within(offset, size, kOffsetMax)) co_await fail(range_error("write", offset, size));
+  if (durable || !fits_one_call(offset, pieces)) {
+    const Buffer buffer(size);
+    gather(pieces, 0, buffer.bytes().first(size));
+    co_await write(offset, buffer.bytes().first(size), durable);
+    co_return;
+  }
+  const uint64_t end = offset + size;
+  const uint64_t block = properties_.block_size;
+  RangeLock::Request lock(blocks_, offset / block, div_ceil(end, block), RangeLock::Mode::shared);
+  if (block > 1) co_await lock;
+  Op op{.kind = Op::Kind::write,
+        .fd = properties_.fd,
+        .offset = offset,
+        .length = size,
+        .pieces = pieces};
+  const int64_t put = co_await reactor_.perform(op);
+  if (static_cast<uint64_t>(put) != size) {
+    if (put <= 0 && !is_transient(put)) {
+      co_await fail(failed("write", offset, size, put == 0 ? -EIO : put));
+    }
+    uint64_t done = round_down(static_cast<uint64_t>(std::max<int64_t>(put, 0)), block);
+    for (const iovec& piece : pieces) {
+      const uint64_t skip = std::min<uint64_t>(done, piece.iov_len);
+      if (skip < piece.iov_len) {
+        co_await write_plain(offset + skip, memory_of(piece).subspan(skip), false);
+      }
+      done -= skip;
+      offset += piece.iov_len;
+    }
+  }
+  grow(end);
 }
 
 Task<void> File::put(uint64_t offset, Bytes data, bool dsync) {

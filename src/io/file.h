@@ -73,6 +73,10 @@ class File {
   Task<void> read(uint64_t offset, MutableBytes data);
   /// `durable`: on stable storage when it completes (RWF_DSYNC, or write and sync).
   Task<void> write(uint64_t offset, Bytes data, bool durable = false);
+  /// The same with memory in pieces: one request, as far as IOV_MAX allows.  Through a buffer where
+  /// they are not aligned as O_DIRECT demands, and where the write is to be durable.
+  Task<void> read_pieces(uint64_t offset, IoVec pieces);
+  Task<void> write_pieces(uint64_t offset, IoVec pieces, bool durable = false);
   /// fdatasync that begins after this call.
   Task<void> sync();
   /// Makes the range a hole that reads as zeros; Errc::unsupported where that cannot be promised.
@@ -106,6 +110,7 @@ class File {
   Error latch(int64_t result);
   bool refuses_writes() const { return latched_ || !properties_.writable; }
   bool aligned(uint64_t offset, Bytes data) const;
+  bool fits_one_call(uint64_t offset, IoVec pieces) const;
   void grow(uint64_t end);
 
   Task<uint64_t> go_on(Op& op);

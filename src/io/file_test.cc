@@ -52,6 +52,58 @@ TEST_P(FileTest, WhatIsWrittenIsReadAndBeyondTheEndAreZeros) {
   EXPECT_EQ(read(*file, 3, data.size()), data);
 }
 
+/// `data` in pieces of 0, 1, 2, 4, ... bytes, which lie apart in memory.
+struct Pieces {
+  explicit Pieces(size_t size) {
+    size_t next = 0;
+    for (size_t left = size; left > 0;) {
+      parts.emplace_back(std::min(next, left));
+      left -= parts.back().size();
+      next = next == 0 ? 1 : 2 * next;
+    }
+    for (std::vector<std::byte>& part : parts) vec.push_back({part.data(), part.size()});
+  }
+  std::vector<std::vector<std::byte>> parts;
+  std::vector<iovec> vec;
+};
+
+TEST_P(FileTest, PiecesOfMemoryAreOneRequest) {
+  for (const bool direct : {false, true}) {
+    auto file = open("f", {.writable = true, .direct = direct, .create = true, .replace = true});
+    const std::vector<std::byte> data = noise(10000);
+    Pieces out(data.size());
+    scatter(data, out.vec);
+    run(file->write_pieces(5, out.vec));
+    EXPECT_EQ(read(*file, 5, data.size()), data);
+    run(file->write_pieces(3, out.vec, true));
+    Pieces in(data.size() + 20000);  // Passes the end of the file.
+    run(file->read_pieces(3, in.vec));
+    std::vector<std::byte> found(data.size() + 20000);
+    gather(in.vec, 0, found);
+    std::vector<std::byte> expected(found.size());
+    std::copy(data.begin(), data.end(), expected.begin());
+    std::copy(data.end() - 2, data.end(), expected.begin() + 10000);  // Of the first write.
+    EXPECT_TRUE(found == expected);
+    run(file->read_pieces(0, {}));
+    run(file->write_pieces(0, {}));
+  }
+  EXPECT_EQ(error_of(open("f", {})->write_pieces(0, Pieces(10).vec)).code(), Errc::read_only);
+}
+
+// More than one call takes (IOV_MAX).
+TEST_P(FileTest, ThereMayBeAnyNumberOfPieces) {
+  auto file = open("f", kNew);
+  std::vector<std::byte> data = noise(3000);
+  std::vector<iovec> vec;
+  for (std::byte& byte : data) vec.push_back({&byte, 1});
+  run(file->write_pieces(100, vec));
+  EXPECT_EQ(read(*file, 100, data.size()), data);
+  const std::vector<std::byte> before = std::exchange(data, std::vector<std::byte>(3000));
+  for (size_t i = 0; i < data.size(); ++i) vec[i].iov_base = &data[i];
+  run(file->read_pieces(100, vec));
+  EXPECT_EQ(data, before);
+}
+
 TEST_P(FileTest, OpeningRefusesWhatIsNoFile) {
   const auto refused = [&](const std::string& path) {
     Result<std::unique_ptr<File>> file = File::open(reactor(), path, {});
@@ -300,6 +352,19 @@ class FaultyReactor final : public Reactor {
   Reactor& real_;
 };
 
+/// The first `length` bytes of a transfer in pieces.
+int64_t part_of(const Op& op, uint64_t length) {
+  std::vector<std::byte> bytes(length);
+  const auto at = static_cast<off_t>(op.offset);
+  if (op.kind == Op::Kind::write) {
+    gather(op.pieces, 0, bytes);
+    return pwrite(op.fd, bytes.data(), length, at);
+  }
+  const ssize_t got = pread(op.fd, bytes.data(), length, at);
+  scatter(Bytes(bytes).first(static_cast<size_t>(std::max<ssize_t>(got, 0))), op.pieces);
+  return got;
+}
+
 class FaultTest : public IoTest {
  protected:
   void SetUp() override {
@@ -340,6 +405,7 @@ TEST_P(FaultTest, ShortAndInterruptedTransfersAreFinished) {
           // Inside a block O_DIRECT never stops, but at the end of a file.
           const uint64_t length = round_up(1 + prng.below(op.length), block);
           const auto at = static_cast<off_t>(op.offset);
+          if (!op.pieces.empty()) return part_of(op, length);
           return op.kind == Op::Kind::read ? pread(op.fd, op.buffer, length, at)
                                            : pwrite(op.fd, op.buffer, length, at);
         }
@@ -352,6 +418,20 @@ TEST_P(FaultTest, ShortAndInterruptedTransfersAreFinished) {
     std::vector<std::byte> found(data.size());
     ASSERT_TRUE(attempt(file.read(777, found)));
     EXPECT_TRUE(found == data) << block;
+
+    const Buffer apart(64 * KiB);
+    std::vector<iovec> pieces;
+    for (size_t at = 0; at < apart.size(); at += 16 * KiB) {
+      pieces.push_back(piece_of(apart.bytes().subspan(at, 16 * KiB)));
+    }
+    std::swap(pieces.front(), pieces.back());
+    scatter(Bytes(data).first(64 * KiB), pieces);
+    ASSERT_TRUE(attempt(file.write_pieces(4096, pieces)));
+    fill_zero(apart.bytes());
+    ASSERT_TRUE(attempt(file.read_pieces(4096, pieces)));
+    std::vector<std::byte> gathered(64 * KiB);
+    gather(pieces, 0, gathered);
+    EXPECT_TRUE(equal(gathered, Bytes(data).first(64 * KiB))) << block;
   }
 }
 

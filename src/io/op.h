@@ -8,10 +8,11 @@
 #pragma once
 
 #include <sys/socket.h>
-#include <sys/uio.h>
 
 #include <coroutine>
 #include <cstdint>
+
+#include "base/io_vec.h"
 
 namespace byre {
 
@@ -28,8 +29,8 @@ inline constexpr int64_t kSecond = 1000 * kMillisecond;
 
 struct Op {
   enum class Kind : uint8_t {
-    read,        ///< pread of [buffer, length) at offset from fd.
-    write,       ///< pwrite; `dsync` makes it durable before it completes (RWF_DSYNC).
+    read,        ///< preadv of `length` bytes at offset from fd into the buffer or the pieces.
+    write,       ///< pwritev; `dsync` makes it durable before it completes (RWF_DSYNC).
     sync,        ///< fdatasync of fd.
     allocate,    ///< fallocate(mode 0 | KEEP_SIZE as `keep_size`): blocks for [offset, length).
     punch,       ///< fallocate(PUNCH_HOLE | KEEP_SIZE).
@@ -51,6 +52,8 @@ struct Op {
   uint64_t offset = 0;
   uint64_t length = 0;
   void* buffer = nullptr;  ///< Not written through for write and send.
+  /// Of a read or write: instead of `buffer`; `length` is that of all of them, IOV_MAX at most.
+  IoVec pieces;
   Instant deadline;
   const sockaddr* address = nullptr;
   socklen_t address_length = 0;
@@ -61,6 +64,13 @@ struct Op {
   int64_t result = 0;
   /// Goes to the ready queue when the Op completes.
   std::coroutine_handle<> waiter;
+
+  /// What a read or write transfers: the pieces, or the buffer as one, which `one` then holds.
+  IoVec memory(iovec& one) const {
+    if (!pieces.empty()) return pieces;
+    one = {buffer, length};
+    return {&one, 1};
+  }
 
   // The reactor's own, while the Op is submitted.
   Op* next = nullptr;

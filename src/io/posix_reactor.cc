@@ -119,8 +119,10 @@ void PosixReactor::turn(Wait wait) {
 bool PosixReactor::read_cached(Op& op) {
   // Past the page cache RWF_NOWAIT would sleep until the disk answers.
   if (fcntl(op.fd, F_GETFL) & O_DIRECT) return false;
-  const iovec buffer{op.buffer, op.length};
-  const ssize_t got = preadv2(op.fd, &buffer, 1, static_cast<off_t>(op.offset), RWF_NOWAIT);
+  iovec one;
+  const IoVec memory = op.memory(one);
+  const ssize_t got = preadv2(op.fd, memory.data(), static_cast<int>(memory.size()),
+                              static_cast<off_t>(op.offset), RWF_NOWAIT);
   // Linux 5.9 and 5.10 may say 0 before the end of the file (preadv2(2), BUGS).
   if (got <= 0) return false;
   complete(op, got);

@@ -96,10 +96,10 @@ Result<void> UringReactor::set_up() {
   if ((parameters.features & kNeeded) != kNeeded) {
     return unsupported("io_uring of this kernel is too old");
   }
-  constexpr int kOpcodes[] = {IORING_OP_READ,        IORING_OP_WRITE,  IORING_OP_FSYNC,
-                              IORING_OP_FALLOCATE,   IORING_OP_ACCEPT, IORING_OP_CONNECT,
-                              IORING_OP_RECV,        IORING_OP_SEND,   IORING_OP_POLL_ADD,
-                              IORING_OP_ASYNC_CANCEL};
+  constexpr int kOpcodes[] = {IORING_OP_READ,   IORING_OP_WRITE,    IORING_OP_READV,
+                              IORING_OP_WRITEV, IORING_OP_FSYNC,    IORING_OP_FALLOCATE,
+                              IORING_OP_ACCEPT, IORING_OP_CONNECT,  IORING_OP_RECV,
+                              IORING_OP_SEND,   IORING_OP_POLL_ADD, IORING_OP_ASYNC_CANCEL};
   io_uring_probe* probe = io_uring_get_probe_ring(&ring_);
   if (!probe) return unsupported("io_uring of this kernel cannot be probed");
   const bool all = std::ranges::all_of(
@@ -154,9 +154,18 @@ void UringReactor::fill(io_uring_sqe& sqe, const Op& op) {
   const auto offset = static_cast<off_t>(op.offset);
   switch (op.kind) {
     case Op::Kind::read:
-      return io_uring_prep_read(&sqe, op.fd, op.buffer, length, op.offset);
+      if (op.pieces.empty()) {
+        return io_uring_prep_read(&sqe, op.fd, op.buffer, length, op.offset);
+      }
+      return io_uring_prep_readv(&sqe, op.fd, op.pieces.data(),
+                                 static_cast<unsigned>(op.pieces.size()), op.offset);
     case Op::Kind::write:
-      io_uring_prep_write(&sqe, op.fd, op.buffer, length, op.offset);
+      if (op.pieces.empty()) {
+        io_uring_prep_write(&sqe, op.fd, op.buffer, length, op.offset);
+      } else {
+        io_uring_prep_writev(&sqe, op.fd, op.pieces.data(), static_cast<unsigned>(op.pieces.size()),
+                             op.offset);
+      }
       if (op.dsync) sqe.rw_flags = RWF_DSYNC;
       return;
     case Op::Kind::sync:

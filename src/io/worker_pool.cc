@@ -28,13 +28,14 @@ int64_t or_errno(int64_t result) { return result < 0 ? -errno : result; }
 int64_t perform_blocking(const Op& op) {
   const auto offset = static_cast<off_t>(op.offset);
   const auto length = static_cast<off_t>(op.length);
+  iovec one;
+  const IoVec memory = op.memory(one);
   switch (op.kind) {
     case Op::Kind::read:
-      return or_errno(pread(op.fd, op.buffer, op.length, offset));
-    case Op::Kind::write: {
-      const iovec data{op.buffer, op.length};
-      return or_errno(pwritev2(op.fd, &data, 1, offset, op.dsync ? RWF_DSYNC : 0));
-    }
+      return or_errno(preadv(op.fd, memory.data(), static_cast<int>(memory.size()), offset));
+    case Op::Kind::write:
+      return or_errno(pwritev2(op.fd, memory.data(), static_cast<int>(memory.size()), offset,
+                               op.dsync ? RWF_DSYNC : 0));
     case Op::Kind::sync:
       return or_errno(fdatasync(op.fd));
     case Op::Kind::allocate:

@@ -49,9 +49,10 @@ class Watched final : public Filter {
     --running;
     if (!done) co_await fail(done.error().copy());
   }
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data,
+                                    ReadOptions options) override {
     read_bytes += data.size();
-    return below().read(offset, data, tag);
+    return below().read(offset, data, options);
   }
   Task<void> flush(IoTag tag) override {
     ++flushes;

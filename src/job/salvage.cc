@@ -11,13 +11,14 @@ namespace {
 constexpr uint64_t kBlock = 4 * KiB;
 }  // namespace
 
-Task<void> Salvage::read(uint64_t offset, MutableBytes data, IoTag tag) {
-  const Result<void> whole = co_await below().read(offset, data, tag).result();
+Task<void> Salvage::read(uint64_t offset, MutableBytes data, ReadOptions options) {
+  const Result<void> whole = co_await below().read(offset, data, options).result();
   if (whole) co_return;
-  co_await read_pieces(offset, data, tag, std::max<uint64_t>(below().preferred_size(), kBlock));
+  co_await read_piecewise(offset, data, options.tag,
+                          std::max<uint64_t>(below().preferred_size(), kBlock));
 }
 
-Task<void> Salvage::read_pieces(uint64_t offset, MutableBytes data, IoTag tag, uint64_t step) {
+Task<void> Salvage::read_piecewise(uint64_t offset, MutableBytes data, IoTag tag, uint64_t step) {
   while (!data.empty()) {
     const uint64_t length =
         std::min<uint64_t>(data.size(), round_down(offset, step) + step - offset);
@@ -27,7 +28,7 @@ Task<void> Salvage::read_pieces(uint64_t offset, MutableBytes data, IoTag tag, u
       // Of a broken entry or stream all is lost; a bad block of the disk is no more than that.
       const bool divides = read.error().code() == Errc::io && step > kSectorSize;
       if (divides) {
-        co_await read_pieces(offset, piece, tag, step > kBlock ? kBlock : kSectorSize);
+        co_await read_piecewise(offset, piece, tag, step > kBlock ? kBlock : kSectorSize);
       } else {
         fill_zero(piece);
         lose(offset, length, read.error());

@@ -29,11 +29,11 @@ class Salvage final : public Forwarder {
   /// In the order of the disk.
   std::vector<Lost> lost() const;
 
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override;
   Task<Extent> status(uint64_t offset, uint64_t length) override;
 
  private:
-  Task<void> read_pieces(uint64_t offset, MutableBytes data, IoTag tag, uint64_t step);
+  Task<void> read_piecewise(uint64_t offset, MutableBytes data, IoTag tag, uint64_t step);
   void lose(uint64_t offset, uint64_t length, const Error& error);
 
   std::vector<Lost> lost_;

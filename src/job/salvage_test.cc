@@ -32,10 +32,10 @@ class Bad final : public Filter {
     }
     return {};
   }
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override {
     ++reads;
     co_await check(offset, data.size());
-    co_await below().read(offset, data, tag);
+    co_await below().read(offset, data, options);
   }
   Task<Extent> status(uint64_t offset, uint64_t length) override {
     for (const Range& bad : ranges) {

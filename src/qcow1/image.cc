@@ -40,8 +40,7 @@ Task<Qcow1Start> read_qcow1_start(Device& file) {
   co_return start;
 }
 
-Task<std::unique_ptr<Qcow1Image>> Qcow1Image::open(Child file,
-                                                   Child backing) {
+Task<std::unique_ptr<Qcow1Image>> Qcow1Image::open(Child file, Child backing) {
   Result<Qcow1Start> start = co_await read_qcow1_start(*file).result();
   if (!start) {
     file.abandon();
@@ -52,8 +51,7 @@ Task<std::unique_ptr<Qcow1Image>> Qcow1Image::open(Child file,
       new Qcow1Image(std::move(file), std::move(backing), *std::move(start)));
 }
 
-Qcow1Image::Qcow1Image(Child file, Child backing,
-                       Qcow1Start start)
+Qcow1Image::Qcow1Image(Child file, Child backing, Qcow1Start start)
     : file_(std::move(file)),
       backing_(std::move(backing)),
       start_(std::move(start)),
@@ -138,7 +136,7 @@ Task<Qcow1Image::Run> Qcow1Image::run_at(uint64_t offset, uint64_t length) {
   co_return run;
 }
 
-Task<void> Qcow1Image::read(uint64_t offset, MutableBytes data, IoTag tag) {
+Task<void> Qcow1Image::read(uint64_t offset, MutableBytes data, ReadOptions options) {
   const Running running(*this);
   co_await check("read", offset, data.size());
   while (!data.empty()) {
@@ -149,7 +147,7 @@ Task<void> Qcow1Image::read(uint64_t offset, MutableBytes data, IoTag tag) {
         co_await read_backing(offset, part);
         break;
       case Qcow1Mapping::Kind::plain:
-        co_await read_plain(run.mapping.at, part, tag);
+        co_await read_plain(run.mapping.at, part, options.tag);
         break;
       case Qcow1Mapping::Kind::compressed:
         co_await read_compressed(run.mapping, offset % header().cluster_size(), part);

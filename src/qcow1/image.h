@@ -36,8 +36,7 @@ class Qcow1Image final : public Device {
  public:
   /// `backing` may be null: what is not allocated reads as zeros then, as it does behind the end of
   /// a shorter one.  Both devices are abandoned when this fails.
-  static Task<std::unique_ptr<Qcow1Image>> open(Child file,
-                                                Child backing);
+  static Task<std::unique_ptr<Qcow1Image>> open(Child file, Child backing);
 
   const Qcow1Header& header() const { return start_.header; }
   /// The name as the image has it, whether or not a backing device was given.
@@ -51,7 +50,7 @@ class Qcow1Image final : public Device {
   const std::string& name() const override { return file_->name(); }
   Reactor& reactor() override { return file_->reactor(); }
 
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;

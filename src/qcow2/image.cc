@@ -24,6 +24,8 @@ uint32_t Image::preferred_size() const { return static_cast<uint32_t>(disk_->clu
 Capabilities Image::capabilities() const {
   return {.compresses = !disk_->geometry().data_file,
           .snapshots = true,
+          .zeroes_fast = true,
+          .fua = true,
           .discard_granularity = disk_->cluster_size()};
 }
 const std::string& Image::name() const { return disk_->name(); }
@@ -62,8 +64,8 @@ Task<void> Image::wait_for_references() {
 
 // --- Requests and operations --------------------------------------------------------------------
 
-BYRE_CORO_WRAPPER Task<void> Image::read(uint64_t offset, MutableBytes data, IoTag tag) {
-  return byre::read_disk(*disk_, GuestOffset{offset}, data, tag);
+BYRE_CORO_WRAPPER Task<void> Image::read(uint64_t offset, MutableBytes data, ReadOptions options) {
+  return byre::read_disk(*disk_, GuestOffset{offset}, data, options.tag);
 }
 BYRE_CORO_WRAPPER Task<void> Image::write(uint64_t offset, Bytes data, WriteOptions options) {
   return byre::write_disk(*disk_, GuestOffset{offset}, data, options);

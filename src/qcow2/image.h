@@ -51,7 +51,8 @@ class Image final : public Device {
   Capabilities capabilities() const override;
   const std::string& name() const override;
   Reactor& reactor() override;
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
+  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data,
+                                    ReadOptions options) override;
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
   BYRE_CORO_WRAPPER Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
   BYRE_CORO_WRAPPER Task<void> discard(uint64_t offset, uint64_t length,

@@ -443,7 +443,9 @@ uint32_t NbdClient::preferred_size() const {
   return std::max(core_->terms.block_preferred, core_->terms.block_min);
 }
 Capabilities NbdClient::capabilities() const {
-  return {.discard_granularity = core_->terms.has(kSendTrim) ? core_->terms.block_min : 0};
+  return {.zeroes_fast = core_->terms.has(kSendFastZero),
+          .fua = core_->terms.has(kSendFua),
+          .discard_granularity = core_->terms.has(kSendTrim) ? core_->terms.block_min : 0};
 }
 const std::string& NbdClient::name() const { return core_->name; }
 Reactor& NbdClient::reactor() { return core_->reactor; }
@@ -457,7 +459,7 @@ Task<void> NbdClient::check(std::string_view what, uint64_t offset, uint64_t len
   }
 }
 
-Task<void> NbdClient::read(uint64_t offset, MutableBytes data, IoTag) {
+Task<void> NbdClient::read(uint64_t offset, MutableBytes data, ReadOptions) {
   co_await check("read", offset, data.size(), false);
   while (!data.empty()) {
     const size_t length = std::min<size_t>(data.size(), core_->terms.payload_max);

@@ -671,9 +671,9 @@ class Strict final : public Forwarder {
  public:
   explicit Strict(Device& below) : Forwarder(below) {}
   uint32_t alignment() const override { return 512; }
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override {
     EXPECT_TRUE(offset % 512 == 0 && data.size() % 512 == 0);
-    co_await below().read(offset, data, tag);
+    co_await below().read(offset, data, options);
   }
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     EXPECT_TRUE(offset % 512 == 0 && data.size() % 512 == 0);

@@ -20,10 +20,10 @@ Task<void> WholeBlocks::check(std::string_view what, uint64_t offset, uint64_t l
   if (!within(offset, length, size())) co_await fail(out_of_range(what, offset, length));
 }
 
-Task<void> WholeBlocks::read(uint64_t offset, MutableBytes data, IoTag tag) {
+Task<void> WholeBlocks::read(uint64_t offset, MutableBytes data, ReadOptions options) {
   co_await check("read", offset, data.size());
   if (offset % block_ == 0 && data.size() % block_ == 0) {
-    co_return co_await below().read(offset, data, tag);
+    co_return co_await below().read(offset, data, options);
   }
   if (data.empty()) co_return;
   constexpr uint64_t kPieceMax = 2 * MiB;
@@ -32,7 +32,7 @@ Task<void> WholeBlocks::read(uint64_t offset, MutableBytes data, IoTag tag) {
     const uint64_t end = std::min(round_up(offset + data.size(), block_), first + kPieceMax);
     const Buffer whole(end - first);
     const MutableBytes bytes = whole.bytes().first(end - first);
-    co_await below().read(first, bytes, tag);
+    co_await below().read(first, bytes, options);
     const uint64_t here = std::min<uint64_t>(data.size(), end - offset);
     copy(data.first(here), bytes.subspan(offset - first, here));
     offset += here;

@@ -16,6 +16,14 @@ namespace {
 
 constexpr uint64_t kBlock = SparseBytes::kBlock;
 
+/// The first `length` bytes of what a write writes.
+std::vector<std::byte> written_bytes(const Op& op, uint64_t length) {
+  std::vector<std::byte> bytes(length);
+  iovec one;
+  gather(op.memory(one), 0, bytes);
+  return bytes;
+}
+
 bool writes(Op::Kind kind) {
   return kind == Op::Kind::write || kind == Op::Kind::punch || kind == Op::Kind::zero_range ||
          kind == Op::Kind::allocate || kind == Op::Kind::truncate;
@@ -269,8 +277,7 @@ void SimDisk::begin_transfer(UnderWay& way, const Op& op, uint32_t block_size) {
             .log = {.number = way.entry, .kind = op.kind, .offset = op.offset, .length = length}});
   }
   if (op.kind == Op::Kind::write) {
-    const Bytes bytes = bytes_at(op.buffer, length);
-    way.data = std::make_shared<std::vector<std::byte>>(bytes.begin(), bytes.end());
+    way.data = std::make_shared<std::vector<std::byte>>(written_bytes(op, length));
   }
   if (op.kind == Op::Kind::truncate) {
     way.parts.push_back({op.offset, 0, false});
@@ -310,8 +317,15 @@ void SimDisk::land(uint64_t id, const Op& op, unsigned part) {
   Part& piece = way.parts[part];
   piece.landed = true;
   if (op.kind == Op::Kind::read) {
-    const MutableBytes out(static_cast<std::byte*>(op.buffer), op.length);
-    visible_.read(piece.offset, out.subspan(piece.offset - op.offset, piece.length));
+    const uint64_t skip = piece.offset - op.offset;
+    if (op.pieces.empty()) {
+      const MutableBytes out(static_cast<std::byte*>(op.buffer), op.length);
+      visible_.read(piece.offset, out.subspan(skip, piece.length));
+    } else {
+      std::vector<std::byte> bytes(piece.length);
+      visible_.read(piece.offset, bytes);
+      scatter(bytes, op.pieces, skip);
+    }
     return;
   }
   land_part(way, piece);
@@ -410,7 +424,7 @@ void SimDisk::land_part(const UnderWay& way, const Part& part) {
 int64_t SimDisk::finish(uint64_t id, const Op& op) {
   UnderWay way = std::move(under_way_.at(id));
   under_way_.erase(id);
-  if (way.data && !equal(*way.data, bytes_at(op.buffer, way.data->size()))) {
+  if (way.data && !equal(*way.data, written_bytes(op, way.data->size()))) {
     failure_ = cat("the buffer of a write of ", op.length, " bytes at ", hex(op.offset),
                    " changed while it was under way");
   }

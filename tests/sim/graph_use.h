@@ -22,9 +22,9 @@ namespace byre {
 class Passage final : public Filter {
  public:
   explicit Passage(Child below) : Filter(std::move(below)) {}
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override {
     const Count count(*this);
-    co_await below().read(offset, data, tag);
+    co_await below().read(offset, data, options);
   }
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     const Count count(*this);

@@ -21,9 +21,9 @@ namespace {
 class Below final : public Borrowed {
  public:
   using Borrowed::Borrowed;
-  BYRE_CORO_WRAPPER Task<void> read(uint64_t o, MutableBytes d, IoTag m) override {
-    if (m == IoTag::read_compressed) ++reads;
-    return below().read(o, d, m);
+  BYRE_CORO_WRAPPER Task<void> read(uint64_t o, MutableBytes d, ReadOptions options) override {
+    if (options.tag == IoTag::read_compressed) ++reads;
+    return below().read(o, d, options);
   }
   Task<void> write(uint64_t o, Bytes d, WriteOptions p) override {
     if (p.tag == IoTag::write_compressed) {

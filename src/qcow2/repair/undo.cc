@@ -92,14 +92,14 @@ class Hashing final : public ReadOnly {
  public:
   explicit Hashing(Device& file) : ReadOnly(file) {}
   uint64_t size() const override { return file_.size(); }
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
-    co_await file_.read(offset, data, tag);
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override {
+    co_await file_.read(offset, data, options);
     // More is read than the first cluster and the snapshot table have, and that may be data.
-    if (tag == IoTag::header_read && offset == 0) {
+    if (options.tag == IoTag::header_read && offset == 0) {
       const Result<uint32_t> bits = parse_cluster_bits(data);
       if (bits) data = data.first(std::min<uint64_t>(data.size(), uint64_t{1} << *bits));
     }
-    uint64_t& into = tag == IoTag::snapshot_load ? snapshots : sum;
+    uint64_t& into = options.tag == IoTag::snapshot_load ? snapshots : sum;
     for (uint64_t at = offset; at < offset + data.size();) {
       const uint64_t count = std::min(kSectorSize - at % kSectorSize, offset + data.size() - at);
       into += hash_of(data.subspan(at - offset, count), mix(kSeed, at));
@@ -115,7 +115,7 @@ class Before final : public ReadOnly {
  public:
   Before(Device& file, const UndoJournal& journal) : ReadOnly(file), journal_(journal) {}
   uint64_t size() const override { return journal_.image_size(); }
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag) override {
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions) override {
     if (offset > size() || data.size() > size() - offset) {
       co_await fail(out_of_range("read", offset, data.size()));
     }
@@ -443,9 +443,9 @@ Task<std::vector<HostOffset>> UndoJournal::changed_sources(Device& image) const 
 
 // ---- The device.
 
-Task<void> UndoDevice::read(uint64_t offset, MutableBytes data, IoTag tag) {
-  co_await file_.read(offset, data, tag);
-  if (tag == IoTag::copy_up_read) co_await journal_.watch(offset, data);
+Task<void> UndoDevice::read(uint64_t offset, MutableBytes data, ReadOptions options) {
+  co_await file_.read(offset, data, options);
+  if (options.tag == IoTag::copy_up_read) co_await journal_.watch(offset, data);
 }
 
 Task<void> UndoDevice::write(uint64_t offset, Bytes data, WriteOptions options) {

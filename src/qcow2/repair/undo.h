@@ -115,7 +115,7 @@ class UndoDevice final : public Device {
   const std::string& name() const override { return file_.name(); }
   Reactor& reactor() override { return file_.reactor(); }
   /// What is read to be copied is shared data.
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;
