@@ -115,29 +115,45 @@ Parsed assign_operands(const AnyCommand& command, const std::vector<std::string>
   return {};
 }
 
+/// Is one of the words this long option, in full?
+bool is_written_out(const std::vector<std::string>& words, std::string_view name) {
+  return std::ranges::any_of(words, [&](std::string_view word) {
+    if (!word.starts_with("--")) return false;
+    word.remove_prefix(2);
+    return word.substr(0, word.find('=')) == name;
+  });
+}
+
 /// The options of a command as getopt_long(3) wants them, with those that every command has.
 struct Accepted {
-  Accepted(const AnyCommand& command, Dialect dialect) {
+  Accepted(const AnyCommand& command, const std::vector<std::string>& words, Dialect dialect) {
     bool own_quiet = false;
     bool own_output = false;
+    size_t count = 0;
     for (const Argument& argument : command.args) {
       own_quiet |= argument.is_option() && (argument.letter == 'q' || argument.name == "quiet");
       own_output |= argument.is_option() && argument.name == "output";
+      count += 1 + argument.aliases.size();
     }
     adds_quiet = dialect == Dialect::byre && !own_quiet;
-    names.reserve(command.args.size());
+    names.reserve(count);
     for (size_t i = 0; i < command.args.size(); ++i) {
       const Argument& argument = command.args[i];
       if (!argument.is_option()) continue;
-      if (argument.letter != 0) {
+      const bool hidden = dialect == Dialect::qemu && argument.own;
+      if (argument.letter != 0 && !hidden) {
         letters += argument.letter;
         if (argument.takes_value()) letters += ':';
       }
-      if (argument.name.empty()) continue;
-      longs.push_back({.name = names.emplace_back(argument.name).c_str(),
-                       .has_arg = argument.takes_value() ? required_argument : no_argument,
-                       .flag = nullptr,
-                       .val = kLongOnly + static_cast<int>(i)});
+      const auto add = [&](std::string_view name) {
+        if (name.empty() || (hidden && !is_written_out(words, name))) return;
+        longs.push_back({.name = names.emplace_back(name).c_str(),
+                         .has_arg = argument.takes_value() ? required_argument : no_argument,
+                         .flag = nullptr,
+                         .val = kLongOnly + static_cast<int>(i)});
+      };
+      add(argument.name);
+      for (const std::string_view alias : argument.aliases) add(alias);
     }
     if (adds_quiet) {
       letters += 'q';
@@ -146,16 +162,48 @@ struct Accepted {
     if (dialect == Dialect::byre && !own_output && command.has_json)
       longs.push_back({"output", required_argument, nullptr, kOutput});
     longs.push_back({"help", no_argument, nullptr, kHelp});
-    longs.push_back({"version", no_argument, nullptr, kVersion});
+    // qemu-img has that of no command, only in front of it.
+    const bool has_version =
+        dialect == Dialect::byre || command.name.empty() || command.name == "io";
+    if (has_version) {
+      letters += 'V';
+      longs.push_back({"version", no_argument, nullptr, kVersion});
+    }
     longs.push_back({nullptr, 0, nullptr, 0});
   }
   Accepted(const Accepted&) = delete;  // `longs` points into `names`.
 
   bool adds_quiet = false;
-  std::string letters = ":hV";  // ':' first: a missing value is told apart from a wrong option.
+  std::string letters = ":h";  // ':' first: a missing value is told apart from a wrong option.
   std::vector<::option> longs;
   std::vector<std::string> names;  // getopt wants them terminated.
 };
+
+/// What getopt_long() itself says of the option that it did not take; `word` is where it stands.
+std::string words_of_getopt(const Accepted& accepted, int found, std::string_view word) {
+  std::string name(word.substr(0, word.find('=')));
+  const ::option* known = nullptr;  // The long option that optopt means.
+  for (const ::option& one : accepted.longs) {
+    const bool means = one.name && optopt >= kLongOnly && one.val == optopt;
+    if (means && cat("--", one.name).starts_with(name)) known = &one;
+  }
+  if (known) name = cat("--", known->name);
+  if (found == ':') {
+    if (known) return cat("option '", name, "' requires an argument");
+    return cat("option requires an argument -- '", static_cast<char>(optopt), "'");
+  }
+  if (known) return cat("option '", name, "' doesn't allow an argument");
+  if (optopt != 0) return cat("invalid option -- '", static_cast<char>(optopt), "'");
+  std::string possible;
+  int count = 0;
+  for (const ::option& one : accepted.longs) {
+    if (!one.name || !cat("--", one.name).starts_with(name)) continue;
+    possible += cat(" '--", one.name, "'");
+    ++count;
+  }
+  if (count < 2) return cat("unrecognized option '", word, "'");
+  return cat("option '", word, "' is ambiguous; possibilities:", possible);
+}
 
 /// Where a command's last word is an operand even if it looks like an option: takes it out.
 std::optional<std::string> take_last_operand(const AnyCommand& command,
@@ -207,7 +255,9 @@ std::optional<Parsed> take_option(const AnyCommand& command, const Accepted& acc
   }
   if (argument->name == "output") parsed.json = std::string_view(optarg) == "json";
   if (Result<void> stored = argument->store(args, optarg ? optarg : ""); !stored) {
-    return Parsed{.outcome = Parsed::Outcome::failed, .error = stored.error().message()};
+    return Parsed{.outcome = Parsed::Outcome::failed,
+                  .error = stored.error().message(),
+                  .usage = argument->name == "output"};
   }
   return std::nullopt;
 }
@@ -245,7 +295,17 @@ Argument named(Argument::Kind kind, std::string_view names, std::string_view met
     argument.letter = names[1];
     names.remove_prefix(std::min<size_t>(names.size(), 4));
   }
-  if (names.starts_with("--")) argument.name = names.substr(2);
+  while (names.starts_with("--")) {
+    const size_t end = names.find(", ");
+    const std::string_view name = names.substr(2, end == names.npos ? names.npos : end - 2);
+    if (argument.name.empty()) {
+      argument.name = name;
+    } else {
+      argument.aliases.push_back(name);
+    }
+    if (end == names.npos) break;
+    names.remove_prefix(end + 2);
+  }
   return argument;
 }
 
@@ -263,7 +323,7 @@ std::string Argument::spelling() const {
 
 Parsed parse(const AnyCommand& command, const std::vector<std::string>& words, void* args,
              Dialect dialect) {
-  const Accepted accepted(command, dialect);
+  const Accepted accepted(command, words, dialect);
   std::vector<std::string> copy = words;  // getopt reorders and wants char*.
   std::optional<std::string> last = take_last_operand(command, copy, dialect);
   std::string program(command.name);
@@ -280,6 +340,11 @@ Parsed parse(const AnyCommand& command, const std::vector<std::string>& words, v
         getopt_long(argc, argv.data(), accepted.letters.c_str(), accepted.longs.data(), nullptr);
     if (found == -1) break;
     const std::string_view word = argv[static_cast<size_t>(optind) - 1];
+    if ((found == ':' || found == '?') && dialect == Dialect::qemu) {
+      Parsed failed = usage(words_of_getopt(accepted, found, word));
+      failed.option = true;
+      return failed;
+    }
     if (found == ':') return usage(cat("missing argument for option '", word, "'"));
     if (found == '?') {
       Parsed failed = usage(cat("unrecognized option '", word, "'"));

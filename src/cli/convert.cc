@@ -614,7 +614,7 @@ const Command<ConvertArgs> kDefinition({
          option("-f, --source-format", "FORMAT",
                 static_cast<std::optional<std::string> ConvertArgs::*>(&OpenArgs::format),
                 "of the sources: raw or qcow2; without it their first bytes decide"),
-         option("-O, --target-format", "FORMAT", &ConvertArgs::target_format,
+         option("-O, --target-format, --output-format", "FORMAT", &ConvertArgs::target_format,
                 "raw or qcow2; without it the suffix decides: .qcow2, .qcow; .raw, .img, .iso, "
                 ".bin, .dd; a block device is raw; with -n what is there must agree (under the "
                 "name qemu-img: raw)"),
@@ -639,14 +639,14 @@ const Command<ConvertArgs> kDefinition({
          flag("-c, --compress", &ConvertArgs::compress,
               "write compressed clusters, on all cores; what does not get smaller is written as it "
               "is (qcow2 only; -o compression_type=zlib or zstd)"),
-         option("--compression-level", "LEVEL", &ConvertArgs::level,
-                "with -c: 1 (fast) to 12 for zlib, to 19 for zstd; 3 by default"),
-         flag("-W, --out-of-order", &ConvertArgs::out_of_order,
+         own(option("--compression-level", "LEVEL", &ConvertArgs::level,
+                    "with -c: 1 (fast) to 12 for zlib, to 19 for zstd; 3 by default")),
+         flag("-W, --out-of-order, --oob-writes", &ConvertArgs::out_of_order,
               "write what was read first, instead of in the order of the disk"),
          flag("-n, --no-create", &ConvertArgs::no_create, "write into a target that exists"),
          flag("--target-is-zero", &ConvertArgs::target_is_zero,
               "with -n: the target reads as zeros already"),
-         option("-t, --target-cache", "CACHE", &ConvertArgs::cache,
+         option("-t, --target-cache, --output-cache", "CACHE", &ConvertArgs::cache,
                 "how the target is written: writeback (the default): it is durable at the end; "
                 "unsafe (the default under the name qemu-img): the kernel writes it when it likes; "
                 "none: as writeback, past the page cache; writethrough, directsync: every write "
@@ -655,14 +655,14 @@ const Command<ConvertArgs> kDefinition({
                 "how sources are read: writeback (the default), or none: past the page cache"),
          flag("-U, --force-share", static_cast<bool ConvertArgs::*>(&OpenArgs::share),
               "read sources although another process writes them"),
-         flag(
+         own(flag(
              "--force", &ConvertArgs::force,
              "overwrite a target that exists (under the name qemu-img always); take a backing file "
-             "as raw although it begins like an image"),
+             "as raw although it begins like an image")),
          flag("-p, --progress", &ConvertArgs::progress, "show how far it is"),
          flag("-q, --quiet", &ConvertArgs::quiet, "print nothing but errors"),
          refused("-C, --copy-range-offloading", "copies are not left to the file system (yet)"),
-         refused("-r, --rate-limit", "RATE", "copies cannot be throttled (yet)"),
+         refused("-r, --rate, --rate-limit", "RATE", "copies cannot be throttled (yet)"),
          flag("--bitmaps", &ConvertArgs::bitmaps, "copy the persistent bitmaps as well"),
          flag("--skip-broken-bitmaps", &ConvertArgs::skip_broken_bitmaps,
               "with --bitmaps: leave out those that were not saved"),
@@ -672,7 +672,7 @@ const Command<ConvertArgs> kDefinition({
          flag("--target-image-opts", &ConvertArgs::target_image_opts,
               "with -n: the target's name is a list of options"),
          scan_arguments<ConvertArgs>(),
-         follow_arguments<ConvertArgs>()},
+         follow_arguments<ConvertArgs>("--image-opts, --source-image-opts")},
     .run = convert,
 });
 

@@ -154,15 +154,15 @@ const Command<CreateArgs> kDefinition({
                 "of IMAGE"),
          option("-F, --backing-format", "FORMAT", &CreateArgs::backing_format,
                 "of the backing disk; it is never guessed"),
-         option("--follow", "POLICY", &CreateArgs::follow,
-                "which files the backing disk may name in turn: nothing, same-directory (the "
-                "default), or any (the default under QEMU's names)"),
+         own(option("--follow", "POLICY", &CreateArgs::follow,
+                    "which files the backing disk may name in turn: nothing, same-directory (the "
+                    "default), or any (the default under QEMU's names)")),
          flag("-u, --backing-unsafe", &CreateArgs::unsafe,
               "do not open the backing disk; SIZE is needed then"),
-         flag(
+         own(flag(
              "--force", &CreateArgs::force,
              "overwrite what is there (under the name qemu-img always); take a backing file as raw "
-             "although it begins like an image"),
+             "although it begins like an image")),
          flag("-q, --quiet", &CreateArgs::quiet, "print nothing but errors"),
          refused("--object", "OBJECT", kNoObjects)},
     .run = create,

@@ -261,13 +261,7 @@ Result<DiskFormat> format_by_name(Session& session, const std::string& name,
                                   std::string_view option) {
   const std::string suffix = suffix_of(name);
   const bool is_qcow2 = contains(kQcow2Suffixes, suffix);
-  if (session.compatibility_name()) {
-    if (is_qcow2) {
-      session.warn(cat(quoted(name), " becomes a raw disk, because no format was given; ", option,
-                       " qcow2 makes it an image"));
-    }
-    return DiskFormat::raw;
-  }
+  if (session.compatibility_name()) return DiskFormat::raw;
   if (is_qcow2) return DiskFormat::qcow2;
   if (contains(kRawSuffixes, suffix) || is_block_device(name)) return DiskFormat::raw;
   return invalid("which format should ", quoted(name), " have? Its name does not tell; give ",

@@ -36,24 +36,25 @@ Arguments format_argument() {
                 "raw or qcow2; without it the file's first bytes decide");
 }
 template <class Args>
-Arguments follow_arguments() {
-  return {option("--follow", "POLICY",
-                 static_cast<std::optional<OpenPolicy> Args::*>(&OpenArgs::follow),
-                 "which files the image may name as its backing or data file: nothing, "
-                 "same-directory (the default), or any (the default under QEMU's names)"),
+Arguments follow_arguments(std::string_view image_opts = "--image-opts") {
+  return {own(option("--follow", "POLICY",
+                     static_cast<std::optional<OpenPolicy> Args::*>(&OpenArgs::follow),
+                     "which files the image may name as its backing or data file: nothing, "
+                     "same-directory (the default), or any (the default under QEMU's names)")),
           refused("--object", "OBJECT", kNoObjects),
-          flag("--image-opts", static_cast<bool Args::*>(&OpenArgs::image_opts),
+          flag(image_opts, static_cast<bool Args::*>(&OpenArgs::image_opts),
                "the name is no path but a list of options: driver=, file.filename= and so on "
                "(json:{...} says the same without it; `byre drivers` shows them)")};
 }
 /// For commands that write an image which is there (docs/engine.md, V).
 template <class Args>
 Arguments scan_arguments() {
-  return {flag("--trust-refcounts", static_cast<bool Args::*>(&OpenArgs::trust_refcounts),
-               "do not count all references first: refcounts that another program left wrong are "
-               "believed, and data may be overwritten"),
-          flag("--free-leaks", static_cast<bool Args::*>(&OpenArgs::free_leaks),
-               "give back clusters that nothing refers to, if nothing is damaged")};
+  return own(
+      {flag("--trust-refcounts", static_cast<bool Args::*>(&OpenArgs::trust_refcounts),
+            "do not count all references first: refcounts that another program left wrong are "
+            "believed, and data may be overwritten"),
+       flag("--free-leaks", static_cast<bool Args::*>(&OpenArgs::free_leaks),
+            "give back clusters that nothing refers to, if nothing is damaged")});
 }
 template <class Args>
 Argument share_argument() {

@@ -191,12 +191,9 @@ Task<int> snapshot(Session& session, SnapshotArgs args) {
   if (args.to.has_value() != !args.rename.empty()) {
     co_return wrong("--rename SNAPSHOT and --to NAME go together");
   }
-  // qemu-img opens the image, and does nothing with it.
   if (!args.list.empty() && (args.trust_refcounts || args.free_leaks)) {
     co_return invalid("--trust-refcounts and --free-leaks are for changes of the snapshots");
   }
-  if (args.actions() == 0 && session.compatibility_name())
-    co_return co_await change(session, args, {});
   if (!args.apply.empty()) co_return co_await change(session, args, {"apply", args.apply[0], ""});
   if (!args.create.empty())
     co_return co_await change(session, args, {"create", args.create[0], ""});
@@ -233,8 +230,8 @@ const Command<SnapshotArgs> kDefinition({
              option("-a, --apply", "SNAPSHOT", &SnapshotArgs::apply,
                     "make the disk what it was then, its size as well"),
              option("-d, --delete", "SNAPSHOT", &SnapshotArgs::remove, "give it up"),
-             option("--rename", "SNAPSHOT", &SnapshotArgs::rename, "give it the name --to"),
-             option("--to", "NAME", &SnapshotArgs::to, "the new name, for --rename"),
+             own({option("--rename", "SNAPSHOT", &SnapshotArgs::rename, "give it the name --to"),
+                  option("--to", "NAME", &SnapshotArgs::to, "the new name, for --rename")}),
              format_argument<SnapshotArgs>(),
              flag("-q, --quiet", &SnapshotArgs::quiet, "print nothing but errors"),
              share_argument<SnapshotArgs>(), scan_arguments<SnapshotArgs>(),

@@ -127,7 +127,7 @@ SNAPSHOT = Command("snapshot", (
     (IMAGE, *ODD_IMAGES), 250, prefer=("snapshots",))
 
 BITMAP = Command("bitmap", (
-    FORMAT, IMAGE_OPTS, option("--add"), option("--remove"), option("--clear"), option("--enable"), option("--disable"),
+    option("-f", "{format}", "{format}", "raw", "qcow2", odd=ODD_FORMATS), IMAGE_OPTS, option("--add"), option("--remove"), option("--clear"), option("--enable"), option("--disable"),
     option("-g --granularity", "64k", "4k", "512", "2M", odd=ODD_SIZES), option("--merge", "b0", "b1", "n3", odd=ODD_BITMAPS),
     option("-b --source-file", "bits.qcow2", "manybits.qcow2", odd=("", "nothing.qcow2", "plain.raw"), weight=0.3),
     option("-F --source-format", "qcow2", odd=ODD_FORMATS, weight=0.3), OBJECT, HELP),
@@ -139,14 +139,14 @@ AMEND = Command("amend", (
     (IMAGE, *ODD_IMAGES), 300, prefer=("chain",))
 
 CONVERT = Command("convert", (
-    QUIET, PROGRESS, option("-f --source-format", "{format}", "{format}", "raw", "qcow2", odd=ODD_FORMATS), IMAGE_OPTS,
-    option("-l --source-snapshot", *SNAPSHOTS, "snapshot.name=first", odd=ODD_SNAPSHOTS, weight=0.4),
+    QUIET, option("-p", weight=0.5), option("-f --source-format", "{format}", "{format}", "raw", "qcow2", odd=ODD_FORMATS), option("--image-opts --source-image-opts", weight=0.4),
+    option("-l --snapshot", *SNAPSHOTS, "snapshot.name=first", odd=ODD_SNAPSHOTS, weight=0.4),
     option("-T --source-cache", *CACHES, odd=ODD_CACHES),
-    option("-O --target-format", "qcow2", "qcow2", "raw", odd=ODD_FORMATS, weight=3.0),
-    option("--target-image-opts", weight=0.2), *[Option(("-o", "--target-options"), one.usual, one.odd, 0.4) for one in CREATION],
-    option("-c --compress"), option("-t --target-cache", *CACHES, odd=ODD_CACHES),
+    option("-O --output-format", "qcow2", "qcow2", "raw", odd=ODD_FORMATS, weight=3.0),
+    option("--target-image-opts", weight=0.2), *[Option(("-o", "--options"), one.usual, one.odd, 0.4) for one in CREATION],
+    option("-c"), option("-t --output-cache", *CACHES, odd=ODD_CACHES),
     option("-B --backing", "base.qcow2", "plain.raw", odd=("", "nothing.qcow2"), weight=0.4),
-    option("-F --backing-format", "qcow2", "raw", odd=ODD_FORMATS, weight=0.4), option("-n --no-create", weight=0.4),
+    option("-F --backing-format", "qcow2", "raw", odd=ODD_FORMATS, weight=0.4), option("-n", weight=0.4),
     option("--target-is-zero", weight=0.4), option("-S --sparse-size", "0", "4k", "64k", "512", odd=ODD_SIZES),
     option("--bitmaps"), option("--skip-broken-bitmaps", weight=0.4), SHARE, option("-r --rate", "1G", odd=ODD_SIZES, weight=0.3),
     option("-m --parallel", "1", "8", "16", odd=("0", "17", "-1", "x", "")), option("-C --copy-range-offloading", weight=0.3),
