@@ -36,11 +36,10 @@ Result<AmendOptions> read_options(OptionList options) {
   for (const auto& [name, value] : options.pairs) {
     const bool for_creation =
         std::find(kOnlyForCreation.begin(), kOnlyForCreation.end(), name) != kOnlyForCreation.end();
-    if (for_creation) {
+    if (for_creation || name.starts_with("encrypt.")) {
       return invalid("Invalid parameter '", name,
                      "'\nThis option is only supported for image creation");
     }
-    if (name.starts_with("encrypt.")) return unsupported("encryption is not supported");
   }
   if (const auto text = options.take("compat")) {
     if (*text == "0.10" || *text == "v2") {
@@ -71,9 +70,19 @@ Result<AmendOptions> read_options(OptionList options) {
   return amend;
 }
 
+/// qemu-img changes neither the backing file nor its format; both may be given as they are.
+Result<void> check_as_qemu(const Image& image, const AmendOptions& wanted) {
+  if (!wanted.backing_file && !wanted.backing_format) return {};
+  const ImageHeader& head = image.head();
+  const bool same = wanted.backing_file && wanted.backing_format &&
+                    head.backing_file == wanted.backing_file &&
+                    head.extensions.backing_format == wanted.backing_format;
+  if (same) return {};
+  return invalid("Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.");
+}
+
 /// What changes or loses contents needs --force.
-Result<void> check_force(const Image& image, const AmendOptions& wanted, bool force,
-                         bool may_shrink) {
+Result<void> check_force(const Image& image, const AmendOptions& wanted, bool force) {
   if (force) return {};
   const ImageHeader& head = image.head();
   const std::string backing = head.backing_file.value_or("");
@@ -91,7 +100,7 @@ Result<void> check_force(const Image& image, const AmendOptions& wanted, bool fo
         "Cannot amend the backing file; with --force its name and format are changed, and what the "
         "disk reads from it is not looked at");
   }
-  if (wanted.size && *wanted.size < image.size() && !may_shrink) {
+  if (wanted.size && *wanted.size < image.size()) {
     return invalid(
         "The new size is smaller, and all data behind it would be lost; --force allows it");
   }
@@ -125,11 +134,13 @@ Task<void> apply(Session& session, FileOpener& opener, AmendArgs args, AmendOpti
     options.data_file = resolve_name(co_await file_of(*args.image, args), path);
   }
   Disk disk = co_await open_named(session, opener, *args.image, args, options);
+  if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, *args.image);
   Result<void> done;
   if (!disk.image) {
     done = unsupported("Format driver 'raw' does not support option amendment");
   } else {
-    done = check_force(*disk.image, wanted, args.force, session.compatibility_name());
+    done = session.compatibility_name() ? check_as_qemu(*disk.image, wanted)
+                                        : check_force(*disk.image, wanted, args.force);
     if (done) {
       done = co_await check_raw_backing(session, opener, args, disk.image->head(), wanted).result();
     }
@@ -167,7 +178,7 @@ Task<int> amend(Session& session, AmendArgs args) {
     session.print(amend_option_help());
     co_return 0;
   }
-  if (!args.image) co_return usage("Expecting one image file name");
+  if (!args.image) co_return invalid("Expecting one image file name");
   SystemGate opener(session.reactor(), session.policy(args.follow));
   if (args.options.help) {
     Disk disk = co_await open_named(session, opener, *args.image, args, {.without_backing = true});

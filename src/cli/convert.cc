@@ -127,8 +127,11 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
   if (args.requests) {
     const Result<uint64_t> count = parse_number(*args.requests, 1, kRequestsMax);
     if (!count) {
-      return invalid("Invalid number of coroutines. Allowed number of coroutines is between 1 and ",
-                     kRequestsMax);
+      if (!parse_number(*args.requests, 0, UINT64_MAX)) {
+        return invalid("Invalid number of coroutines specified: '", *args.requests, "'.");
+      }
+      return invalid("Invalid number of coroutines specified. Must be between 1 and ", kRequestsMax,
+                     ".");
     }
     plan.requests = static_cast<unsigned>(*count);
   }
@@ -141,6 +144,9 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
           ". Select 0 to disable sparse detection (fully allocates output).");
     }
   }
+  if (args.skip_broken_bitmaps && !args.bitmaps) {
+    return invalid("Use of --skip-broken-bitmaps requires --bitmaps");
+  }
   if (args.target_image_opts && !args.no_create) {
     return invalid("--target-image-opts requires use of -n flag");
   }
@@ -149,9 +155,6 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
   }
   if (args.no_create && !args.options.empty()) {
     return invalid("-o has no effect when skipping image creation");
-  }
-  if (args.skip_broken_bitmaps && !args.bitmaps) {
-    return invalid("Use of --skip-broken-bitmaps requires --bitmaps");
   }
   if ((args.trust_refcounts || args.free_leaks) && !args.no_create)
     return invalid("--trust-refcounts and --free-leaks are for a target that is there (-n)");
@@ -261,6 +264,7 @@ struct Disks {
   std::unique_ptr<NewDiskFile> made;               ///< The target's file, unless it was there (-n).
   std::optional<Disk> target;
   bool target_changed = false;  ///< A target that was there has been written to.
+  std::optional<ProgressLine> progress;
 
   Task<void> close() {
     Result<void> first;
@@ -445,8 +449,8 @@ ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks&
   return options;
 }
 
-Task<void> copy(Session& session, ConvertArgs args, const Plan& plan, Disks& disks, Stop& stop) {
-  ProgressLine progress(session, args.progress && !args.quiet, ProgressLine::Unit::bytes);
+Task<void> copy(ConvertArgs args, const Plan& plan, Disks& disks, Stop& stop) {
+  ProgressLine& progress = *disks.progress;
   ConvertOptions options = convert_options(args, plan, disks);
   options.progress = [&](uint64_t done, uint64_t total) { progress.update(done, total); };
   std::vector<Device*> sources;
@@ -518,7 +522,7 @@ Task<void> fill_target(Session& session, FileOpener& opener, ConvertArgs args, P
                        Disks& disks, Stop& stop) {
   co_await open_target(session, opener, args, plan, disks, stop);
   const bool bitmaps = args.bitmaps;
-  co_await copy(session, std::move(args), plan, disks, stop);
+  co_await copy(std::move(args), plan, disks, stop);
   if (bitmaps) co_await copy_bitmaps(session, disks);
 }
 
@@ -555,6 +559,10 @@ Task<void> fill_and_finish(Session& session, FileOpener& opener, ConvertArgs arg
 Task<void> run(Session& session, FileOpener& opener, ConvertArgs args, Plan& plan, Disks& disks) {
   co_await open_sources(session, opener, args, plan, disks);
   if (plan.snapshot) co_await go_to_snapshot(session, opener, args, plan, disks);
+  // As in qemu-img: what is wrong with the sources is told before what is wrong with the target.
+  const DiskFormat format = args.no_create ? co_await format_there(session, opener, args)
+                                           : co_await target_format(session, args);
+  co_await plan_target(args, format, plan);
   if (args.bitmaps) co_await check_bitmaps(args, plan, disks);
   co_await fill_and_finish(session, opener, std::move(args), plan, disks);
 }
@@ -570,11 +578,9 @@ Task<int> convert(Session& session, ConvertArgs args) {
   }
   co_await read_images(args, plan);
   SystemGate opener(session.reactor(), session.policy(args.follow));
-  const DiskFormat format = args.no_create ? co_await format_there(session, opener, args)
-                                           : co_await target_format(session, args);
-  co_await plan_target(args, format, plan);
   if (!args.cache && session.compatibility_name()) plan.cache = CacheMode::unsafe;
   Disks disks;
+  disks.progress.emplace(session, args.progress && !args.quiet, ProgressLine::Unit::bytes);
   Result<void> done = co_await run(session, opener, args, plan, disks).result();
   Result<void> closed = co_await disks.close().result();
   if (!done && done.error().code() == Errc::cancelled) co_await std::move(done);

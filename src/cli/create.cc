@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// `byre create`: a new, empty disk.
+#include <cstring>
+
 #include "cli/commands.h"
 #include "cli/json.h"
 #include "cli/new_disk.h"
@@ -21,6 +23,7 @@ struct CreateArgs {
   bool unsafe = false;
   bool force = false;
   bool quiet = false;
+  std::vector<Secret> secrets;
 };
 
 /// The size that the new disk takes from its backing disk, which may be in use: only headers are
@@ -42,6 +45,23 @@ Task<uint64_t> backing_size(Session& session, FileOpener& opener, std::string na
   co_return chain->front().size;
 }
 
+/// Fails for a backing file without a format: qemu-img tells what it looks like.
+Task<void> refuse_without_format(Session& session, CreateArgs args, std::string backing) {
+  const std::string why = "Backing file specified without backing format";
+  if (args.unsafe || !session.compatibility_name()) co_await fail(invalid(why));
+  SystemGate opener(session.reactor(), session.policy(args.follow));
+  const std::string path = co_await path_of(backing);
+  const std::string name = resolve_name(args.image, path);
+  Result<std::unique_ptr<File>> file = opener.open(name, {.lock = false});
+  if (!file) {
+    const std::string cause = std::strerror(file.error().sys_errno());
+    co_await fail(Error(file.error().code(), cat("Could not open '", name, "': ", cause,
+                                                 "\nCould not open backing image.")));
+  }
+  const Result<DiskFormat> format = co_await find_format(**file, std::nullopt).result();
+  co_await fail(invalid(why, format ? cat("\nDetected format of ", name_of(*format), ".") : ""));
+}
+
 Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
   NewDisk disk = co_await read_new_disk(format, args.options);
   if (args.size) {
@@ -57,7 +77,7 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
         invalid("Error: Trying to create an image with the same filename as the backing file"));
   }
   if (backed && !disk.backing_format) {
-    co_await fail(invalid("Backing file specified without backing format"));
+    co_await refuse_without_format(session, args, *disk.backing_file);
   }
   const bool opens_backing = backed && !args.unsafe;
   if (disk.backing_format && !opens_backing && !parse_format(*disk.backing_format)) {
@@ -99,17 +119,16 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
 }
 
 Task<int> create(Session& session, CreateArgs args) {
-  // qemu-img looks at the size before anything else.
-  if (args.size) {
-    if (Result<uint64_t> size = parse_size_option(*args.size, "image size"); !size) {
-      Parsed failed{.outcome = Parsed::Outcome::failed, .error = size.error().message()};
-      co_return finish_parse(session, kCreate, failed);
-    }
-  }
   if (args.image.empty() && !args.options.help) {
     const Parsed failed{
         .outcome = Parsed::Outcome::failed, .error = "Expecting image file name", .usage = true};
     co_return finish_parse(session, kCreate, failed);
+  }
+  if (args.size && !args.options.help) {
+    if (Result<uint64_t> size = parse_size_option(*args.size, "image size"); !size) {
+      Parsed failed{.outcome = Parsed::Outcome::failed, .error = size.error().message()};
+      co_return finish_parse(session, kCreate, failed);
+    }
   }
   Result<DiskFormat> format = DiskFormat::raw;
   if (args.format) {
@@ -164,7 +183,7 @@ const Command<CreateArgs> kDefinition({
              "overwrite what is there (under the name qemu-img always); take a backing file as raw "
              "although it begins like an image")),
          flag("-q, --quiet", &CreateArgs::quiet, "print nothing but errors"),
-         refused("--object", "OBJECT", kNoObjects)},
+         option("--object", "OBJECT", &CreateArgs::secrets, kObjectHelp)},
     .run = create,
 });
 

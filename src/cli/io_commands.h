@@ -65,6 +65,7 @@ struct IoOpen {
   bool image_opts = false;
   bool read_only = false;
   bool share_lock = false;
+  bool copy_on_read = false;
   CacheMode cache = CacheMode::writethrough;
   DiscardPolicy discard = DiscardPolicy::unmap;
 };

@@ -76,6 +76,13 @@ std::string said_once(std::string text) {
   return text;
 }
 
+/// With what to do about it.
+std::string advised(std::string text) {
+  const size_t at = text.rfind("Unknown protocol '");
+  const bool ends = at != std::string::npos && text.find(' ', text.find('\'', at)) == text.npos;
+  return ends ? text + " (a path that has a colon needs ./ in front)" : text;
+}
+
 std::string json_message(std::string_view kind, Json message) {
   return to_json_line({{std::string(kind), std::move(message)}}) + "\n";
 }
@@ -107,7 +114,8 @@ int Session::report(Errc code, std::string_view message) {
 
 int Session::report(const Error& error) {
   const int exit = compatibility_name() ? kExitFailure : exit_code(error);
-  const std::string message = compatibility_name() ? error.message() : said_once(error.message());
+  const std::string message =
+      compatibility_name() ? error.message() : advised(said_once(error.message()));
   if (!json_) {
     this->error(message);
     return exit;
@@ -253,9 +261,10 @@ int as_qemu(Session& session, const AnyCommand& command, const Parsed& parsed) {
   const std::string& program = session.program();
   const bool is_img = program == "qemu-img";
   const std::string line = is_img ? cat(program, " ", command.name) : program;
+  const bool tells = program != "qemu-io" || !parsed.usage;  // That shows how it is used instead.
   if (parsed.option) {
     session.note(printable_lines(cat(line, ": ", parsed.error)) + "\n");
-  } else {
+  } else if (tells) {
     session.error(parsed.error);
   }
   if (!parsed.usage) return kExitFailure;

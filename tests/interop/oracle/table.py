@@ -122,8 +122,8 @@ RESIZE = Command("resize", (
 
 SNAPSHOT = Command("snapshot", (
     QUIET, FORMAT, IMAGE_OPTS, SHARE, OBJECT, option("-l --list"),
-    option("-c --create", "new", "third", odd=ODD_SNAPSHOTS), option("-a --apply", *SNAPSHOTS, odd=ODD_SNAPSHOTS),
-    option("-d --delete", *SNAPSHOTS, odd=ODD_SNAPSHOTS), HELP),
+    option("-c", "new", "third", odd=ODD_SNAPSHOTS), option("-a", *SNAPSHOTS, odd=ODD_SNAPSHOTS),
+    option("-d", *SNAPSHOTS, odd=ODD_SNAPSHOTS), HELP),
     (IMAGE, *ODD_IMAGES), 250, prefer=("snapshots",))
 
 BITMAP = Command("bitmap", (
