@@ -171,7 +171,7 @@ class Json(Case):
         self.value("amend", "-o", "lazy_refcounts=on", "disk")
         for words in (("info",), ("map",), ("check",), ("dump",), ("repair",)):
             self.value(*words, "disk")
-        self.assertEqual(self.value("version")["like-qemu"], "7.2.0")
+        self.assertEqual(self.value("version")["like-qemu"], "10.0.0")
 
     def test_bitmaps_for_people(self):
         self.assertEqual(self.byre("bitmap", "disk").out, b"")
