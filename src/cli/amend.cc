@@ -12,7 +12,7 @@ namespace byre {
 namespace {
 
 struct AmendArgs : OpenArgs {
-  std::optional<std::string> image;
+  std::vector<std::string> images;  ///< One.
   OptionList options;
   std::string cache = "writeback";
   bool progress = false;
@@ -37,8 +37,9 @@ Result<AmendOptions> read_options(OptionList options) {
     const bool for_creation =
         std::find(kOnlyForCreation.begin(), kOnlyForCreation.end(), name) != kOnlyForCreation.end();
     if (for_creation || name.starts_with("encrypt.")) {
-      return invalid("Invalid parameter '", name,
-                     "'\nThis option is only supported for image creation");
+      const bool for_making = check_creation_options(DiskFormat::qcow2, options).has_value();
+      return invalid("Invalid parameter '", name, "'",
+                     for_making ? "\nThis option is only supported for image creation" : "");
     }
   }
   if (const auto text = options.take("compat")) {
@@ -115,7 +116,7 @@ Task<void> check_raw_backing(Session& session, FileOpener& opener, const AmendAr
   const bool is_new = wanted.backing_file.has_value();
   const std::string named = is_new ? *wanted.backing_file : head.backing_file.value_or("");
   const Result<std::string> path = plain_name(named);
-  const Result<std::string> image = file_of(*args.image, args);
+  const Result<std::string> image = file_of(args.images[0], args);
   if (!path || path->empty() || !image) co_return;
   Result<std::unique_ptr<File>> file = is_new ? opener.open(resolve_name(*image, *path), kLook)
                                               : opener.open_named_by_image(*image, *path, kLook);
@@ -123,7 +124,8 @@ Task<void> check_raw_backing(Session& session, FileOpener& opener, const AmendAr
                                 "-o backing_fmt=qcow2");
 }
 
-Task<void> apply(Session& session, FileOpener& opener, AmendArgs args, AmendOptions wanted) {
+Task<void> apply(Session& session, FileOpener& opener, AmendArgs args, AmendOptions wanted,
+                 std::optional<ProgressLine>& progress) {
   const CacheMode cache = co_await cache_mode(args.cache, "cache");
   ImageOptions options{.writable = true, .direct = is_direct(cache)};
   options.refuse_damaged = true;
@@ -131,14 +133,15 @@ Task<void> apply(Session& session, FileOpener& opener, AmendArgs args, AmendOpti
   options.without_backing = !wanted.size && wanted.version != 2;
   if (wanted.data_file && !wanted.data_file->empty()) {
     const std::string path = co_await path_of(*wanted.data_file);
-    options.data_file = resolve_name(co_await file_of(*args.image, args), path);
+    options.data_file = resolve_name(co_await file_of(args.images[0], args), path);
   }
-  Disk disk = co_await open_named(session, opener, *args.image, args, options);
-  if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, *args.image);
+  Disk disk = co_await open_named(session, opener, args.images[0], args, options);
+  if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, args.images[0]);
   Result<void> done;
   if (!disk.image) {
     done = unsupported("Format driver 'raw' does not support option amendment");
   } else {
+    progress.emplace(session, args.progress && !args.quiet);
     done = session.compatibility_name() ? check_as_qemu(*disk.image, wanted)
                                         : check_force(*disk.image, wanted, args.force);
     if (done) {
@@ -146,20 +149,42 @@ Task<void> apply(Session& session, FileOpener& opener, AmendArgs args, AmendOpti
     }
   }
   if (done) {
-    ProgressLine progress(session, args.progress && !args.quiet);
     constexpr uint64_t kParts = 10000;
     wanted.progress = [&](double fraction) {
-      progress.update(static_cast<uint64_t>(fraction * kParts), kParts);
+      progress->update(static_cast<uint64_t>(fraction * kParts), kParts);
     };
     const Session::Interruptible guard(
-        session, {.about = quoted(*args.image),
+        session, {.about = quoted(args.images[0]),
                   .stop = [] {},
-                  .waiting_for = [&] { return cat("changes of ", quoted(*args.image)); }});
+                  .waiting_for = [&] { return cat("changes of ", quoted(args.images[0])); }});
     done = co_await disk.image->amend(std::move(wanted)).result();
   }
   Result<void> closed = co_await disk.device.close().result();
   co_await std::move(done);
   co_await std::move(closed);
+}
+
+/// What is wrong with the options is told when it is known that there is an image.
+Task<AmendOptions> read_options_of(Session& session, FileOpener& opener, AmendArgs args) {
+  Result<AmendOptions> wanted = read_options(args.options);
+  if (wanted) co_return *std::move(wanted);
+  const std::string& name = args.images[0];
+  Disk disk = co_await open_named(session, opener, name, args, {.without_backing = true});
+  if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, name);
+  const bool is_image = disk.image != nullptr;
+  co_await disk.device.close();
+  if (!is_image) co_return unsupported("Format driver 'raw' does not support option amendment");
+  co_return std::move(wanted).error();
+}
+
+Task<void> amend_image(Session& session, AmendArgs args, std::optional<ProgressLine>& progress) {
+  if (args.images.size() != 1) co_await fail(invalid("Expecting one image file name"));
+  SystemGate opener(session.reactor(), session.policy(args.follow));
+  AmendOptions wanted = co_await read_options_of(session, opener, args);
+  const std::string image = args.images[0];
+  const std::string below = wanted.backing_file.value_or("");
+  co_await apply(session, opener, std::move(args), std::move(wanted), progress);
+  warn_of_policy(session, image, below);
 }
 
 Task<int> amend(Session& session, AmendArgs args) {
@@ -178,22 +203,30 @@ Task<int> amend(Session& session, AmendArgs args) {
     session.print(amend_option_help());
     co_return 0;
   }
-  if (!args.image) co_return invalid("Expecting one image file name");
-  SystemGate opener(session.reactor(), session.policy(args.follow));
   if (args.options.help) {
-    Disk disk = co_await open_named(session, opener, *args.image, args, {.without_backing = true});
+    if (args.images.size() != 1) co_return invalid("Expecting one image file name");
+    SystemGate opener(session.reactor(), session.policy(args.follow));
+    Disk disk =
+        co_await open_named(session, opener, args.images[0], args, {.without_backing = true});
     const bool is_image = disk.image != nullptr;
     co_await disk.device.close();
     if (!is_image) co_return unsupported("Format driver 'raw' does not support option amendment");
     session.print(amend_option_help());
     co_return 0;
   }
-  AmendOptions wanted = co_await read_options(args.options);
-  const std::string image = *args.image;
-  const std::string below = wanted.backing_file.value_or("");
-  co_await apply(session, opener, std::move(args), std::move(wanted));
-  warn_of_policy(session, image, below);
+  const bool shows = args.progress && !args.quiet && session.compatibility_name();
+  std::optional<ProgressLine> progress;
+  Result<void> done = co_await amend_image(session, std::move(args), progress).result();
+  if (!done && !progress && shows) session.print("\n");  // The end of a line that never began.
+  co_await std::move(done);
   co_return 0;
+}
+
+/// How many there are is told after what is wrong with the options, as qemu-img does.
+Argument images() {
+  Argument argument = operands("IMAGE", &AmendArgs::images, "the image file");
+  argument.optional = true;
+  return argument;
 }
 
 const Command<AmendArgs> kDefinition({
@@ -205,7 +238,7 @@ const Command<AmendArgs> kDefinition({
         "what it was, or what it will be, or something between that holds the same; at worst some "
         "space is lost, which check -r leaks gives back.",
     .args =
-        {optional_operand("IMAGE", &AmendArgs::image, "the image file"),
+        {images(),
          option("-o, --options", "OPTIONS", &AmendArgs::options,
                 "what to change, as name=value,name=value; \"help\" lists them"),
          format_argument<AmendArgs>(),
@@ -219,8 +252,6 @@ const Command<AmendArgs> kDefinition({
              "as raw, and a smaller size"),
          flag("-q, --quiet", &AmendArgs::quiet, "print nothing but errors"),
          scan_arguments<AmendArgs>(), follow_arguments<AmendArgs>()},
-    .too_few = "Expecting one image file name",
-    .too_many = "Expecting one image file name",
     .run = amend,
 });
 

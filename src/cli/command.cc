@@ -205,21 +205,31 @@ std::string words_of_getopt(const Accepted& accepted, int found, std::string_vie
   return cat("option '", word, "' is ambiguous; possibilities:", possible);
 }
 
+/// Is the word in front of `place` an operand, and no option or value of one?
+bool follows_operand(const AnyCommand& command, const std::vector<std::string>& words,
+                     std::vector<std::string>::const_iterator place) {
+  if (place == words.begin()) return false;
+  const std::string& before = *(place - 1);
+  if (before.starts_with('-')) return false;
+  if (place - 1 == words.begin()) return true;
+  const std::string& option = *(place - 2);
+  return std::ranges::none_of(command.args, [&](const Argument& argument) {
+    if (!argument.takes_value()) return false;
+    return option == cat("-", argument.letter) || option == cat("--", argument.name);
+  });
+}
+
 /// Where a command's last word is an operand even if it looks like an option: takes it out.
 std::optional<std::string> take_last_operand(const AnyCommand& command,
                                              std::vector<std::string>& words, Dialect dialect) {
   if (!command.last_word_is_operand) return std::nullopt;
-  bool takes = words.size() > 1 && words.back() != "--help" && words.back() != "-h";
-  auto taken = words.empty() ? words.end() : words.end() - 1;
-  if (dialect == Dialect::byre) {
-    // qemu-img takes the last word, whatever it is; "-1G" is enough, and may stand anywhere.
-    const auto is_negative = [](const std::string& word) {
-      return word.size() > 1 && word[0] == '-' && word[1] >= '0' && word[1] <= '9';
-    };
-    taken = std::ranges::find_if(words, is_negative);
-    takes = taken != words.end();
-  }
-  if (!takes) return std::nullopt;
+  const auto is_negative = [](const std::string& word) {
+    return word.size() > 1 && word[0] == '-' && word[1] >= '0' && word[1] <= '9';
+  };
+  const auto taken = std::ranges::find_if(words, is_negative);
+  if (taken == words.end()) return std::nullopt;
+  // qemu-img takes it right behind the image only.
+  if (dialect == Dialect::qemu && !follows_operand(command, words, taken)) return std::nullopt;
   std::string last = std::move(*taken);
   words.erase(taken);
   return last;

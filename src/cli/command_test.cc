@@ -194,9 +194,14 @@ TEST(Parse, ALastWordWithADashIsNoOption) {
   EXPECT_TRUE(parsed(kSigned, {"x", "+1M", "-q"}).quiet);
   Args args;
   EXPECT_EQ(parse(kSigned, {"x", "--help"}, &args).outcome, Parsed::Outcome::help);
-  // qemu-img takes the last word, whatever it is.
-  EXPECT_EQ(parse(kSigned, {"-q", "x", "-q"}, &args, Dialect::qemu).outcome, Parsed::Outcome::run);
-  EXPECT_EQ(args.size, "-q");
+  // qemu-img takes it right behind the image.
+  for (const Words& words : {Words{"-q", "x", "-1M"}, Words{"x", "-1M", "-q"}}) {
+    EXPECT_EQ(parse(kSigned, words, &args, Dialect::qemu).outcome, Parsed::Outcome::run);
+    EXPECT_EQ(args.size, "-1M");
+  }
+  for (const Words& words : {Words{"x", "-q", "-1M"}, Words{"-1M", "x"}}) {
+    EXPECT_EQ(parse(kSigned, words, &args, Dialect::qemu).error, "invalid option -- '1'");
+  }
 }
 
 TEST(Parse, EveryCommandTakesJsonAndQuiet) {

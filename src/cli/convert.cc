@@ -6,6 +6,7 @@
 #include <bit>
 
 #include "block/raw.h"
+#include "block/throttle.h"
 #include "cli/commands.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
@@ -38,6 +39,7 @@ struct ConvertArgs : OpenArgs {
   std::optional<std::string> backing_format;
   std::optional<std::string> snapshot;
   std::optional<uint64_t> sparse_size;
+  std::optional<uint64_t> rate;
   std::optional<std::string> requests;
   std::optional<std::string> level;
   bool compress = false;
@@ -109,7 +111,8 @@ Result<void> plan_compression(const ConvertArgs& args, Plan& plan) {
     if (args.level) return invalid("--compression-level requires use of -c flag");
     return {};
   }
-  if (plan.format == DiskFormat::raw || (plan.disk.data_file && *plan.disk.data_file != "")) {
+  const bool is_new_raw = plan.format == DiskFormat::raw && !args.no_create;
+  if (is_new_raw || (plan.disk.data_file && *plan.disk.data_file != "")) {
     return invalid(kCannotCompress);
   }
   if (plan.disk.preallocation != Preallocation::off) {
@@ -182,9 +185,6 @@ Result<void> read_images(const ConvertArgs& args, Plan& plan) {
   plan.source_cache = source_cache;
   if (plan.snapshot && plan.sources.size() > 1) {
     return invalid("No support for concatenating multiple snapshot");
-  }
-  if (args.bitmaps && plan.sources.size() > 1) {
-    return invalid("Copying bitmaps only possible with single source");
   }
   return {};
 }
@@ -473,6 +473,9 @@ Task<void> copy(ConvertArgs args, const Plan& plan, Disks& disks, Stop& stop) {
 
 /// Before the target is made: can they be copied?
 Task<void> check_bitmaps(ConvertArgs args, const Plan& plan, Disks& disks) {
+  if (plan.sources.size() > 1) {
+    co_await fail(invalid("Copying bitmaps only possible with single source"));
+  }
   Image* source = disks.sources[0].image;
   if (!source || source->geometry().version < 3) {
     co_await fail(unsupported("Source lacks bitmap support"));
@@ -556,9 +559,20 @@ Task<void> fill_and_finish(Session& session, FileOpener& opener, ConvertArgs arg
   co_await std::move(done);
 }
 
+/// -r: all sources together are read at this rate; what reads as zeros is not read.
+void throttle_sources(Session& session, const ConvertArgs& args, Disks& disks) {
+  if (args.rate.value_or(0) == 0) return;
+  const ThrottleLimits limits{.bps_read = {.average = *args.rate}};
+  const auto group = std::make_shared<ThrottleGroup>(session.reactor(), limits);
+  for (Disk& source : disks.sources) {
+    source.device = std::make_unique<Throttle>(std::move(source.device), group);
+  }
+}
+
 Task<void> run(Session& session, FileOpener& opener, ConvertArgs args, Plan& plan, Disks& disks) {
   co_await open_sources(session, opener, args, plan, disks);
   if (plan.snapshot) co_await go_to_snapshot(session, opener, args, plan, disks);
+  throttle_sources(session, args, disks);
   // As in qemu-img: what is wrong with the sources is told before what is wrong with the target.
   const DiskFormat format = args.no_create ? co_await format_there(session, opener, args)
                                            : co_await target_format(session, args);
@@ -668,7 +682,8 @@ const Command<ConvertArgs> kDefinition({
          flag("-p, --progress", &ConvertArgs::progress, "show how far it is"),
          flag("-q, --quiet", &ConvertArgs::quiet, "print nothing but errors"),
          refused("-C, --copy-range-offloading", "copies are not left to the file system (yet)"),
-         refused("-r, --rate, --rate-limit", "RATE", "copies cannot be throttled (yet)"),
+         size_option("-r, --rate, --rate-limit", "RATE", &ConvertArgs::rate, "rate limit",
+                     "read so many bytes a second at most; 0, the default, is no limit"),
          flag("--bitmaps", &ConvertArgs::bitmaps, "copy the persistent bitmaps as well"),
          flag("--skip-broken-bitmaps", &ConvertArgs::skip_broken_bitmaps,
               "with --bitmaps: leave out those that were not saved"),

@@ -63,6 +63,7 @@ Task<void> refuse_without_format(Session& session, CreateArgs args, std::string 
 }
 
 Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
+  co_await path_of(args.image);
   NewDisk disk = co_await read_new_disk(format, args.options);
   if (args.size) {
     if (disk.size) co_await fail(invalid("The image size must be specified only once"));

@@ -123,11 +123,7 @@ Task<int> io(Session& session, IoArgs args) {
     co_return invalid("Invalid aio option: ", *args.aio);
   }
 
-  if (open && (args.native || args.aio == "native") && !is_direct(open->cache)) {
-    co_return invalid("can't open device ", *args.file,
-                      ": aio=native was specified, but it requires cache.direct=on, which was not "
-                      "specified.");
-  }
+  if (open) open->native_aio = args.native || args.aio == "native";
 
   SystemGate opener(session.reactor(), session.policy(args.follow));
   IoShell shell(session.reactor(), opener,

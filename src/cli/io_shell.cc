@@ -84,6 +84,11 @@ Task<bool> IoShell::open(IoOpen open) {
   if (!disk) {
     co_return refuse(why_not_opened(open.path, disk.error(), open.read_only), disk.error().code());
   }
+  if (open.native_aio && !is_direct(open.cache)) {
+    co_await disk->device->close();
+    co_return refuse(
+        "aio=native was specified, but it requires cache.direct=on, which was not specified.");
+  }
   if (open.copy_on_read) {
     if (!disk->device->writable()) {
       co_await disk->device.close();

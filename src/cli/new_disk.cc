@@ -185,9 +185,45 @@ Result<Preallocation> parse_preallocation(const std::string& text) {
   return invalid("Parameter 'preallocation' does not accept value '", text, "'");
 }
 
+namespace {
+
+Result<void> check_option(std::span<const OptionHelp> known, std::string_view name,
+                          const std::string& value) {
+  const auto found = std::ranges::find(known, name, &OptionHelp::name);
+  if (found == known.end()) return invalid("Invalid parameter '", name, "'");
+  if (found->type == "size") {
+    const Result<uint64_t> size = parse_size_parameter(value, name);
+    if (!size) return size.error().copy();
+  } else if (found->type == "num") {
+    if (!parse_number(value, 0, UINT64_MAX)) {
+      return invalid("Parameter '", name, "' expects a number");
+    }
+  } else if (found->type.starts_with("bool")) {
+    const Result<bool> flag = parse_bool_parameter(value, name);
+    if (!flag) return flag.error().copy();
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<void> check_creation_options(DiskFormat format, const OptionList& options) {
+  for (const auto& [name, value] : options.pairs) {
+    const bool is_encryption = name == "encryption" || name.starts_with("encrypt.");
+    if (format == DiskFormat::qcow2 && is_encryption) continue;  // Told by its own words later.
+    Result<void> right = format == DiskFormat::qcow2 ? check_option(kQcow2Options, name, value)
+                                                     : check_option(kRawOptions, name, value);
+    if (!right) return right;
+  }
+  return {};
+}
+
 Result<NewDisk> read_new_disk(DiskFormat format, OptionList options) {
   if (format == DiskFormat::qcow)
     return unsupported("images of qcow version 1 can be read, not made; make one of format qcow2");
+  if (Result<void> right = check_creation_options(format, options); !right) {
+    return std::move(right).error();
+  }
   NewDisk disk{.format = format};
   if (const auto text = options.take("size")) {
     BYRE_TRY(size, parse_size_parameter(*text, "size"));

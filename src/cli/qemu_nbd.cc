@@ -72,8 +72,15 @@ Result<void> look_at_detect_zeroes(std::string_view value) {
   return invalid("Failed to parse detect_zeroes mode: invalid parameter value: ", value);
 }
 
+/// A number, where -1 is the largest one, as to strtoul(3).
+Result<uint64_t> offset_of(std::string_view value) {
+  const bool negative = value.starts_with('-');
+  BYRE_TRY(number, parse_number(value.substr(negative ? 1 : 0), 0, UINT64_MAX));
+  return negative ? uint64_t{0} - number : number;
+}
+
 Result<void> look_at_offset(std::string_view value) {
-  if (parse_number(value, 0, uint64_t{INT64_MAX})) return {};
+  if (offset_of(value)) return {};
   return invalid("Invalid offset '", value, "'");
 }
 
@@ -89,7 +96,7 @@ Result<void> look_at_shared(std::string_view value) {
 
 /// The image's name may say more than a path; which part is served.
 Result<void> read_image_name(const NbdArgs& args, ServePlan& plan) {
-  if (args.offset) plan.offset = *parse_number(*args.offset, 0, uint64_t{INT64_MAX});
+  if (args.offset) plan.offset = *offset_of(*args.offset);
   if (args.image_opts && args.format) {
     return invalid("--image-opts and -f are mutually exclusive");
   }

@@ -171,7 +171,7 @@ Result<std::string> path_of(std::string_view name) {
   if (name.empty()) return invalid("The 'file' block driver requires a file name");
   const size_t colon = name.substr(0, name.find('/')).find(':');
   if (colon == std::string_view::npos) return std::string(name);
-  if (name.starts_with("json:")) return unsupported("json: names are not supported here");
+  if (name.starts_with("json:")) return unsupported("Unknown protocol 'json'");
   return unsupported("Unknown protocol ", quoted(name.substr(0, colon)));
 }
 

@@ -28,6 +28,7 @@ REPLACED = [
     (r'"image-end-offset": \d+', '"image-end-offset": END'),
     (r"1 ops; .* \(.*/sec and .* ops/sec\)", "1 ops; TIME (SPEED)"),
     (r"(\d+,1),\d+:\d\d:\d\d\.\d\d,[\d.]+,[\d.]+", r"\1,TIME,SPEED"),
+    (r"(WARNING: Image format was not specified(?:.*\n){3})\1", r"\1"),
     (r"possibilities:.*", lambda found: " ".join(sorted(found[0].split()))),
     (r"Run completed in \S+ seconds", "Run completed in TIME seconds"),
 ]
@@ -46,6 +47,15 @@ class Difference:
     aspect: str   # out, err, code, files, or WHAT FILE: contents, map, info, check, snapshots, bitmaps.
     theirs: str
     ours: str
+    untouched: bool = False   # Of a file: byre has left it as it was.
+
+
+class Differences(list):
+    """All of one line; `code` is byre's exit code."""
+
+    def __init__(self, found, code):
+        super().__init__(found)
+        self.code = code
 
 
 def play(words, folder, patience=PATIENCE):
@@ -118,15 +128,15 @@ def same_form(line, theirs, ours, folders):
     return texts
 
 
-def compare(line, theirs, ours, folders):
-    """All differences of the two runs, and of the two folders after them."""
+def compare(line, theirs, ours, folders, seed):
+    """All differences of the two runs, and of the two folders after them; both began with files of the folder `seed`."""
     found = []
     out = same_form(line, theirs, ours, folders)
     err = [comparable(ran.err, folder) for ran, folder in zip((theirs, ours), folders)]
     for aspect, (left, right) in (("code", (str(theirs.code), str(ours.code))), ("out", out), ("err", err)):
         if left != right:
             found.append(Difference(aspect, left, right))
-    return found + compare_folders(folders)
+    return Differences(found + compare_folders(folders, seed), ours.code)
 
 
 def files_in(folder):
@@ -141,7 +151,7 @@ def content(path):
         return file.read()
 
 
-def compare_folders(folders):
+def compare_folders(folders, seed):
     left, right = (files_in(folder) for folder in folders)
     found = []
     if left != right:
@@ -152,9 +162,13 @@ def compare_folders(folders):
         if contents[0] == contents[1]:
             continue
         if all(one.startswith(MAGIC) for one in contents):
-            found += compare_images(name, folders)
+            differences = compare_images(name, folders)
         else:
-            found.append(Difference(f"contents {name}", describe(contents[0]), describe(contents[1])))
+            differences = [Difference(f"contents {name}", describe(contents[0]), describe(contents[1]))]
+        before = os.path.join(seed, name)
+        for one in differences:
+            one.untouched = os.path.isfile(before) and content(before) == contents[1]
+        found += differences
     return found
 
 

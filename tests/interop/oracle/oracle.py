@@ -106,7 +106,7 @@ class Oracle:
             folders = [self.folder(base, name, line.files) for name in ("q", "b")]
             theirs = compare.play([line.program, *line.words], folders[0])
             ours = compare.play([os.path.join(self.names, line.program), *line.words], folders[1])
-            outcome = Outcome(line, compare.compare(line, theirs, ours, folders), theirs=theirs, ours=ours)
+            outcome = Outcome(line, compare.compare(line, theirs, ours, folders, self.pool), theirs=theirs, ours=ours)
             outcome.explained = rules.explain(line, outcome.differences)
             return outcome
         finally:
@@ -151,11 +151,12 @@ def report_of(outcome):
             "differences": [{**vars(one), "rule": outcome.explained.get(index)} for index, one in enumerate(outcome.differences)]}
 
 
-def show(outcome):
-    print(f"--- {outcome.line.number}: {outcome.line}")
+def text_of(outcome):
+    out = f"--- {outcome.line.number}: {outcome.line}"
     for index, one in enumerate(outcome.differences):
         note = f" ({outcome.explained[index]})" if index in outcome.explained else ""
-        print(f"{one.aspect}{note}\n  qemu: {one.theirs[:600]!r}\n  byre: {one.ours[:600]!r}")
+        out += f"\n{one.aspect}{note}\n  qemu: {one.theirs[:600]!r}\n  byre: {one.ours[:600]!r}"
+    return out
 
 
 def parse(words):
@@ -200,7 +201,7 @@ def print_summary(arguments, counts, used, faults, absent):
         kinds[signature(outcome)].append(outcome)
     for kind, outcomes in sorted(kinds.items(), key=lambda item: -len(item[1]))[:arguments.show]:
         print(f"\n=== {len(outcomes)} lines: {kind[0]}, {kind[1]}")
-        show(outcomes[0])
+        print(text_of(outcomes[0]))
     version = ".".join(map(str, peers.version()))
     print(f"\nQEMU {version}, seed {arguments.seed}: {counts['lines']} lines, {counts['equal']} equal, "
           f"{counts['intended']} with intended differences, {counts['unintended']} with others ({len(kinds)} kinds)")

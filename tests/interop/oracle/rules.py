@@ -7,9 +7,10 @@ a rule that is not on that page, or stands there and is not here (oracle_test.py
 import re
 
 RULES = {}
-# An error of opening or making something: who, what, and behind the colon why.
-OPENING = re.compile(r"(?:\S+: )?(?:.*: )?(?:Could not open|can't open|can't open device|Failed to blk_new_open|Could not create|"
-                     r"Could not \w+ snapshot|Operation \w+ on bitmap) ?[^:]*: ")
+# An error of opening, making or changing something: who, what, and behind the colon why.
+WHAT = re.compile(r"^qemu-\w+: (?:.*?error while converting \w+: |"
+                  r"(?:Could not open|can't open device|can't open|Failed to blk_new_open|Could not \w+ snapshot)(?: '[^']*'| [^:]*)?: |"
+                  r"Operation \w+ on bitmap .*? failed: |[^ ]*: Could not create '[^']*': )", re.M)
 NOTE = re.compile(r"(?:qemu-\w+: warning: |NOTE ).*\n")
 
 
@@ -42,7 +43,7 @@ def texts(differences, aspect="err"):
 
 def fails_alike(differences):
     """Both fail, with the same exit code."""
-    return of(differences, "code") is None and of(differences, "err") is not None
+    return of(differences, "code") is None and differences.code != 0
 
 
 @rule("D1")
@@ -61,7 +62,7 @@ def reason_in_own_words(_, one, all_of_them):
     """Why something cannot be opened or made: what was found, and where."""
     if one.aspect != "err" or not fails_alike(all_of_them):
         return False
-    theirs, ours = OPENING.match(one.theirs), OPENING.match(NOTE.sub("", one.ours))
+    theirs, ours = WHAT.search(one.theirs), WHAT.search(NOTE.sub("", one.ours))
     return theirs and ours and theirs[0] == ours[0]
 
 
@@ -154,6 +155,71 @@ def special_files(line, one, all_of_them):
 @rule("D13")
 def other_formats(line, one, all_of_them):
     """Formats that byre does not have: by their names, where qemu-img goes on to say what is wrong next."""
-    theirs, ours = texts(all_of_them)
-    return re.search(r"(?:Unknown driver|Unknown file format|Driver) '(?:vmdk|luks|qcow|file)'|of qcow version 1", ours) and theirs and \
-        of(all_of_them, "code") is None
+    return re.search(r"(?:Unknown driver|Unknown file format|Driver) '(?:vmdk|luks|file)'|of qcow version 1|"
+                     r"does not accept value '(?:vmdk|luks|file|qcow)'", texts(all_of_them)[1])
+
+
+@rule("D14")
+def no_images_on_servers(_, __, all_of_them):
+    return "does not support creating new images" in texts(all_of_them)[0] and of(all_of_them, "code") is None
+
+
+@rule("D15")
+def nothing_half_made_is_left(line, one, all_of_them):
+    """When both fail, what byre began is gone, or is no disk."""
+    return one.aspect == "files" and not one.ours and fails_alike(all_of_them) and line.command in ("create", "convert", "dd")
+
+
+@rule("D16")
+def no_leaks_behind(_, one, __):
+    return one.aspect.startswith("check ") and one.ours.startswith("0 ") and one.theirs.startswith("3 ")
+
+
+@rule("D17")
+def whole_or_not_at_all(line, one, all_of_them):
+    """amend: when one option cannot be, the others are not carried out."""
+    return line.command == "amend" and fails_alike(all_of_them) and one.untouched
+
+
+@rule("D18")
+def short_forms(_, __, all_of_them):
+    return "warning: short-form boolean option" in texts(all_of_them)[0] and of(all_of_them, "code") is None
+
+
+@rule("D19")
+def order_of_options(line, one, all_of_them):
+    """--detect-zeroes=unmap may stand in front of --discard=unmap; what else is wrong is told then."""
+    return line.program == "qemu-nbd" and "setting detect-zeroes to unmap is not allowed" in texts(all_of_them)[0]
+
+
+@rule("D20")
+def two_formats(line, _, all_of_them):
+    return re.search(r"-f says \w+, and ", texts(all_of_them)[1])
+
+
+@rule("D21")
+def cut_off_header(line, _, all_of_them):
+    """A file that ends inside its header is none that can be read."""
+    return "only 104 bytes are there" in texts(all_of_them)[1]
+
+
+@rule("D22")
+def corruption_on_the_way(_, one, all_of_them):
+    """A bad entry ends the request; the image is not marked."""
+    theirs = texts(all_of_them)[0]
+    return ("qcow2: Image is corrupt:" in theirs or "qcow2: Marking image as corrupt:" in theirs) and of(all_of_them, "code") is None
+
+
+@rule("D23")
+def no_copy_offloading(_, __, all_of_them):
+    return "copies are not left to the file system" in texts(all_of_them)[1]
+
+
+@rule("D24")
+def no_temporary_overlay(line, _, all_of_them):
+    return line.program != "qemu-img" and "option '--snapshot' is not supported" in texts(all_of_them)[1]
+
+
+@rule("D25")
+def no_zones(line, _, all_of_them):
+    return line.program == "qemu-io" and any(word.startswith(("zone_", "-czone_")) for word in line.words)
