@@ -18,7 +18,7 @@ readonly newest_sha256=840596e841b8960e58568cefe80a8c7e928aeaebaee8478f7341f7482
 # How long one that could not be had is not looked for again, in minutes.
 readonly patience=720
 
-[[ $# -eq 1 ]] || { echo "usage: $0 FOLDER" >&2; exit 2; }
+[[ $# -ge 1 ]] || { echo "usage: $0 FOLDER" >&2; exit 2; }
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 
@@ -41,7 +41,7 @@ own_apt() {
     -o APT::Install-Recommends=false -o Acquire::Languages=none "$@"
 }
 
-# bring NAME SUITE [VERSION SHA256]: FOLDER/NAME from Debian's SUITE.  Runs in a subshell, with errexit.
+# bring NAME SUITE [VERSION SHA256]: FOLDER/NAME from Debian's SUITE.  Any command that fails ends it (see fetch).
 bring() {
   local name=$1 suite=$2 version=${3:-} sha256=${4:-} uri state=$folder/$1.new/apt root=$folder/$1.new/root
   uri=$(mirror)
@@ -94,12 +94,8 @@ have() { [[ -s $folder/$1/version ]] && "$folder/$1/qemu-img" --version >/dev/nu
 fetch() {
   if have "$1"; then return; fi
   say "fetching QEMU $1 from Debian's $2"
-  # Not as a condition: errexit would not hold within it.
-  set +e
-  (set -e; bring "$@") >"$folder/$1.log" 2>&1
-  local code=$?
-  set -e
-  if [[ $code -eq 0 ]] && have "$1"; then
+  # In a process of its own: where a function is a condition, as this one is, a command that fails does not end it.
+  if "$BASH" "${BASH_SOURCE[0]}" "$folder" bring "$@" >"$folder/$1.log" 2>&1 && have "$1"; then
     rm -f "$folder/$1.log"
     say "$(cat "$folder/$1/version")"
     return
@@ -107,6 +103,14 @@ fetch() {
   return 1
 }
 
+if [[ ${2:-} == bring ]]; then
+  shift 2
+  bring "$@"
+  exit
+fi
+
+exec 9>"$folder/.lock"
+flock 9
 if ! fetch 10 trixie; then
   cat "$folder/10.log" >&2
   say "QEMU 10 of Debian 13 could not be had; it is what byre's interface is measured by"
