@@ -68,7 +68,8 @@ SizeProblem read_size(std::string_view text, uint64_t max, uint64_t& size) {
   uint64_t whole = 0;
   const auto [end, problem] =
       std::from_chars(text.data(), text.data() + text.size(), whole, in_hex ? 16 : 10);
-  if (problem == std::errc::invalid_argument) return SizeProblem::malformed;
+  const bool only_fraction = !in_hex && text.size() > 1 && text[0] == '.' && is_digit(text[1]);
+  if (problem == std::errc::invalid_argument && !only_fraction) return SizeProblem::malformed;
   text.remove_prefix(static_cast<size_t>(end - text.data()));
 
   std::string_view fraction;

@@ -73,8 +73,14 @@ Result<AmendOptions> read_options(OptionList options) {
 
 /// qemu-img changes neither the backing file nor its format; both may be given as they are.
 Result<void> check_as_qemu(const Image& image, const AmendOptions& wanted) {
-  if (!wanted.backing_file && !wanted.backing_format) return {};
   const ImageHeader& head = image.head();
+  if (wanted.data_file_raw == true && (head.header.autoclear & kRawDataFile) == 0) {
+    return invalid("data-file-raw cannot be set on existing images");
+  }
+  if (wanted.data_file && !head.geometry.data_file) {
+    return invalid("data-file can only be set for images that use an external data file");
+  }
+  if (!wanted.backing_file && !wanted.backing_format) return {};
   const bool same = wanted.backing_file && wanted.backing_format &&
                     head.backing_file == wanted.backing_file &&
                     head.extensions.backing_format == wanted.backing_format;
@@ -179,6 +185,7 @@ Task<AmendOptions> read_options_of(Session& session, FileOpener& opener, AmendAr
 
 Task<void> amend_image(Session& session, AmendArgs args, std::optional<ProgressLine>& progress) {
   if (args.images.size() != 1) co_await fail(invalid("Expecting one image file name"));
+  co_await cache_mode(args.cache, "cache");
   SystemGate opener(session.reactor(), session.policy(args.follow));
   AmendOptions wanted = co_await read_options_of(session, opener, args);
   const std::string image = args.images[0];

@@ -159,6 +159,10 @@ Task<int> check(Session& session, CheckArgs args) {
     }
     co_return could_not_open(args.image, std::move(error), repair == Repair::none);
   }
+  if (opened->format == DiskFormat::raw && repair != Repair::none && !args.format &&
+      !names_devices(args.image, args)) {
+    warn_of_guess(session, args.image);
+  }
   if (opened->format != DiskFormat::qcow2) {
     co_await opened->device.close();
     session.error("This image format does not support checks");

@@ -257,7 +257,7 @@ std::optional<Parsed> take_option(const AnyCommand& command, const Accepted& acc
   if (!argument && (found == kHelp || found == 'h'))
     return Parsed{.outcome = Parsed::Outcome::help};
   if (!argument) return Parsed{.outcome = Parsed::Outcome::version};
-  if (argument->is_refused()) {
+  if (argument->is_refused() && !argument->store) {
     const std::string spelled =
         argument->name.empty() ? cat("-", argument->letter) : cat("--", argument->name);
     return Parsed{.outcome = Parsed::Outcome::failed,

@@ -47,7 +47,8 @@ struct Argument {
   bool optional = false;                  ///< An operand that may be left out.
   bool repeats = false;                   ///< An operand that takes every word that is left.
   bool own = false;  ///< Byre's: the program that it stands in for has no such option.
-  /// Puts the value into the Args struct behind the pointer.
+  /// Puts the value into the Args struct behind the pointer.  A refused option has none, unless the
+  /// command refuses it by itself.
   std::function<Result<void>(void* args, std::string_view value)> store;
 
   bool is_option() const { return kind != Kind::operand; }
@@ -150,6 +151,13 @@ inline Argument refused(std::string_view names, std::string_view why) {
 }
 inline Argument refused(std::string_view names, std::string_view metavar, std::string_view why) {
   return detail::named(Argument::Kind::refused_option, names, metavar, why);
+}
+
+/// The same, but the command itself says why, when it has looked at the other words.
+inline Argument refused_later(Argument argument) {
+  argument.kind =
+      argument.takes_value() ? Argument::Kind::refused_option : Argument::Kind::refused_flag;
+  return argument;
 }
 
 /// What every command has, whatever its Args are.

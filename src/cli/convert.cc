@@ -153,11 +153,11 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
   if (args.target_image_opts && !args.no_create) {
     return invalid("--target-image-opts requires use of -n flag");
   }
-  if (args.target_image_opts && args.target_format) {
-    return invalid("--target-image-opts and -O are mutually exclusive");
-  }
   if (args.no_create && !args.options.empty()) {
     return invalid("-o has no effect when skipping image creation");
+  }
+  if (args.target_image_opts && args.target_format) {
+    return invalid("--target-image-opts and -O are mutually exclusive");
   }
   if ((args.trust_refcounts || args.free_leaks) && !args.no_create)
     return invalid("--trust-refcounts and --free-leaks are for a target that is there (-n)");
@@ -576,6 +576,7 @@ Task<void> run(Session& session, FileOpener& opener, ConvertArgs args, Plan& pla
   // As in qemu-img: what is wrong with the sources is told before what is wrong with the target.
   const DiskFormat format = args.no_create ? co_await format_there(session, opener, args)
                                            : co_await target_format(session, args);
+  if (!args.no_create && plan.target.starts_with("json:")) co_await path_of(plan.target);
   co_await plan_target(args, format, plan);
   if (args.bitmaps) co_await check_bitmaps(args, plan, disks);
   co_await fill_and_finish(session, opener, std::move(args), plan, disks);

@@ -14,6 +14,7 @@ namespace {
 
 struct CreateArgs {
   std::string image;
+  bool named = false;  ///< There is a name for it, if an empty one.
   std::optional<std::string> size;
   std::optional<std::string> format;
   OptionList options;
@@ -63,7 +64,7 @@ Task<void> refuse_without_format(Session& session, CreateArgs args, std::string 
 }
 
 Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
-  co_await path_of(args.image);
+  if (!args.image.empty()) co_await path_of(args.image);
   NewDisk disk = co_await read_new_disk(format, args.options);
   if (args.size) {
     if (disk.size) co_await fail(invalid("The image size must be specified only once"));
@@ -73,6 +74,9 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
   if (args.backing_format) disk.backing_format = *args.backing_format;
   co_await check_backing(disk);
   const bool backed = disk.backing_file.has_value();
+  if (backed && args.image.empty()) {
+    co_await fail(invalid("Cannot use relative backing file names for ''"));
+  }
   if (backed && disk.backing_file == args.image) {
     co_await fail(
         invalid("Error: Trying to create an image with the same filename as the backing file"));
@@ -120,7 +124,7 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
 }
 
 Task<int> create(Session& session, CreateArgs args) {
-  if (args.image.empty() && !args.options.help) {
+  if (!args.named && !args.options.help) {
     const Parsed failed{
         .outcome = Parsed::Outcome::failed, .error = "Expecting image file name", .usage = true};
     co_return finish_parse(session, kCreate, failed);
@@ -134,7 +138,7 @@ Task<int> create(Session& session, CreateArgs args) {
   Result<DiskFormat> format = DiskFormat::raw;
   if (args.format) {
     format = parse_format(*args.format);
-  } else if (!args.image.empty()) {
+  } else if (args.named) {
     format = format_by_name(session, args.image, "-f");
     if (!format && !args.options.help) co_return std::move(format).error();
   }
@@ -145,12 +149,22 @@ Task<int> create(Session& session, CreateArgs args) {
   }
   if (args.options.help) {
     (void)co_await read_new_disk(*format, {});  // Is it a format that can be made?
-    session.print(args.image.empty() ? option_help_without_file(*format) : option_help(*format));
+    session.print(!args.named ? option_help_without_file(*format) : option_help(*format));
     co_return 0;
   }
   const std::string name = args.image;
   co_await make(session, std::move(args), *format).doing(name);
   co_return 0;
+}
+
+Argument image_operand() {
+  Argument argument = optional_operand("IMAGE", &CreateArgs::image, "the file to make");
+  argument.store = [](void* args, std::string_view value) -> Result<void> {
+    static_cast<CreateArgs*>(args)->image = value;
+    static_cast<CreateArgs*>(args)->named = true;
+    return {};
+  };
+  return argument;
 }
 
 const Command<CreateArgs> kDefinition({
@@ -160,7 +174,7 @@ const Command<CreateArgs> kDefinition({
         "The disk and the folder it lies in are on stable storage when this returns. A disk that "
         "exists is not overwritten, unless with --force.",
     .args =
-        {optional_operand("IMAGE", &CreateArgs::image, "the file to make"),
+        {image_operand(),
          optional_operand("SIZE", &CreateArgs::size,
                           "of the disk: bytes, or a number with the suffix k, M, G, T, P or E; "
                           "without it, the backing disk's"),

@@ -122,6 +122,9 @@ Result<void> check(const NewDisk& disk) {
   if (Result<void> backing = check_backing(disk); !backing) return backing;
   if (disk.format == DiskFormat::raw) {
     if (disk.size > uint64_t{INT64_MAX}) return invalid("Image size must be less than 8 EiB!");
+    const std::string mode = disk.preallocation_text.value_or("off");
+    if (!parse_preallocation(mode)) return invalid("invalid parameter value: ", mode);
+    if (mode == "metadata") return invalid("Unsupported preallocation mode: metadata");
     return {};
   }
   const auto is_power_of_two = [](uint64_t value) {
@@ -156,15 +159,15 @@ Result<void> check(const NewDisk& disk) {
     return invalid(
         "Backing file and preallocation can only be used at the same time if extended_l2 is on");
   }
+  if (!disk.backing_file && disk.backing_format) {
+    return invalid("Backing format cannot be used without backing file");
+  }
   if (disk.data_file == "") {
     return Error(Errc::not_found, "Could not create '': No such file or directory", ENOENT);
   }
   if (disk.data_file_raw && !disk.data_file) return invalid("data-file-raw requires data-file");
   if (disk.data_file_raw && disk.backing_file)
     return invalid("Backing file and data-file-raw cannot be used at the same time");
-  if (!disk.backing_file && disk.backing_format) {
-    return invalid("Backing format cannot be used without backing file");
-  }
   if (*disk.size > uint64_t{INT64_MAX}) return invalid("Image size must be less than 8 EiB!");
   const Geometry geometry{.cluster_bits = static_cast<uint32_t>(__builtin_ctzll(disk.cluster_size)),
                           .extended_l2 = disk.extended_l2};
@@ -231,8 +234,10 @@ Result<NewDisk> read_new_disk(DiskFormat format, OptionList options) {
   }
   disk.preallocation_text = options.take("preallocation");
   if (const auto& text = disk.preallocation_text) {
-    BYRE_TRY(mode, parse_preallocation(*text));
-    disk.preallocation = mode;
+    const Result<Preallocation> mode = parse_preallocation(*text);
+    // Of a raw disk it is told with what else can be wrong with a file (check()).
+    if (!mode && format != DiskFormat::raw) return mode.error().copy();
+    if (mode) disk.preallocation = *mode;
   }
   bool no_copy_on_write = false;
   if (Result<void> read = read_flag(options, "nocow", no_copy_on_write, disk.no_copy_on_write_text);
@@ -246,8 +251,6 @@ Result<NewDisk> read_new_disk(DiskFormat format, OptionList options) {
   }
   if (format == DiskFormat::qcow2) {
     if (Result<void> read = read_qcow2(options, disk); !read) return std::move(read).error();
-  } else if (disk.preallocation == Preallocation::metadata) {
-    return invalid("Unsupported preallocation mode 'metadata'");
   }
   if (!options.pairs.empty()) return invalid("Invalid parameter '", options.pairs[0].first, "'");
   return disk;
@@ -436,6 +439,9 @@ Result<void> check_new_disk(const NewDisk& disk) {
 Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, FileOpener& opener,
                                               std::string name, NewDisk disk, MakeOptions make) {
   co_await check(disk);
+  if (name.empty()) {
+    co_return Error(Errc::not_found, "Could not create '': No such file or directory", ENOENT);
+  }
   const std::string path = co_await path_of(name);
   const auto backing_file = disk.backing_file;
   const auto data_file = disk.data_file;
@@ -445,7 +451,12 @@ Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, FileOpener& open
                             .to_be_filled = make.to_be_filled,
                             .no_copy_on_write = disk.no_copy_on_write.value_or(false),
                             .extent_size_hint = disk.extent_size_hint,
-                            .message = [&session](const std::string& text) { session.warn(text); },
+                            .message =
+                                [&session](const std::string& text) {
+                                  // qemu-img says nothing of that wish.
+                                  const bool is_wish = text.contains("turn off copy-on-write");
+                                  if (!is_wish || !session.compatibility_name()) session.warn(text);
+                                },
                             .direct = make.direct,
                             .sync = make.sync,
                             .stopped = std::move(make.stopped)};

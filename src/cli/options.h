@@ -15,6 +15,7 @@
 
 namespace byre {
 
+inline constexpr std::string_view kNoObjects = "there are no secrets or TLS credentials here yet";
 inline constexpr std::string_view kObjectHelp =
     "a secret, for options that name one: secret,id=ID,data=TEXT or file=PATH, and format=base64";
 inline constexpr std::string_view kPreciseSizeHelp =

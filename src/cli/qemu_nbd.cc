@@ -12,7 +12,7 @@ namespace {
 constexpr uint64_t kSharedMax = INT32_MAX;
 
 struct NbdArgs : OpenArgs {
-  std::optional<std::string> image;
+  std::vector<std::string> images;  ///< One, or none to list what a server has.
   std::optional<std::string> socket;
   std::optional<std::string> port;
   std::optional<std::string> address;
@@ -101,13 +101,13 @@ Result<void> read_image_name(const NbdArgs& args, ServePlan& plan) {
     return invalid("--image-opts and -f are mutually exclusive");
   }
   // What is wrong with it is said before the server goes to the background.
-  if (!names_devices(*args.image, args)) return {};
-  Result<DeviceTree> tree = device_tree_of(*args.image, args);
-  return tree ? Result<void>() : could_not_open(*args.image, std::move(tree).error());
+  if (!names_devices(args.images[0], args)) return {};
+  Result<DeviceTree> tree = device_tree_of(args.images[0], args);
+  return tree ? Result<void>() : could_not_open(args.images[0], std::move(tree).error());
 }
 
 Result<ServePlan> plan_of(const NbdArgs& args) {
-  ServePlan plan{.image = args.image.value_or(""),
+  ServePlan plan{.image = args.images[0],
                  .open = args,
                  .read_only = args.read_only,
                  .depth = args.depth,
@@ -175,7 +175,12 @@ Task<int> list(Session& session, NbdArgs args) {
 
 /// What does not go together, or is not there.
 Result<void> check_together(const NbdArgs& args) {
-  if (args.list && args.image) return invalid("List mode is incompatible with a file name");
+  if (args.list && !args.images.empty())
+    return invalid("List mode is incompatible with a file name");
+  if (args.tls_creds && args.tls_hostname && !args.list) {
+    return invalid("TLS hostname is only supported with export list");
+  }
+  if (args.tls_creds && args.connect) return invalid("TLS is not supported with a host device");
   if (args.tls_creds) {
     return Error(Errc::not_found, cat("Failed to get TLS creds: No TLS credentials with id '",
                                       *args.tls_creds, "'"));
@@ -203,7 +208,7 @@ Task<int> qemu_nbd(Session& session, NbdArgs args) {
   co_await check_together(args);
   if (args.no_cache && args.cache) co_return invalid("-n and --cache can only be specified once");
   if (args.list) co_return co_await list(session, std::move(args));
-  if (!args.image) {
+  if (args.images.size() != 1) {
     const Parsed parsed{
         .outcome = Parsed::Outcome::failed, .error = "Invalid number of arguments", .usage = true};
     co_return finish_parse(session, kQemuNbd, parsed);
@@ -221,6 +226,13 @@ Task<int> qemu_nbd(Session& session, NbdArgs args) {
   co_return *served;
 }
 
+/// How many there are is told when the options have been looked at.
+Argument image_operand() {
+  Argument argument = operands("IMAGE", &NbdArgs::images, "the disk; not with --list");
+  argument.optional = true;
+  return argument;
+}
+
 const Command<NbdArgs> kNbdDefinition({
     .name = "",
     .summary = "Let clients use a disk over NBD",
@@ -228,7 +240,7 @@ const Command<NbdArgs> kNbdDefinition({
         "This is byre with the options of qemu-nbd. It listens on 127.0.0.1:10809 unless told "
         "otherwise, lets one client in, and ends when that has gone; -e and -t change that.",
     .args =
-        {optional_operand("IMAGE", &NbdArgs::image, "the disk; not with --list"),
+        {image_operand(),
          option("-p, --port", "PORT", &NbdArgs::port, "10809 is the default"),
          option("-b, --bind", "ADDRESS", &NbdArgs::address, "127.0.0.1 is the default"),
          looked_at(option("-k, --socket", "PATH", &NbdArgs::socket,
@@ -272,19 +284,18 @@ const Command<NbdArgs> kNbdDefinition({
          flag("--fork", &NbdArgs::fork, "go to the background once it listens"),
          option("--pid-file", "PATH", &NbdArgs::pid_file, "where to write the process id"),
          flag("-v, --verbose", &NbdArgs::verbose, "say what clients do wrong"),
-         option("-c, --connect", "DEVICE", &NbdArgs::connect,
-                "refused: nbd-client attaches a device to a server"),
-         flag("-d, --disconnect", &NbdArgs::disconnect, "refused: nbd-client -d does it"),
+         refused_later(option("-c, --connect", "DEVICE", &NbdArgs::connect,
+                              "nbd-client attaches a device to a server")),
+         refused_later(flag("-d, --disconnect", &NbdArgs::disconnect, "nbd-client -d does it")),
          refused("-s, --snapshot", "create an overlay and serve that"),
          refused("--selinux-label", "LABEL", "sockets get the label that the system gives"),
          refused("-T, --trace", "SPEC", "there is no tracing here"),
-         option("--tls-creds", "ID", &NbdArgs::tls_creds,
-                "credentials for TLS, which there are none of yet"),
-         option("--tls-authz", "ID", &NbdArgs::tls_authz, "goes with --tls-creds"),
-         option("--tls-hostname", "NAME", &NbdArgs::tls_hostname, "goes with --tls-creds"),
+         refused_later(option("--tls-creds", "ID", &NbdArgs::tls_creds,
+                              "credentials for TLS, which there are none of yet")),
+         refused_later(option("--tls-authz", "ID", &NbdArgs::tls_authz, "goes with --tls-creds")),
+         refused_later(option("--tls-hostname", "NAME", &NbdArgs::tls_hostname,
+                              "goes with --tls-creds")),
          follow_arguments<NbdArgs>()},
-    .too_few = "Invalid number of arguments",
-    .too_many = "Invalid number of arguments",
     .run = qemu_nbd,
 });
 

@@ -242,7 +242,7 @@ const Command<ResizeArgs> kDefinition({
              flag("-q, --quiet", &ResizeArgs::quiet, "print nothing but errors"),
              scan_arguments<ResizeArgs>(), follow_arguments<ResizeArgs>()},
     .too_few = "Expecting image file name and size",
-    .too_many = "Expecting image file name and size",
+    .too_many = "Extra argument(s) in command line",
     .last_word_is_operand = true,
     .run = resize,
 });

@@ -48,7 +48,7 @@ TEST(ParseSize, TakesWhatQemuImgTakes) {
       {"-1", {}},
       {"1.5", {}},
       {"0.5b", {}},
-      {".5k", {}},
+      {".5k", 512},
       {"1kk", {}},
       {"1kB", {}},
       {"1KiB", {}},

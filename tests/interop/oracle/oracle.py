@@ -123,6 +123,7 @@ def chosen_lines(oracle, arguments):
     lines = [line for line in generate.generate(arguments.seed) if line.command not in absent]
     if arguments.command:
         lines = [line for line in lines if line.command in arguments.command.split(",")]
+    lines = [line for line in lines if line.number >= arguments.first]
     if arguments.only:
         wanted = set(map(int, arguments.only.split(",")))
         lines = [line for line in lines if line.number in wanted]
@@ -164,7 +165,8 @@ def parse(words):
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lines", type=int, default=None)
     parser.add_argument("--command")
-    parser.add_argument("--only")
+    parser.add_argument("--only", help="these lines, by number")
+    parser.add_argument("--first", type=int, default=0, help="leave out lines of lower numbers")
     parser.add_argument("--report")
     parser.add_argument("--show", type=int, default=20, help="how many kinds of faults are shown, with a line each")
     parser.add_argument("--jobs", type=int, default=2)

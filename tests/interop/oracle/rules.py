@@ -10,7 +10,7 @@ RULES = {}
 # An error of opening, making or changing something: who, what, and behind the colon why.
 WHAT = re.compile(r"^qemu-\w+: (?:.*?error while converting \w+: |"
                   r"(?:Could not open|can't open device|can't open|Failed to blk_new_open|Could not \w+ snapshot)(?: '[^']*'| [^:]*)?: |"
-                  r"Operation \w+ on bitmap .*? failed: |[^ ]*: Could not create '[^']*': )", re.M)
+                  r"Cannot downgrade an image |Operation \w+ on bitmap .*? failed: |[^ ]*: Could not create '[^']*': )", re.M)
 NOTE = re.compile(r"(?:qemu-\w+: warning: |NOTE ).*\n")
 
 
@@ -47,7 +47,15 @@ def fails_alike(differences):
 
 
 @rule("D1")
-def help_in_own_words(_, one, __):
+def help_in_own_words(line, one, __):
+    usage = [re.match(r"(\w+) .*-- .*\n$", text) for text in (one.theirs, one.ours)]
+    if all(usage) and usage[0][1] == usage[1][1]:
+        return True  # How a command of qemu-io is used.
+    if one.theirs.lower().startswith("usage:"):
+        return one.aspect == "out" and one.ours.startswith("usage:")
+    if line.program == "qemu-io" and one.aspect == "out" and any("help" in word for word in line.words):
+        theirs, ours = (set(re.findall(r"^(\w+) .*-- ", text, re.M)) for text in (one.theirs, one.ours))
+        return bool(ours) and all(name.startswith("zone_") or name == "reopen" for name in theirs - ours)
     return one.aspect == "out" and one.ours.startswith("usage:") and one.theirs.lower().startswith(("usage:", "qemu-img version"))
 
 
@@ -62,6 +70,8 @@ def reason_in_own_words(_, one, all_of_them):
     """Why something cannot be opened or made: what was found, and where."""
     if one.aspect != "err" or not fails_alike(all_of_them):
         return False
+    if ": data file: open '" in one.ours and "Could not create" in one.theirs:
+        return True
     theirs, ours = WHAT.search(one.theirs), WHAT.search(NOTE.sub("", one.ours))
     return theirs and ours and theirs[0] == ours[0]
 
@@ -166,7 +176,9 @@ def no_images_on_servers(_, __, all_of_them):
 
 @rule("D15")
 def nothing_half_made_is_left(line, one, all_of_them):
-    """When both fail, what byre began is gone, or is no disk."""
+    """When both fail, what byre began is gone, or is no disk; what cannot be is told before anything is written."""
+    if one.aspect == "err" and "error while writing at byte" in one.theirs and "Compression not supported" in one.ours:
+        return True
     return one.aspect == "files" and not one.ours and fails_alike(all_of_them) and line.command in ("create", "convert", "dd")
 
 
@@ -223,3 +235,53 @@ def no_temporary_overlay(line, _, all_of_them):
 @rule("D25")
 def no_zones(line, _, all_of_them):
     return line.program == "qemu-io" and any(word.startswith(("zone_", "-czone_")) for word in line.words)
+
+
+@rule("D26")
+def nothing_changed(line, one, _):
+    """Bitmaps: what read as zeros before and does so after a discard is not dirty."""
+    return line.program == "qemu-io" and one.aspect.startswith("bitmaps ") and any("discard" in word or "write -z" in word for word in line.words)
+
+
+@rule("D27")
+def zeroes_in_version_2(line, one, all_of_them):
+    """`write -z -n` of an image of version 2 without a backing file: its clusters are given back, which reads as zeros."""
+    return line.program == "qemu-io" and any("write -n -z" in word for word in line.words) and "v2.qcow2" in " ".join(line.words)
+
+
+@rule("D28")
+def check_opens_one_file(line, _, all_of_them):
+    return line.command == "check" and "Could not open backing file" in texts(all_of_them)[0] and not texts(all_of_them)[1]
+
+
+@rule("D29")
+def secrets_only(line, _, all_of_them):
+    return "invalid object type: iothread" in texts(all_of_them)[1]
+
+
+@rule("D30")
+def more_is_found(line, one, all_of_them):
+    """check counts what QEMU does not see (docs: check)."""
+    if line.command != "check" or not line.damaged or one.aspect not in ("out", "code"):
+        return False
+    found = [re.search(r"(\d+) errors were found|"corruptions": (\d+)", text) for text in texts(all_of_them, "out")]
+    return all(found) and int(found[1][1] or found[1][2]) > int(found[0][1] or found[0][2])
+
+
+@rule("D31")
+def opening_repairs(line, one, _):
+    """What opens an image for writing corrects what is certain, so that fewer errors are left."""
+    if not one.aspect.startswith("check ") or not line.damaged:
+        return False
+    counts = [sum(map(int, re.findall(r'"(?:corruptions|leaks)": (\d+)', text))) for text in (one.theirs, one.ours)]
+    return counts[1] < counts[0]
+
+
+@rule("D32")
+def map_of_what_is_not_there(line, _, all_of_them):
+    return line.command == "map" and "lies behind the end of the file" in texts(all_of_them)[1]
+
+
+@rule("D33")
+def one_snapshot_of_several_sources(line, _, all_of_them):
+    return line.command == "convert" and "No support for concatenating multiple snapshot" in texts(all_of_them)[1]
