@@ -264,7 +264,7 @@ def more_is_found(line, one, all_of_them):
     """check counts what QEMU does not see (docs: check)."""
     if line.command != "check" or not line.damaged or one.aspect not in ("out", "code"):
         return False
-    found = [re.search(r"(\d+) errors were found|"corruptions": (\d+)", text) for text in texts(all_of_them, "out")]
+    found = [re.search(r'(\d+) errors were found|"corruptions": (\d+)', text) for text in texts(all_of_them, "out")]
     return all(found) and int(found[1][1] or found[1][2]) > int(found[0][1] or found[0][2])
 
 
