@@ -61,13 +61,15 @@ uint64_t fraction_of(std::string_view digits, int shift) {
 SizeProblem read_size(std::string_view text, uint64_t max, uint64_t& size) {
   while (!text.empty() && (text[0] == ' ' || text[0] == '\t')) text.remove_prefix(1);
   if (!text.empty() && text[0] == '+') text.remove_prefix(1);
+  if (text.size() > 1 && text[0] == '-' && is_digit(text[1])) return SizeProblem::too_large;
   const bool in_hex = text.size() > 2 && text[0] == '0' && (text[1] == 'x' || text[1] == 'X');
   if (in_hex) text.remove_prefix(2);
 
   uint64_t whole = 0;
   const auto [end, problem] =
       std::from_chars(text.data(), text.data() + text.size(), whole, in_hex ? 16 : 10);
-  if (problem == std::errc::invalid_argument) return SizeProblem::malformed;
+  const bool only_fraction = !in_hex && text.size() > 1 && text[0] == '.' && is_digit(text[1]);
+  if (problem == std::errc::invalid_argument && !only_fraction) return SizeProblem::malformed;
   text.remove_prefix(static_cast<size_t>(end - text.data()));
 
   std::string_view fraction;
@@ -119,14 +121,22 @@ Result<uint64_t> parse_size_option(std::string_view text, std::string_view what)
     case SizeProblem::too_large:
       return invalid("Invalid ", what, " specified. Must be between 0 and ", kSizeMax, ".");
   }
-  return invalid("Invalid ", what, " specified. You may use k, M, G, T, P or E suffixes for\n",
-                 "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.");
+  return invalid("Invalid ", what, " specified: '", text, "'.");
 }
 
 Result<uint64_t> parse_size_parameter(std::string_view text, std::string_view name) {
   uint64_t size = 0;
-  if (read_size(text, std::numeric_limits<uint64_t>::max(), size) == SizeProblem::none) return size;
-  return invalid("Parameter '", name, "' expects a non-negative number below 2^64");
+  switch (read_size(text, std::numeric_limits<uint64_t>::max(), size)) {
+    case SizeProblem::none:
+      return size;
+    case SizeProblem::malformed:
+      break;
+    case SizeProblem::too_large:
+      return invalid("Value '", text, "' is out of range for parameter '", name, "'");
+  }
+  return invalid("Parameter '", name, "' expects a non-negative number below 2^64\n",
+                 "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
+                 "and exabytes, respectively.");
 }
 
 Result<uint64_t> parse_number(std::string_view text, uint64_t low, uint64_t high) {

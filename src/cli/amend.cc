@@ -12,7 +12,7 @@ namespace byre {
 namespace {
 
 struct AmendArgs : OpenArgs {
-  std::optional<std::string> image;
+  std::vector<std::string> images;  ///< One.
   OptionList options;
   std::string cache = "writeback";
   bool progress = false;
@@ -36,11 +36,11 @@ Result<AmendOptions> read_options(OptionList options) {
   for (const auto& [name, value] : options.pairs) {
     const bool for_creation =
         std::find(kOnlyForCreation.begin(), kOnlyForCreation.end(), name) != kOnlyForCreation.end();
-    if (for_creation) {
-      return invalid("Invalid parameter '", name,
-                     "'\nThis option is only supported for image creation");
+    if (for_creation || name.starts_with("encrypt.")) {
+      const bool for_making = check_creation_options(DiskFormat::qcow2, options).has_value();
+      return invalid("Invalid parameter '", name, "'",
+                     for_making ? "\nThis option is only supported for image creation" : "");
     }
-    if (name.starts_with("encrypt.")) return unsupported("encryption is not supported");
   }
   if (const auto text = options.take("compat")) {
     if (*text == "0.10" || *text == "v2") {
@@ -71,9 +71,25 @@ Result<AmendOptions> read_options(OptionList options) {
   return amend;
 }
 
+/// qemu-img changes neither the backing file nor its format; both may be given as they are.
+Result<void> check_as_qemu(const Image& image, const AmendOptions& wanted) {
+  const ImageHeader& head = image.head();
+  if (wanted.data_file_raw == true && (head.header.autoclear & kRawDataFile) == 0) {
+    return invalid("data-file-raw cannot be set on existing images");
+  }
+  if (wanted.data_file && !head.geometry.data_file) {
+    return invalid("data-file can only be set for images that use an external data file");
+  }
+  if (!wanted.backing_file && !wanted.backing_format) return {};
+  const bool same = wanted.backing_file && wanted.backing_format &&
+                    head.backing_file == wanted.backing_file &&
+                    head.extensions.backing_format == wanted.backing_format;
+  if (same) return {};
+  return invalid("Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.");
+}
+
 /// What changes or loses contents needs --force.
-Result<void> check_force(const Image& image, const AmendOptions& wanted, bool force,
-                         bool may_shrink) {
+Result<void> check_force(const Image& image, const AmendOptions& wanted, bool force) {
   if (force) return {};
   const ImageHeader& head = image.head();
   const std::string backing = head.backing_file.value_or("");
@@ -91,7 +107,7 @@ Result<void> check_force(const Image& image, const AmendOptions& wanted, bool fo
         "Cannot amend the backing file; with --force its name and format are changed, and what the "
         "disk reads from it is not looked at");
   }
-  if (wanted.size && *wanted.size < image.size() && !may_shrink) {
+  if (wanted.size && *wanted.size < image.size()) {
     return invalid(
         "The new size is smaller, and all data behind it would be lost; --force allows it");
   }
@@ -106,7 +122,7 @@ Task<void> check_raw_backing(Session& session, FileOpener& opener, const AmendAr
   const bool is_new = wanted.backing_file.has_value();
   const std::string named = is_new ? *wanted.backing_file : head.backing_file.value_or("");
   const Result<std::string> path = plain_name(named);
-  const Result<std::string> image = file_of(*args.image, args);
+  const Result<std::string> image = file_of(args.images[0], args);
   if (!path || path->empty() || !image) co_return;
   Result<std::unique_ptr<File>> file = is_new ? opener.open(resolve_name(*image, *path), kLook)
                                               : opener.open_named_by_image(*image, *path, kLook);
@@ -114,7 +130,8 @@ Task<void> check_raw_backing(Session& session, FileOpener& opener, const AmendAr
                                 "-o backing_fmt=qcow2");
 }
 
-Task<void> apply(Session& session, FileOpener& opener, AmendArgs args, AmendOptions wanted) {
+Task<void> apply(Session& session, FileOpener& opener, AmendArgs args, AmendOptions wanted,
+                 std::optional<ProgressLine>& progress) {
   const CacheMode cache = co_await cache_mode(args.cache, "cache");
   ImageOptions options{.writable = true, .direct = is_direct(cache)};
   options.refuse_damaged = true;
@@ -122,32 +139,58 @@ Task<void> apply(Session& session, FileOpener& opener, AmendArgs args, AmendOpti
   options.without_backing = !wanted.size && wanted.version != 2;
   if (wanted.data_file && !wanted.data_file->empty()) {
     const std::string path = co_await path_of(*wanted.data_file);
-    options.data_file = resolve_name(co_await file_of(*args.image, args), path);
+    options.data_file = resolve_name(co_await file_of(args.images[0], args), path);
   }
-  Disk disk = co_await open_named(session, opener, *args.image, args, options);
+  Disk disk = co_await open_named(session, opener, args.images[0], args, options);
+  if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, args.images[0]);
   Result<void> done;
   if (!disk.image) {
     done = unsupported("Format driver 'raw' does not support option amendment");
   } else {
-    done = check_force(*disk.image, wanted, args.force, session.compatibility_name());
+    progress.emplace(session, args.progress && !args.quiet);
+    done = session.compatibility_name() ? check_as_qemu(*disk.image, wanted)
+                                        : check_force(*disk.image, wanted, args.force);
     if (done) {
       done = co_await check_raw_backing(session, opener, args, disk.image->head(), wanted).result();
     }
   }
   if (done) {
-    ProgressLine line(session, args.progress && !args.quiet);
-    Progress progress;
-    line.follow(progress);
-    wanted.progress = &progress;
+    Progress work;
+    progress->follow(work);
+    wanted.progress = &work;
     const Session::Interruptible guard(
-        session, {.about = quoted(*args.image),
+        session, {.about = quoted(args.images[0]),
                   .stop = [] {},
-                  .waiting_for = [&] { return cat("changes of ", quoted(*args.image)); }});
+                  .waiting_for = [&] { return cat("changes of ", quoted(args.images[0])); }});
     done = co_await disk.image->amend(std::move(wanted)).result();
   }
   Result<void> closed = co_await disk.device.close().result();
   co_await std::move(done);
   co_await std::move(closed);
+}
+
+/// What is wrong with the options is told when it is known that there is an image.
+Task<AmendOptions> read_options_of(Session& session, FileOpener& opener, AmendArgs args) {
+  Result<AmendOptions> wanted = read_options(args.options);
+  if (wanted) co_return *std::move(wanted);
+  const std::string& name = args.images[0];
+  Disk disk = co_await open_named(session, opener, name, args, {.without_backing = true});
+  if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, name);
+  const bool is_image = disk.image != nullptr;
+  co_await disk.device.close();
+  if (!is_image) co_return unsupported("Format driver 'raw' does not support option amendment");
+  co_return std::move(wanted).error();
+}
+
+Task<void> amend_image(Session& session, AmendArgs args, std::optional<ProgressLine>& progress) {
+  if (args.images.size() != 1) co_await fail(invalid("Expecting one image file name"));
+  co_await cache_mode(args.cache, "cache");
+  SystemGate opener(session.reactor(), session.policy(args.follow));
+  AmendOptions wanted = co_await read_options_of(session, opener, args);
+  const std::string image = args.images[0];
+  const std::string below = wanted.backing_file.value_or("");
+  co_await apply(session, opener, std::move(args), std::move(wanted), progress);
+  warn_of_policy(session, image, below);
 }
 
 Task<int> amend(Session& session, AmendArgs args) {
@@ -166,22 +209,30 @@ Task<int> amend(Session& session, AmendArgs args) {
     session.print(amend_option_help());
     co_return 0;
   }
-  if (!args.image) co_return usage("Expecting one image file name");
-  SystemGate opener(session.reactor(), session.policy(args.follow));
   if (args.options.help) {
-    Disk disk = co_await open_named(session, opener, *args.image, args, {.without_backing = true});
+    if (args.images.size() != 1) co_return invalid("Expecting one image file name");
+    SystemGate opener(session.reactor(), session.policy(args.follow));
+    Disk disk =
+        co_await open_named(session, opener, args.images[0], args, {.without_backing = true});
     const bool is_image = disk.image != nullptr;
     co_await disk.device.close();
     if (!is_image) co_return unsupported("Format driver 'raw' does not support option amendment");
     session.print(amend_option_help());
     co_return 0;
   }
-  AmendOptions wanted = co_await read_options(args.options);
-  const std::string image = *args.image;
-  const std::string below = wanted.backing_file.value_or("");
-  co_await apply(session, opener, std::move(args), std::move(wanted));
-  warn_of_policy(session, image, below);
+  const bool shows = args.progress && !args.quiet && session.compatibility_name();
+  std::optional<ProgressLine> progress;
+  Result<void> done = co_await amend_image(session, std::move(args), progress).result();
+  if (!done && !progress && shows) session.print("\n");  // The end of a line that never began.
+  co_await std::move(done);
   co_return 0;
+}
+
+/// How many there are is told after what is wrong with the options, as qemu-img does.
+Argument images() {
+  Argument argument = operands("IMAGE", &AmendArgs::images, "the image file");
+  argument.optional = true;
+  return argument;
 }
 
 const Command<AmendArgs> kDefinition({
@@ -193,7 +244,7 @@ const Command<AmendArgs> kDefinition({
         "what it was, or what it will be, or something between that holds the same; at worst some "
         "space is lost, which check -r leaks gives back.",
     .args =
-        {optional_operand("IMAGE", &AmendArgs::image, "the image file"),
+        {images(),
          option("-o, --options", "OPTIONS", &AmendArgs::options,
                 "what to change, as name=value,name=value; \"help\" lists them"),
          format_argument<AmendArgs>(),
@@ -207,8 +258,6 @@ const Command<AmendArgs> kDefinition({
              "as raw, and a smaller size"),
          flag("-q, --quiet", &AmendArgs::quiet, "print nothing but errors"),
          scan_arguments<AmendArgs>(), follow_arguments<AmendArgs>()},
-    .too_few = "Expecting one image file name",
-    .too_many = "Expecting one image file name",
     .run = amend,
 });
 

@@ -268,8 +268,8 @@ const Command<BitmapArgs> kDefinition({
         "be. "
         "Bitmaps stay valid, if coarser, when byre is killed or the power fails while they record.",
     .args = {image_and_bitmap(),
-             flag("--list", &BitmapArgs::list,
-                  "show them all (the default when only IMAGE is given)"),
+             own(flag("--list", &BitmapArgs::list,
+                      "show them all (the default when only IMAGE is given)")),
              action("--add", Action::Kind::add, "make it, clean and recording"),
              action("--remove", Action::Kind::remove, "delete it"),
              action("--clear", Action::Kind::clear, "make it clean"),

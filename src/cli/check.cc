@@ -123,10 +123,9 @@ Task<int> check(Session& session, CheckArgs args) {
   Repair repair = Repair::none;
   if (args.repair) {
     if (*args.repair != "leaks" && *args.repair != "all") {
-      Parsed failed{
-          .outcome = Parsed::Outcome::failed,
-          .error = cat("Unknown option value for -r (expecting 'leaks' or 'all'): ", *args.repair),
-          .usage = true};
+      Parsed failed{.outcome = Parsed::Outcome::failed,
+                    .error = cat("--repair (-r) expects 'leaks' or 'all' not '", *args.repair, "'"),
+                    .usage = true};
       co_return finish_parse(session, kCheck, failed);
     }
     repair = *args.repair == "leaks" ? Repair::leaks : Repair::all;
@@ -159,6 +158,10 @@ Task<int> check(Session& session, CheckArgs args) {
                 error.sys_errno());
     }
     co_return could_not_open(args.image, std::move(error), repair == Repair::none);
+  }
+  if (opened->format == DiskFormat::raw && repair != Repair::none && !args.format &&
+      !names_devices(args.image, args)) {
+    warn_of_guess(session, args.image);
   }
   if (opened->format != DiskFormat::qcow2) {
     co_await opened->device.close();
@@ -215,31 +218,33 @@ const Command<CheckArgs> kDefinition({
                    "clusters but no "
                    "errors, 63 the format has no checks. Backing and data files are not opened, "
                    "unless with --verify-backing.",
-    .args = {operand("IMAGE", &CheckArgs::image, "the image file"), format_argument<CheckArgs>(),
-             option("-r, --repair", "WHAT", &CheckArgs::repair,
-                    "leaks: free clusters that nothing uses; all: repair errors, too"),
-             option("--output", "FORMAT", &CheckArgs::output, "human (the default) or json"),
-             flag("--findings", &CheckArgs::findings,
-                  "with --output=json: each finding as data, with the guest ranges and snapshots "
-                  "that it touches, its likely cause, and what a repair does about it"),
-             flag("--decode", &CheckArgs::decode,
-                  "inflate every compressed cluster, and look whether their data overlap"),
-             flag("--snapshots", &CheckArgs::snapshots,
-                  "look at each snapshot: its id, whether its tables reach over its disk and VM "
-                  "state"),
-             flag("--bitmaps", &CheckArgs::bitmaps,
+    .args =
+        {operand("IMAGE", &CheckArgs::image, "the image file"), format_argument<CheckArgs>(),
+         option("-r, --repair", "WHAT", &CheckArgs::repair,
+                "leaks: free clusters that nothing uses; all: repair errors, too"),
+         option("--output", "FORMAT", &CheckArgs::output, "human (the default) or json"),
+         own({flag("--findings", &CheckArgs::findings,
+                   "with --output=json: each finding as data, with the guest ranges and snapshots "
+                   "that it touches, its likely cause, and what a repair does about it"),
+              flag("--decode", &CheckArgs::decode,
+                   "inflate every compressed cluster, and look whether their data overlap"),
+              flag("--snapshots", &CheckArgs::snapshots,
+                   "look at each snapshot: its id, whether its tables reach over its disk and VM "
+                   "state"),
+              flag(
+                  "--bitmaps", &CheckArgs::bitmaps,
                   "read the persistent bitmaps: whether their tables fit the disk, and no bit lies "
                   "behind it"),
-             flag("--verify-backing", &CheckArgs::chain,
-                  "open the backing chain and data files, check each by itself, and whether they "
-                  "fit"),
-             follow_arguments<CheckArgs>(),
-             option("-T, --source-cache", "CACHE", &CheckArgs::cache,
-                    "how the image is read: writeback (the default), none (past the page cache), "
-                    "writethrough, directsync or unsafe"),
-             share_argument<CheckArgs>(),
-             flag("-p, --progress", &CheckArgs::progress, "show how far it is"),
-             flag("-q, --quiet", &CheckArgs::quiet, "print nothing but errors")},
+              flag("--verify-backing", &CheckArgs::chain,
+                   "open the backing chain and data files, check each by itself, and whether they "
+                   "fit"),
+              flag("-p, --progress", &CheckArgs::progress, "show how far it is")}),
+         follow_arguments<CheckArgs>(),
+         option("-T, --cache, --source-cache", "CACHE", &CheckArgs::cache,
+                "how the image is read: writeback (the default), none (past the page cache), "
+                "writethrough, directsync or unsafe"),
+         share_argument<CheckArgs>(),
+         flag("-q, --quiet", &CheckArgs::quiet, "print nothing but errors")},
     .too_few = "Expecting one image file name",
     .too_many = "Expecting one image file name",
     .run = check,

@@ -115,29 +115,45 @@ Parsed assign_operands(const AnyCommand& command, const std::vector<std::string>
   return {};
 }
 
+/// Is one of the words this long option, in full?
+bool is_written_out(const std::vector<std::string>& words, std::string_view name) {
+  return std::ranges::any_of(words, [&](std::string_view word) {
+    if (!word.starts_with("--")) return false;
+    word.remove_prefix(2);
+    return word.substr(0, word.find('=')) == name;
+  });
+}
+
 /// The options of a command as getopt_long(3) wants them, with those that every command has.
 struct Accepted {
-  Accepted(const AnyCommand& command, Dialect dialect) {
+  Accepted(const AnyCommand& command, const std::vector<std::string>& words, Dialect dialect) {
     bool own_quiet = false;
     bool own_output = false;
+    size_t count = 0;
     for (const Argument& argument : command.args) {
       own_quiet |= argument.is_option() && (argument.letter == 'q' || argument.name == "quiet");
       own_output |= argument.is_option() && argument.name == "output";
+      count += 1 + argument.aliases.size();
     }
     adds_quiet = dialect == Dialect::byre && !own_quiet;
-    names.reserve(command.args.size());
+    names.reserve(count);
     for (size_t i = 0; i < command.args.size(); ++i) {
       const Argument& argument = command.args[i];
       if (!argument.is_option()) continue;
-      if (argument.letter != 0) {
+      const bool hidden = dialect == Dialect::qemu && argument.own;
+      if (argument.letter != 0 && !hidden) {
         letters += argument.letter;
         if (argument.takes_value()) letters += ':';
       }
-      if (argument.name.empty()) continue;
-      longs.push_back({.name = names.emplace_back(argument.name).c_str(),
-                       .has_arg = argument.takes_value() ? required_argument : no_argument,
-                       .flag = nullptr,
-                       .val = kLongOnly + static_cast<int>(i)});
+      const auto add = [&](std::string_view name) {
+        if (name.empty() || (hidden && !is_written_out(words, name))) return;
+        longs.push_back({.name = names.emplace_back(name).c_str(),
+                         .has_arg = argument.takes_value() ? required_argument : no_argument,
+                         .flag = nullptr,
+                         .val = kLongOnly + static_cast<int>(i)});
+      };
+      add(argument.name);
+      for (const std::string_view alias : argument.aliases) add(alias);
     }
     if (adds_quiet) {
       letters += 'q';
@@ -146,32 +162,74 @@ struct Accepted {
     if (dialect == Dialect::byre && !own_output && command.has_json)
       longs.push_back({"output", required_argument, nullptr, kOutput});
     longs.push_back({"help", no_argument, nullptr, kHelp});
-    longs.push_back({"version", no_argument, nullptr, kVersion});
+    // qemu-img has that of no command, only in front of it.
+    const bool has_version =
+        dialect == Dialect::byre || command.name.empty() || command.name == "io";
+    if (has_version) {
+      letters += 'V';
+      longs.push_back({"version", no_argument, nullptr, kVersion});
+    }
     longs.push_back({nullptr, 0, nullptr, 0});
   }
   Accepted(const Accepted&) = delete;  // `longs` points into `names`.
 
   bool adds_quiet = false;
-  std::string letters = ":hV";  // ':' first: a missing value is told apart from a wrong option.
+  std::string letters = ":h";  // ':' first: a missing value is told apart from a wrong option.
   std::vector<::option> longs;
   std::vector<std::string> names;  // getopt wants them terminated.
 };
+
+/// What getopt_long() itself says of the option that it did not take; `word` is where it stands.
+std::string words_of_getopt(const Accepted& accepted, int found, std::string_view word) {
+  std::string name(word.substr(0, word.find('=')));
+  const ::option* known = nullptr;  // The long option that optopt means.
+  for (const ::option& one : accepted.longs) {
+    const bool means = one.name && optopt >= kLongOnly && one.val == optopt;
+    if (means && cat("--", one.name).starts_with(name)) known = &one;
+  }
+  if (known) name = cat("--", known->name);
+  if (found == ':') {
+    if (known) return cat("option '", name, "' requires an argument");
+    return cat("option requires an argument -- '", static_cast<char>(optopt), "'");
+  }
+  if (known) return cat("option '", name, "' doesn't allow an argument");
+  if (optopt != 0) return cat("invalid option -- '", static_cast<char>(optopt), "'");
+  std::string possible;
+  int count = 0;
+  for (const ::option& one : accepted.longs) {
+    if (!one.name || !cat("--", one.name).starts_with(name)) continue;
+    possible += cat(" '--", one.name, "'");
+    ++count;
+  }
+  if (count < 2) return cat("unrecognized option '", word, "'");
+  return cat("option '", word, "' is ambiguous; possibilities:", possible);
+}
+
+/// Is the word in front of `place` an operand, and no option or value of one?
+bool follows_operand(const AnyCommand& command, const std::vector<std::string>& words,
+                     std::vector<std::string>::const_iterator place) {
+  if (place == words.begin()) return false;
+  const std::string& before = *(place - 1);
+  if (before.starts_with('-')) return false;
+  if (place - 1 == words.begin()) return true;
+  const std::string& option = *(place - 2);
+  return std::ranges::none_of(command.args, [&](const Argument& argument) {
+    if (!argument.takes_value()) return false;
+    return option == cat("-", argument.letter) || option == cat("--", argument.name);
+  });
+}
 
 /// Where a command's last word is an operand even if it looks like an option: takes it out.
 std::optional<std::string> take_last_operand(const AnyCommand& command,
                                              std::vector<std::string>& words, Dialect dialect) {
   if (!command.last_word_is_operand) return std::nullopt;
-  bool takes = words.size() > 1 && words.back() != "--help" && words.back() != "-h";
-  auto taken = words.empty() ? words.end() : words.end() - 1;
-  if (dialect == Dialect::byre) {
-    // qemu-img takes the last word, whatever it is; "-1G" is enough, and may stand anywhere.
-    const auto is_negative = [](const std::string& word) {
-      return word.size() > 1 && word[0] == '-' && word[1] >= '0' && word[1] <= '9';
-    };
-    taken = std::ranges::find_if(words, is_negative);
-    takes = taken != words.end();
-  }
-  if (!takes) return std::nullopt;
+  const auto is_negative = [](const std::string& word) {
+    return word.size() > 1 && word[0] == '-' && word[1] >= '0' && word[1] <= '9';
+  };
+  const auto taken = std::ranges::find_if(words, is_negative);
+  if (taken == words.end()) return std::nullopt;
+  // qemu-img takes it right behind the image only.
+  if (dialect == Dialect::qemu && !follows_operand(command, words, taken)) return std::nullopt;
   std::string last = std::move(*taken);
   words.erase(taken);
   return last;
@@ -199,7 +257,7 @@ std::optional<Parsed> take_option(const AnyCommand& command, const Accepted& acc
   if (!argument && (found == kHelp || found == 'h'))
     return Parsed{.outcome = Parsed::Outcome::help};
   if (!argument) return Parsed{.outcome = Parsed::Outcome::version};
-  if (argument->is_refused()) {
+  if (argument->is_refused() && !argument->store) {
     const std::string spelled =
         argument->name.empty() ? cat("-", argument->letter) : cat("--", argument->name);
     return Parsed{.outcome = Parsed::Outcome::failed,
@@ -207,7 +265,9 @@ std::optional<Parsed> take_option(const AnyCommand& command, const Accepted& acc
   }
   if (argument->name == "output") parsed.json = std::string_view(optarg) == "json";
   if (Result<void> stored = argument->store(args, optarg ? optarg : ""); !stored) {
-    return Parsed{.outcome = Parsed::Outcome::failed, .error = stored.error().message()};
+    return Parsed{.outcome = Parsed::Outcome::failed,
+                  .error = stored.error().message(),
+                  .usage = argument->name == "output"};
   }
   return std::nullopt;
 }
@@ -245,7 +305,17 @@ Argument named(Argument::Kind kind, std::string_view names, std::string_view met
     argument.letter = names[1];
     names.remove_prefix(std::min<size_t>(names.size(), 4));
   }
-  if (names.starts_with("--")) argument.name = names.substr(2);
+  while (names.starts_with("--")) {
+    const size_t end = names.find(", ");
+    const std::string_view name = names.substr(2, end == names.npos ? names.npos : end - 2);
+    if (argument.name.empty()) {
+      argument.name = name;
+    } else {
+      argument.aliases.push_back(name);
+    }
+    if (end == names.npos) break;
+    names.remove_prefix(end + 2);
+  }
   return argument;
 }
 
@@ -263,7 +333,7 @@ std::string Argument::spelling() const {
 
 Parsed parse(const AnyCommand& command, const std::vector<std::string>& words, void* args,
              Dialect dialect) {
-  const Accepted accepted(command, dialect);
+  const Accepted accepted(command, words, dialect);
   std::vector<std::string> copy = words;  // getopt reorders and wants char*.
   std::optional<std::string> last = take_last_operand(command, copy, dialect);
   std::string program(command.name);
@@ -280,6 +350,11 @@ Parsed parse(const AnyCommand& command, const std::vector<std::string>& words, v
         getopt_long(argc, argv.data(), accepted.letters.c_str(), accepted.longs.data(), nullptr);
     if (found == -1) break;
     const std::string_view word = argv[static_cast<size_t>(optind) - 1];
+    if ((found == ':' || found == '?') && dialect == Dialect::qemu) {
+      Parsed failed = usage(words_of_getopt(accepted, found, word));
+      failed.option = true;
+      return failed;
+    }
     if (found == ':') return usage(cat("missing argument for option '", word, "'"));
     if (found == '?') {
       Parsed failed = usage(cat("unrecognized option '", word, "'"));

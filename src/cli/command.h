@@ -8,9 +8,11 @@
 /// Words are split by getopt_long() and not by a library, because qemu-img does the same: short
 /// options in clusters, `-ofoo`, unique prefixes of long names, options behind operands, `--`.
 /// CLI11 parses most of that differently (no prefixes, its own words for errors) and throws.
-/// Invariant: an option that byre knows of but cannot honour is in the table as refused(): it is an
-/// error that says why, never ignored.
-/// Not here: what the values mean (values.h), what a command needs to run (session.h).
+/// Under QEMU's names (Dialect::qemu) the words are those of that program's getopt_long(), and so
+/// is what is said of wrong ones: options that are byre's own must be written in full there, so
+/// that a beginning means the option that it means there. Invariant: an option that byre knows of
+/// but cannot honour is in the table as refused(): it is an error that says why, never ignored. Not
+/// here: what the values mean (values.h), what a command needs to run (session.h).
 #pragma once
 
 #include <cstdint>
@@ -37,13 +39,16 @@ struct Argument {
     refused_option,  ///< As refused_flag, but a value follows.
   };
   Kind kind = Kind::flag;
-  char letter = 0;           ///< 'q' for -q; 0 when there is none.
-  std::string_view name;     ///< "quiet" for --quiet; empty when there is none.
-  std::string_view metavar;  ///< What help calls the value.
-  std::string_view help;     ///< For refused ones: why.
-  bool optional = false;     ///< An operand that may be left out.
-  bool repeats = false;      ///< An operand that takes every word that is left.
-  /// Puts the value into the Args struct behind the pointer.
+  char letter = 0;                        ///< 'q' for -q; 0 when there is none.
+  std::string_view name;                  ///< "quiet" for --quiet; empty when there is none.
+  std::vector<std::string_view> aliases;  ///< Other long names.
+  std::string_view metavar;               ///< What help calls the value.
+  std::string_view help;                  ///< For refused ones: why.
+  bool optional = false;                  ///< An operand that may be left out.
+  bool repeats = false;                   ///< An operand that takes every word that is left.
+  bool own = false;  ///< Byre's: the program that it stands in for has no such option.
+  /// Puts the value into the Args struct behind the pointer.  A refused option has none, unless the
+  /// command refuses it by itself.
   std::function<Result<void>(void* args, std::string_view value)> store;
 
   bool is_option() const { return kind != Kind::operand; }
@@ -62,6 +67,8 @@ class Arguments {
       list_.insert(list_.end(), part.list_.begin(), part.list_.end());
     }
   }
+  auto begin() { return list_.begin(); }
+  auto end() { return list_.end(); }
   auto begin() const { return list_.begin(); }
   auto end() const { return list_.end(); }
 
@@ -70,7 +77,7 @@ class Arguments {
 };
 
 namespace detail {
-/// `names` is "-q", "--quiet" or "-q, --quiet".
+/// `names` is "-q", "--quiet", "-q, --quiet", or has more long names behind these.
 Argument named(Argument::Kind kind, std::string_view names, std::string_view metavar,
                std::string_view help);
 }  // namespace detail
@@ -132,12 +139,25 @@ Argument operands(std::string_view metavar, std::vector<std::string> Args::* mem
   return argument;
 }
 
+/// Options that are byre's own.
+inline Arguments own(Arguments arguments) {
+  for (Argument& argument : arguments) argument.own = true;
+  return arguments;
+}
+
 /// An option of the program byre stands in for that byre cannot honour.
 inline Argument refused(std::string_view names, std::string_view why) {
   return detail::named(Argument::Kind::refused_flag, names, "", why);
 }
 inline Argument refused(std::string_view names, std::string_view metavar, std::string_view why) {
   return detail::named(Argument::Kind::refused_option, names, metavar, why);
+}
+
+/// The same, but the command itself says why, when it has looked at the other words.
+inline Argument refused_later(Argument argument) {
+  argument.kind =
+      argument.takes_value() ? Argument::Kind::refused_option : Argument::Kind::refused_flag;
+  return argument;
 }
 
 /// What every command has, whatever its Args are.
@@ -169,10 +189,11 @@ class AnyCommand {
 struct Parsed {
   enum class Outcome : uint8_t { run, help, version, failed } outcome = Outcome::run;
   std::string error;
-  std::string advice;  ///< "did you mean '--force'?": for people, behind the error.
-  bool usage = false;  ///< The words do not fit, so point to --help; else a value is wrong.
-  bool json = false;   ///< --output=json was given.
-  bool quiet = false;  ///< -q was given, and is not one of the command's own arguments.
+  std::string advice;   ///< "did you mean '--force'?": for people, behind the error.
+  bool usage = false;   ///< The words do not fit, so point to --help; else a value is wrong.
+  bool option = false;  ///< Of these, an option as such: getopt's words.
+  bool json = false;    ///< --output=json was given.
+  bool quiet = false;   ///< -q was given, and is not one of the command's own arguments.
 };
 
 /// Which options every command has beside its own: under the name byre --output and -q.

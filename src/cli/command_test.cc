@@ -103,7 +103,7 @@ TEST(Parse, ValuesHaveTypes) {
   EXPECT_EQ(args.output, OutputFormat::json);
   EXPECT_EQ(args.start, 1536u);
   EXPECT_EQ(failed(kTwo, {"--output=xml", "x"}).error,
-            "--output must be used with human or json as argument.");
+            "--output expects 'human' or 'json' not 'xml'");
   EXPECT_FALSE(failed(kTwo, {"-s", "abc", "x"}).usage);
 }
 
@@ -117,6 +117,58 @@ TEST(Parse, SaysWhatDoesNotFit) {
   EXPECT_EQ(failed(kTwo, {"x", "1M", "y"}).error, "Unexpected argument: y");
   EXPECT_EQ(failed(kSigned, {}).error, "Not enough arguments");
   EXPECT_TRUE(failed(kTwo, {}).usage);
+}
+
+/// What parse() says under a QEMU name.
+std::string qemu_says(const Words& words) {
+  Args args;
+  const Parsed result = parse(kTwo, words, &args, Dialect::qemu);
+  EXPECT_EQ(result.outcome, Parsed::Outcome::failed);
+  EXPECT_TRUE(result.usage);
+  return result.option ? result.error : "no option: " + result.error;
+}
+
+TEST(Parse, UnderAQemuNameGetoptSpeaks) {
+  EXPECT_EQ(qemu_says({"-z", "x"}), "invalid option -- 'z'");
+  EXPECT_EQ(qemu_says({"-qz", "x"}), "invalid option -- 'z'");
+  EXPECT_EQ(qemu_says({"x", "--nix"}), "unrecognized option '--nix'");
+  EXPECT_EQ(qemu_says({"x", "--nix=3"}), "unrecognized option '--nix=3'");
+  EXPECT_EQ(qemu_says({"x", "-f"}), "option requires an argument -- 'f'");
+  EXPECT_EQ(qemu_says({"x", "--format"}), "option '--format' requires an argument");
+  EXPECT_EQ(qemu_says({"x", "--forma"}), "option '--format' requires an argument");
+  EXPECT_EQ(qemu_says({"x", "--quiet=1"}), "option '--quiet' doesn't allow an argument");
+  EXPECT_EQ(qemu_says({"x", "--hel=1"}), "option '--help' doesn't allow an argument");
+  EXPECT_EQ(qemu_says({"x", "--fo"}),
+            "option '--fo' is ambiguous; possibilities: '--format' '--force'");
+  EXPECT_EQ(qemu_says({}), "no option: Expecting IMAGE");
+}
+
+TEST(Parse, UnderAQemuNameOwnOptionsAreWrittenInFull) {
+  struct Own {
+    bool list = false;
+    bool follow = false;
+    std::string format;
+  };
+  const Command<Own> command({
+      .name = "own",
+      .summary = "Has options of its own",
+      .args = {option("-f, --format, --source-format", "FORMAT", &Own::format, "of the source"),
+               own({flag("-l, --list", &Own::list, "list"),
+                    flag("--follow", &Own::follow, "follow")})},
+      .run = [](Session&, Own) -> Task<int> { co_return 0; },
+  });
+  Own args;
+  // A beginning means what it means there; byre's own name has two that begin so.
+  EXPECT_EQ(parse(command, {"--fo=raw"}, &args, Dialect::qemu).error, "");
+  EXPECT_EQ(args.format, "raw");
+  EXPECT_EQ(parse(command, {"--source=qcow2"}, &args, Dialect::qemu).error, "");
+  EXPECT_EQ(args.format, "qcow2");
+  EXPECT_NE(parse(command, {"--fo=raw"}, &args).error, "");
+  EXPECT_EQ(parse(command, {"--follow", "--list"}, &args, Dialect::qemu).error, "");
+  EXPECT_TRUE(args.follow);
+  EXPECT_TRUE(args.list);
+  EXPECT_EQ(parse(command, {"-l"}, &args, Dialect::qemu).error, "invalid option -- 'l'");
+  EXPECT_EQ(parse(command, {"-l"}, &args).error, "");
 }
 
 TEST(Parse, RefusedOptionsSayWhy) {
@@ -142,9 +194,14 @@ TEST(Parse, ALastWordWithADashIsNoOption) {
   EXPECT_TRUE(parsed(kSigned, {"x", "+1M", "-q"}).quiet);
   Args args;
   EXPECT_EQ(parse(kSigned, {"x", "--help"}, &args).outcome, Parsed::Outcome::help);
-  // qemu-img takes the last word, whatever it is.
-  EXPECT_EQ(parse(kSigned, {"-q", "x", "-q"}, &args, Dialect::qemu).outcome, Parsed::Outcome::run);
-  EXPECT_EQ(args.size, "-q");
+  // qemu-img takes it right behind the image.
+  for (const Words& words : {Words{"-q", "x", "-1M"}, Words{"x", "-1M", "-q"}}) {
+    EXPECT_EQ(parse(kSigned, words, &args, Dialect::qemu).outcome, Parsed::Outcome::run);
+    EXPECT_EQ(args.size, "-1M");
+  }
+  for (const Words& words : {Words{"x", "-q", "-1M"}, Words{"-1M", "x"}}) {
+    EXPECT_EQ(parse(kSigned, words, &args, Dialect::qemu).error, "invalid option -- '1'");
+  }
 }
 
 TEST(Parse, EveryCommandTakesJsonAndQuiet) {

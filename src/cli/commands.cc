@@ -34,7 +34,7 @@ ToolName role_of(std::string_view program) {
 
 std::string version_text(Session& session) {
   if (!session.json()) return session.version_line();
-  return to_json({{"version", BYRE_VERSION}, {"like-qemu", "7.2.0"}});
+  return to_json({{"version", BYRE_VERSION}, {"like-qemu", kLikeQemu}});
 }
 
 std::string help_for_byre(const Session& session, std::span<const AnyCommand* const> commands) {
@@ -104,7 +104,8 @@ int run_subcommand(Session& session, std::span<const AnyCommand* const> commands
   const auto usage = [&](std::string text) {
     const int code = session.report(Errc::invalid, text);
     if (!session.json()) {
-      session.note(cat("Try '", session.program(), " --help' for more information\n"));
+      session.note(cat("Try '", session.program(), " --help' for more ",
+                       session.compatibility_name() ? "info\n" : "information\n"));
     }
     return code;
   };
@@ -123,13 +124,16 @@ int run_subcommand(Session& session, std::span<const AnyCommand* const> commands
     if (!command) return usage(not_found(session, commands, words[1]));
     return show(help_of(*command, session.program(), Dialect::byre, session.width()));
   }
-  if (first == "-h" || first == "--help" || first == "help") {
+  if (first == "-h" || first == "--help" || (own && first == "help")) {
     return show(own ? help_for_byre(session, commands) : help_for_qemu(session, commands));
   }
   if (first == "-V" || first == "--version" || (own && first == "version")) {
     return show(version_text(session));
   }
-  if (first.starts_with('-')) return usage(cat("unrecognized option '", first, "'"));
+  if (first.starts_with("--") || (own && first.starts_with('-'))) {
+    return usage(cat("unrecognized option '", first, "'"));
+  }
+  if (first.starts_with('-')) return usage(cat("invalid option -- '", first.substr(1, 1), "'"));
   const AnyCommand* command = find_command(commands, first);
   if (!command) {
     const int code = usage(not_found(session, commands, first));

@@ -6,6 +6,7 @@
 #include <bit>
 
 #include "block/raw.h"
+#include "block/throttle.h"
 #include "cli/commands.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
@@ -38,6 +39,7 @@ struct ConvertArgs : OpenArgs {
   std::optional<std::string> backing_format;
   std::optional<std::string> snapshot;
   std::optional<uint64_t> sparse_size;
+  std::optional<uint64_t> rate;
   std::optional<std::string> requests;
   std::optional<std::string> level;
   bool compress = false;
@@ -109,7 +111,8 @@ Result<void> plan_compression(const ConvertArgs& args, Plan& plan) {
     if (args.level) return invalid("--compression-level requires use of -c flag");
     return {};
   }
-  if (plan.format == DiskFormat::raw || (plan.disk.data_file && *plan.disk.data_file != "")) {
+  const bool is_new_raw = plan.format == DiskFormat::raw && !args.no_create;
+  if (is_new_raw || (plan.disk.data_file && *plan.disk.data_file != "")) {
     return invalid(kCannotCompress);
   }
   if (plan.disk.preallocation != Preallocation::off) {
@@ -127,8 +130,11 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
   if (args.requests) {
     const Result<uint64_t> count = parse_number(*args.requests, 1, kRequestsMax);
     if (!count) {
-      return invalid("Invalid number of coroutines. Allowed number of coroutines is between 1 and ",
-                     kRequestsMax);
+      if (!parse_number(*args.requests, 0, UINT64_MAX)) {
+        return invalid("Invalid number of coroutines specified: '", *args.requests, "'.");
+      }
+      return invalid("Invalid number of coroutines specified. Must be between 1 and ", kRequestsMax,
+                     ".");
     }
     plan.requests = static_cast<unsigned>(*count);
   }
@@ -141,17 +147,17 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
           ". Select 0 to disable sparse detection (fully allocates output).");
     }
   }
+  if (args.skip_broken_bitmaps && !args.bitmaps) {
+    return invalid("Use of --skip-broken-bitmaps requires --bitmaps");
+  }
   if (args.target_image_opts && !args.no_create) {
     return invalid("--target-image-opts requires use of -n flag");
-  }
-  if (args.target_image_opts && args.target_format) {
-    return invalid("--target-image-opts and -O are mutually exclusive");
   }
   if (args.no_create && !args.options.empty()) {
     return invalid("-o has no effect when skipping image creation");
   }
-  if (args.skip_broken_bitmaps && !args.bitmaps) {
-    return invalid("Use of --skip-broken-bitmaps requires --bitmaps");
+  if (args.target_image_opts && args.target_format) {
+    return invalid("--target-image-opts and -O are mutually exclusive");
   }
   if ((args.trust_refcounts || args.free_leaks) && !args.no_create)
     return invalid("--trust-refcounts and --free-leaks are for a target that is there (-n)");
@@ -179,9 +185,6 @@ Result<void> read_images(const ConvertArgs& args, Plan& plan) {
   plan.source_cache = source_cache;
   if (plan.snapshot && plan.sources.size() > 1) {
     return invalid("No support for concatenating multiple snapshot");
-  }
-  if (args.bitmaps && plan.sources.size() > 1) {
-    return invalid("Copying bitmaps only possible with single source");
   }
   return {};
 }
@@ -261,6 +264,7 @@ struct Disks {
   std::unique_ptr<NewDiskFile> made;               ///< The target's file, unless it was there (-n).
   std::optional<Disk> target;
   bool target_changed = false;  ///< A target that was there has been written to.
+  std::optional<ProgressLine> progress;
 
   Task<void> close() {
     Result<void> first;
@@ -445,8 +449,8 @@ ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks&
   return options;
 }
 
-Task<void> copy(Session& session, ConvertArgs args, const Plan& plan, Disks& disks, Stop& stop) {
-  ProgressLine progress(session, args.progress && !args.quiet, ProgressLine::Unit::bytes);
+Task<void> copy(ConvertArgs args, const Plan& plan, Disks& disks, Stop& stop) {
+  ProgressLine& progress = *disks.progress;
   ConvertOptions options = convert_options(args, plan, disks);
   options.progress = [&](uint64_t done, uint64_t total) { progress.update(done, total); };
   std::vector<Device*> sources;
@@ -469,6 +473,9 @@ Task<void> copy(Session& session, ConvertArgs args, const Plan& plan, Disks& dis
 
 /// Before the target is made: can they be copied?
 Task<void> check_bitmaps(ConvertArgs args, const Plan& plan, Disks& disks) {
+  if (plan.sources.size() > 1) {
+    co_await fail(invalid("Copying bitmaps only possible with single source"));
+  }
   Image* source = disks.sources[0].image;
   if (!source || source->geometry().version < 3) {
     co_await fail(unsupported("Source lacks bitmap support"));
@@ -518,7 +525,7 @@ Task<void> fill_target(Session& session, FileOpener& opener, ConvertArgs args, P
                        Disks& disks, Stop& stop) {
   co_await open_target(session, opener, args, plan, disks, stop);
   const bool bitmaps = args.bitmaps;
-  co_await copy(session, std::move(args), plan, disks, stop);
+  co_await copy(std::move(args), plan, disks, stop);
   if (bitmaps) co_await copy_bitmaps(session, disks);
 }
 
@@ -552,9 +559,25 @@ Task<void> fill_and_finish(Session& session, FileOpener& opener, ConvertArgs arg
   co_await std::move(done);
 }
 
+/// -r: all sources together are read at this rate; what reads as zeros is not read.
+void throttle_sources(Session& session, const ConvertArgs& args, Disks& disks) {
+  if (args.rate.value_or(0) == 0) return;
+  const ThrottleLimits limits{.bps_read = {.average = *args.rate}};
+  const auto group = std::make_shared<ThrottleGroup>(session.reactor(), limits);
+  for (Disk& source : disks.sources) {
+    source.device = std::make_unique<Throttle>(std::move(source.device), group);
+  }
+}
+
 Task<void> run(Session& session, FileOpener& opener, ConvertArgs args, Plan& plan, Disks& disks) {
   co_await open_sources(session, opener, args, plan, disks);
   if (plan.snapshot) co_await go_to_snapshot(session, opener, args, plan, disks);
+  throttle_sources(session, args, disks);
+  // As in qemu-img: what is wrong with the sources is told before what is wrong with the target.
+  const DiskFormat format = args.no_create ? co_await format_there(session, opener, args)
+                                           : co_await target_format(session, args);
+  if (!args.no_create && plan.target.starts_with("json:")) co_await path_of(plan.target);
+  co_await plan_target(args, format, plan);
   if (args.bitmaps) co_await check_bitmaps(args, plan, disks);
   co_await fill_and_finish(session, opener, std::move(args), plan, disks);
 }
@@ -570,11 +593,9 @@ Task<int> convert(Session& session, ConvertArgs args) {
   }
   co_await read_images(args, plan);
   SystemGate opener(session.reactor(), session.policy(args.follow));
-  const DiskFormat format = args.no_create ? co_await format_there(session, opener, args)
-                                           : co_await target_format(session, args);
-  co_await plan_target(args, format, plan);
   if (!args.cache && session.compatibility_name()) plan.cache = CacheMode::unsafe;
   Disks disks;
+  disks.progress.emplace(session, args.progress && !args.quiet, ProgressLine::Unit::bytes);
   Result<void> done = co_await run(session, opener, args, plan, disks).result();
   Result<void> closed = co_await disks.close().result();
   if (!done && done.error().code() == Errc::cancelled) co_await std::move(done);
@@ -614,7 +635,7 @@ const Command<ConvertArgs> kDefinition({
          option("-f, --source-format", "FORMAT",
                 static_cast<std::optional<std::string> ConvertArgs::*>(&OpenArgs::format),
                 "of the sources: raw or qcow2; without it their first bytes decide"),
-         option("-O, --target-format", "FORMAT", &ConvertArgs::target_format,
+         option("-O, --target-format, --output-format", "FORMAT", &ConvertArgs::target_format,
                 "raw or qcow2; without it the suffix decides: .qcow2, .qcow; .raw, .img, .iso, "
                 ".bin, .dd; a block device is raw; with -n what is there must agree (under the "
                 "name qemu-img: raw)"),
@@ -639,14 +660,14 @@ const Command<ConvertArgs> kDefinition({
          flag("-c, --compress", &ConvertArgs::compress,
               "write compressed clusters, on all cores; what does not get smaller is written as it "
               "is (qcow2 only; -o compression_type=zlib or zstd)"),
-         option("--compression-level", "LEVEL", &ConvertArgs::level,
-                "with -c: 1 (fast) to 12 for zlib, to 19 for zstd; 3 by default"),
-         flag("-W, --out-of-order", &ConvertArgs::out_of_order,
+         own(option("--compression-level", "LEVEL", &ConvertArgs::level,
+                    "with -c: 1 (fast) to 12 for zlib, to 19 for zstd; 3 by default")),
+         flag("-W, --out-of-order, --oob-writes", &ConvertArgs::out_of_order,
               "write what was read first, instead of in the order of the disk"),
          flag("-n, --no-create", &ConvertArgs::no_create, "write into a target that exists"),
          flag("--target-is-zero", &ConvertArgs::target_is_zero,
               "with -n: the target reads as zeros already"),
-         option("-t, --target-cache", "CACHE", &ConvertArgs::cache,
+         option("-t, --target-cache, --output-cache", "CACHE", &ConvertArgs::cache,
                 "how the target is written: writeback (the default): it is durable at the end; "
                 "unsafe (the default under the name qemu-img): the kernel writes it when it likes; "
                 "none: as writeback, past the page cache; writethrough, directsync: every write "
@@ -655,14 +676,15 @@ const Command<ConvertArgs> kDefinition({
                 "how sources are read: writeback (the default), or none: past the page cache"),
          flag("-U, --force-share", static_cast<bool ConvertArgs::*>(&OpenArgs::share),
               "read sources although another process writes them"),
-         flag(
+         own(flag(
              "--force", &ConvertArgs::force,
              "overwrite a target that exists (under the name qemu-img always); take a backing file "
-             "as raw although it begins like an image"),
+             "as raw although it begins like an image")),
          flag("-p, --progress", &ConvertArgs::progress, "show how far it is"),
          flag("-q, --quiet", &ConvertArgs::quiet, "print nothing but errors"),
          refused("-C, --copy-range-offloading", "copies are not left to the file system (yet)"),
-         refused("-r, --rate-limit", "RATE", "copies cannot be throttled (yet)"),
+         size_option("-r, --rate, --rate-limit", "RATE", &ConvertArgs::rate, "rate limit",
+                     "read so many bytes a second at most; 0, the default, is no limit"),
          flag("--bitmaps", &ConvertArgs::bitmaps, "copy the persistent bitmaps as well"),
          flag("--skip-broken-bitmaps", &ConvertArgs::skip_broken_bitmaps,
               "with --bitmaps: leave out those that were not saved"),
@@ -672,7 +694,7 @@ const Command<ConvertArgs> kDefinition({
          flag("--target-image-opts", &ConvertArgs::target_image_opts,
               "with -n: the target's name is a list of options"),
          scan_arguments<ConvertArgs>(),
-         follow_arguments<ConvertArgs>()},
+         follow_arguments<ConvertArgs>("--image-opts, --source-image-opts")},
     .run = convert,
 });
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// `byre create`: a new, empty disk.
+#include <cstring>
+
 #include "cli/commands.h"
 #include "cli/json.h"
 #include "cli/new_disk.h"
@@ -13,6 +15,7 @@ namespace {
 
 struct CreateArgs {
   std::string image;
+  bool named = false;  ///< There is a name for it, if an empty one.
   std::optional<std::string> size;
   std::optional<std::string> format;
   OptionList options;
@@ -22,6 +25,7 @@ struct CreateArgs {
   bool unsafe = false;
   bool force = false;
   bool quiet = false;
+  std::vector<Secret> secrets;
 };
 
 /// The size that the new disk takes from its backing disk, which may be in use: only headers are
@@ -59,7 +63,25 @@ Task<uint64_t> backing_devices_size(Session& session, FileOpener& opener, std::s
   co_return size;
 }
 
+/// Fails for a backing file without a format: qemu-img tells what it looks like.
+Task<void> refuse_without_format(Session& session, CreateArgs args, std::string backing) {
+  const std::string why = "Backing file specified without backing format";
+  if (args.unsafe || !session.compatibility_name()) co_await fail(invalid(why));
+  SystemGate opener(session.reactor(), session.policy(args.follow));
+  const std::string path = co_await path_of(backing);
+  const std::string name = resolve_name(args.image, path);
+  Result<std::unique_ptr<File>> file = opener.open(name, {.lock = false});
+  if (!file) {
+    const std::string cause = std::strerror(file.error().sys_errno());
+    co_await fail(Error(file.error().code(), cat("Could not open '", name, "': ", cause,
+                                                 "\nCould not open backing image.")));
+  }
+  const Result<DiskFormat> format = co_await find_format(**file, std::nullopt).result();
+  co_await fail(invalid(why, format ? cat("\nDetected format of ", name_of(*format), ".") : ""));
+}
+
 Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
+  if (!args.image.empty()) co_await path_of(args.image);
   NewDisk disk = co_await read_new_disk(format, args.options);
   if (args.size) {
     if (disk.size) co_await fail(invalid("The image size must be specified only once"));
@@ -69,12 +91,15 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
   if (args.backing_format) disk.backing_format = *args.backing_format;
   co_await check_backing(disk);
   const bool backed = disk.backing_file.has_value();
+  if (backed && args.image.empty()) {
+    co_await fail(invalid("Cannot use relative backing file names for ''"));
+  }
   if (backed && disk.backing_file == args.image) {
     co_await fail(
         invalid("Error: Trying to create an image with the same filename as the backing file"));
   }
   if (backed && !disk.backing_format) {
-    co_await fail(invalid("Backing file specified without backing format"));
+    co_await refuse_without_format(session, args, *disk.backing_file);
   }
   const bool opens_backing = backed && !args.unsafe;
   if (disk.backing_format && !opens_backing && !parse_format(*disk.backing_format)) {
@@ -120,22 +145,21 @@ Task<void> make(Session& session, CreateArgs args, DiskFormat format) {
 }
 
 Task<int> create(Session& session, CreateArgs args) {
-  // qemu-img looks at the size before anything else.
-  if (args.size) {
+  if (!args.named && !args.options.help) {
+    const Parsed failed{
+        .outcome = Parsed::Outcome::failed, .error = "Expecting image file name", .usage = true};
+    co_return finish_parse(session, kCreate, failed);
+  }
+  if (args.size && !args.options.help) {
     if (Result<uint64_t> size = parse_size_option(*args.size, "image size"); !size) {
       Parsed failed{.outcome = Parsed::Outcome::failed, .error = size.error().message()};
       co_return finish_parse(session, kCreate, failed);
     }
   }
-  if (args.image.empty() && !args.options.help) {
-    const Parsed failed{
-        .outcome = Parsed::Outcome::failed, .error = "Expecting image file name", .usage = true};
-    co_return finish_parse(session, kCreate, failed);
-  }
   Result<DiskFormat> format = DiskFormat::raw;
   if (args.format) {
     format = parse_format(*args.format);
-  } else if (!args.image.empty()) {
+  } else if (args.named) {
     format = format_by_name(session, args.image, "-f");
     if (!format && !args.options.help) co_return std::move(format).error();
   }
@@ -146,12 +170,22 @@ Task<int> create(Session& session, CreateArgs args) {
   }
   if (args.options.help) {
     (void)co_await read_new_disk(*format, {});  // Is it a format that can be made?
-    session.print(args.image.empty() ? option_help_without_file(*format) : option_help(*format));
+    session.print(!args.named ? option_help_without_file(*format) : option_help(*format));
     co_return 0;
   }
   const std::string name = args.image;
   co_await make(session, std::move(args), *format).doing(name);
   co_return 0;
+}
+
+Argument image_operand() {
+  Argument argument = optional_operand("IMAGE", &CreateArgs::image, "the file to make");
+  argument.store = [](void* args, std::string_view value) -> Result<void> {
+    static_cast<CreateArgs*>(args)->image = value;
+    static_cast<CreateArgs*>(args)->named = true;
+    return {};
+  };
+  return argument;
 }
 
 const Command<CreateArgs> kDefinition({
@@ -161,7 +195,7 @@ const Command<CreateArgs> kDefinition({
         "The disk and the folder it lies in are on stable storage when this returns. A disk that "
         "exists is not overwritten, unless with --force.",
     .args =
-        {optional_operand("IMAGE", &CreateArgs::image, "the file to make"),
+        {image_operand(),
          optional_operand("SIZE", &CreateArgs::size,
                           "of the disk: bytes, or a number with the suffix k, M, G, T, P or E; "
                           "without it, the backing disk's"),
@@ -175,17 +209,17 @@ const Command<CreateArgs> kDefinition({
                 "of IMAGE"),
          option("-F, --backing-format", "FORMAT", &CreateArgs::backing_format,
                 "of the backing disk; it is never guessed"),
-         option("--follow", "POLICY", &CreateArgs::follow,
-                "which files the backing disk may name in turn: nothing, same-directory (the "
-                "default), or any (the default under QEMU's names)"),
+         own(option("--follow", "POLICY", &CreateArgs::follow,
+                    "which files the backing disk may name in turn: nothing, same-directory (the "
+                    "default), or any (the default under QEMU's names)")),
          flag("-u, --backing-unsafe", &CreateArgs::unsafe,
               "do not open the backing disk; SIZE is needed then"),
-         flag(
+         own(flag(
              "--force", &CreateArgs::force,
              "overwrite what is there (under the name qemu-img always); take a backing file as raw "
-             "although it begins like an image"),
+             "although it begins like an image")),
          flag("-q, --quiet", &CreateArgs::quiet, "print nothing but errors"),
-         refused("--object", "OBJECT", kNoObjects)},
+         option("--object", "OBJECT", &CreateArgs::secrets, kObjectHelp)},
     .run = create,
 });
 

@@ -36,7 +36,14 @@ struct Layer {
   DiskFormat format = DiskFormat::raw;
   uint64_t size = 0;                    ///< Virtual.
   std::optional<uint64_t> actual_size;  ///< Blocks in use, of a file.
-  std::string driver = "raw";           ///< What it is called.
+  /// What it lies in, where that is one plain file: its name, driver and length.
+  struct PlainFile {
+    std::string name;
+    std::string_view driver = "file";
+    uint64_t length = 0;
+  };
+  std::optional<PlainFile> file;
+  std::string driver = "raw";  ///< What it is called.
   std::optional<ImageHeader> head;
   std::optional<Qcow1Start> qcow1;
   std::vector<Snapshot> snapshots;
@@ -60,6 +67,12 @@ uint64_t blocks_in_use(const File& file) {
   return static_cast<uint64_t>(status.st_blocks) * 512;
 }
 
+std::string_view protocol_of(const File& file) {
+  struct stat status;
+  const bool is_device = fstat(file.properties().fd, &status) == 0 && S_ISBLK(status.st_mode);
+  return is_device ? "host_device" : "file";
+}
+
 Task<std::vector<Bitmap>> load_bitmaps(Device& file, const ImageHeader& head) {
   const auto& extension = head.extensions.bitmaps;
   if (!extension || (head.header.autoclear & kBitmaps) == 0) co_return std::vector<Bitmap>();
@@ -79,6 +92,9 @@ Task<Layer> read_layer(Storage storage, std::string name, bool health) {
     layer.device = raw->file().properties().device;
     layer.inode = raw->file().properties().inode;
     layer.actual_size = blocks_in_use(raw->file());
+    layer.file = Layer::PlainFile{.name = raw->file().properties().name,
+                                  .driver = protocol_of(raw->file()),
+                                  .length = round_up(raw->file().size(), kSectorSize)};
   }
   layer.size = round_up(storage.device->size(), kSectorSize);
   Result<void> read;
@@ -278,9 +294,30 @@ std::string health_text(const Layer& layer) {
   return out;
 }
 
+/// The devices below the format, as qemu-img shows them.
+Json children_json(const Layer& layer) {
+  Json children = Json::array();
+  if (!layer.file) return children;
+  const Layer::PlainFile& file = *layer.file;
+  Json info = Json::object();
+  info["children"] = Json::array();
+  info["virtual-size"] = file.length;
+  info["filename"] = file.name;
+  info["format"] = file.driver;
+  info["actual-size"] = *layer.actual_size;
+  info["format-specific"] = {{"type", file.driver}, {"data", Json::object()}};
+  info["dirty-flag"] = false;
+  Json child = Json::object();
+  child["name"] = "file";
+  child["info"] = std::move(info);
+  children.push_back(std::move(child));
+  return children;
+}
+
 Json to_json_value(const Layer& layer) {
   Json json = Json::object();
   const bool is_image = layer.head.has_value();
+  json["children"] = children_json(layer);
   if (is_image && layer.head->extensions.backing_format && layer.head->backing_file) {
     json["backing-filename-format"] = *layer.head->extensions.backing_format;
   }
@@ -304,7 +341,8 @@ Json to_json_value(const Layer& layer) {
   return json;
 }
 
-std::string human(const Layer& layer) {
+/// `names_file`: with what it lies in, as qemu-img shows it.
+std::string human(const Layer& layer, bool names_file) {
   std::string out =
       cat("image: ", printable(layer.name), "\nfile format: ", layer.driver,
           "\nvirtual size: ", size_text(layer.size), " (", layer.size, " bytes)\n",
@@ -322,9 +360,14 @@ std::string human(const Layer& layer) {
       out += cat("backing file format: ", printable(*format), "\n");
     }
   }
-  if (!layer.head) return out;
   if (!layer.snapshots.empty()) out += snapshot_list(layer.snapshots);
-  out += "Format specific information:\n" + to_listing(specific(layer), 1);
+  if (layer.head) out += "Format specific information:\n" + to_listing(specific(layer), 1);
+  if (layer.file && names_file) {
+    const Layer::PlainFile& file = *layer.file;
+    out += cat("Child node '/file':\n    filename: ", printable(file.name),
+               "\n    protocol type: ", file.driver, "\n    file length: ", size_text(file.length),
+               " (", file.length, " bytes)\n    disk size: ", size_text(*layer.actual_size), "\n");
+  }
   if (layer.damage) out += health_text(layer);
   return out;
 }
@@ -339,7 +382,7 @@ Task<int> info(Session& session, InfoArgs args) {
     co_return 0;
   }
   for (size_t i = 0; i < layers.size(); ++i) {
-    session.print((i == 0 ? "" : "\n") + human(layers[i]));
+    session.print((i == 0 ? "" : "\n") + human(layers[i], session.compatibility_name()));
   }
   co_return 0;
 }
@@ -349,9 +392,11 @@ const Command<InfoArgs> kDefinition({
     .summary = "Show what an image says of itself",
     .args = {operand("IMAGE", &InfoArgs::image, "the image file"), format_argument<InfoArgs>(),
              option("--output", "FORMAT", &InfoArgs::output, "human (the default) or json"),
-             flag("--health", &InfoArgs::health,
-                  "count all references, and say what is damaged, and what has probably done it"),
-             flag("--backing-chain", &InfoArgs::chain, "go on with the backing disks, top down"),
+             own(flag("--health", &InfoArgs::health,
+                      "count all references, and say what is damaged, and what has probably done "
+                      "it")),
+             flag("-b, --backing-chain", &InfoArgs::chain,
+                  "go on with the backing disks, top down"),
              share_argument<InfoArgs>(), follow_arguments<InfoArgs>()},
     .too_few = "Expecting one image file name",
     .too_many = "Expecting one image file name",

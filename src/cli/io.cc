@@ -29,6 +29,9 @@ struct IoArgs {
   bool no_cache = false;
   bool misalign = false;
   bool share = false;
+  bool native = false;
+  bool copy_on_read = false;
+  std::vector<Secret> secrets;
 };
 
 /// Longer lines are not kept: no command needs one (job/option_tree.h).
@@ -74,7 +77,8 @@ Result<IoOpen> open_from(const IoArgs& args) {
               .format = args.format,
               .image_opts = args.image_opts,
               .read_only = args.read_only,
-              .share_lock = args.share};
+              .share_lock = args.share,
+              .copy_on_read = args.copy_on_read};
   if (args.image_opts && args.format) {
     return invalid("--image-opts and -f are mutually exclusive");
   }
@@ -119,6 +123,8 @@ Task<int> io(Session& session, IoArgs args) {
     co_return invalid("Invalid aio option: ", *args.aio);
   }
 
+  if (open) open->native_aio = args.native || args.aio == "native";
+
   SystemGate opener(session.reactor(), session.policy(args.follow));
   IoShell shell(session.reactor(), opener,
                 {.program = session.program(),
@@ -157,20 +163,22 @@ const Command<IoArgs> kIoCommand({
              option("-t, --cache", "MODE", &IoArgs::cache,
                     "writethrough (the default), writeback, none, directsync or unsafe"),
              option("-d, --discard", "MODE", &IoArgs::discard, "unmap (the default) or ignore"),
-             option("-i, --aio", "MODE", &IoArgs::aio,
-                    "threads, native or io_uring; accepted, byre chooses by itself"),
+             option(
+                 "-i, --aio", "MODE", &IoArgs::aio,
+                 "threads, native (past the page cache only) or io_uring; byre chooses by itself"),
              flag("-m, --misalign", &IoArgs::misalign, "accepted; buffers are always aligned"),
              flag("-U, --force-share", &IoArgs::share,
                   "read although another process writes the image"),
              flag("--image-opts", &IoArgs::image_opts,
                   "FILE is a list of options: driver=qcow2,file.driver=blkdebug,..."),
-             option("--follow", "POLICY", &IoArgs::follow,
-                    "which files the image may name as its backing or data file: nothing, "
-                    "same-directory (the default), or any (the default under QEMU's names)"),
-             refused("--object", "OBJECT", kNoObjects),
+             own(option("--follow", "POLICY", &IoArgs::follow,
+                        "which files the image may name as its backing or data file: nothing, "
+                        "same-directory (the default), or any (the default under QEMU's names)")),
+             option("--object", "OBJECT", &IoArgs::secrets, kObjectHelp),
              refused("-s, --snapshot", "create an overlay first"),
-             refused("-C, --copy-on-read", "there is no copy on read here yet"),
-             refused("-k, --native-aio", "byre chooses by itself"),
+             flag("-C, --copy-on-read", &IoArgs::copy_on_read,
+                  "what is read from the backing file is written to the image"),
+             flag("-k, --native-aio", &IoArgs::native, "as -i native"),
              refused("-T, --trace", "SPEC", "there is no tracing here")},
     .has_json = false,
     .run = io,

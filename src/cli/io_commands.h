@@ -65,6 +65,8 @@ struct IoOpen {
   bool image_opts = false;
   bool read_only = false;
   bool share_lock = false;
+  bool copy_on_read = false;
+  bool native_aio = false;
   CacheMode cache = CacheMode::writethrough;
   DiscardPolicy discard = DiscardPolicy::unmap;
 };

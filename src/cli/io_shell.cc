@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "base/checked.h"
+#include "block/copy_on_read.h"
 #include "cli/check_report.h"
 #include "cli/findings.h"
 #include "cli/io_texts.h"
@@ -82,6 +83,20 @@ Task<bool> IoShell::open(IoOpen open) {
   Result<Disk> disk = co_await open_tree(opener_, *std::move(tree), std::move(options)).result();
   if (!disk) {
     co_return refuse(why_not_opened(open.path, disk.error(), open.read_only), disk.error().code());
+  }
+  if (open.native_aio && !is_direct(open.cache)) {
+    co_await disk->device->close();
+    co_return refuse(
+        "aio=native was specified, but it requires cache.direct=on, which was not specified.");
+  }
+  if (open.copy_on_read) {
+    if (!disk->device->writable()) {
+      co_await disk->device.close();
+      co_return refuse("Can't use copy-on-read on read-only device");
+    }
+    Result<std::unique_ptr<CopyOnRead>> filter = CopyOnRead::make(std::move(disk->device));
+    if (!filter) co_return refuse(filter.error().message(), filter.error().code());
+    disk->device = *std::move(filter);
   }
   device_ = std::move(disk->device);
   image_ = disk->image;

@@ -170,7 +170,8 @@ std::string json_line(const Entry& entry) {
   const auto word = [](bool value) { return value ? "true" : "false"; };
   std::string line = cat("{ \"start\": ", entry.start, ", \"length\": ", entry.length,
                          ", \"depth\": ", entry.depth, ", \"present\": ", word(entry.present),
-                         ", \"zero\": ", word(entry.zero), ", \"data\": ", word(entry.data));
+                         ", \"zero\": ", word(entry.zero), ", \"data\": ", word(entry.data),
+                         ", \"compressed\": ", word(entry.compressed));
   if (entry.offset) line += cat(", \"offset\": ", *entry.offset);
   return line + "}";
 }

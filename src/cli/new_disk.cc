@@ -122,6 +122,9 @@ Result<void> check(const NewDisk& disk) {
   if (Result<void> backing = check_backing(disk); !backing) return backing;
   if (disk.format == DiskFormat::raw) {
     if (disk.size > uint64_t{INT64_MAX}) return invalid("Image size must be less than 8 EiB!");
+    const std::string mode = disk.preallocation_text.value_or("off");
+    if (!parse_preallocation(mode)) return invalid("invalid parameter value: ", mode);
+    if (mode == "metadata") return invalid("Unsupported preallocation mode: metadata");
     return {};
   }
   const auto is_power_of_two = [](uint64_t value) {
@@ -156,15 +159,15 @@ Result<void> check(const NewDisk& disk) {
     return invalid(
         "Backing file and preallocation can only be used at the same time if extended_l2 is on");
   }
+  if (!disk.backing_file && disk.backing_format) {
+    return invalid("Backing format cannot be used without backing file");
+  }
   if (disk.data_file == "") {
     return Error(Errc::not_found, "Could not create '': No such file or directory", ENOENT);
   }
   if (disk.data_file_raw && !disk.data_file) return invalid("data-file-raw requires data-file");
   if (disk.data_file_raw && disk.backing_file)
     return invalid("Backing file and data-file-raw cannot be used at the same time");
-  if (!disk.backing_file && disk.backing_format) {
-    return invalid("Backing format cannot be used without backing file");
-  }
   if (*disk.size > uint64_t{INT64_MAX}) return invalid("Image size must be less than 8 EiB!");
   const Geometry geometry{.cluster_bits = static_cast<uint32_t>(__builtin_ctzll(disk.cluster_size)),
                           .extended_l2 = disk.extended_l2};
@@ -185,9 +188,45 @@ Result<Preallocation> parse_preallocation(const std::string& text) {
   return invalid("Parameter 'preallocation' does not accept value '", text, "'");
 }
 
+namespace {
+
+Result<void> check_option(std::span<const OptionHelp> known, std::string_view name,
+                          const std::string& value) {
+  const auto found = std::ranges::find(known, name, &OptionHelp::name);
+  if (found == known.end()) return invalid("Invalid parameter '", name, "'");
+  if (found->type == "size") {
+    const Result<uint64_t> size = parse_size_parameter(value, name);
+    if (!size) return size.error().copy();
+  } else if (found->type == "num") {
+    if (!parse_number(value, 0, UINT64_MAX)) {
+      return invalid("Parameter '", name, "' expects a number");
+    }
+  } else if (found->type.starts_with("bool")) {
+    const Result<bool> flag = parse_bool_parameter(value, name);
+    if (!flag) return flag.error().copy();
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<void> check_creation_options(DiskFormat format, const OptionList& options) {
+  for (const auto& [name, value] : options.pairs) {
+    const bool is_encryption = name == "encryption" || name.starts_with("encrypt.");
+    if (format == DiskFormat::qcow2 && is_encryption) continue;  // Told by its own words later.
+    Result<void> right = format == DiskFormat::qcow2 ? check_option(kQcow2Options, name, value)
+                                                     : check_option(kRawOptions, name, value);
+    if (!right) return right;
+  }
+  return {};
+}
+
 Result<NewDisk> read_new_disk(DiskFormat format, OptionList options) {
   if (format == DiskFormat::qcow)
     return unsupported("images of qcow version 1 can be read, not made; make one of format qcow2");
+  if (Result<void> right = check_creation_options(format, options); !right) {
+    return std::move(right).error();
+  }
   NewDisk disk{.format = format};
   if (const auto text = options.take("size")) {
     BYRE_TRY(size, parse_size_parameter(*text, "size"));
@@ -195,8 +234,10 @@ Result<NewDisk> read_new_disk(DiskFormat format, OptionList options) {
   }
   disk.preallocation_text = options.take("preallocation");
   if (const auto& text = disk.preallocation_text) {
-    BYRE_TRY(mode, parse_preallocation(*text));
-    disk.preallocation = mode;
+    const Result<Preallocation> mode = parse_preallocation(*text);
+    // Of a raw disk it is told with what else can be wrong with a file (check()).
+    if (!mode && format != DiskFormat::raw) return mode.error().copy();
+    if (mode) disk.preallocation = *mode;
   }
   bool no_copy_on_write = false;
   if (Result<void> read = read_flag(options, "nocow", no_copy_on_write, disk.no_copy_on_write_text);
@@ -210,8 +251,6 @@ Result<NewDisk> read_new_disk(DiskFormat format, OptionList options) {
   }
   if (format == DiskFormat::qcow2) {
     if (Result<void> read = read_qcow2(options, disk); !read) return std::move(read).error();
-  } else if (disk.preallocation == Preallocation::metadata) {
-    return invalid("Unsupported preallocation mode 'metadata'");
   }
   if (!options.pairs.empty()) return invalid("Invalid parameter '", options.pairs[0].first, "'");
   return disk;
@@ -261,13 +300,7 @@ Result<DiskFormat> format_by_name(Session& session, const std::string& name,
                                   std::string_view option) {
   const std::string suffix = suffix_of(name);
   const bool is_qcow2 = contains(kQcow2Suffixes, suffix);
-  if (session.compatibility_name()) {
-    if (is_qcow2) {
-      session.warn(cat(quoted(name), " becomes a raw disk, because no format was given; ", option,
-                       " qcow2 makes it an image"));
-    }
-    return DiskFormat::raw;
-  }
+  if (session.compatibility_name()) return DiskFormat::raw;
   if (is_qcow2) return DiskFormat::qcow2;
   if (contains(kRawSuffixes, suffix) || is_block_device(name)) return DiskFormat::raw;
   return invalid("which format should ", quoted(name), " have? Its name does not tell; give ",
@@ -406,6 +439,9 @@ Result<void> check_new_disk(const NewDisk& disk) {
 Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, FileOpener& opener,
                                               std::string name, NewDisk disk, MakeOptions make) {
   co_await check(disk);
+  if (name.empty()) {
+    co_return Error(Errc::not_found, "Could not create '': No such file or directory", ENOENT);
+  }
   const std::string path = co_await path_of(name);
   const auto backing_file = disk.backing_file;
   const auto data_file = disk.data_file;
@@ -415,7 +451,12 @@ Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, FileOpener& open
                             .to_be_filled = make.to_be_filled,
                             .no_copy_on_write = disk.no_copy_on_write.value_or(false),
                             .extent_size_hint = disk.extent_size_hint,
-                            .message = [&session](const std::string& text) { session.warn(text); },
+                            .message =
+                                [&session](const std::string& text) {
+                                  // qemu-img says nothing of that wish.
+                                  const bool is_wish = text.contains("turn off copy-on-write");
+                                  if (!is_wish || !session.compatibility_name()) session.warn(text);
+                                },
                             .direct = make.direct,
                             .sync = make.sync,
                             .progress = make.progress};

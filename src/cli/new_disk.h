@@ -48,6 +48,10 @@ struct NewDisk {
 };
 
 /// Takes `options` apart.  Names that are no option of the format, and what byre cannot do, are
+/// Is each option one that `format` has, with a value of its type?  The first that is not is told,
+/// as qemu-img reads them.
+Result<void> check_creation_options(DiskFormat format, const OptionList& options);
+
 /// errors.
 Result<NewDisk> read_new_disk(DiskFormat format, OptionList options);
 

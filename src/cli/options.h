@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cli/command.h"
+#include "cli/secrets.h"
 #include "cli/session.h"
 #include "job/open.h"
 #include "job/open_tree.h"
@@ -15,6 +16,8 @@
 namespace byre {
 
 inline constexpr std::string_view kNoObjects = "there are no secrets or TLS credentials here yet";
+inline constexpr std::string_view kObjectHelp =
+    "a secret, for options that name one: secret,id=ID,data=TEXT or file=PATH, and format=base64";
 inline constexpr std::string_view kPreciseSizeHelp =
     "bytes, or a number with the suffix k, M, G, T, P or E (powers of 1024)";
 
@@ -27,6 +30,7 @@ struct OpenArgs {
   bool trust_refcounts = false;
   bool free_leaks = false;
   bool image_opts = false;  ///< The name is a list of options.
+  std::vector<Secret> secrets;
 };
 
 template <class Args>
@@ -36,24 +40,26 @@ Arguments format_argument() {
                 "raw or qcow2; without it the file's first bytes decide");
 }
 template <class Args>
-Arguments follow_arguments() {
-  return {option("--follow", "POLICY",
-                 static_cast<std::optional<OpenPolicy> Args::*>(&OpenArgs::follow),
-                 "which files the image may name as its backing or data file: nothing, "
-                 "same-directory (the default), or any (the default under QEMU's names)"),
-          refused("--object", "OBJECT", kNoObjects),
-          flag("--image-opts", static_cast<bool Args::*>(&OpenArgs::image_opts),
+Arguments follow_arguments(std::string_view image_opts = "--image-opts") {
+  return {own(option("--follow", "POLICY",
+                     static_cast<std::optional<OpenPolicy> Args::*>(&OpenArgs::follow),
+                     "which files the image may name as its backing or data file: nothing, "
+                     "same-directory (the default), or any (the default under QEMU's names)")),
+          option("--object", "OBJECT", static_cast<std::vector<Secret> Args::*>(&OpenArgs::secrets),
+                 kObjectHelp),
+          flag(image_opts, static_cast<bool Args::*>(&OpenArgs::image_opts),
                "the name is no path but a list of options: driver=, file.filename= and so on "
                "(json:{...} says the same without it; `byre drivers` shows them)")};
 }
 /// For commands that write an image which is there (docs/engine.md, V).
 template <class Args>
 Arguments scan_arguments() {
-  return {flag("--trust-refcounts", static_cast<bool Args::*>(&OpenArgs::trust_refcounts),
-               "do not count all references first: refcounts that another program left wrong are "
-               "believed, and data may be overwritten"),
-          flag("--free-leaks", static_cast<bool Args::*>(&OpenArgs::free_leaks),
-               "give back clusters that nothing refers to, if nothing is damaged")};
+  return own(
+      {flag("--trust-refcounts", static_cast<bool Args::*>(&OpenArgs::trust_refcounts),
+            "do not count all references first: refcounts that another program left wrong are "
+            "believed, and data may be overwritten"),
+       flag("--free-leaks", static_cast<bool Args::*>(&OpenArgs::free_leaks),
+            "give back clusters that nothing refers to, if nothing is damaged")});
 }
 template <class Args>
 Argument share_argument() {

@@ -9,8 +9,10 @@ namespace byre {
 
 namespace {
 
+constexpr uint64_t kSharedMax = INT32_MAX;
+
 struct NbdArgs : OpenArgs {
-  std::optional<std::string> image;
+  std::vector<std::string> images;  ///< One, or none to list what a server has.
   std::optional<std::string> socket;
   std::optional<std::string> port;
   std::optional<std::string> address;
@@ -19,11 +21,16 @@ struct NbdArgs : OpenArgs {
   std::optional<std::string> shared;
   std::string name;
   std::string description;
-  std::string cache = "writeback";
+  std::optional<std::string> cache;
   std::optional<DiscardPolicy> discard;
   std::optional<std::string> detect_zeroes;
   std::optional<std::string> aio;
   std::string pid_file;
+  std::optional<std::string> tls_creds;
+  std::optional<std::string> tls_authz;
+  std::optional<std::string> tls_hostname;
+  std::optional<std::string> connect;
+  bool disconnect = false;
   bool no_cache = false;
   bool read_only = false;
   bool persistent = false;
@@ -34,23 +41,73 @@ struct NbdArgs : OpenArgs {
   std::optional<std::string> offset;
 };
 
+/// An option whose value is looked at where it stands: the first wrong one is told, as by qemu-nbd.
+Argument looked_at(Argument argument, Result<void> (*look)(std::string_view value)) {
+  argument.store = [store = std::move(argument.store), look](
+                       void* args, std::string_view value) -> Result<void> {
+    if (Result<void> right = look(value); !right) return right;
+    return store(args, value);
+  };
+  return argument;
+}
+
+Result<void> look_at_cache(std::string_view value) {
+  if (find_cache_mode(value)) return {};
+  return invalid("Invalid cache mode `", value, "'");
+}
+
+Result<void> look_at_aio(std::string_view value) {
+  if (value == "threads" || value == "native" || value == "io_uring") return {};
+  return invalid("Invalid aio mode '", value, "'");
+}
+
+Result<void> look_at_discard(std::string_view value) {
+  std::optional<DiscardPolicy> policy;
+  if (parse_value(value, policy)) return {};
+  return invalid("Invalid discard mode `", value, "'");
+}
+
+Result<void> look_at_detect_zeroes(std::string_view value) {
+  if (value == "off" || value == "on" || value == "unmap") return {};
+  return invalid("Failed to parse detect_zeroes mode: invalid parameter value: ", value);
+}
+
+/// A number, where -1 is the largest one, as to strtoul(3).
+Result<uint64_t> offset_of(std::string_view value) {
+  const bool negative = value.starts_with('-');
+  BYRE_TRY(number, parse_number(value.substr(negative ? 1 : 0), 0, UINT64_MAX));
+  return negative ? uint64_t{0} - number : number;
+}
+
+Result<void> look_at_offset(std::string_view value) {
+  if (offset_of(value)) return {};
+  return invalid("Invalid offset '", value, "'");
+}
+
+Result<void> look_at_socket(std::string_view value) {
+  if (value.starts_with('/')) return {};
+  return invalid("socket path must be absolute");
+}
+
+Result<void> look_at_shared(std::string_view value) {
+  if (parse_number(value, 0, kSharedMax)) return {};
+  return invalid("Invalid shared device number '", value, "'");
+}
+
 /// The image's name may say more than a path; which part is served.
 Result<void> read_image_name(const NbdArgs& args, ServePlan& plan) {
-  if (args.offset) {
-    BYRE_TRY(offset, parse_size(*args.offset));
-    plan.offset = offset;
-  }
+  if (args.offset) plan.offset = *offset_of(*args.offset);
   if (args.image_opts && args.format) {
     return invalid("--image-opts and -f are mutually exclusive");
   }
   // What is wrong with it is said before the server goes to the background.
-  if (!names_devices(*args.image, args)) return {};
-  Result<DeviceTree> tree = device_tree_of(*args.image, args);
-  return tree ? Result<void>() : could_not_open(*args.image, std::move(tree).error());
+  if (!names_devices(args.images[0], args)) return {};
+  Result<DeviceTree> tree = device_tree_of(args.images[0], args);
+  return tree ? Result<void>() : could_not_open(args.images[0], std::move(tree).error());
 }
 
 Result<ServePlan> plan_of(const NbdArgs& args) {
-  ServePlan plan{.image = args.image.value_or(""),
+  ServePlan plan{.image = args.images[0],
                  .open = args,
                  .read_only = args.read_only,
                  .depth = args.depth,
@@ -65,17 +122,11 @@ Result<ServePlan> plan_of(const NbdArgs& args) {
                  .report = args.verbose,
                  .pid_file = args.pid_file};
   if (Result<void> named = read_image_name(args, plan); !named) return std::move(named).error();
-  const std::string cache = args.no_cache ? "none" : args.cache;
-  const auto mode = find_cache_mode(cache);
-  if (!mode) return invalid("Invalid cache mode '", cache, "'");
-  plan.cache = *mode;
+  plan.cache = args.no_cache ? CacheMode::none : *find_cache_mode(args.cache.value_or("writeback"));
   plan.discard = args.discard.value_or(DiscardPolicy::ignore);
   if (args.detect_zeroes) {
     BYRE_TRY(detect, parse_detect_zeroes(*args.detect_zeroes, plan.discard));
     plan.detect_zeroes = detect;
-  }
-  if (args.aio && *args.aio != "threads" && *args.aio != "native" && *args.aio != "io_uring") {
-    return invalid("invalid aio mode '", *args.aio, "'");
   }
   if (args.socket && (args.port || args.address)) {
     return invalid("--socket can not be combined with --port or --bind");
@@ -89,9 +140,8 @@ Result<ServePlan> plan_of(const NbdArgs& args) {
     plan.port = port;
   }
   if (args.shared) {
-    const Result<uint64_t> count = parse_number(*args.shared, 0, 65535);
-    if (!count) return invalid("Invalid shared device number '", *args.shared, "'");
-    plan.connections_max = *count == 0 ? 65535 : static_cast<uint32_t>(*count);
+    const uint64_t count = *parse_number(*args.shared, 0, kSharedMax);
+    plan.connections_max = count == 0 ? 65535 : static_cast<uint32_t>(count);
   }
   if (args.snapshot) {
     BYRE_TRY(snapshot, parse_snapshot(*args.snapshot));
@@ -103,8 +153,8 @@ Result<ServePlan> plan_of(const NbdArgs& args) {
 
 /// --list: what another server has.
 Task<int> list(Session& session, NbdArgs args) {
-  if (args.image || args.format || args.offset || args.snapshot || args.shared || args.fork ||
-      args.persistent || args.read_only || !args.bitmaps.empty() || !args.name.empty()) {
+  if (args.format || args.offset || args.snapshot || args.shared || args.fork || args.persistent ||
+      args.read_only || !args.bitmaps.empty() || !args.name.empty()) {
     co_return invalid("--list goes with --socket, --port and --bind only");
   }
   if (args.socket && (args.port || args.address)) {
@@ -123,20 +173,64 @@ Task<int> list(Session& session, NbdArgs args) {
   co_return 0;
 }
 
+/// What does not go together, or is not there.
+Result<void> check_together(const NbdArgs& args) {
+  if (args.list && !args.images.empty())
+    return invalid("List mode is incompatible with a file name");
+  if (args.tls_creds && args.tls_hostname && !args.list) {
+    return invalid("TLS hostname is only supported with export list");
+  }
+  if (args.tls_creds && args.connect) return invalid("TLS is not supported with a host device");
+  if (args.tls_creds) {
+    return Error(Errc::not_found, cat("Failed to get TLS creds: No TLS credentials with id '",
+                                      *args.tls_creds, "'"));
+  }
+  if (args.tls_authz) return invalid("--tls-authz is not permitted without --tls-creds");
+  if (args.tls_hostname) return invalid("--tls-hostname is not permitted without --tls-creds");
+  if (args.disconnect) {
+    return unsupported("option '--disconnect' is not supported: use nbd-client -d");
+  }
+  if (args.connect) {
+    return unsupported("option '--connect' is not supported: use nbd-client to attach a device");
+  }
+  return {};
+}
+
+/// As qemu-nbd tells that the disk could not be opened.
+Error in_words(Error error) {
+  constexpr std::string_view kOpen = "Could not open '";
+  if (!error.message().starts_with(kOpen)) return error;
+  return Error(error.code(), cat("Failed to blk_new_open '", error.message().substr(kOpen.size())),
+               error.sys_errno(), error.where());
+}
+
 Task<int> qemu_nbd(Session& session, NbdArgs args) {
+  co_await check_together(args);
+  if (args.no_cache && args.cache) co_return invalid("-n and --cache can only be specified once");
   if (args.list) co_return co_await list(session, std::move(args));
-  if (!args.image) {
+  if (args.images.size() != 1) {
     const Parsed parsed{
         .outcome = Parsed::Outcome::failed, .error = "Invalid number of arguments", .usage = true};
     co_return finish_parse(session, kQemuNbd, parsed);
   }
-  ServePlan plan = co_await plan_of(args);
+  Result<ServePlan> planned = plan_of(args);
+  if (!planned) co_return in_words(std::move(planned).error());
+  ServePlan plan = *std::move(planned);
   if (args.fork && plan.ready_fd < 0) {
     std::vector<std::string> words = session.words();
     words.insert(words.begin(), session.program());
     co_return co_await start_in_background(std::move(words));
   }
-  co_return co_await serve_plan(session, std::move(plan));
+  Result<int> served = co_await serve_plan(session, std::move(plan)).result();
+  if (!served) co_return in_words(std::move(served).error());
+  co_return *served;
+}
+
+/// How many there are is told when the options have been looked at.
+Argument image_operand() {
+  Argument argument = operands("IMAGE", &NbdArgs::images, "the disk; not with --list");
+  argument.optional = true;
+  return argument;
 }
 
 const Command<NbdArgs> kNbdDefinition({
@@ -145,52 +239,63 @@ const Command<NbdArgs> kNbdDefinition({
     .description =
         "This is byre with the options of qemu-nbd. It listens on 127.0.0.1:10809 unless told "
         "otherwise, lets one client in, and ends when that has gone; -e and -t change that.",
-    .args = {optional_operand("IMAGE", &NbdArgs::image, "the disk; not with --list"),
-             option("-p, --port", "PORT", &NbdArgs::port, "10809 is the default"),
-             option("-b, --bind", "ADDRESS", &NbdArgs::address, "127.0.0.1 is the default"),
-             option("-k, --socket", "PATH", &NbdArgs::socket, "listen on this unix socket instead"),
-             option("-e, --shared", "COUNT", &NbdArgs::shared,
-                    "clients at a time (1), or 0 for any number; others wait for a place"),
-             flag("-t, --persistent", &NbdArgs::persistent, "stay when the last client has gone"),
-             option("-x, --export-name", "NAME", &NbdArgs::name,
-                    "name of the export; empty is the default"),
-             option("-D, --description", "TEXT", &NbdArgs::description,
-                    "for people who list exports"),
-             format_argument<NbdArgs>(),
-             flag("-r, --read-only", &NbdArgs::read_only, "let nobody write"),
-             option("-l, --load-snapshot", "SNAPSHOT", &NbdArgs::snapshot,
-                    "serve this internal snapshot, read-only: an id, a name, snapshot.id=ID or "
-                    "snapshot.name=NAME"),
-             option("-B, --bitmap", "NAME", &NbdArgs::bitmaps,
-                    "offer the context qemu:dirty-bitmap:NAME of this persistent bitmap"),
-             option("--cache", "CACHE", &NbdArgs::cache,
-                    "writeback (the default), none, writethrough, directsync or unsafe"),
-             flag("-n, --nocache", &NbdArgs::no_cache, "as --cache=none"),
-             option("--discard", "POLICY", &NbdArgs::discard, "ignore (the default) or unmap"),
+    .args =
+        {image_operand(),
+         option("-p, --port", "PORT", &NbdArgs::port, "10809 is the default"),
+         option("-b, --bind", "ADDRESS", &NbdArgs::address, "127.0.0.1 is the default"),
+         looked_at(option("-k, --socket", "PATH", &NbdArgs::socket,
+                          "listen on this unix socket instead"),
+                   look_at_socket),
+         looked_at(option("-e, --shared", "COUNT", &NbdArgs::shared,
+                          "clients at a time (1), or 0 for any number; others wait for a place"),
+                   look_at_shared),
+         flag("-t, --persistent", &NbdArgs::persistent, "stay when the last client has gone"),
+         option("-x, --export-name", "NAME", &NbdArgs::name,
+                "name of the export; empty is the default"),
+         option("-D, --description", "TEXT", &NbdArgs::description, "for people who list exports"),
+         format_argument<NbdArgs>(),
+         flag("-r, --read-only", &NbdArgs::read_only, "let nobody write"),
+         option("-l, --load-snapshot", "SNAPSHOT", &NbdArgs::snapshot,
+                "serve this internal snapshot, read-only: an id, a name, snapshot.id=ID or "
+                "snapshot.name=NAME"),
+         option("-B, --bitmap", "NAME", &NbdArgs::bitmaps,
+                "offer the context qemu:dirty-bitmap:NAME of this persistent bitmap"),
+         looked_at(option("--cache", "CACHE", &NbdArgs::cache,
+                          "writeback (the default), none, writethrough, directsync or unsafe"),
+                   look_at_cache),
+         flag("-n, --nocache", &NbdArgs::no_cache, "as --cache=none"),
+         looked_at(option("--discard", "POLICY", &NbdArgs::discard,
+                          "ignore (the default) or unmap"),
+                   look_at_discard),
+         looked_at(
              option("--detect-zeroes", "MODE", &NbdArgs::detect_zeroes,
                     "off (the default); on: a write of nothing but zeros becomes a request to "
                     "zero; unmap (with --discard=unmap): and its space is given back"),
-             option("--aio", "MODE", &NbdArgs::aio,
-                    "threads, native or io_uring; accepted, byre chooses by itself"),
-             flag("-A, --allocation-depth", &NbdArgs::depth,
-                  "offer the context qemu:allocation-depth"),
-             option("-o, --offset", "OFFSET", &NbdArgs::offset, "serve what follows this byte"),
-             flag("-L, --list", &NbdArgs::list,
-                  "list what another server exports, at --socket, or --bind and --port"),
-             flag("--fork", &NbdArgs::fork, "go to the background once it listens"),
-             option("--pid-file", "PATH", &NbdArgs::pid_file, "where to write the process id"),
-             flag("-v, --verbose", &NbdArgs::verbose, "say what clients do wrong"),
-             refused("-c, --connect", "DEVICE", "use nbd-client to attach a device"),
-             refused("-d, --disconnect", "use nbd-client -d"),
-             refused("-s, --snapshot", "create an overlay and serve that"),
-             refused("--selinux-label", "LABEL", "sockets get the label that the system gives"),
-             refused("-T, --trace", "SPEC", "there is no tracing here"),
-             refused("--tls-creds", "ID", "there is no TLS (yet)"),
-             refused("--tls-authz", "ID", "there is no TLS (yet)"),
-             refused("--tls-hostname", "NAME", "there is no TLS (yet)"),
-             follow_arguments<NbdArgs>()},
-    .too_few = "Invalid number of arguments",
-    .too_many = "Invalid number of arguments",
+             look_at_detect_zeroes),
+         looked_at(option("--aio", "MODE", &NbdArgs::aio,
+                          "threads, native or io_uring; accepted, byre chooses by itself"),
+                   look_at_aio),
+         flag("-A, --allocation-depth", &NbdArgs::depth, "offer the context qemu:allocation-depth"),
+         looked_at(option("-o, --offset", "OFFSET", &NbdArgs::offset,
+                          "serve what follows this byte"),
+                   look_at_offset),
+         flag("-L, --list", &NbdArgs::list,
+              "list what another server exports, at --socket, or --bind and --port"),
+         flag("--fork", &NbdArgs::fork, "go to the background once it listens"),
+         option("--pid-file", "PATH", &NbdArgs::pid_file, "where to write the process id"),
+         flag("-v, --verbose", &NbdArgs::verbose, "say what clients do wrong"),
+         refused_later(option("-c, --connect", "DEVICE", &NbdArgs::connect,
+                              "nbd-client attaches a device to a server")),
+         refused_later(flag("-d, --disconnect", &NbdArgs::disconnect, "nbd-client -d does it")),
+         refused("-s, --snapshot", "create an overlay and serve that"),
+         refused("--selinux-label", "LABEL", "sockets get the label that the system gives"),
+         refused("-T, --trace", "SPEC", "there is no tracing here"),
+         refused_later(option("--tls-creds", "ID", &NbdArgs::tls_creds,
+                              "credentials for TLS, which there are none of yet")),
+         refused_later(option("--tls-authz", "ID", &NbdArgs::tls_authz, "goes with --tls-creds")),
+         refused_later(option("--tls-hostname", "NAME", &NbdArgs::tls_hostname,
+                              "goes with --tls-creds")),
+         follow_arguments<NbdArgs>()},
     .run = qemu_nbd,
 });
 

@@ -184,13 +184,7 @@ Task<void> apply(Disk& disk, uint64_t total, Preallocation mode, Steps& steps) {
 
 Task<int> resize(Session& session, ResizeArgs args) {
   Result<Wanted> wanted = parse_wanted(args.size);
-  if (!wanted) {
-    co_return session.report(
-        Errc::invalid,
-        cat(wanted.error().message(),
-            "\nOptional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-            "and exabytes, respectively."));
-  }
+  if (!wanted) co_return std::move(wanted).error();
   const Result<Preallocation> mode = parse_preallocation(args.preallocation.value_or("off"));
   if (!mode) co_return invalid("Invalid preallocation mode '", *args.preallocation, "'");
   SystemGate opener(session.reactor(), session.policy(args.follow));
@@ -244,11 +238,11 @@ const Command<ResizeArgs> kDefinition({
              option("--preallocation", "MODE", &ResizeArgs::preallocation,
                     "for what is added: off (the default), metadata (qcow2 only), falloc or full"),
              flag("--shrink", &ResizeArgs::shrink, "allow a smaller size; what is cut off is lost"),
-             flag("-p, --progress", &ResizeArgs::progress, "show how far it is"),
+             own(flag("-p, --progress", &ResizeArgs::progress, "show how far it is")),
              flag("-q, --quiet", &ResizeArgs::quiet, "print nothing but errors"),
              scan_arguments<ResizeArgs>(), follow_arguments<ResizeArgs>()},
-    .too_few = "Not enough arguments",
-    .too_many = "Expecting image file name and size",
+    .too_few = "Expecting image file name and size",
+    .too_many = "Extra argument(s) in command line",
     .last_word_is_operand = true,
     .run = resize,
 });

@@ -30,8 +30,6 @@ size_t columns_of(int fd) {
   return columns == 0 ? 0 : std::max(kNarrowest, columns);
 }
 
-std::string_view first_line(std::string_view text) { return text.substr(0, text.find('\n')); }
-
 }  // namespace
 
 Session::Session(Reactor& reactor, Options options)
@@ -49,7 +47,7 @@ std::string Session::version_line() const {
   if (!compatibility_name()) return cat(program(), " version ", BYRE_VERSION, "\n");
   // Scripts take the version apart as each program prints it.
   const bool is_server = program() == "qemu-nbd";
-  return cat(program(), is_server ? " " : " version ", "7.2.0 (byre ", BYRE_VERSION, ")\n");
+  return cat(program(), is_server ? " " : " version ", kLikeQemu, " (byre ", BYRE_VERSION, ")\n");
 }
 
 void Session::print(std::string_view text) {
@@ -76,6 +74,13 @@ std::string said_once(std::string text) {
     }
   }
   return text;
+}
+
+/// With what to do about it.
+std::string advised(std::string text) {
+  const size_t at = text.rfind("Unknown protocol '");
+  const bool ends = at != std::string::npos && text.find(' ', text.find('\'', at)) == text.npos;
+  return ends ? text + " (a path that has a colon needs ./ in front)" : text;
 }
 
 std::string json_message(std::string_view kind, Json message) {
@@ -109,7 +114,8 @@ int Session::report(Errc code, std::string_view message) {
 
 int Session::report(const Error& error) {
   const int exit = compatibility_name() ? kExitFailure : exit_code(error);
-  const std::string message = compatibility_name() ? error.message() : said_once(error.message());
+  const std::string message =
+      compatibility_name() ? error.message() : advised(said_once(error.message()));
   if (!json_) {
     this->error(message);
     return exit;
@@ -248,6 +254,33 @@ Parsed begin_parse(Session& session, const AnyCommand& command,
   return parsed;
 }
 
+namespace {
+
+/// What QEMU's programs say of words that do not fit, each in its own way.
+int as_qemu(Session& session, const AnyCommand& command, const Parsed& parsed) {
+  const std::string& program = session.program();
+  const bool is_img = program == "qemu-img";
+  const std::string line = is_img ? cat(program, " ", command.name) : program;
+  const bool tells = program != "qemu-io" || !parsed.usage;  // That shows how it is used instead.
+  if (parsed.option) {
+    session.note(printable_lines(cat(line, ": ", parsed.error)) + "\n");
+  } else if (tells) {
+    session.error(parsed.error);
+  }
+  if (!parsed.usage) return kExitFailure;
+  if (is_img) {
+    session.note(cat("Try '", line, " --help' for more info\n"));
+  } else if (program == "qemu-nbd") {
+    session.note(
+        cat(parsed.option ? "qemu-nbd: " : "", "Try `qemu-nbd --help' for more information.\n"));
+  } else {
+    session.print(help_of(command, program, Dialect::qemu, session.width()));
+  }
+  return kExitFailure;
+}
+
+}  // namespace
+
 int finish_parse(Session& session, const AnyCommand& command, const Parsed& parsed) {
   const Dialect dialect = session.compatibility_name() ? Dialect::qemu : Dialect::byre;
   switch (parsed.outcome) {
@@ -273,16 +306,7 @@ int finish_parse(Session& session, const AnyCommand& command, const Parsed& pars
     }
     return code;
   }
-  std::string_view rest = text;
-  while (!rest.empty()) {
-    const std::string_view line = first_line(rest);
-    session.error(line);
-    rest.remove_prefix(std::min(rest.size(), line.size() + 1));
-  }
-  if (parsed.usage) {
-    session.note(cat("Try '", session.program(), " --help' for more information\n"));
-  }
-  return kExitFailure;
+  return as_qemu(session, command, parsed);
 }
 
 }  // namespace byre

@@ -24,6 +24,9 @@
 
 namespace byre {
 
+/// The QEMU whose interface byre has under the names of its programs.
+inline constexpr std::string_view kLikeQemu = "10.0.0";
+
 class Session {
  public:
   struct Options {

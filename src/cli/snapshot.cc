@@ -93,7 +93,8 @@ Error of_no_image(std::string_view verb, std::string_view word) {
 struct Action {
   std::string_view verb;
   std::string word;
-  std::string to;
+  std::string to = {};
+  bool by_name_only = false;
 };
 
 /// A name must tell its snapshot from the others.
@@ -114,6 +115,14 @@ Result<void> check_name(const Image& image, const Action& action) {
   return {};
 }
 
+/// Which one is meant: qemu-img deletes by name only, whatever its manual says.
+SnapshotKey key_of(const Action& action) {
+  if (action.verb == "delete" && action.by_name_only) {
+    return {action.word, SnapshotKey::By::name};
+  }
+  return key_of(action.word);
+}
+
 Task<void> perform(Image& image, Action action) {
   if (action.verb == "create") {
     const WallTime now = wall_time();
@@ -124,7 +133,7 @@ Task<void> perform(Image& image, Action action) {
   } else if (action.verb == "apply") {
     co_await image.apply_snapshot(key_of(action.word));
   } else if (action.verb == "delete") {
-    co_await image.delete_snapshot(key_of(action.word));
+    co_await image.delete_snapshot(key_of(action));
   } else {
     co_await image.rename_snapshot(key_of(action.word), action.to);
   }
@@ -191,17 +200,16 @@ Task<int> snapshot(Session& session, SnapshotArgs args) {
   if (args.to.has_value() != !args.rename.empty()) {
     co_return wrong("--rename SNAPSHOT and --to NAME go together");
   }
-  // qemu-img opens the image, and does nothing with it.
   if (!args.list.empty() && (args.trust_refcounts || args.free_leaks)) {
     co_return invalid("--trust-refcounts and --free-leaks are for changes of the snapshots");
   }
-  if (args.actions() == 0 && session.compatibility_name())
-    co_return co_await change(session, args, {});
   if (!args.apply.empty()) co_return co_await change(session, args, {"apply", args.apply[0], ""});
   if (!args.create.empty())
     co_return co_await change(session, args, {"create", args.create[0], ""});
   if (!args.remove.empty())
-    co_return co_await change(session, args, {"delete", args.remove[0], ""});
+    co_return co_await change(
+        session, args,
+        {.verb = "delete", .word = args.remove[0], .by_name_only = session.compatibility_name()});
   if (!args.rename.empty()) {
     co_return co_await change(session, args, {"rename", args.rename[0], *args.to});
   }
@@ -233,8 +241,8 @@ const Command<SnapshotArgs> kDefinition({
              option("-a, --apply", "SNAPSHOT", &SnapshotArgs::apply,
                     "make the disk what it was then, its size as well"),
              option("-d, --delete", "SNAPSHOT", &SnapshotArgs::remove, "give it up"),
-             option("--rename", "SNAPSHOT", &SnapshotArgs::rename, "give it the name --to"),
-             option("--to", "NAME", &SnapshotArgs::to, "the new name, for --rename"),
+             own({option("--rename", "SNAPSHOT", &SnapshotArgs::rename, "give it the name --to"),
+                  option("--to", "NAME", &SnapshotArgs::to, "the new name, for --rename")}),
              format_argument<SnapshotArgs>(),
              flag("-q, --quiet", &SnapshotArgs::quiet, "print nothing but errors"),
              share_argument<SnapshotArgs>(), scan_arguments<SnapshotArgs>(),

@@ -45,15 +45,15 @@ Json to_json_value(const Snapshot& snapshot) {
 
 std::string snapshot_list(const std::vector<Snapshot>& snapshots) {
   std::string out = "Snapshot list:\n";
-  out += fmt::format("{:<9} {:<16} {:>8}{:>20}{:>13}{:>11}\n", "ID", "TAG", "VM SIZE", "DATE",
-                     "VM CLOCK", "ICOUNT");
+  out += fmt::format("{:<7} {:<16} {:>8}{:>20}{:>16}{:>11}\n", "ID", "TAG", "VM_SIZE", "DATE",
+                     "VM_CLOCK", "ICOUNT");
   for (const Snapshot& snapshot : snapshots) {
     const uint64_t ms = snapshot.vm_clock_nanoseconds / 1'000'000;
-    const std::string clock = fmt::format("{:02}:{:02}:{:02}.{:03}", ms / 3'600'000,
+    const std::string clock = fmt::format("{:04}:{:02}:{:02}.{:03}", ms / 3'600'000,
                                           ms / 60'000 % 60, ms / 1000 % 60, ms % 1000);
     const bool counted = snapshot.icount && *snapshot.icount != UINT64_MAX;
     out +=
-        fmt::format("{} {} {:>8}{:>20}{:>13}{:>11}\n", padded(printable(snapshot.id), 9),
+        fmt::format("{} {} {:>8}{:>20}{:>16}{:>11}\n", padded(printable(snapshot.id), 7),
                     padded(printable(snapshot.name), 16), size_text(snapshot.vm_state_size),
                     date_text(snapshot.date_seconds), clock, counted ? cat(*snapshot.icount) : "");
   }

@@ -42,7 +42,7 @@ Result<void> parse_value(std::string_view text, OutputFormat& value) {
   } else if (text == "json") {
     value = OutputFormat::json;
   } else {
-    return invalid("--output must be used with human or json as argument.");
+    return invalid("--output expects 'human' or 'json' not '", text, "'");
   }
   return {};
 }

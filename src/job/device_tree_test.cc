@@ -203,7 +203,7 @@ TEST(DeviceTree, WhatIsNotKnownIsAnErrorThatNamesIt) {
       {R"({"driver":"qcow2","lazy-refcounts":1,"file":{"filename":"x"}})",
        "Parameter 'lazy-refcounts' expects 'on' or 'off'"},
       {R"({"driver":"raw","offset":-5,"file":{"filename":"x"}})",
-       "Parameter 'offset' expects a non-negative number below 2^64"},
+       "Value '-5' is out of range for parameter 'offset'"},
       {R"({"driver":"raw","offset":"many","file":{"filename":"x"}})",
        "Parameter 'offset' expects a non-negative number below 2^64"},
       {R"({"driver":"null-co","latency-ns":"x"})", "Parameter 'latency-ns' expects a number"},

@@ -116,8 +116,9 @@ Result<DiskFormat> classify(Bytes start) {
   if (!has_at(start, 0, "QFI\xfb"sv)) return DiskFormat::raw;
   const uint32_t version = start.size() >= 8 ? load_be<uint32_t>(start, 4) : 2;
   if (version == 0) {
-    return unsupported("It looks like a qcow image of version 0, which there is not (give the format ",
-                       "raw to use its bytes)");
+    return unsupported(
+        "It looks like a qcow image of version 0, which there is not (give the format ",
+        "raw to use its bytes)");
   }
   const bool version_1 = version == 1;
   const bool boots = has_at(start, 510, "\x55\xaa"sv);
@@ -167,12 +168,11 @@ Result<std::string> path_of(std::string_view name) {
     if (name.empty()) return invalid("No path in 'file:'");
     return std::string(name);
   }
-  if (name.empty()) return invalid("The name is empty");
+  if (name.empty()) return invalid("The 'file' block driver requires a file name");
   const size_t colon = name.substr(0, name.find('/')).find(':');
   if (colon == std::string_view::npos) return std::string(name);
-  if (name.starts_with("json:")) return unsupported("json: names are not supported here");
-  return unsupported("Unknown protocol ", quoted(name.substr(0, colon)),
-                     " (a path that has a colon ", "needs ./ in front)");
+  if (name.starts_with("json:")) return unsupported("Unknown protocol 'json'");
+  return unsupported("Unknown protocol ", quoted(name.substr(0, colon)));
 }
 
 bool same_file(const std::string& left, const std::string& right) {

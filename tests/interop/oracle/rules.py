@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The intended differences: each has a number in docs/compatibility.md ("Intended differences"), with its reason.
+
+A rule says whether one difference of one command line is the one that it stands for.  What no rule takes is a fault, and so is
+a rule that is not on that page, or stands there and is not here (oracle_test.py).
+"""
+import re
+
+RULES = {}
+# An error of opening, making or changing something: who, what, and behind the colon why.
+WHAT = re.compile(r"^qemu-\w+: (?:.*?error while converting \w+: |"
+                  r"(?:Could not open|can't open device|can't open|Failed to blk_new_open|Could not \w+ snapshot)(?: '[^']*'| [^:]*)?: |"
+                  r"Cannot downgrade an image |Operation \w+ on bitmap .*? failed: |[^ ]*: Could not create '[^']*': )", re.M)
+NOTE = re.compile(r"(?:qemu-\w+: warning: |NOTE ).*\n")
+
+
+def rule(number):
+    def add(function):
+        RULES[number] = function
+        return function
+    return add
+
+
+def explain(line, differences):
+    """{difference index: number of the rule}; what no rule takes is not in it."""
+    found = {}
+    for index, difference in enumerate(differences):
+        for number, takes in RULES.items():
+            if takes(line, difference, differences):
+                found[index] = number
+                break
+    return found
+
+
+def of(differences, aspect):
+    return next((one for one in differences if one.aspect == aspect), None)
+
+
+def texts(differences, aspect="err"):
+    one = of(differences, aspect)
+    return (one.theirs, one.ours) if one else ("", "")
+
+
+def fails_alike(differences):
+    """Both fail, with the same exit code."""
+    return of(differences, "code") is None and differences.code != 0
+
+
+@rule("D1")
+def help_in_own_words(line, one, __):
+    usage = [re.match(r"(\w+) .*-- .*\n$", text) for text in (one.theirs, one.ours)]
+    if all(usage) and usage[0][1] == usage[1][1]:
+        return True  # How a command of qemu-io is used.
+    if one.theirs.lower().startswith("usage:"):
+        return one.aspect == "out" and one.ours.startswith("usage:")
+    if line.program == "qemu-io" and one.aspect == "out" and any("help" in word for word in line.words):
+        theirs, ours = (set(re.findall(r"^(\w+) .*-- ", text, re.M)) for text in (one.theirs, one.ours))
+        return bool(ours) and all(name.startswith("zone_") or name == "reopen" for name in theirs - ours)
+    return one.aspect == "out" and one.ours.startswith("usage:") and one.theirs.lower().startswith(("usage:", "qemu-img version"))
+
+
+@rule("D2")
+def version_of_its_own(_, one, __):
+    ours = re.fullmatch(r"(qemu-\w+(?: version)? \d+\.\d+)\.0 \(byre \S+\)\n", one.ours)
+    return one.aspect == "out" and ours and one.theirs.startswith(ours[1] + ".")
+
+
+@rule("D3")
+def reason_in_own_words(_, one, all_of_them):
+    """Why something cannot be opened or made: what was found, and where."""
+    if one.aspect != "err" or not fails_alike(all_of_them):
+        return False
+    if ": data file: open '" in one.ours and "Could not create" in one.theirs:
+        return True
+    theirs, ours = WHAT.search(one.theirs), WHAT.search(NOTE.sub("", one.ours))
+    return theirs and ours and theirs[0] == ours[0]
+
+
+@rule("D4")
+def damage_is_told(_, one, __):
+    """Lines on stderr about an image that is damaged, and nothing else."""
+    told = re.compile(r"qemu-\w+: warning: .*(?:the image is damaged|was not closed cleanly|became right|refcount).*\n|NOTE .*\n")
+    return one.aspect == "err" and one.ours != one.theirs and told.sub("", one.ours) == one.theirs
+
+
+@rule("D5")
+def damaged_is_not_rebuilt(line, one, all_of_them):
+    """amend and snapshot refuse a damaged image, which stays as it was."""
+    return line.command in ("amend", "snapshot") and "the image is damaged" in texts(all_of_them)[1] \
+        and "nothing was changed" in texts(all_of_them)[1]
+
+
+@rule("D6")
+def findings_in_own_words(line, one, _):
+    """check: each finding; the counts are those of both (out and code are compared by themselves)."""
+    finding = re.compile(r"^(?:ERROR|Leaked|WARNING|Repairing|NOTE|WARN|Rebuilding) ?.*\n", re.M)
+    return line.command == "check" and one.aspect == "err" and (one.theirs or one.ours) and \
+        finding.sub("", one.theirs) == finding.sub("", one.ours)
+
+
+@rule("D7")
+def no_encryption(line, one, all_of_them):
+    """Refused; and the help of options does not list it."""
+    if any("encrypt" in word for word in line.words) and "encryption is not supported" in texts(all_of_them)[1]:
+        return True
+    return one.aspect == "out" and "encrypt." in one.theirs and re.sub(r"  encrypt.*\n", "", one.theirs) == one.ours
+
+
+@rule("D8")
+def bitmaps_follow_the_size(line, one, _):
+    """A larger disk is dirty where it grew; a shrunken one keeps what is left."""
+    return line.command in ("resize", "amend") and one.aspect.startswith("bitmaps ")
+
+
+@rule("D9")
+def holes_below_data(line, one, _):
+    """map: byre always looks for holes of the file under data; QEMU where it suspects that the image was preallocated."""
+    if line.command != "map" or one.aspect != "out":
+        return False
+    if one.ours.startswith("Offset"):
+        return ranges(one.ours) != ranges(one.theirs) and covered(ranges(one.ours), ranges(one.theirs))
+    if not (one.ours[:1].isdigit() and one.theirs[:1].isdigit()):
+        return False
+    plain = re.compile(r'"zero": (?:true|false), (?="data": true)')
+    return merged_json(plain.sub("", one.ours)) == merged_json(plain.sub("", one.theirs))
+
+
+def ranges(table):
+    return [(int(start), int(start) + int(length)) for start, length, _ in
+            (row.split(maxsplit=2) for row in table.splitlines()[1:] if len(row.split(maxsplit=2)) == 3 and row[0].isdigit())]
+
+
+def covered(inner, outer):
+    return all(any(a <= start and end <= b for a, b in outer) for start, end in inner)
+
+
+def merged_json(text):
+    out = []
+    for row in text.splitlines():
+        start, length, rest = row.split(" ", 2)
+        if out and out[-1][2] == rest and out[-1][0] + out[-1][1] == int(start):
+            out[-1][1] += int(length)
+        else:
+            out.append([int(start), int(length), rest])
+    return out
+
+
+@rule("D10")
+def long_options_of_help(line, one, all_of_them):
+    """Long options that qemu-img's help names, and QEMU 10.0 does not take."""
+    return "unrecognized option '--" in texts(all_of_them)[0] or "doesn't allow an argument" in texts(all_of_them)[0]
+
+
+@rule("D11")
+def no_kernel_client(line, one, all_of_them):
+    return line.program == "qemu-nbd" and "connect' is not supported: use nbd-client" in texts(all_of_them)[1]
+
+
+@rule("D12")
+def special_files(line, one, all_of_them):
+    """What is no regular file and no block device is refused before anything is written to it."""
+    return "neither a regular file nor a block device" in texts(all_of_them)[1]
+
+
+@rule("D13")
+def other_formats(line, one, all_of_them):
+    """Formats that byre does not have: by their names, where qemu-img goes on to say what is wrong next."""
+    return re.search(r"(?:Unknown driver|Unknown file format|Driver) '(?:vmdk|luks|file)'|of qcow version 1|"
+                     r"does not accept value '(?:vmdk|luks|file|qcow)'", texts(all_of_them)[1])
+
+
+@rule("D14")
+def no_images_on_servers(_, __, all_of_them):
+    return "does not support creating new images" in texts(all_of_them)[0] and of(all_of_them, "code") is None
+
+
+@rule("D15")
+def nothing_half_made_is_left(line, one, all_of_them):
+    """When both fail, what byre began is gone, or is no disk; what cannot be is told before anything is written."""
+    if one.aspect == "err" and "error while writing at byte" in one.theirs and "Compression not supported" in one.ours:
+        return True
+    return one.aspect == "files" and not one.ours and fails_alike(all_of_them) and line.command in ("create", "convert", "dd")
+
+
+@rule("D16")
+def no_leaks_behind(_, one, __):
+    return one.aspect.startswith("check ") and one.ours.startswith("0 ") and one.theirs.startswith("3 ")
+
+
+@rule("D17")
+def whole_or_not_at_all(line, one, all_of_them):
+    """amend: when one option cannot be, the others are not carried out."""
+    return line.command == "amend" and fails_alike(all_of_them) and one.untouched
+
+
+@rule("D18")
+def short_forms(_, __, all_of_them):
+    return "warning: short-form boolean option" in texts(all_of_them)[0] and of(all_of_them, "code") is None
+
+
+@rule("D19")
+def order_of_options(line, one, all_of_them):
+    """--detect-zeroes=unmap may stand in front of --discard=unmap; what else is wrong is told then."""
+    return line.program == "qemu-nbd" and "setting detect-zeroes to unmap is not allowed" in texts(all_of_them)[0]
+
+
+@rule("D20")
+def two_formats(line, _, all_of_them):
+    return re.search(r"-f says \w+, and ", texts(all_of_them)[1])
+
+
+@rule("D21")
+def cut_off_header(line, _, all_of_them):
+    """A file that ends inside its header is none that can be read."""
+    return "only 104 bytes are there" in texts(all_of_them)[1]
+
+
+@rule("D22")
+def corruption_on_the_way(_, one, all_of_them):
+    """A bad entry ends the request; the image is not marked."""
+    theirs = texts(all_of_them)[0]
+    return ("qcow2: Image is corrupt:" in theirs or "qcow2: Marking image as corrupt:" in theirs) and of(all_of_them, "code") is None
+
+
+@rule("D23")
+def no_copy_offloading(_, __, all_of_them):
+    return "copies are not left to the file system" in texts(all_of_them)[1]
+
+
+@rule("D24")
+def no_temporary_overlay(line, _, all_of_them):
+    return line.program != "qemu-img" and "option '--snapshot' is not supported" in texts(all_of_them)[1]
+
+
+@rule("D25")
+def no_zones(line, _, all_of_them):
+    return line.program == "qemu-io" and any(word.startswith(("zone_", "-czone_")) for word in line.words)
+
+
+@rule("D26")
+def nothing_changed(line, one, _):
+    """Bitmaps: what read as zeros before and does so after a discard is not dirty."""
+    return line.program == "qemu-io" and one.aspect.startswith("bitmaps ") and any("discard" in word or "write -z" in word for word in line.words)
+
+
+@rule("D27")
+def zeroes_in_version_2(line, one, all_of_them):
+    """`write -z -n` of an image of version 2 without a backing file: its clusters are given back, which reads as zeros."""
+    return line.program == "qemu-io" and any("write -n -z" in word for word in line.words) and "v2.qcow2" in " ".join(line.words)
+
+
+@rule("D28")
+def check_opens_one_file(line, _, all_of_them):
+    return line.command == "check" and "Could not open backing file" in texts(all_of_them)[0] and not texts(all_of_them)[1]
+
+
+@rule("D29")
+def secrets_only(line, _, all_of_them):
+    return "invalid object type: iothread" in texts(all_of_them)[1]
+
+
+@rule("D30")
+def more_is_found(line, one, all_of_them):
+    """check counts what QEMU does not see (docs: check)."""
+    if line.command != "check" or not line.damaged or one.aspect not in ("out", "code"):
+        return False
+    found = [re.search(r'(\d+) errors were found|"corruptions": (\d+)', text) for text in texts(all_of_them, "out")]
+    return all(found) and int(found[1][1] or found[1][2]) > int(found[0][1] or found[0][2])
+
+
+@rule("D31")
+def opening_repairs(line, one, _):
+    """What opens an image for writing corrects what is certain, so that fewer errors are left."""
+    if not one.aspect.startswith("check ") or not line.damaged:
+        return False
+    counts = [sum(map(int, re.findall(r'"(?:corruptions|leaks)": (\d+)', text))) for text in (one.theirs, one.ours)]
+    return counts[1] < counts[0]
+
+
+@rule("D32")
+def map_of_what_is_not_there(line, _, all_of_them):
+    return line.command == "map" and "lies behind the end of the file" in texts(all_of_them)[1]
+
+
+@rule("D33")
+def one_snapshot_of_several_sources(line, _, all_of_them):
+    return line.command == "convert" and "No support for concatenating multiple snapshot" in texts(all_of_them)[1]
