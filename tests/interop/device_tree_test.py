@@ -14,10 +14,14 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+import peers  # noqa: E402,F401  (puts the real programs in front of PATH)
+
 BYRE = pathlib.Path(os.environ.get("BYRE", ROOT / "build" / "release" / "byre")).resolve()
 REAL = {name: shutil.which(name) for name in ("qemu-img", "qemu-io")}
 TIMEOUT = 120

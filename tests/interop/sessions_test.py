@@ -28,6 +28,8 @@ import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "reference"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+import peers  # noqa: E402,F401  (puts the real programs in front of PATH)
 from qcow2ref import Image, check  # noqa: E402
 
 BYRE = pathlib.Path(os.environ.get("BYRE", ROOT / "build" / "release" / "byre")).resolve()

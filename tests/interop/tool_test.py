@@ -21,6 +21,9 @@ import time
 import unittest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(ROOT, "tests", "support"))
+import peers  # noqa: E402,F401  (puts the real programs in front of PATH)
+
 BYRE = os.path.abspath(os.environ.get("BYRE", os.path.join(ROOT, "build", "release", "byre")))
 QEMU_IMG = shutil.which("qemu-img")
 QEMU_IO = shutil.which("qemu-io")

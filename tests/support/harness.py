@@ -18,6 +18,8 @@ import tempfile
 import time
 import unittest
 
+import peers  # noqa: F401  (puts the QEMU programs that byre is measured by in front of PATH)
+
 TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROOT = os.path.dirname(TESTS)
 sys.path.insert(0, os.path.join(TESTS, "reference"))
