@@ -82,8 +82,7 @@ std::string help_for_qemu(const Session& session, std::span<const AnyCommand* co
 }
 
 /// Those of qemu-img that byre does not have.
-constexpr std::array<std::string_view, 6> kNotYet = {"bench", "commit",  "compare",
-                                                     "dd",    "measure", "rebase"};
+constexpr std::array<std::string_view, 3> kNotYet = {"bench", "commit", "rebase"};
 
 std::string not_found(const Session& session, std::span<const AnyCommand* const> commands,
                       std::string_view word) {
@@ -136,8 +135,7 @@ int run_subcommand(Session& session, std::span<const AnyCommand* const> commands
   if (first.starts_with('-')) return usage(cat("invalid option -- '", first.substr(1, 1), "'"));
   const AnyCommand* command = find_command(commands, first);
   if (!command) {
-    const int code = usage(not_found(session, commands, first));
-    return first == "compare" ? std::max(code, 2) : code;  // 1 would say that the images differ.
+    return usage(not_found(session, commands, first));
   }
   return command->run(session, {words.begin() + 1, words.end()});
 }
@@ -146,15 +144,16 @@ int run_subcommand(Session& session, std::span<const AnyCommand* const> commands
 
 std::span<const AnyCommand* const> byre_commands() {
   static const std::array kCommands = {
-      &kAmend, &kBitmap, &kCheck, &kConvert, &kCreate, &kDrivers, &kDump,
-      &kInfo,  &kIo,     &kMap,   &kRepair,  &kResize, &kServe,   &kSnapshot,
+      &kAmend, &kBitmap, &kCheck, &kCompare, &kConvert, &kCreate, &kDd,    &kDrivers,  &kDump,
+      &kInfo,  &kIo,     &kMap,   &kMeasure, &kRepair,  &kResize, &kServe, &kSnapshot,
   };
   return kCommands;
 }
 
 std::span<const AnyCommand* const> qemu_img_commands() {
-  static const std::array kCommands = {&kAmend, &kBitmap, &kCheck,  &kConvert, &kCreate,
-                                       &kInfo,  &kMap,    &kResize, &kSnapshot};
+  static const std::array kCommands = {&kAmend,   &kBitmap,  &kCheck,  &kCompare,
+                                       &kConvert, &kCreate,  &kDd,     &kInfo,
+                                       &kMap,     &kMeasure, &kResize, &kSnapshot};
   return kCommands;
 }
 

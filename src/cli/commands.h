@@ -10,15 +10,19 @@
 namespace byre {
 
 extern const AnyCommand& kAmend;
+extern const AnyCommand& kBench;
 extern const AnyCommand& kBitmap;
 extern const AnyCommand& kCheck;
+extern const AnyCommand& kCompare;
 extern const AnyCommand& kConvert;
 extern const AnyCommand& kCreate;
+extern const AnyCommand& kDd;
 extern const AnyCommand& kDrivers;
 extern const AnyCommand& kDump;
 extern const AnyCommand& kInfo;
 extern const AnyCommand& kIo;
 extern const AnyCommand& kMap;
+extern const AnyCommand& kMeasure;
 extern const AnyCommand& kRepair;
 extern const AnyCommand& kResize;
 extern const AnyCommand& kServe;

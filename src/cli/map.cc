@@ -14,6 +14,7 @@
 #include "cli/options.h"
 #include "cli/text.h"
 #include "job/chain.h"
+#include "job/holes.h"
 #include "job/open_tree.h"
 
 namespace byre {
@@ -124,19 +125,6 @@ Task<void> close_all(Chain& chain) {
   }
 }
 
-/// Data whose cluster is a hole in the file (preallocated, or written as zeros) reads as zeros.
-Task<void> look_for_holes(Device& file, Entry& entry) {
-  if (*entry.offset >= file.size()) {
-    entry.zero = true;
-    co_return;
-  }
-  const uint64_t there = std::min(entry.length, file.size() - *entry.offset);
-  const Extent extent = co_await file.status(*entry.offset, there);
-  entry.zero = extent.zero;
-  // What lies behind the end of the file is no other extent than the hole before it.
-  if (!extent.zero || extent.length < there) entry.length = std::min(entry.length, extent.length);
-}
-
 /// What the disk is from `at` on, for at most `length`: the first layer that says.
 Task<Entry> find_entry(Chain& chain, uint64_t at, uint64_t length) {
   Entry entry{.start = at, .length = length, .zero = true};
@@ -145,7 +133,8 @@ Task<Entry> find_entry(Chain& chain, uint64_t at, uint64_t length) {
     if (at >= layer.size()) break;  // Shorter than the one above it, which reads as zeros here.
     entry.depth = depth;
     const uint64_t there = std::min(entry.length, layer.device->size() - at);
-    const Extent extent = co_await layer.device->status(at, there);
+    Extent extent = co_await layer.device->status(at, there);
+    co_await look_for_holes(layer, extent);
     entry.length = extent.length;
     if (extent.allocated) {
       entry.present = true;
@@ -155,8 +144,6 @@ Task<Entry> find_entry(Chain& chain, uint64_t at, uint64_t length) {
       if (extent.host_offset) entry.file = extent.file;
       entry.compressed = extent.compressed;
       if (extent.compressed) entry.file = layer.device->name();
-      const bool is_plain = layer.image && entry.data && entry.offset;
-      if (is_plain) co_await look_for_holes(layer.image->data_file(), entry);
       co_return entry;
     }
   }

@@ -39,9 +39,10 @@ std::string progress_line(uint64_t done, uint64_t total, double rate) {
   return line;
 }
 
-ProgressLine::ProgressLine(Session& session, bool enabled, Unit unit)
+ProgressLine::ProgressLine(Session& session, bool enabled, Unit unit, double step)
     : session_(session),
       enabled_(enabled && !session.json()),
+      step_(step),
       in_bytes_(unit == Unit::bytes && !session.compatibility_name() && isatty(STDOUT_FILENO) == 1),
       begun_(session.reactor().now()),
       drawn_(begun_) {
@@ -66,7 +67,7 @@ void ProgressLine::update(uint64_t done, uint64_t total) {
     questions_ = progress_questions();
     session_.note(fmt::format("    ({:3.2f}/100%)\n", percent));
   }
-  if (percent >= shown_ + 1 || (percent >= 100 && shown_ < 100)) show(percent);
+  if (percent >= shown_ + step_ || (percent >= 100 && shown_ < 100)) show(percent);
 }
 
 void ProgressLine::finish() {

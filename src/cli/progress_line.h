@@ -15,7 +15,8 @@ namespace byre {
 class ProgressLine {
  public:
   enum class Unit : uint8_t { percent, bytes };
-  ProgressLine(Session& session, bool enabled, Unit unit = Unit::percent);
+  /// `step`: how many percent it must move to be drawn again.
+  ProgressLine(Session& session, bool enabled, Unit unit = Unit::percent, double step = 1);
   ProgressLine(const ProgressLine&) = delete;
   ~ProgressLine();
   void update(uint64_t done, uint64_t total);
@@ -32,6 +33,7 @@ class ProgressLine {
 
   Session& session_;
   const bool enabled_;
+  const double step_;
   bool in_bytes_ = false;
   double shown_ = 0;
   uint64_t questions_ = 0;  ///< Those that came before it began are answered, too.
