@@ -534,6 +534,129 @@ class CopyOnRead(DriverCase):
 
 
 @only_byre
+class CopyBeforeWrite(DriverCase):
+    CHANGES = ("write -P 3 100 512", "write -P 3 60k 8k", "write -z 300k 10k", "write -P 4 448k 70k", "discard 192k 64k",
+               "write -P 5 1000k 24k", "write -P 6 0 1k", "flush")
+
+    def setUp(self):
+        super().setUp()
+        for who in ("qemu", "byre"):
+            with open(self.at(who, "target.raw"), "wb") as file:
+                file.truncate(MIB)
+            for cluster in ("4k", "256k"):
+                qemu_img("create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster}", f"target-{cluster}.qcow2", "1M",
+                         cwd=self.path(who))
+            qemu_img("bitmap", "--add", "base.qcow2", "part", cwd=self.path(who))
+            qemu_io("base.qcow2", "write -P 1 120k 16k", "write -P 1 448k 1k", cwd=self.path(who))
+
+    @staticmethod
+    def filter(target, **options):
+        return {"driver": "copy-before-write", "file": {**qcow2_node("base.qcow2"), "node-name": "disk"}, "target": target, **options}
+
+    def disk(self, target, **options):
+        return "json:" + json.dumps(self.filter(target, **options))
+
+    def snapshot(self, target, **options):
+        return "json:" + json.dumps({"driver": "snapshot-access", "file": self.filter(target, **options)})
+
+    def test_both_keep_the_same_old_contents(self):
+        for target in (raw_node("target.raw"), qcow2_node("target-4k.qcow2"), qcow2_node("target-256k.qcow2")):
+            filename = target["file"]["filename"]
+            with self.subTest(target=filename):
+                for who in ("qemu", "byre"):
+                    qemu_io("base.qcow2", "write -P 1 0 512k", "write -z 512k 512k", cwd=self.path(who))
+                before = self.contents("base.qcow2")
+                self.io_same(self.disk(target), *self.CHANGES)
+                self.same_contents("base.qcow2", "qcow2")
+                self.same_contents(filename, target["driver"])
+                for image in ("base.qcow2", *([filename] if target["driver"] == "qcow2" else [])):
+                    self.check(image)
+                # The target and what did not change are the disk as it was.
+                after, kept = self.contents("base.qcow2"), self.contents(filename, target["driver"])
+                step = 256 * KIB if "256k" in filename else 64 * KIB
+                touched = {at // step for start, end in ((0, 1124), (60, 68), (300, 310), (448, 518), (192, 256), (1000, 1024))
+                           for at in range(start * KIB if start else 0, end * KIB if start else end, 512)}
+                for number in range(MIB // step):
+                    part = slice(number * step, (number + 1) * step)
+                    self.assertEqual(before[part], (kept if number in touched else after)[part], number)
+
+    def contents(self, filename, form="qcow2", who="byre"):
+        out = self.at(who, "contents.raw")
+        qemu_img("convert", "-f", form, "-O", "raw", self.at(who, filename), out)
+        with open(out, "rb") as file:
+            return file.read()
+
+    def test_a_snapshot_is_read_and_never_written(self):
+        for target in (raw_node("target.raw"), qcow2_node("target-4k.qcow2")):
+            disk = self.snapshot(target)
+            self.io_same(disk, "length", "read -P 1 0 512k", "read -P 0 512k 512k")
+            for who in ("qemu", "byre"):
+                for change in ("write 0 512", "write -z 0 512"):
+                    self.assertEqual(self.play(who, "qemu-io", "-c", change, disk).code, 1)
+        # In QEMU a target that is read-only is an error, also where nothing will be written.
+        self.byre("convert", "-O", "raw", disk, "out.raw")
+        self.assertEqual(self.read("out.raw"), self.contents("base.qcow2"))
+        told = json.loads(self.byre("map", "--output=json", disk).out)
+        self.assertEqual([(one["start"], one["zero"]) for one in told], [(0, False), (512 * KIB, True)])
+
+    def test_a_bitmap_says_what_is_kept(self):
+        options = {"bitmap": {"node": "disk", "name": "part"}}
+        target = raw_node("target.raw")
+        for at in ("64k", "128k", "448k"):
+            self.io_same(self.snapshot(target, **options), f"read -P 1 {at} 64k")
+        for at in ("0", "512k"):
+            self.io_same(self.snapshot(target, **options), f"read {at} 64k", code=1)
+        self.io_same(self.disk(target, **options), "write -P 9 0 1M")
+        self.same_contents("target.raw")
+        kept = self.read("target.raw")
+        self.assertEqual([at // KIB for at in range(0, MIB, 64 * KIB) if any(kept[at:at + 64 * KIB])], [64, 128, 448])
+        self.check("base.qcow2")
+
+    def test_a_target_that_fails(self):
+        failing = {"driver": "blkdebug", "image": file_node("target.raw"),
+                   "inject-error": [{"event": "none", "iotype": "write", "once": True}]}
+        self.io_same(self.disk(failing), "write -P 9 0 512", "read -P 1 0 512", "write -P 9 0 512", code=1)
+        self.same_contents("target.raw")
+        self.same_contents("base.qcow2", "qcow2")
+        self.io_same(self.disk(failing, **{"on-cbw-error": "break-snapshot"}), "write -P 8 128k 512", "write -P 8 64k 512",
+                     "read -P 8 64k 512")
+        self.same_contents("target.raw")  # Nothing is copied any more.
+        self.assertFalse(any(self.read("target.raw")[64 * KIB:]))
+
+    def test_larger_clusters(self):
+        # Since QEMU 9.2.
+        self.io(self.disk(raw_node("target.raw"), **{"min-cluster-size": "256k"}), "write -P 9 300k 512")
+        kept = self.read("target.raw")
+        self.assertEqual([at // KIB for at in range(0, MIB, 64 * KIB) if any(kept[at:at + 64 * KIB])], [256, 320, 384, 448])
+
+    def test_a_time_limit(self):
+        slow = {"driver": "null-co", "size": MIB, "latency-ns": 3000000000}
+        for action, code in (("break-guest-write", 1), ("break-snapshot", 0)):
+            disk = self.disk(slow, **{"on-cbw-error": action, "cbw-timeout": 1})
+            self.io_same(disk, "write -P 7 0 512", code=code, errors=False)  # QEMU warns of its target.
+
+    def test_options_are_refused(self):
+        opts = ("driver=copy-before-write,file.driver=qcow2,file.file.driver=file,file.file.filename=base.qcow2,"
+                "file.node-name=disk")
+        full = opts + ",target.driver=file,target.filename=target.raw"
+        self.refused_by_both(opts, "target")
+        for more, why in (("on-cbw-error=x", "'on-cbw-error' does not accept value 'x'"), ("cbw-timeout=x", "cbw-timeout"),
+                          ("cbw-timeout=4294967296", "cbw-timeout"), ("bitmap=x", "bitmap"),
+                          ("bitmap.node=disk", "'bitmap.name' is missing"), ("bitmap.name=x", "'bitmap.node' is missing"),
+                          ("bitmap.node=x,bitmap.name=part", "bitmap.node='x'|Node 'x'"),
+                          ("bitmap.node=disk,bitmap.name=x", "Dirty bitmap 'x' not found"),
+                          ("foo=1", "foo")):
+            self.refused_by_both(f"{full},{more}", why)
+        self.refused(f"{full},min-cluster-size=65535", "power of 2")
+        with open(self.at("byre", "target.raw"), "r+b") as file:
+            file.truncate(512 * KIB)
+        self.refused(full, "make the target as large")
+        for below in ("file.driver=file,file.filename=disk.raw", "file.driver=qcow2,file.file.filename=base.qcow2"):
+            self.refused(f"driver=snapshot-access,{below}", "directly over a copy-before-write node")
+        self.same("qemu-io", "-c", "length", name("snapshot-access"), code=1)
+
+
+@only_byre
 class Preallocate(DriverCase):
     OPTS = "driver=preallocate,file.driver=file,file.filename=disk.raw"
 
@@ -715,6 +838,7 @@ class Depth(DriverCase):
                 "blkdebug": {"driver": "blkdebug", "image": node, "align": 512, "max-transfer": "128k"},
                 "blklogwrites": {"driver": "blklogwrites", "file": node, "log": file_node("log")},
                 "preallocate": {"driver": "preallocate", "file": node},
+                "copy-before-write": {"driver": "copy-before-write", "file": node, "target": {"driver": "null-co", "size": "1G"}},
                 "raw": {"driver": "raw", "file": node}}
 
     def use(self, tree):
@@ -771,8 +895,8 @@ class Depth(DriverCase):
     def test_the_table_of_drivers_names_each_of_them(self):
         told = json.loads(self.byre("drivers", "--output=json").out)
         names = [driver["name"] for driver in told["drivers"]]
-        for driver in ("blkdebug", "blklogwrites", "blkverify", "compress", "copy-on-read", "null-aio", "null-co", "preallocate",
-                       "qcow", "throttle"):
+        for driver in ("blkdebug", "blklogwrites", "blkverify", "compress", "copy-before-write", "copy-on-read", "null-aio", "null-co",
+                       "preallocate", "qcow", "snapshot-access", "throttle"):
             self.assertIn(driver, names)
 
 
