@@ -24,6 +24,8 @@ struct IoArgs {
   std::optional<std::string> discard;
   std::optional<std::string> aio;
   std::vector<std::string> commands;
+  std::shared_ptr<Objects> objects;
+  std::vector<std::string> blockdevs;
   bool image_opts = false;
   bool read_only = false;
   bool no_cache = false;
@@ -74,7 +76,12 @@ Result<IoOpen> open_from(const IoArgs& args) {
               .format = args.format,
               .image_opts = args.image_opts,
               .read_only = args.read_only,
-              .share_lock = args.share};
+              .share_lock = args.share,
+              .blockdevs = args.blockdevs};
+  if (!args.blockdevs.empty() && (args.image_opts || args.format)) {
+    return invalid("--blockdev and ", args.format ? "-f" : "--image-opts",
+                   " are mutually exclusive: FILE is a node-name");
+  }
   if (args.image_opts && args.format) {
     return invalid("--image-opts and -f are mutually exclusive");
   }
@@ -106,6 +113,8 @@ Task<void> run_lines(Session& session, IoShell& shell, const std::vector<std::st
 Task<int> io(Session& session, IoArgs args) {
   // What is wrong with the words is said before anything is opened.
   std::optional<IoOpen> open;
+  if (!args.file && !args.blockdevs.empty())
+    co_return invalid("--blockdev needs FILE: the node-name of the device to open");
   if (args.file) open = co_await open_from(args);
   if (open && args.cache) open->cache = co_await cache_mode(*args.cache, "cache");
   if (args.discard) {
@@ -123,6 +132,7 @@ Task<int> io(Session& session, IoArgs args) {
   IoShell shell(session.reactor(), opener,
                 {.program = session.program(),
                  .explain = !session.compatibility_name(),
+                 .objects = args.objects,
                  .out = [&](std::string_view text) { session.print(text); },
                  .err =
                      [&](std::string_view text) {
@@ -167,7 +177,8 @@ const Command<IoArgs> kIoCommand({
              option("--follow", "POLICY", &IoArgs::follow,
                     "which files the image may name as its backing or data file: nothing, "
                     "same-directory (the default), or any (the default under QEMU's names)"),
-             refused("--object", "OBJECT", kNoObjects),
+             option("--object", "OBJECT", &IoArgs::objects, kObjectHelp),
+             option("--blockdev", "DEVICE", &IoArgs::blockdevs, kBlockdevHelp),
              refused("-s, --snapshot", "create an overlay first"),
              refused("-C, --copy-on-read", "there is no copy on read here yet"),
              refused("-k, --native-aio", "byre chooses by itself"),

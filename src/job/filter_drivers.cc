@@ -14,6 +14,7 @@
 #include "block/verify.h"
 #include "block/write_log.h"
 #include "job/device_tree.h"
+#include "job/objects.h"
 #include "job/open_tree.h"
 #include "qcow2/image.h"
 
@@ -229,26 +230,14 @@ constexpr ChildSpec kBlklogwritesChildren[] = {
 
 // --- throttle ------------------------------------------------------------------------------------
 
-/// "bps-total" and so on: one limit, and the bursts that it allows.
-struct LimitName {
-  std::string_view name;
-  ThrottleLimit ThrottleLimits::* limit;
-};
-constexpr LimitName kLimits[] = {
-    {"bps-total", &ThrottleLimits::bps_total}, {"bps-read", &ThrottleLimits::bps_read},
-    {"bps-write", &ThrottleLimits::bps_write}, {"iops-total", &ThrottleLimits::iops_total},
-    {"iops-read", &ThrottleLimits::iops_read}, {"iops-write", &ThrottleLimits::iops_write}};
+constexpr std::string_view kLimits = "limits.";
 
 ThrottleLimits limits_of(const DeviceNode& node) {
   ThrottleLimits limits;
-  for (const LimitName& one : kLimits) {
-    ThrottleLimit& limit = limits.*one.limit;
-    limit.average = node.number(cat("limits.", one.name)).value_or(limit.average);
-    limit.max = node.number(cat("limits.", one.name, "-max")).value_or(limit.max);
-    limit.max_length =
-        node.number(cat("limits.", one.name, "-max-length")).value_or(limit.max_length);
+  for (const Setting& setting : node.settings) {
+    if (setting.name.starts_with(kLimits))
+      *find_limit(limits, setting.name.substr(kLimits.size())) = std::get<uint64_t>(setting.value);
   }
-  limits.iops_size = node.number("limits.iops-size").value_or(0);
   return limits;
 }
 Result<void> check_throttle(const DeviceNode& node) {
@@ -256,25 +245,37 @@ Result<void> check_throttle(const DeviceNode& node) {
 }
 bool has_limits(const DeviceNode& node) {
   return std::ranges::any_of(node.settings,
-                             [](const Setting& one) { return one.name.starts_with("limits."); });
+                             [](const Setting& one) { return one.name.starts_with(kLimits); });
+}
+
+/// The group that the node names: an object, or what a device of the same disks has defined.
+Task<std::shared_ptr<ThrottleGroup>> group_called(NodeParts& parts, std::string name) {
+  Reactor& reactor = parts.child("file").device->reactor();
+  std::shared_ptr<ThrottleGroup> object;
+  if (parts.options.objects) object = parts.options.objects->throttle_group(name, reactor);
+  if (object && has_limits(parts.node))
+    co_return invalid("throttle-group '", name, "' has its limits already, from --object");
+  if (object) co_return std::move(object);
+  std::shared_ptr<ThrottleGroup>& known = parts.groups[name];
+  if (known && has_limits(parts.node)) {
+    co_return invalid("throttle-group '", name, "' has its limits already, from another device");
+  }
+  if (!known && !has_limits(parts.node)) {
+    co_return invalid("Throttle group '", name, "' does not exist: give it limits.*, or --object ",
+                      "throttle-group,id=", name, ",...");
+  }
+  if (!known) known = std::make_shared<ThrottleGroup>(reactor, limits_of(parts.node));
+  co_return known;
 }
 
 Task<OpenedNode> make_throttle(NodeParts& parts) {
   const std::optional<std::string> name = parts.node.text("throttle-group");
   std::shared_ptr<ThrottleGroup> group;
-  Reactor& reactor = parts.child("file").device->reactor();
-  if (!name) {
-    group = std::make_shared<ThrottleGroup>(reactor, limits_of(parts.node));
+  if (name) {
+    group = co_await group_called(parts, *name);
   } else {
-    std::shared_ptr<ThrottleGroup>& known = parts.groups[*name];
-    if (known && has_limits(parts.node)) {
-      co_await fail(
-          invalid("throttle-group '", *name, "' has its limits already, from another device"));
-    }
-    if (!known && !has_limits(parts.node))
-      co_await fail(invalid("Throttle group '", *name, "' does not exist: give it limits.*"));
-    if (!known) known = std::make_shared<ThrottleGroup>(reactor, limits_of(parts.node));
-    group = known;
+    group = std::make_shared<ThrottleGroup>(parts.child("file").device->reactor(),
+                                            limits_of(parts.node));
   }
   OpenedNode opened = parts.take("file");
   opened.device = std::make_unique<Throttle>(std::move(opened.device), std::move(group));

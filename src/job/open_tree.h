@@ -19,12 +19,16 @@
 
 namespace byre {
 
+class Objects;
+
 struct OpenTreeOptions {
   /// How the disk is used, and how its topmost image is opened.
   ImageOptions image;
   bool growable = false;  ///< Raw: writes may pass the end.
   /// For devices that are no file; without it those are refused.
   Reactor* reactor = nullptr;
+  /// What devices may refer to; may be null.
+  std::shared_ptr<Objects> objects = {};
   /// Told of each fault filter, from the bottom up.
   std::function<void(FaultFilter&)> on_fault_filter = {};
   /// Told, before anything else is found wrong, that raw was guessed for a disk to be written.

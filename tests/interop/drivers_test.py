@@ -12,6 +12,7 @@ import os
 import re
 import struct
 import sys
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, "support"))
 from harness import BYRE, KIB, MIB, Case, main, only_byre, qemu_img, qemu_io, run  # noqa: E402
@@ -467,6 +468,105 @@ class Throttle(DriverCase):
         self.io(name("throttle", file=inner, throttle_group="g"), "read 0 512")
         done = self.io(name("throttle", file=inner, throttle_group="g", **limits), "read 0 512", code=64)
         self.assertIn("'g' has its limits already", done.text)
+
+
+@only_byre
+class Objects(DriverCase):
+    """--object throttle-group"""
+    OPTS = "driver=throttle,throttle-group=g,file.driver=file,file.filename=disk.raw"
+
+    def test_a_group_has_the_limits_of_the_object(self):
+        for limits in ("limits.iops-total=1000", "x-iops-total=1000,x-iops-total-max=2000,x-iops-total-max-length=2",
+                       "limits.iops-read=100000,x-iops-size=4096", ""):
+            self.io_same(["--object", f"throttle-group,id=g,{limits}".rstrip(","), "--image-opts", self.OPTS],
+                         "write -P 1 0 64k", "read -P 1 0 64k")
+        group = json.dumps({"qom-type": "throttle-group", "id": "g", "limits": {"iops-total": 1000}})
+        self.io_same(["--object", group, "--image-opts", self.OPTS], "length")
+        self.same("qemu-img", "convert", "-O", "raw", "--object", group, "--image-opts", self.OPTS, "out.raw", code=0)
+        self.same_contents("out.raw")
+        self.same("qemu-img", "info", "--object", group, "disk.qcow2", code=0)
+
+    def test_it_limits(self):
+        began = time.monotonic()
+        # A tenth of a second's worth passes at once.
+        self.io(["--object", "throttle-group,id=g,limits.iops-total=10", "--image-opts", self.OPTS], *["write 0 512"] * 12)
+        self.assertGreater(time.monotonic() - began, 0.9)
+
+    def test_source_and_target_share_one(self):
+        began = time.monotonic()
+        self.byre("convert", "-n", "--object", "throttle-group,id=g,limits.bps-total=1048576", "--image-opts",
+                  "--target-image-opts", "driver=throttle,throttle-group=g,file.driver=null-co,file.size=1M",
+                  "driver=throttle,throttle-group=g,file.driver=null-co,file.size=1M")
+        self.assertGreater(time.monotonic() - began, 1.5)  # One and a half megabytes behind the first tenth.
+
+    def test_what_is_wrong_is_said_before_anything_is_opened(self):
+        for text in ("throttle-group", "throttle-group,id=g,foo=1", "throttle-group,id=g,limits.foo=1", "foo,id=g", "",
+                     "throttle-group,id=g,limits.iops-total=x", "throttle-group,id=g,limits.iops-total=1k", "id=g", "throttle-group,id=1",
+                     "throttle-group,id=g,limits.iops-total=1,limits.iops-read=1",
+                     "throttle-group,id=g,limits.iops-total-max=1"):
+            with self.subTest(text=text):
+                done = [self.play(who, "qemu-io", "--object", text, "-c", "length", "--image-opts", self.OPTS)
+                        for who in ("qemu", "byre")]
+                self.assertEqual([one.code for one in done], [1, 1])
+                self.byre("info", "--object", text, "nowhere.qcow2", code=64)
+        self.same("qemu-io", "--object", "throttle-group,id=g", "--object", "throttle-group,id=g", "-c", "length",
+                  "--image-opts", self.OPTS, code=1)
+        for who in ("qemu", "byre"):
+            done = self.play(who, "qemu-io", "--object", "throttle-group,id=h", "-c", "length", "--image-opts", self.OPTS)
+            self.assertEqual(done.code, 1)
+            self.assertIn("Throttle group 'g' does not exist", done.text)
+        self.assertIn("--object secret is not supported",
+                      self.byre("info", "--object", "secret,id=s,data=x", "disk.qcow2", code=64).text)
+        done = self.byre("io", "--object", "throttle-group,id=g", "-c", "length", "--image-opts",
+                         self.OPTS + ",limits.iops-total=5", code=64)
+        self.assertIn("has its limits already, from --object", done.text)
+
+
+@only_byre
+class DeviceLists(DriverCase):
+    """--blockdev, which qemu-storage-daemon has."""
+    LIST = ("--blockdev", "driver=file,node-name=store,filename=disk.qcow2",
+            "--blockdev", '{"driver": "qcow2", "node-name": "disk", "file": "store"}')
+
+    def test_each_command_that_opens_an_image_takes_one(self):
+        self.io([*self.LIST, "disk"], "write -P 1 0 64k", "read -P 1 0 64k")
+        self.assertIn("virtual size: 1 MiB", self.byre("info", *self.LIST, "disk").text)
+        self.assertEqual(json.loads(self.byre("map", "--output=json", *self.LIST, "disk").out)[0]["length"], 64 * KIB)
+        self.assertIn("No errors", self.byre("check", *self.LIST, "disk").text)
+        self.byre("snapshot", "-c", "first", *self.LIST, "disk")
+        self.assertIn("first", self.byre("snapshot", *self.LIST, "disk").text)
+        self.byre("bitmap", "--add", *self.LIST, "disk", "daily")
+        self.byre("resize", *self.LIST, "disk", "2M")
+        self.byre("amend", "-o", "lazy_refcounts=on", *self.LIST, "disk")
+        self.byre("convert", "-O", "raw", *self.LIST, "disk", "out.raw")
+        qemu_img("compare", "-f", "raw", "-F", "qcow2", self.at("byre", "out.raw"), self.at("byre", "disk.qcow2"))
+        self.check("disk.qcow2")
+
+    def test_filters_lie_over_nodes_by_name(self):
+        nodes = (*self.LIST, "--blockdev", "driver=throttle,node-name=slow,file=disk,throttle-group=g",
+                 "--object", "throttle-group,id=g,limits.iops-total=100000")
+        self.io([*nodes, "slow"], *WRITES)
+        self.io([*nodes, "slow"], *READS)
+        self.check("disk.qcow2")
+
+    def test_a_disk_below_by_name(self):
+        nodes = ("--blockdev", "driver=qcow2,node-name=below,file.driver=file,file.filename=base.qcow2",
+                 "--blockdev", "driver=qcow2,node-name=top,file.driver=file,file.filename=top.qcow2,backing=below")
+        self.io([*nodes, "top"], "read -P 1 0 512k", "read -P 0 512k 512k", "write -P 2 0 1k")
+        self.check("top.qcow2")
+
+    def test_what_is_wrong_is_named(self):
+        for words, why in (((*self.LIST, "nothing"), "Cannot find device='nothing'"),
+                           ((*self.LIST, "store"), "node-name='disk' is used by nobody"),
+                           ((*self.LIST, "disk", "-f", "qcow2"), "--blockdev and --format"),
+                           ((*self.LIST, "disk", "--image-opts"), "--blockdev and --image-opts"),
+                           (("--blockdev", "node-name=x", "x"), "'driver' is missing"),
+                           (("--blockdev", "driver=file,filename=disk.raw", "x"), "'node-name' must be specified"),
+                           ((*self.LIST, *self.LIST[:2], "disk"), "Duplicate nodes")):
+            with self.subTest(words=words):
+                self.assertIn(why, self.byre("info", *words, code=64).text)
+        self.byre("convert", "-O", "raw", *self.LIST, "disk", "disk", "out.raw", code=64)
+        self.byre("io", *self.LIST, "-c", "length", code=64)
 
 
 @only_byre

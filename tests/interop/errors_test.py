@@ -397,7 +397,7 @@ class WhatCallersAsk(Case):
         for name, words in [("qemu-img", (command, "--help")) for command in ("convert", "info", "create", "check")] + \
                            [("qemu-nbd", ("--help",)), ("qemu-io", ("--help",))]:
             text = self.ask(name, *words)
-            for option in ("--object", "--rate-limit", "--trace", "--copy-on-read", "refused"):
+            for option in ("--rate-limit", "--trace", "--copy-on-read", "refused"):
                 self.assertNotIn(option, text, (name, words))
 
     def test_create_options(self):
