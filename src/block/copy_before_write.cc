@@ -105,6 +105,12 @@ CopyBeforeWrite::CopyBeforeWrite(Child file, Child target, const CopyBeforeWrite
 
 Result<void> CopyBeforeWrite::claim() {
   const bool writes = below().writable();
+  for (Child* const edge : target_->children()) {
+    if (edge->role() != Role::backing || edge->get() != &below()) continue;
+    Permissions shown = edge->permissions();
+    shown.shares = Access::all();
+    if (Result<void> allowed = edge->set_permissions(shown); !allowed) return allowed;
+  }
   for (Child* const edge : children()) {
     const bool is_target = edge == &target_;
     const Permissions own{.uses = {.read = true, .write = is_target && writes},

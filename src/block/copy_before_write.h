@@ -79,7 +79,8 @@ class CopyBeforeWrite final : public Filter {
                            const CopyBeforeWriteOptions& options);
   /// fits() said yes.
   CopyBeforeWrite(Child file, Child target, const CopyBeforeWriteOptions& options);
-  /// From here on nobody else may write the disk or the target; Errc::busy when somebody can.
+  /// From here on nobody else may write the disk or the target; Errc::busy when somebody can.  The
+  /// disk may lie below the target, as its backing disk: only whole clusters are written there.
   Result<void> claim();
 
   uint64_t cluster_size() const { return cluster_; }

@@ -95,6 +95,7 @@ struct NodeUse {
   bool share_lock = false;
   bool top = false;  ///< Only filters lie over it.
   DiscardPolicy discard = DiscardPolicy::unmap;
+  bool operator==(const NodeUse&) const = default;
 };
 
 /// A device that a node has become.  What is not taken out of it is given up.

@@ -24,6 +24,28 @@ namespace {
 
 constexpr ChildSpec kOneFile[] = {{.role = "file", .help = "the disk below"}};
 
+/// For the messages of permissions.
+void set_name(const NodeParts& parts, OpenedNode& opened) {
+  if (!parts.node.node_name.empty()) opened.device.node().set_name(parts.node.node_name);
+}
+
+/// Claims what a filter does with the devices beside the one that it filters.
+Task<OpenedNode> claimed(NodeParts& parts, OpenedNode opened) {
+  set_name(parts, opened);
+  Result<void> allowed;
+  for (Child* const edge : opened.device->children()) {
+    const bool writes = edge->get()->writable();
+    const Permissions own{.uses = {.read = true, .write = writes, .resize = writes},
+                          .shares = {.read = true, .write = true, .resize = false}};
+    if (allowed && edge->role() == Role::other) allowed = edge->set_permissions(own);
+  }
+  if (!allowed) {
+    (void)co_await opened.device.close().result();
+    co_return std::move(allowed).error();
+  }
+  co_return std::move(opened);
+}
+
 // --- compress ------------------------------------------------------------------------------------
 
 Task<OpenedNode> make_compress(NodeParts& parts) {
@@ -102,12 +124,13 @@ Task<OpenedNode> make_copy_before_write(NodeParts& parts) {
   OpenedNode target = parts.take("target");
   auto filter = std::make_unique<CopyBeforeWrite>(std::move(opened.device),
                                                   std::move(target.device), options);
-  const Result<void> claimed = filter->claim();
+  CopyBeforeWrite& copies = *filter;
   opened.device = std::move(filter);
   opened.image = nullptr;  // What changes it as a whole would go by the filter.
-  if (!claimed) {
+  set_name(parts, opened);
+  if (Result<void> allowed = copies.claim(); !allowed) {
     (void)co_await opened.device.close().result();
-    co_return claimed.error().copy();
+    co_return std::move(allowed).error();
   }
   co_return std::move(opened);
 }
@@ -182,7 +205,7 @@ Task<OpenedNode> make_blkverify(NodeParts& parts) {
   OpenedNode reference = parts.take("raw");
   opened.device = co_await Verify::make(std::move(opened.device), std::move(reference.device));
   opened.image = nullptr;  // What changes one of the two alone would make them differ.
-  co_return std::move(opened);
+  co_return co_await claimed(parts, std::move(opened));
 }
 
 constexpr ChildSpec kBlkverifyChildren[] = {{.role = "test", .help = "the disk that is verified"},

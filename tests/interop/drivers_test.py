@@ -555,6 +555,24 @@ class DeviceLists(DriverCase):
         self.io([*nodes, "top"], "read -P 1 0 512k", "read -P 0 512k 512k", "write -P 2 0 1k")
         self.check("top.qcow2")
 
+    def test_a_disk_is_written_while_an_overlay_keeps_what_it_was(self):
+        nodes = ("--blockdev", "driver=qcow2,node-name=disk,file.driver=file,file.filename=base.qcow2",
+                 "--blockdev", "driver=qcow2,node-name=kept,file.driver=file,file.filename=top.qcow2,backing=disk",
+                 "--blockdev", "driver=copy-before-write,node-name=guest,file=disk,target=kept")
+        qemu_img("convert", "-O", "raw", self.at("byre", "base.qcow2"), self.at("byre", "before.raw"))
+        self.io([*nodes, "guest"], "write -P 7 100 70k", "write -z 300k 4k", "discard 448k 64k", "write -P 8 600k 64k")
+        qemu_img("compare", "-f", "raw", "-F", "qcow2", self.at("byre", "before.raw"), self.at("byre", "top.qcow2"))
+        for image in ("base.qcow2", "top.qcow2"):
+            self.check(image)
+
+    def test_two_writers_of_one_node_are_refused(self):
+        nodes = ("--blockdev", "driver=file,node-name=f,filename=disk.raw", "--blockdev")
+        for top, why in (("driver=blkverify,node-name=top,test=f,raw=f", "permissions 'resize'"),
+                         ("driver=copy-before-write,node-name=top,file=f,target=f", "permissions 'write'")):
+            done = self.byre("io", "-c", "length", *nodes, top, "top", code=75)
+            self.assertIn("Permission conflict on node 'f': " + why, done.text)
+            self.byre("io", "-r", "-c", "length", *nodes, top, "top")
+
     def test_what_is_wrong_is_named(self):
         for words, why in (((*self.LIST, "nothing"), "Cannot find device='nothing'"),
                            ((*self.LIST, "store"), "node-name='disk' is used by nobody"),
