@@ -128,8 +128,7 @@ Task<Layer> open_layer(Session& session, FileOpener& opener, InfoArgs args) {
 /// A layer below that is named by its devices.
 Task<Layer> open_devices(FileOpener& opener, const Layer& above, InfoArgs args) {
   const std::string& name = *above.backing_file();
-  NamedTree named =
-      co_await tree_of_image(opener, above.name, name, above.backing_format());
+  NamedTree named = co_await tree_of_image(opener, above.name, name, above.backing_format());
   const std::string file = named.tree->plain_file();
   Storage storage = co_await open_storage(*named.opener, std::move(named.tree),
                                           {.image = {.share_lock = args.share}});
@@ -193,6 +192,11 @@ Task<std::vector<Layer>> load_layers(Session& session, InfoArgs args) {
 }
 
 // --- What is shown -----------------------------------------------------------------------------
+
+bool is_encrypted(const Layer& layer) {
+  if (layer.qcow1) return layer.qcow1->header.encrypted;
+  return layer.head && layer.head->header.crypt_method != CryptMethod::none;
+}
 
 /// "Format specific information" of a qcow2 image, in qemu-img's order and words.
 Json specific(const Layer& layer) {
@@ -297,7 +301,7 @@ Json to_json_value(const Layer& layer) {
   if (layer.actual_size) json["actual-size"] = *layer.actual_size;
   if (is_image) json["format-specific"] = {{"type", "qcow2"}, {"data", specific(layer)}};
   if (layer.backing_file()) json["full-backing-filename"] = full_backing_name(layer);
-  if (is_image && layer.head->header.crypt_method != CryptMethod::none) json["encrypted"] = true;
+  if (is_encrypted(layer)) json["encrypted"] = true;
   if (layer.backing_file()) json["backing-filename"] = *layer.backing_file();
   if (layer.damage) json["health"] = health_json(layer);
   json["dirty-flag"] = is_image && layer.head->header.has(kDirty);
@@ -309,7 +313,7 @@ std::string human(const Layer& layer) {
       cat("image: ", printable(layer.name), "\nfile format: ", layer.driver,
           "\nvirtual size: ", size_text(layer.size), " (", layer.size, " bytes)\n",
           "disk size: ", layer.actual_size ? size_text(*layer.actual_size) : "unavailable", "\n");
-  if (layer.head && layer.head->header.crypt_method != CryptMethod::none) out += "encrypted: yes\n";
+  if (is_encrypted(layer)) out += "encrypted: yes\n";
   if (layer.head) out += cat("cluster_size: ", layer.head->geometry.cluster_size(), "\n");
   if (layer.qcow1) out += cat("cluster_size: ", layer.qcow1->header.cluster_size(), "\n");
   if (layer.head && layer.head->header.has(kDirty)) out += "cleanly shut down: no\n";

@@ -40,9 +40,10 @@ Task<Qcow1Start> read_qcow1_start(Device& file) {
   co_return start;
 }
 
-Task<std::unique_ptr<Qcow1Image>> Qcow1Image::open(Child file,
-                                                   Child backing) {
+Task<std::unique_ptr<Qcow1Image>> Qcow1Image::open(Child file, Child backing) {
   Result<Qcow1Start> start = co_await read_qcow1_start(*file).result();
+  if (start && start->header.encrypted)
+    start = unsupported("the image is encrypted (AES), which byre cannot read");
   if (!start) {
     file.abandon();
     backing.abandon();
@@ -52,8 +53,7 @@ Task<std::unique_ptr<Qcow1Image>> Qcow1Image::open(Child file,
       new Qcow1Image(std::move(file), std::move(backing), *std::move(start)));
 }
 
-Qcow1Image::Qcow1Image(Child file, Child backing,
-                       Qcow1Start start)
+Qcow1Image::Qcow1Image(Child file, Child backing, Qcow1Start start)
     : file_(std::move(file)),
       backing_(std::move(backing)),
       start_(std::move(start)),
