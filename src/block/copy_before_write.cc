@@ -140,7 +140,7 @@ Task<void> CopyBeforeWrite::preserve(uint64_t offset, uint64_t length) {
   Result<void> kept = timeout_ns_ == 0 ? co_await copy(clusters).result()
                                        : co_await copy_in_time(clusters).result();
   if (kept || broken_) co_return;
-  Error why = std::move(kept).error().while_doing("copy before write");
+  Error why = std::move(kept).error().while_doing("copy-before-write");
   if (on_error_ == CbwError::break_guest_write) co_await fail(std::move(why));
   // Before the change goes down: who reads the snapshot looks here when he has read.
   broken_ = std::move(why);

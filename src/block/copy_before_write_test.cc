@@ -264,7 +264,7 @@ TEST_F(CopyBeforeWriteTest, ACopyThatFailsFailsTheWriteAndLeavesTheSnapshotWhole
   const Result<void> failed = write(3 * kCluster, 512);
   ASSERT_FALSE(failed);
   EXPECT_EQ(failed.error().message(),
-            "copy before write: write 65536 bytes at 0x30000 of the target: no space is left");
+            "copy-before-write: write 65536 bytes at 0x30000 of the target: no space is left");
   EXPECT_EQ(file_->writes_, 0);
   expect_snapshot_is_whole();
   ASSERT_TRUE(write(3 * kCluster, 512));
@@ -297,7 +297,7 @@ TEST_F(CopyBeforeWriteTest, OrTheSnapshotIsBrokenAndTheWriteGoesOn) {
   const auto later = read_snapshot(0, 512);
   ASSERT_FALSE(later);
   EXPECT_EQ(later.error().message(),
-            "the snapshot of 'memory' is broken: copy before write: write 65536 bytes at 0x30000 "
+            "the snapshot of 'memory' is broken: copy-before-write: write 65536 bytes at 0x30000 "
             "of the target: no space is left");
   EXPECT_FALSE(reactor_.run(snapshot_->status(0, 512)));
 }
@@ -312,7 +312,7 @@ TEST_F(CopyBeforeWriteTest, ACopyThatTakesTooLongHasFailed) {
     EXPECT_EQ(late.has_value(), on_error == CbwError::break_snapshot);
     if (!late) {
       EXPECT_EQ(late.error().message(),
-                "copy before write: not done within 3 seconds (cbw-timeout)");
+                "copy-before-write: not done within 3 seconds (cbw-timeout)");
     }
     // It goes on, and is waited for before a change of the graph and at the end.
     target_->let_go();

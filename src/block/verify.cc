@@ -19,13 +19,13 @@ Task<void> keep_result(Task<void> task, Result<void>& result) {
 
 Result<void> Verify::fits(const Device& test, const Device& reference) {
   if (test.size() != reference.size()) {
-    return invalid("verify: ", quoted(test.name()), " has ", test.size(),
-                   " bytes and its reference ", quoted(reference.name()), " has ",
-                   reference.size(), ": resize one of them");
+    return invalid("blkverify: ", quoted(test.name()), " has ", test.size(),
+                   " bytes and its reference ", quoted(reference.name()), " has ", reference.size(),
+                   ": resize one of them");
   }
   if (test.writable() != reference.writable()) {
     const Device& closed = test.writable() ? reference : test;
-    return invalid("verify: only ", quoted(closed.name()),
+    return invalid("blkverify: only ", quoted(closed.name()),
                    " is read-only: open both the same way, or they would differ");
   }
   return {};
@@ -45,7 +45,9 @@ Verify::Verify(Child test, Child reference)
   reference_.belong_to(*this, Role::other);
 }
 
-uint32_t Verify::alignment() const { return std::max(below().alignment(), reference_->alignment()); }
+uint32_t Verify::alignment() const {
+  return std::max(below().alignment(), reference_->alignment());
+}
 
 bool Verify::new_space_is_zero() const {
   return below().new_space_is_zero() && reference_->new_space_is_zero();
@@ -63,7 +65,7 @@ Result<void> Verify::agreed(Result<void> test, Result<void> reference, Where whe
   const Device& other = test ? below() : *reference_;
   Error error = std::move(test ? reference : test).error();
   return std::move(error).while_doing(
-      cat("verify: ", where.what, " of ", where.length, " bytes at ", hex(where.offset),
+      cat("blkverify: ", where.what, " of ", where.length, " bytes at ", hex(where.offset),
           " failed on ", quoted(failed.name()), " and not on ", quoted(other.name())));
 }
 
@@ -80,10 +82,11 @@ Task<void> Verify::both(Task<void> on_test, Task<void> on_reference, Where where
 Result<void> Verify::compare(Bytes test, Bytes reference, uint64_t offset) const {
   if (equal(test, reference)) return {};
   const auto [at, other] = std::mismatch(test.begin(), test.end(), reference.begin());
-  return corrupt(
-      "verify: ", quoted(below().name()), " differs from its reference ", quoted(reference_->name()),
-      " at byte ", hex(offset + static_cast<uint64_t>(at - test.begin())), ": ",
-      hex(std::to_integer<uint64_t>(*at)), ", not ", hex(std::to_integer<uint64_t>(*other)));
+  return corrupt("blkverify: ", quoted(below().name()), " differs from its reference ",
+                 quoted(reference_->name()), " at byte ",
+                 hex(offset + static_cast<uint64_t>(at - test.begin())), ": ",
+                 hex(std::to_integer<uint64_t>(*at)), ", not ",
+                 hex(std::to_integer<uint64_t>(*other)));
 }
 
 Task<void> Verify::read(uint64_t offset, MutableBytes data, IoTag tag) {
@@ -143,9 +146,11 @@ Task<void> Verify::discard(uint64_t offset, uint64_t length, DiscardOptions opti
   if (length == 0) co_return;
   RangeLock::Request lock(locks_, offset, offset + length, RangeLock::Mode::exclusive);
   co_await lock;
-  co_await both(below().discard(offset, length, {}), reference_->discard(offset, length, {}), where);
+  co_await both(below().discard(offset, length, {}), reference_->discard(offset, length, {}),
+                where);
   const ZeroOptions known{.may_unmap = true, .fua = options.fua};
-  co_await both(below().zero(offset, length, known), reference_->zero(offset, length, known), where);
+  co_await both(below().zero(offset, length, known), reference_->zero(offset, length, known),
+                where);
 }
 
 Task<void> Verify::flush(IoTag tag) {
@@ -175,7 +180,7 @@ Task<void> Verify::resize(uint64_t size) {
   if (test) co_return;
   Result<void> back = co_await reference_->resize(old).result();
   if (!back) {
-    co_await std::move(back).doing("verify: ", quoted(reference_->name()),
+    co_await std::move(back).doing("blkverify: ", quoted(reference_->name()),
                                    " cannot get its old size back after ", test.error().message());
   }
   co_await std::move(test);
