@@ -64,16 +64,19 @@ Task<OpenedNode> make_compress(NodeParts& parts) {
 // --- copy-on-read --------------------------------------------------------------------------------
 
 Task<OpenedNode> make_copy_on_read(NodeParts& parts) {
-  co_await CopyOnRead::fits(*parts.child("file").device);
+  const Device& disk = *parts.child("file").device;
+  co_await CopyOnRead::fits(disk);
+  std::optional<uint32_t> bottom;
+  if (const auto node = parts.node.text("bottom"))
+    bottom = co_await CopyOnRead::depth_of(disk, *node);
   OpenedNode opened = parts.take("file");
-  opened.device = co_await CopyOnRead::make(std::move(opened.device));
+  opened.device = co_await CopyOnRead::make(std::move(opened.device), bottom);
   co_return std::move(opened);
 }
 
 constexpr OptionSpec kCopyOnReadOptions[] = {
     {.name = "bottom",
-     .why = "what any layer below has is copied",
-     .help = "the lowest node from which nothing is copied"}};
+     .help = "node-name of a disk below: what lies under that is read and not copied"}};
 
 // --- copy-before-write, snapshot-access ----------------------------------------------------------
 
