@@ -19,8 +19,8 @@ namespace byre {
 inline constexpr std::string_view kNoObjects =
     "nothing here could use one: there are no secrets or TLS credentials yet";
 inline constexpr std::string_view kObjectHelp =
-    "throttle-group,id=ID,limits.iops-total=...: a group of limits to which devices refer "
-    "(driver=throttle,throttle-group=ID); may be repeated";
+    "throttle-group,id=ID,... with limits such as limits.iops-total=100: devices refer to it by "
+    "throttle-group=ID; may be repeated";
 inline constexpr std::string_view kBlockdevHelp =
     "a device, driver=...,node-name=NAME or {...}; may be repeated, later ones refer to earlier "
     "ones by name, and the image is then called by the name of one";
