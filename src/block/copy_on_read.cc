@@ -18,31 +18,55 @@ constexpr uint64_t kCopyMax = 1 * MiB;
 Result<void> CopyOnRead::fits(const Device& below) {
   if (below.writable()) return {};
   return Error(Errc::read_only,
-               cat("copy on read: ", quoted(below.name()), " is read-only: open it for writing"));
+               cat("copy-on-read: ", quoted(below.name()), " is read-only: open it for writing"));
 }
 
-Result<std::unique_ptr<CopyOnRead>> CopyOnRead::make(Child below) {
+Result<uint32_t> CopyOnRead::depth_of(const Device& top, std::string_view node) {
+  uint32_t depth = 0;
+  for (const Device* at = &top; at;) {
+    if (at->node() && at->node()->name() == node) {
+      if (depth != 0) return depth;
+      return invalid("Bottom node '", node, "' is the disk itself: name one that lies below it");
+    }
+    const Child* down = nullptr;
+    for (const Child* edge : at->children()) {
+      if (edge->role() == Role::filtered || edge->role() == Role::backing) down = edge;
+    }
+    if (down && down->role() == Role::backing) ++depth;
+    at = down ? down->get() : nullptr;
+  }
+  return invalid("Bottom node '", node, "' not found");
+}
+
+Result<std::unique_ptr<CopyOnRead>> CopyOnRead::make(Child below, std::optional<uint32_t> bottom) {
   if (Result<void> refused = fits(*below); !refused) {
     below.abandon();
     return std::move(refused).error();
   }
-  return std::unique_ptr<CopyOnRead>(new CopyOnRead(std::move(below)));
+  return std::unique_ptr<CopyOnRead>(new CopyOnRead(std::move(below), bottom));
 }
 
-CopyOnRead::CopyOnRead(Child below)
+CopyOnRead::CopyOnRead(Child below, std::optional<uint32_t> bottom)
     : Filter(std::move(below)),
       cluster_(std::max(Filter::below().preferred_size(), Filter::below().alignment())),
+      bottom_(bottom),
       locks_(reactor().ready()) {}
+
+/// Is it to be copied?
+bool CopyOnRead::wants(const Extent& extent) const {
+  if (extent.allocated || !bottom_) return !extent.allocated;
+  return extent.depth != 0 && extent.depth <= *bottom_;  // 0: no layer has it.
+}
 
 RangeLock::Request CopyOnRead::lock(uint64_t offset, uint64_t length, RangeLock::Mode mode) {
   return {locks_, offset / cluster_, div_ceil(offset + length, cluster_), mode};
 }
 
-/// Where the first part of [offset, end) begins that is not allocated; `end` without one.
-Task<uint64_t> CopyOnRead::allocated_until(uint64_t offset, uint64_t end) {
+/// Where the first part of [offset, end) begins that is to be copied; `end` without one.
+Task<uint64_t> CopyOnRead::unwanted_until(uint64_t offset, uint64_t end) {
   while (offset < end) {
     const Extent extent = co_await below().status(offset, end - offset);
-    if (!extent.allocated) break;
+    if (wants(extent)) break;
     offset += extent.length;
   }
   co_return offset;
@@ -52,7 +76,7 @@ Task<void> CopyOnRead::read(uint64_t offset, MutableBytes data, ReadOptions opti
   if (!within(offset, data.size(), below().size()))
     co_await fail(out_of_range("read", offset, data.size()));
   while (!data.empty()) {
-    const uint64_t end = co_await allocated_until(offset, offset + data.size());
+    const uint64_t end = co_await unwanted_until(offset, offset + data.size());
     uint64_t done = end - offset;
     if (done != 0) {
       co_await below().read(offset, data.first(done), options);
@@ -78,7 +102,7 @@ Task<void> CopyOnRead::copy_clusters(uint64_t offset, MutableBytes data, IoTag t
     const uint64_t from = std::clamp(at, offset, wanted_end);
     const uint64_t to = std::clamp(at + extent.length, offset, wanted_end);
     const MutableBytes wanted = data.subspan(from - offset, to - from);
-    if (!extent.allocated) {
+    if (wants(extent)) {
       co_await copy_extent(extent, at, tag, from, wanted);
     } else if (!wanted.empty()) {
       co_await below().read(from, wanted, tag);
@@ -94,14 +118,14 @@ Task<void> CopyOnRead::copy_extent(const Extent& extent, uint64_t at, IoTag tag,
     fill_zero(wanted);
     co_await below()
         .zero(at, extent.length, {.may_unmap = true})
-        .doing("copy on read: write back ", extent.length, " zeros at ", hex(at));
+        .doing("copy-on-read: write back ", extent.length, " zeros at ", hex(at));
   } else {
     const Buffer buffer(extent.length);
     co_await below().read(at, buffer.bytes(), tag);
     copy(wanted, buffer.bytes().subspan(wanted.empty() ? 0 : wanted_at - at, wanted.size()));
     co_await below()
         .write(at, buffer.bytes(), {.tag = IoTag::copy_on_read})
-        .doing("copy on read: write back ", extent.length, " bytes at ", hex(at));
+        .doing("copy-on-read: write back ", extent.length, " bytes at ", hex(at));
   }
   bytes_copied_ += extent.length;
 }

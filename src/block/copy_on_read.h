@@ -10,11 +10,14 @@
 ///
 /// Invariant: a write-back never covers a newer write.  It takes its clusters exclusively, and asks
 /// again under the lock what is not allocated; writes, zeros and discards share theirs.
-/// Cost: a status() for each run of a read; a copy needs a buffer of up to 1 MiB.
-/// Not here: how far down the copy may come from (QEMU's option `bottom`), filling a whole disk.
+/// With a bottom only what the layers down to that one have is copied; what lies deeper, or
+/// nowhere, is read and not copied.  A cluster of which a part is copied may be filled up by the
+/// device. Cost: a status() for each run of a read; a copy needs a buffer of up to 1 MiB. Not here:
+/// filling a whole disk.
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "block/filter.h"
 #include "coro/range_lock.h"
@@ -25,8 +28,10 @@ class CopyOnRead final : public Filter {
  public:
   /// Refuses a device that cannot be written.
   static Result<void> fits(const Device& below);
-  /// It is abandoned when fits() says no.
-  static Result<std::unique_ptr<CopyOnRead>> make(Child below);
+  /// How many layers below `top` the node of that name is, 1 at least.
+  static Result<uint32_t> depth_of(const Device& top, std::string_view node);
+  /// It is abandoned when fits() says no.  `bottom`: the depth down to which is copied.
+  static Result<std::unique_ptr<CopyOnRead>> make(Child below, std::optional<uint32_t> bottom = {});
 
   Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
@@ -37,14 +42,16 @@ class CopyOnRead final : public Filter {
   uint64_t bytes_copied() const { return bytes_copied_; }
 
  private:
-  explicit CopyOnRead(Child below);
+  CopyOnRead(Child below, std::optional<uint32_t> bottom);
+  bool wants(const Extent& extent) const;
   RangeLock::Request lock(uint64_t offset, uint64_t length, RangeLock::Mode mode);
-  Task<uint64_t> allocated_until(uint64_t offset, uint64_t end);
+  Task<uint64_t> unwanted_until(uint64_t offset, uint64_t end);
   Task<void> copy_clusters(uint64_t offset, MutableBytes data, IoTag tag);
   Task<void> copy_extent(const Extent& extent, uint64_t at, IoTag tag, uint64_t wanted_at,
                          MutableBytes wanted);
 
   const uint64_t cluster_;
+  const std::optional<uint32_t> bottom_;
   RangeLock locks_;  ///< In clusters.
   uint64_t bytes_copied_ = 0;
 };

@@ -59,12 +59,14 @@ class Layered final : public Device {
     const auto cluster = offset / kCluster;
     uint64_t end = offset;
     while (end < offset + length && allocated_[end / kCluster] == allocated_[cluster] &&
-           zero_below(end / kCluster) == zero_below(cluster)) {
+           zero_below(end / kCluster) == zero_below(cluster) &&
+           depth_of(end / kCluster) == depth_of(cluster)) {
       end = std::min(round_down(end, kCluster) + kCluster, offset + length);
     }
     Extent extent{.length = end - offset, .allocated = allocated_[cluster]};
     extent.zero = !extent.allocated && zero_below(cluster);
     extent.data = !extent.zero;
+    if (!extent.allocated && !extent.zero) extent.depth = depth_of(cluster);
     co_return extent;
   }
   Task<void> close() override { co_return; }
@@ -78,6 +80,10 @@ class Layered final : public Device {
            Bytes(own_).subspan(n * kCluster, end - n * kCluster));
     }
     return all;
+  }
+  /// Of what is not its own: how far down it is.
+  uint32_t depth_of(uint64_t cluster) const {
+    return zero_below(cluster) ? 0 : cluster % 3 == 0 ? 2 : 1;
   }
   bool allocated(uint64_t cluster) const { return allocated_[cluster]; }
   bool writable_ = true;
@@ -113,14 +119,14 @@ class Layered final : public Device {
 class CopyOnReadTest : public testing::Test {
  protected:
   static constexpr uint64_t kSize = 20 * kCluster + 100;
-  void make(bool slow = false) {
+  void make(bool slow = false, std::optional<uint32_t> bottom = {}) {
     std::vector<std::byte> base(kSize);
     for (size_t i = 0; i < base.size(); ++i) base[i] = static_cast<std::byte>(i % 251 + 1);
     std::fill_n(base.begin() + 8 * kCluster, 4 * kCluster, std::byte{0});
     base_ = base;
     auto layered = std::make_unique<Layered>(reactor_, std::move(base), slow);
     layered_ = layered.get();
-    Result<std::unique_ptr<CopyOnRead>> made = CopyOnRead::make(std::move(layered));
+    Result<std::unique_ptr<CopyOnRead>> made = CopyOnRead::make(std::move(layered), bottom);
     ASSERT_TRUE(made) << made.error().message();
     disk_ = *std::move(made);
   }
@@ -179,6 +185,20 @@ TEST_F(CopyOnReadTest, WhatIsAllocatedIsLeftAlone) {
   EXPECT_EQ(layered_->contents(), want);
 }
 
+TEST_F(CopyOnReadTest, NothingIsCopiedFromBelowTheBottom) {
+  make(/*slow=*/false, /*bottom=*/1);
+  EXPECT_EQ(read(0, kSize), base_);
+  for (uint64_t n = 0; n * kCluster < kSize; ++n) {
+    const bool is_zero = n >= 8 && n < 12;  // No layer has those.
+    EXPECT_EQ(layered_->allocated(n), !is_zero && n % 3 != 0) << n;
+  }
+  EXPECT_EQ(read(0, kSize), base_);
+  make(/*slow=*/false, /*bottom=*/2);
+  EXPECT_EQ(read(0, kSize), base_);
+  EXPECT_TRUE(layered_->allocated(0));
+  EXPECT_FALSE(layered_->allocated(9));
+}
+
 TEST_F(CopyOnReadTest, AWriteBackThatFailsFailsTheRead) {
   auto layered =
       std::make_unique<Layered>(reactor_, std::vector<std::byte>(8192, std::byte{1}), false);
@@ -192,7 +212,7 @@ TEST_F(CopyOnReadTest, AWriteBackThatFailsFailsTheRead) {
   const Result<void> failed = reactor_.run((*made)->read(0, data, IoTag::read_guest));
   ASSERT_FALSE(failed);
   EXPECT_EQ(failed.error().message(),
-            "copy on read: write back 4096 bytes at 0x0: fault filter: injected at cor_write: No "
+            "copy-on-read: write back 4096 bytes at 0x0: blkdebug: injected at cor_write: No "
             "space left on device");
   EXPECT_TRUE(reactor_.run((*made)->read(0, data, IoTag::read_guest)));
 }
@@ -202,7 +222,7 @@ TEST_F(CopyOnReadTest, ADiskThatCannotBeWrittenIsRefused) {
   layered->writable_ = false;
   const Result<std::unique_ptr<CopyOnRead>> made = CopyOnRead::make(std::move(layered));
   ASSERT_FALSE(made);
-  EXPECT_EQ(made.error().message(), "copy on read: 'layered' is read-only: open it for writing");
+  EXPECT_EQ(made.error().message(), "copy-on-read: 'layered' is read-only: open it for writing");
 }
 
 // Writers that know their own part of the disk, and readers everywhere: no copy brings old bytes

@@ -273,9 +273,9 @@ constexpr uint64_t kNoLimit = std::numeric_limits<uint64_t>::max();
 Result<void> check_multiple(std::string_view name, uint64_t value, std::string_view of,
                             uint64_t unit) {
   if (value > uint64_t{1} << 62)
-    return invalid("fault filter: ", name, "=", value, ": the largest is 2^62");
+    return invalid("blkdebug: ", name, "=", value, ": the largest is 2^62");
   if (unit == 0 || value % unit == 0) return {};
-  return invalid("fault filter: ", name, "=", value, " is no multiple of ", of, " (", unit, ")");
+  return invalid("blkdebug: ", name, "=", value, " is no multiple of ", of, " (", unit, ")");
 }
 
 /// The next part of [at, end): up to `max` bytes that begin on the grid of `unit` and are multiples
@@ -294,7 +294,7 @@ uint64_t part_length(uint64_t at, uint64_t end, uint64_t unit, uint64_t max) {
 
 Result<void> check_limits(const FaultLimits& limits, uint32_t alignment_below) {
   if (limits.align != 0 && (!std::has_single_bit(limits.align) || limits.align > 1 * GiB))
-    return invalid("fault filter: align=", limits.align, ": it is a power of two up to 1 GiB");
+    return invalid("blkdebug: align=", limits.align, ": it is a power of two up to 1 GiB");
   const uint64_t align = std::max(limits.align, alignment_below);
   const uint64_t zero_unit = limits.opt_write_zero != 0 ? limits.opt_write_zero : align;
   const uint64_t discard_unit = limits.opt_discard != 0 ? limits.opt_discard : align;
@@ -404,7 +404,7 @@ Task<void> FaultFilter::admit(Request request, IoTag tag, FaultEvent own) {
   const int error = rule->error;
   const FaultEvent event = rule->event;
   if (!rule->immediately) co_await reactor().ready().yield();
-  co_await fail(errno_error(error, cat("fault filter: injected at ", name_of(event))));
+  co_await fail(errno_error(error, cat("blkdebug: injected at ", name_of(event))));
 }
 
 Task<void> FaultFilter::read_part(uint64_t offset, MutableBytes data, IoTag tag) {

@@ -107,8 +107,7 @@ TEST_F(FaultFilterTest, AnErrorComesWithItsErrnoAndStopsTheRequest) {
   const Result<void> result = write(0);
   ASSERT_FALSE(result);
   EXPECT_EQ(result.error().code(), Errc::no_space);
-  EXPECT_EQ(result.error().message(),
-            "fault filter: injected at write_aio: No space left on device");
+  EXPECT_EQ(result.error().message(), "blkdebug: injected at write_aio: No space left on device");
   EXPECT_FALSE(written(0));
 }
 
@@ -508,17 +507,17 @@ TEST(FaultLimits, WhatCannotBeIsRefusedByName) {
     return checked ? std::string() : checked.error().message();
   };
   EXPECT_EQ(message({}), "");
-  EXPECT_EQ(message({.align = 3}), "fault filter: align=3: it is a power of two up to 1 GiB");
+  EXPECT_EQ(message({.align = 3}), "blkdebug: align=3: it is a power of two up to 1 GiB");
   EXPECT_EQ(message({.align = 512, .max_transfer = 100}),
-            "fault filter: max-transfer=100 is no multiple of align (512)");
+            "blkdebug: max-transfer=100 is no multiple of align (512)");
   EXPECT_EQ(message({.max_transfer = 100}, 512),
-            "fault filter: max-transfer=100 is no multiple of align (512)");
+            "blkdebug: max-transfer=100 is no multiple of align (512)");
   EXPECT_EQ(message({.align = 4096, .opt_write_zero = 512}),
-            "fault filter: opt-write-zero=512 is no multiple of align (4096)");
+            "blkdebug: opt-write-zero=512 is no multiple of align (4096)");
   EXPECT_EQ(message({.opt_write_zero = 4096, .max_write_zero = 5000}),
-            "fault filter: max-write-zero=5000 is no multiple of opt-write-zero (4096)");
+            "blkdebug: max-write-zero=5000 is no multiple of opt-write-zero (4096)");
   EXPECT_EQ(message({.opt_discard = 4096, .max_discard = 5000}),
-            "fault filter: max-discard=5000 is no multiple of opt-discard (4096)");
+            "blkdebug: max-discard=5000 is no multiple of opt-discard (4096)");
   EXPECT_NE(message({.align = 1u << 31}), "");
   EXPECT_NE(message({.max_transfer = UINT64_MAX}), "");
   EXPECT_EQ(message({.align = 512,

@@ -19,13 +19,13 @@ Task<void> keep_result(Task<void> task, Result<void>& result) {
 
 Result<void> Verify::fits(const Device& test, const Device& reference) {
   if (test.size() != reference.size()) {
-    return invalid("verify: ", quoted(test.name()), " has ", test.size(),
+    return invalid("blkverify: ", quoted(test.name()), " has ", test.size(),
                    " bytes and its reference ", quoted(reference.name()), " has ", reference.size(),
                    ": resize one of them");
   }
   if (test.writable() != reference.writable()) {
     const Device& closed = test.writable() ? reference : test;
-    return invalid("verify: only ", quoted(closed.name()),
+    return invalid("blkverify: only ", quoted(closed.name()),
                    " is read-only: open both the same way, or they would differ");
   }
   return {};
@@ -65,7 +65,7 @@ Result<void> Verify::agreed(Result<void> test, Result<void> reference, Where whe
   const Device& other = test ? below() : *reference_;
   Error error = std::move(test ? reference : test).error();
   return std::move(error).while_doing(
-      cat("verify: ", where.what, " of ", where.length, " bytes at ", hex(where.offset),
+      cat("blkverify: ", where.what, " of ", where.length, " bytes at ", hex(where.offset),
           " failed on ", quoted(failed.name()), " and not on ", quoted(other.name())));
 }
 
@@ -82,7 +82,7 @@ Task<void> Verify::both(Task<void> on_test, Task<void> on_reference, Where where
 Result<void> Verify::compare(Bytes test, Bytes reference, uint64_t offset) const {
   if (equal(test, reference)) return {};
   const auto [at, other] = std::mismatch(test.begin(), test.end(), reference.begin());
-  return corrupt("verify: ", quoted(below().name()), " differs from its reference ",
+  return corrupt("blkverify: ", quoted(below().name()), " differs from its reference ",
                  quoted(reference_->name()), " at byte ",
                  hex(offset + static_cast<uint64_t>(at - test.begin())), ": ",
                  hex(std::to_integer<uint64_t>(*at)), ", not ",
@@ -180,7 +180,7 @@ Task<void> Verify::resize(uint64_t size) {
   if (test) co_return;
   Result<void> back = co_await reference_->resize(old).result();
   if (!back) {
-    co_await std::move(back).doing("verify: ", quoted(reference_->name()),
+    co_await std::move(back).doing("blkverify: ", quoted(reference_->name()),
                                    " cannot get its old size back after ", test.error().message());
   }
   co_await std::move(test);

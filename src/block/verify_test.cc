@@ -83,9 +83,10 @@ TEST_F(VerifyTest, TheFirstByteThatDiffersIsNamedAndLaterRequestsGoOn) {
   const Result<void> found = read(0x1000, 0x2000);
   ASSERT_FALSE(found);
   EXPECT_EQ(found.error().code(), Errc::corrupt);
-  EXPECT_EQ(found.error().message(),
-            "verify: 'test.qcow2' differs from its reference 'reference.raw' at byte 0x1234: 0x41, "
-            "not 0x1");
+  EXPECT_EQ(
+      found.error().message(),
+      "blkverify: 'test.qcow2' differs from its reference 'reference.raw' at byte 0x1234: 0x41, "
+      "not 0x1");
   EXPECT_TRUE(read(0, 0x1234));
   EXPECT_TRUE(write(0x1000, 0x1001));
   EXPECT_TRUE(read(0, kSize));
@@ -100,8 +101,8 @@ TEST_F(VerifyTest, AFailureOfOneAloneNamesIt) {
   ASSERT_FALSE(written);
   EXPECT_EQ(written.error().sys_errno(), EIO);
   EXPECT_EQ(written.error().message(),
-            "verify: write of 100 bytes at 0x200 failed on 'test.qcow2' and not on "
-            "'reference.raw': fault filter: injected at write_aio: Input/output error");
+            "blkverify: write of 100 bytes at 0x200 failed on 'test.qcow2' and not on "
+            "'reference.raw': blkdebug: injected at write_aio: Input/output error");
   EXPECT_FALSE(read(512, 1));  // Only the reference has it.
   EXPECT_TRUE(write(512, 100));
   EXPECT_TRUE(read(0, kSize));
@@ -113,8 +114,7 @@ TEST_F(VerifyTest, AFailureOfBothIsTheFailureOfTheTested) {
        std::make_unique<FaultFilter>(std::make_unique<Borrowed>(reference_), rules));
   const Result<void> failed = read(0, 1);
   ASSERT_FALSE(failed);
-  EXPECT_EQ(failed.error().message(),
-            "fault filter: injected at read_aio: No space left on device");
+  EXPECT_EQ(failed.error().message(), "blkdebug: injected at read_aio: No space left on device");
 }
 
 TEST_F(VerifyTest, WhatTheTestedCannotDoIsNotDoneToTheReference) {
@@ -143,9 +143,10 @@ TEST_F(VerifyTest, SizesThatDifferAreRefused) {
   const Result<std::unique_ptr<Verify>> made = Verify::make(
       std::make_unique<Borrowed>(test_), std::make_unique<MemoryDevice>(reactor_, 512, "short"));
   ASSERT_FALSE(made);
-  EXPECT_EQ(made.error().message(),
-            "verify: 'test.qcow2' has 65536 bytes and its reference 'short' has 512: resize one of "
-            "them");
+  EXPECT_EQ(
+      made.error().message(),
+      "blkverify: 'test.qcow2' has 65536 bytes and its reference 'short' has 512: resize one of "
+      "them");
 }
 
 TEST_F(VerifyTest, TheSizeStaysTheSameOnBoth) {

@@ -12,23 +12,23 @@ namespace {
 /// What was asked for as a whole, so that an open that fails can give both devices up.
 Result<void> check_options(const WriteLogOptions& options, const Device& log) {
   if (options.super_update_interval == 0)
-    return invalid("write log: a log-super-update-interval of 0; the least is 1");
+    return invalid("blklogwrites: a log-super-update-interval of 0; the least is 1");
   if (options.append && options.sector_size) {
     return invalid(
-        "write log: log-append takes the sector size from the log: leave log-sector-size out");
+        "blklogwrites: log-append takes the sector size from the log: leave log-sector-size out");
   }
   if (options.sector_size) {
     if (Result<void> sound = check_write_log_sector_size(*options.sector_size); !sound)
       return sound;
   }
   if (!log.writable())
-    return Error(Errc::read_only, cat("write log: ", quoted(log.name()), " is read-only"));
+    return Error(Errc::read_only, cat("blklogwrites: ", quoted(log.name()), " is read-only"));
   return {};
 }
 
 Task<WriteLogSuper> read_super(Device& log) {
   if (log.size() < kWriteLogSectorMin) {
-    co_return corrupt("write log: ", quoted(log.name()), " has ", log.size(),
+    co_return corrupt("blklogwrites: ", quoted(log.name()), " has ", log.size(),
                       " bytes and is no log: start one without log-append");
   }
   const Buffer buffer(kWriteLogSectorMin);
@@ -61,8 +61,9 @@ Task<std::unique_ptr<WriteLog>> WriteLog::open(Child below, Child log, WriteLogO
     }
   }
   if (sound && super.sector_size % log->alignment() != 0) {
-    sound = invalid("write log: sectors of ", super.sector_size, " bytes on ", quoted(log->name()),
-                    ", which needs a multiple of ", log->alignment(), ": set log-sector-size");
+    sound =
+        invalid("blklogwrites: sectors of ", super.sector_size, " bytes on ", quoted(log->name()),
+                ", which needs a multiple of ", log->alignment(), ": set log-sector-size");
   }
   if (!sound) {
     below.abandon();
@@ -91,15 +92,15 @@ Task<void> WriteLog::find_end(uint64_t entries) {
   const Buffer buffer(kWriteLogSectorMin);
   for (uint64_t n = 0; n < entries; ++n) {
     if (next_sector_ >= end) {
-      co_await fail(corrupt("write log: ", quoted(log_->name()), " ends after ", n,
+      co_await fail(corrupt("blklogwrites: ", quoted(log_->name()), " ends after ", n,
                             " entries, and its superblock counts ", entries));
     }
     co_await log_->read(next_sector_ * sector_size_, buffer.bytes(), IoTag::none);
     Result<WriteLogEntry> entry = parse_write_log_entry(buffer.bytes(), sector_size_);
     if (!entry) co_await std::move(entry).doing("entry ", n);
     if (!within(next_sector_ + 1, entry->data_sectors(), end)) {
-      co_await fail(
-          corrupt("write log: the data of entry ", n, " pass the end of ", quoted(log_->name())));
+      co_await fail(corrupt("blklogwrites: the data of entry ", n, " pass the end of ",
+                            quoted(log_->name())));
     }
     next_sector_ += 1 + entry->data_sectors();
   }
@@ -193,8 +194,8 @@ Task<void> WriteLog::mark(std::string text) {
   co_await usable();
   const size_t room = sector_size_ - kWriteLogEntrySize;
   if (text.size() > room) {
-    co_await fail(invalid("write log: a mark of ", text.size(), " bytes; sectors of ", sector_size_,
-                          " have room for ", room));
+    co_await fail(invalid("blklogwrites: a mark of ", text.size(), " bytes; sectors of ",
+                          sector_size_, " have room for ", room));
   }
   const WriteLogEntry entry{.flags = WriteLogEntry::kMark, .text_size = text.size()};
   co_await record(take_slot(entry), entry, text);

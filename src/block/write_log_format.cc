@@ -26,7 +26,7 @@ Result<void> check_write_log_sector_size(uint32_t sector_size) {
       sector_size <= kWriteLogSectorMax) {
     return {};
   }
-  return invalid("write log: a log-sector-size of ", sector_size,
+  return invalid("blklogwrites: a log-sector-size of ", sector_size,
                  ": it must be a power of two from 512 to ", kWriteLogSectorMax);
 }
 
@@ -53,24 +53,24 @@ void serialize_write_log_entry(const WriteLogEntry& entry, std::string_view text
 
 Result<WriteLogSuper> parse_write_log_super(Bytes bytes) {
   if (bytes.size() < kWriteLogSuperSize) {
-    return corrupt("write log: ", bytes.size(), " bytes, and a superblock has ",
+    return corrupt("blklogwrites: ", bytes.size(), " bytes, and a superblock has ",
                    kWriteLogSuperSize);
   }
   if (load_le<uint64_t>(bytes, 0) != kWriteLogMagic)
-    return corrupt("write log: it does not start with the magic number of a log");
+    return corrupt("blklogwrites: it does not start with the magic number of a log");
   const uint64_t version = load_le<uint64_t>(bytes, 8);
   if (version != kWriteLogVersion)
-    return unsupported("write log: version ", version, "; byre knows version 1");
+    return unsupported("blklogwrites: version ", version, "; byre knows version 1");
   const WriteLogSuper super{.entries = load_le<uint64_t>(bytes, 16),
                             .sector_size = load_le<uint32_t>(bytes, 24)};
   if (!check_write_log_sector_size(super.sector_size))
-    return corrupt("write log: sectors of ", super.sector_size, " bytes");
+    return corrupt("blklogwrites: sectors of ", super.sector_size, " bytes");
   return super;
 }
 
 Result<WriteLogEntry> parse_write_log_entry(Bytes bytes, uint32_t sector_size) {
   if (bytes.size() < kWriteLogEntrySize) {
-    return corrupt("write log: ", bytes.size(), " bytes, and the header of an entry has ",
+    return corrupt("blklogwrites: ", bytes.size(), " bytes, and the header of an entry has ",
                    kWriteLogEntrySize);
   }
   const WriteLogEntry entry{.sector = load_le<uint64_t>(bytes, 0),
@@ -78,15 +78,15 @@ Result<WriteLogEntry> parse_write_log_entry(Bytes bytes, uint32_t sector_size) {
                             .flags = load_le<uint64_t>(bytes, 16),
                             .text_size = load_le<uint64_t>(bytes, 24)};
   if ((entry.flags & ~WriteLogEntry::kKnownFlags) != 0)
-    return unsupported("write log: an entry has the unknown flags ", hex(entry.flags));
+    return unsupported("blklogwrites: an entry has the unknown flags ", hex(entry.flags));
   const auto end = checked_add(entry.sector, entry.sectors);
   if (!end || *end > INT64_MAX / sector_size) {
-    return corrupt("write log: an entry of ", entry.sectors, " sectors at sector ", entry.sector,
+    return corrupt("blklogwrites: an entry of ", entry.sectors, " sectors at sector ", entry.sector,
                    " passes the end of any disk");
   }
   const uint64_t text_max = entry.is_mark() ? sector_size - kWriteLogEntrySize : 0;
   if (entry.text_size > text_max) {
-    return corrupt("write log: an entry has ", entry.text_size, " bytes of text, and room for ",
+    return corrupt("blklogwrites: an entry has ", entry.text_size, " bytes of text, and room for ",
                    text_max);
   }
   return entry;
@@ -101,13 +101,13 @@ Result<WriteLogRecords> parse_write_log(Bytes log) {
   uint64_t at = 1;
   for (uint64_t n = 0; n < super.entries; ++n) {
     if (at >= end) {
-      return corrupt("write log: it ends after ", n, " entries, and its superblock counts ",
+      return corrupt("blklogwrites: it ends after ", n, " entries, and its superblock counts ",
                      super.entries);
     }
     const Bytes sector = log.subspan(at * unit, unit);
     BYRE_TRY(entry, parse_write_log_entry(sector, super.sector_size).doing("entry ", n));
     if (!within(at + 1, entry.data_sectors(), end))
-      return corrupt("write log: the data of entry ", n, " pass the end of the log");
+      return corrupt("blklogwrites: the data of entry ", n, " pass the end of the log");
     all.records.push_back({.entry = entry,
                            .data = log.subspan((at + 1) * unit, entry.data_sectors() * unit),
                            .text = text_of(sector.subspan(kWriteLogEntrySize, entry.text_size))});
@@ -127,7 +127,8 @@ Result<void> apply_write_log_record(const WriteLogRecord& record, uint32_t secto
   }
   if (length == 0) return {};
   if (!within(at, length, size_max))
-    return invalid("write log: a write of ", length, " bytes at ", hex(at), " passes ", size_max);
+    return invalid("blklogwrites: a write of ", length, " bytes at ", hex(at), " passes ",
+                   size_max);
   if (disk.size() < at + length) disk.resize(at + length);
   copy(MutableBytes(disk).subspan(at, length), record.data);
   return {};

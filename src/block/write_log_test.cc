@@ -315,8 +315,9 @@ TEST_F(WriteLogTest, AppendingGoesOnBehindWhatIsThere) {
 }
 
 TEST_F(WriteLogTest, OptionsThatCannotBeAreRefused) {
-  EXPECT_EQ(refused({.sector_size = 1000}).message(),
-            "write log: a log-sector-size of 1000: it must be a power of two from 512 to 8388608");
+  EXPECT_EQ(
+      refused({.sector_size = 1000}).message(),
+      "blklogwrites: a log-sector-size of 1000: it must be a power of two from 512 to 8388608");
   EXPECT_EQ(refused({.sector_size = 16 * MiB}).code(), Errc::invalid);
   EXPECT_EQ(refused({.super_update_interval = 0}).code(), Errc::invalid);
   EXPECT_EQ(refused({.append = true, .sector_size = 512}).code(), Errc::invalid);

@@ -150,6 +150,9 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
   if (args.skip_broken_bitmaps && !args.bitmaps) {
     return invalid("Use of --skip-broken-bitmaps requires --bitmaps");
   }
+  if (!args.blockdevs.empty() && args.images.size() > 2) {
+    return invalid("--blockdev takes one source: name a single node, and the target");
+  }
   if (args.target_image_opts && !args.no_create) {
     return invalid("--target-image-opts requires use of -n flag");
   }
@@ -205,7 +208,8 @@ OpenArgs target_args(const ConvertArgs& args) {
           .follow = args.follow,
           .trust_refcounts = args.trust_refcounts,
           .free_leaks = args.free_leaks,
-          .image_opts = args.target_image_opts};
+          .image_opts = args.target_image_opts,
+          .objects = args.objects};
 }
 
 /// The format of the disk that the tree is: that below its filters.

@@ -25,7 +25,7 @@ struct CreateArgs {
   bool unsafe = false;
   bool force = false;
   bool quiet = false;
-  std::vector<Secret> secrets;
+  std::shared_ptr<Objects> objects;
 };
 
 /// The size that the new disk takes from its backing disk, which may be in use: only headers are
@@ -219,7 +219,7 @@ const Command<CreateArgs> kDefinition({
              "overwrite what is there (under the name qemu-img always); take a backing file as raw "
              "although it begins like an image")),
          flag("-q, --quiet", &CreateArgs::quiet, "print nothing but errors"),
-         option("--object", "OBJECT", &CreateArgs::secrets, kObjectHelp)},
+         option("--object", "OBJECT", &CreateArgs::objects, kObjectHelp)},
     .run = create,
 });
 

@@ -210,6 +210,11 @@ Task<std::vector<Layer>> load_layers(Session& session, InfoArgs args) {
 
 // --- What is shown -----------------------------------------------------------------------------
 
+bool is_encrypted(const Layer& layer) {
+  if (layer.qcow1) return layer.qcow1->header.encrypted;
+  return layer.head && layer.head->header.crypt_method != CryptMethod::none;
+}
+
 /// "Format specific information" of a qcow2 image, in qemu-img's order and words.
 Json specific(const Layer& layer) {
   const Header& header = layer.head->header;
@@ -334,7 +339,7 @@ Json to_json_value(const Layer& layer) {
   if (layer.actual_size) json["actual-size"] = *layer.actual_size;
   if (is_image) json["format-specific"] = {{"type", "qcow2"}, {"data", specific(layer)}};
   if (layer.backing_file()) json["full-backing-filename"] = full_backing_name(layer);
-  if (is_image && layer.head->header.crypt_method != CryptMethod::none) json["encrypted"] = true;
+  if (is_encrypted(layer)) json["encrypted"] = true;
   if (layer.backing_file()) json["backing-filename"] = *layer.backing_file();
   if (layer.damage) json["health"] = health_json(layer);
   json["dirty-flag"] = is_image && layer.head->header.has(kDirty);
@@ -347,7 +352,7 @@ std::string human(const Layer& layer, bool names_file) {
       cat("image: ", printable(layer.name), "\nfile format: ", layer.driver,
           "\nvirtual size: ", size_text(layer.size), " (", layer.size, " bytes)\n",
           "disk size: ", layer.actual_size ? size_text(*layer.actual_size) : "unavailable", "\n");
-  if (layer.head && layer.head->header.crypt_method != CryptMethod::none) out += "encrypted: yes\n";
+  if (is_encrypted(layer)) out += "encrypted: yes\n";
   if (layer.head) out += cat("cluster_size: ", layer.head->geometry.cluster_size(), "\n");
   if (layer.qcow1) out += cat("cluster_size: ", layer.qcow1->header.cluster_size(), "\n");
   if (layer.head && layer.head->header.has(kDirty)) out += "cleanly shut down: no\n";

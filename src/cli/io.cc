@@ -24,6 +24,8 @@ struct IoArgs {
   std::optional<std::string> discard;
   std::optional<std::string> aio;
   std::vector<std::string> commands;
+  std::shared_ptr<Objects> objects;
+  std::vector<std::string> blockdevs;
   bool image_opts = false;
   bool read_only = false;
   bool no_cache = false;
@@ -31,7 +33,6 @@ struct IoArgs {
   bool share = false;
   bool native = false;
   bool copy_on_read = false;
-  std::vector<Secret> secrets;
 };
 
 /// Longer lines are not kept: no command needs one (job/option_tree.h).
@@ -78,7 +79,12 @@ Result<IoOpen> open_from(const IoArgs& args) {
               .image_opts = args.image_opts,
               .read_only = args.read_only,
               .share_lock = args.share,
-              .copy_on_read = args.copy_on_read};
+              .copy_on_read = args.copy_on_read,
+              .blockdevs = args.blockdevs};
+  if (!args.blockdevs.empty() && (args.image_opts || args.format)) {
+    return invalid("--blockdev and ", args.format ? "-f" : "--image-opts",
+                   " are mutually exclusive: FILE is a node-name");
+  }
   if (args.image_opts && args.format) {
     return invalid("--image-opts and -f are mutually exclusive");
   }
@@ -110,6 +116,8 @@ Task<void> run_lines(Session& session, IoShell& shell, const std::vector<std::st
 Task<int> io(Session& session, IoArgs args) {
   // What is wrong with the words is said before anything is opened.
   std::optional<IoOpen> open;
+  if (!args.file && !args.blockdevs.empty())
+    co_return invalid("--blockdev needs FILE: the node-name of the device to open");
   if (args.file) open = co_await open_from(args);
   if (open && args.cache) open->cache = co_await cache_mode(*args.cache, "cache");
   if (args.discard) {
@@ -129,6 +137,7 @@ Task<int> io(Session& session, IoArgs args) {
   IoShell shell(session.reactor(), opener,
                 {.program = session.program(),
                  .explain = !session.compatibility_name(),
+                 .objects = args.objects,
                  .out = [&](std::string_view text) { session.print(text); },
                  .err =
                      [&](std::string_view text) {
@@ -174,7 +183,8 @@ const Command<IoArgs> kIoCommand({
              own(option("--follow", "POLICY", &IoArgs::follow,
                         "which files the image may name as its backing or data file: nothing, "
                         "same-directory (the default), or any (the default under QEMU's names)")),
-             option("--object", "OBJECT", &IoArgs::secrets, kObjectHelp),
+             option("--object", "OBJECT", &IoArgs::objects, kObjectHelp),
+             option("--blockdev", "DEVICE", &IoArgs::blockdevs, kBlockdevHelp),
              refused("-s, --snapshot", "create an overlay first"),
              flag("-C, --copy-on-read", &IoArgs::copy_on_read,
                   "what is read from the backing file is written to the image"),

@@ -69,6 +69,7 @@ struct IoOpen {
   bool native_aio = false;
   CacheMode cache = CacheMode::writethrough;
   DiscardPolicy discard = DiscardPolicy::unmap;
+  std::vector<std::string> blockdevs = {};  ///< If there are some, `path` is the name of one.
 };
 struct IoAlloc {
   uint64_t offset = 0;

@@ -58,7 +58,8 @@ Task<bool> IoShell::open(IoOpen open) {
   if (open.share_lock && !open.read_only) {
     co_return refuse("force-share=on can only be used with read-only images");
   }
-  Result<DeviceTree> tree = open.image_opts
+  Result<DeviceTree> tree = !open.blockdevs.empty() ? parse_device_list(open.blockdevs, open.path)
+                            : open.image_opts
                                 ? parse_image_opts(open.path)
                                 : parse_device_name(open.path, open.format, open.options);
   if (!tree) co_return refuse(tree.error().message(), tree.error().code());
@@ -69,7 +70,8 @@ Task<bool> IoShell::open(IoOpen open) {
                                     .share_lock = open.share_lock,
                                     .discard = open.discard},
                           .growable = true,  // check_range() keeps requests within the disk.
-                          .reactor = &reactor_};
+                          .reactor = &reactor_,
+                          .objects = options_.objects};
   options.image.message = [this](const std::string& text) {
     complain(cat(options_.program, ": warning: ", text, "\n"));
   };

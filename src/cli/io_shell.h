@@ -27,8 +27,9 @@ namespace byre {
 class IoShell {
  public:
   struct Options {
-    std::string program = "qemu-io";  ///< In front of some messages.
-    bool explain = false;             ///< Say on stderr where a request failed, and why.
+    std::string program = "qemu-io";        ///< In front of some messages.
+    bool explain = false;                   ///< Say on stderr where a request failed, and why.
+    std::shared_ptr<Objects> objects = {};  ///< To which devices may refer.
     std::function<void(std::string_view)> out;
     std::function<void(std::string_view)> err;
     std::function<void()> flush = [] {};  ///< What was said must be out now.

@@ -56,7 +56,13 @@ Error could_not_open(std::string_view name, Error error, bool can_share) {
                error.where());
 }
 
+Result<void> parse_value(std::string_view text, std::shared_ptr<Objects>& objects) {
+  if (!objects) objects = std::make_shared<Objects>();
+  return objects->add(text);
+}
+
 Result<DeviceTree> device_tree_of(const std::string& name, const OpenArgs& args) {
+  if (!args.blockdevs.empty()) return parse_device_list(args.blockdevs, name);
   return args.image_opts ? parse_image_opts(name) : parse_device_name(name, args.format);
 }
 
@@ -69,6 +75,10 @@ Result<std::string> file_of(const std::string& name, const OpenArgs& args) {
 }
 
 Result<void> check_format_option(const OpenArgs& args) {
+  if (!args.blockdevs.empty() && (args.image_opts || args.format)) {
+    return invalid("--blockdev and ", args.format ? "--format" : "--image-opts",
+                   " are mutually exclusive: the image is called by its node-name");
+  }
   if (!args.image_opts || !args.format) return {};
   return invalid("--image-opts and --format are mutually exclusive");
 }
@@ -80,6 +90,7 @@ static Task<Disk> open_devices(Session& session, FileOpener& opener, std::string
                                {.image = std::move(options.image),
                                 .growable = options.growable,
                                 .reactor = &session.reactor(),
+                                .objects = args.objects,
                                 .over_file = std::move(options.over_file)});
 }
 
@@ -130,7 +141,8 @@ Task<Storage> open_storage_named(Session& session, FileOpener& opener, std::stri
                                                .direct = options.direct,
                                                .lock = options.lock,
                                                .share_lock = options.share_lock},
-                                     .reactor = &session.reactor()});
+                                     .reactor = &session.reactor(),
+                                     .objects = args.objects});
   }
   const std::string path = co_await path_of(name);
   std::unique_ptr<File> file = co_await opener.open(path, options);

@@ -5,19 +5,23 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "cli/command.h"
-#include "cli/secrets.h"
 #include "cli/session.h"
+#include "job/objects.h"
 #include "job/open.h"
 #include "job/open_tree.h"
 #include "qcow2/ops/snapshot.h"
 
 namespace byre {
 
-inline constexpr std::string_view kNoObjects = "there are no secrets or TLS credentials here yet";
 inline constexpr std::string_view kObjectHelp =
-    "a secret, for options that name one: secret,id=ID,data=TEXT or file=PATH, and format=base64";
+    "throttle-group,id=ID,limits.iops-total=100 and so on, to which devices refer by "
+    "throttle-group=ID; or secret,id=ID,data=TEXT or file=PATH, and format=base64; may be repeated";
+inline constexpr std::string_view kBlockdevHelp =
+    "a device, driver=...,node-name=NAME or {...}; may be repeated, later ones refer to earlier "
+    "ones by name, and the image is then called by the name of one";
 inline constexpr std::string_view kPreciseSizeHelp =
     "bytes, or a number with the suffix k, M, G, T, P or E (powers of 1024)";
 
@@ -30,8 +34,11 @@ struct OpenArgs {
   bool trust_refcounts = false;
   bool free_leaks = false;
   bool image_opts = false;  ///< The name is a list of options.
-  std::vector<Secret> secrets;
+  std::shared_ptr<Objects> objects = {};
+  /// Devices; if there are some, the name is the node-name of one.
+  std::vector<std::string> blockdevs = {};
 };
+Result<void> parse_value(std::string_view text, std::shared_ptr<Objects>& objects);
 
 template <class Args>
 Arguments format_argument() {
@@ -45,8 +52,10 @@ Arguments follow_arguments(std::string_view image_opts = "--image-opts") {
                      static_cast<std::optional<OpenPolicy> Args::*>(&OpenArgs::follow),
                      "which files the image may name as its backing or data file: nothing, "
                      "same-directory (the default), or any (the default under QEMU's names)")),
-          option("--object", "OBJECT", static_cast<std::vector<Secret> Args::*>(&OpenArgs::secrets),
+          option("--object", "OBJECT", static_cast<std::shared_ptr<Objects> Args::*>(&OpenArgs::objects),
                  kObjectHelp),
+          option("--blockdev", "DEVICE",
+                 static_cast<std::vector<std::string> Args::*>(&OpenArgs::blockdevs), kBlockdevHelp),
           flag(image_opts, static_cast<bool Args::*>(&OpenArgs::image_opts),
                "the name is no path but a list of options: driver=, file.filename= and so on "
                "(json:{...} says the same without it; `byre drivers` shows them)")};
@@ -69,9 +78,9 @@ Argument share_argument() {
 
 /// Does the user's name say more than a path?
 inline bool names_devices(const std::string& name, const OpenArgs& args) {
-  return args.image_opts || names_a_tree(name);
+  return args.image_opts || !args.blockdevs.empty() || names_a_tree(name);
 }
-/// --image-opts and -f exclude each other.
+/// --image-opts, --blockdev and -f exclude each other.
 Result<void> check_format_option(const OpenArgs& args);
 /// The devices that it means.
 Result<DeviceTree> device_tree_of(const std::string& name, const OpenArgs& args);

@@ -100,6 +100,7 @@ Result<void> read_image_name(const NbdArgs& args, ServePlan& plan) {
   if (args.image_opts && args.format) {
     return invalid("--image-opts and -f are mutually exclusive");
   }
+  if (Result<void> sound = check_format_option(args); !sound) return sound;
   // What is wrong with it is said before the server goes to the background.
   if (!names_devices(args.images[0], args)) return {};
   Result<DeviceTree> tree = device_tree_of(args.images[0], args);

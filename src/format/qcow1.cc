@@ -32,7 +32,7 @@ Result<Qcow1Header> parse_qcow1_header(Bytes bytes) {
   if (disk->magic != kMagic) return corrupt("no qcow image: the magic number is missing");
   if (disk->version != 1)
     return unsupported("qcow version ", uint32_t{disk->version}, "; this is for version 1");
-  const Qcow1Header header{.size = disk->size,
+  Qcow1Header header{.size = disk->size,
                            .cluster_bits = disk->cluster_bits,
                            .l2_bits = disk->l2_bits,
                            .l1_offset = {disk->l1_offset},
@@ -52,7 +52,8 @@ Result<Qcow1Header> parse_qcow1_header(Bytes bytes) {
     case 0:
       break;
     case 1:
-      return unsupported("the image is encrypted (AES), which byre cannot read");
+      header.encrypted = true;
+      break;
     default:
       return corrupt("crypt_method is ", uint32_t{disk->crypt_method}, ", allowed 0 and 1");
   }

@@ -6,7 +6,7 @@
 /// the cluster_bits bits below bit 63, its offset in the bits below those.  0 is nowhere: the
 /// backing file says, or it reads as zeros.  There are neither refcounts nor snapshots. Invariant:
 /// a Qcow1Header that was parsed has cluster_bits 9 to 16, l2_bits 6 to 13, a size whose L1 table
-/// has fewer than 2^28 entries, and is not encrypted. Cost: a few shifts.  Not here: whether tables
+/// has fewer than 2^28 entries. Cost: a few shifts.  Not here: decryption, whether tables
 /// and clusters lie inside the file (qcow1/image.h), the streams themselves (codec.h), version 2
 /// and later (header.h, l2.h).
 #pragma once
@@ -32,6 +32,7 @@ struct Qcow1Header {
   HostOffset l1_offset{};
   uint64_t backing_file_offset = 0;  ///< 0: there is none.
   uint32_t backing_file_size = 0;
+  bool encrypted = false;          ///< With AES; its clusters mean nothing without the key.
   uint32_t backing_file_time = 0;  ///< When it was changed last; nobody checks it any more.
 
   friend bool operator==(const Qcow1Header&, const Qcow1Header&) = default;

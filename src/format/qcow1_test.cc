@@ -64,7 +64,9 @@ TEST(Qcow1Header, WhatIsUnsoundIsRefused) {
   EXPECT_FALSE(parse_qcow1_header(Bytes(header_of({})).first(47)));
   EXPECT_EQ(refused({.magic = 1}), "no qcow image: the magic number is missing");
   EXPECT_EQ(parse({.version = 2}).error().code(), Errc::unsupported);
-  EXPECT_EQ(parse({.crypt_method = 1}).error().code(), Errc::unsupported);
+  const Result<Qcow1Header> encrypted = parse({.crypt_method = 1});
+  ASSERT_TRUE(encrypted);
+  EXPECT_TRUE(encrypted->encrypted);
   EXPECT_EQ(parse({.crypt_method = 2}).error().code(), Errc::corrupt);
   EXPECT_NE(refused({.size = 1}), "");
   EXPECT_EQ(refused({.size = 2}), "");

@@ -42,6 +42,25 @@ Result<bool> read_flag(const OptionTree& option, std::string_view name) {
   return parse_bool_parameter(option.value, name);
 }
 
+/// `list` as the words "0", "1" and so on.
+Result<std::vector<std::string>> read_words(const OptionTree& list, const OptionSpec& spec) {
+  std::vector<std::string> words;
+  for (size_t i = 0; i < list.children.size(); ++i) {
+    const OptionTree* const word = list.find(cat(i));
+    if (!word) {
+      return invalid("Unused option '", list.flattened().back().first, "' for [", spec.name, "]");
+    }
+    const std::string name = cat(spec.name, ".", i);
+    if (word->kind != OptionTree::Kind::text)
+      return invalid("Parameter '", name, "' expects a word");
+    if (Result<void> known = check_choice(spec.choices, name, word->value); !known) {
+      return std::move(known).error();
+    }
+    words.push_back(word->value);
+  }
+  return words;
+}
+
 /// `list` as the groups "0", "1" and so on.
 Result<std::vector<OptionRule>> read_rules(const OptionTree& list, std::string_view name) {
   std::vector<OptionRule> rules;
@@ -109,7 +128,8 @@ Result<Setting> read_setting(const OptionSpec& spec, const OptionTree& option) {
       }
       break;
     case OptionType::rules:
-      BYRE_ASSERT(false);  // They are groups, and read_rules() reads them.
+    case OptionType::words:
+      BYRE_ASSERT(false);  // They are groups, and read_lists() reads them.
   }
   return setting;
 }
@@ -152,6 +172,26 @@ class TreeParser {
     return node;
   }
 
+  static bool is_list(const OptionSpec& spec) {
+    return spec.type == OptionType::rules || spec.type == OptionType::words;
+  }
+  /// Takes those that are lists out of `options`.
+  static Result<void> read_lists(DeviceNode& node, OptionTree& options) {
+    for (const OptionSpec& spec : node.driver->options) {
+      if (!is_list(spec) || !options.find(spec.name)) continue;
+      const OptionTree list = options.take(spec.name);
+      if (!list.is_group()) return no_such_option(*node.driver, spec.name);
+      if (spec.type == OptionType::words) {
+        BYRE_TRY(words, read_words(list, spec));
+        node.settings.push_back({.name = spec.name, .value = std::move(words)});
+      } else {
+        BYRE_TRY(rules, read_rules(list, spec.name));
+        node.settings.push_back({.name = spec.name, .value = std::move(rules)});
+      }
+    }
+    return {};
+  }
+
   /// The options and children that are the driver's.
   Result<void> read_own(DeviceNode& node, OptionTree options, uint32_t depth) {
     for (const ChildSpec& spec : node.driver->children) {
@@ -161,16 +201,10 @@ class TreeParser {
     if (&*node.driver == &kFileDriver && !options.find("filename") && file_.find("filename")) {
       options.children.emplace("filename", *file_.find("filename"));
     }
-    for (const OptionSpec& spec : node.driver->options) {
-      if (spec.type != OptionType::rules || !options.find(spec.name)) continue;
-      const OptionTree list = options.take(spec.name);
-      if (!list.is_group()) return no_such_option(*node.driver, spec.name);
-      BYRE_TRY(rules, read_rules(list, spec.name));
-      node.settings.push_back({.name = spec.name, .value = std::move(rules)});
-    }
+    if (Result<void> lists = read_lists(node, options); !lists) return lists;
     for (const auto& [key, option] : options.flattened()) {
       const OptionSpec* const spec = node.driver->find_option(key);
-      if (!spec || spec->type == OptionType::rules || option->is_group()) {
+      if (!spec || is_list(*spec) || option->is_group()) {
         return no_such_option(*node.driver, key);
       }
       BYRE_TRY(setting, read_setting(*spec, *option));
@@ -532,6 +566,8 @@ std::string_view type_text(OptionType type) {
       return "one of";
     case OptionType::rules:
       return "list";
+    case OptionType::words:
+      return "list of";
   }
   return "";
 }

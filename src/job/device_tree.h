@@ -35,7 +35,8 @@ using OptionRule = std::vector<std::pair<std::string, std::string>>;
 
 struct Setting {
   std::string_view name;
-  std::variant<bool, uint64_t, std::string, std::vector<OptionRule>> value;
+  std::variant<bool, uint64_t, std::string, std::vector<OptionRule>, std::vector<std::string>>
+      value;
 };
 
 class DeviceNode {
@@ -64,6 +65,9 @@ class DeviceNode {
   std::optional<std::string> text(std::string_view name) const { return get<std::string>(name); }
   std::vector<OptionRule> rules(std::string_view name) const {
     return get<std::vector<OptionRule>>(name).value_or(std::vector<OptionRule>());
+  }
+  std::vector<std::string> words(std::string_view name) const {
+    return get<std::vector<std::string>>(name).value_or(std::vector<std::string>());
   }
   DeviceNode* child(std::string_view role) const {
     const auto found = children.find(role);

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The input is a device tree: a name, --image-opts, and lines of a list.  What parses keeps the
+/// The input is a device tree: a name, --image-opts, and lines of a list; or an object.  What parses keeps the
 /// limits, and describing it works.
 #include <cstdint>
 
 #include "job/device_tree.h"
+#include "job/objects.h"
 
 using namespace byre;
 
@@ -36,6 +37,8 @@ void look_at(const Result<DeviceTree>& tree) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string text(text_of(bytes_at(data, size)));
   look_at(parse_device_name(text));
+  const Result<void> object = Objects().add(text);
+  BYRE_ASSERT(object || !object.error().message().empty());
   look_at(parse_device_name(cat("json:", text)));
   look_at(parse_device_name("disk", std::nullopt, text));
   look_at(parse_image_opts(text));

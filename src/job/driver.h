@@ -58,12 +58,13 @@ enum class OptionType : uint8_t {
   number,
   choice,
   rules,  ///< A list of groups: `inject-error.0.event=...`.
+  words,  ///< A list of choices: `take-child-perms.0=write`.
 };
 
 struct OptionSpec {
   std::string_view name;  ///< May have dots: "cache.direct".
   OptionType type = OptionType::text;
-  std::string_view choices = {};   ///< Of a choice: "threads native io_uring".
+  std::string_view choices = {};   ///< Of a choice or of words: "threads native".
   std::string_view fallback = {};  ///< What it is when it is not given; for people.
   std::string_view only = {};      ///< Another value is refused, because of `why`.
   std::string_view why = {};       ///< Without `only`: the option is refused at all.
@@ -94,6 +95,7 @@ struct NodeUse {
   bool share_lock = false;
   bool top = false;  ///< Only filters lie over it.
   DiscardPolicy discard = DiscardPolicy::unmap;
+  bool operator==(const NodeUse&) const = default;
 };
 
 /// A device that a node has become.  What is not taken out of it is given up.

@@ -368,7 +368,30 @@ Result<FaultLimits> limits_of(const DeviceNode& node) {
   return limits;
 }
 
+constexpr std::string_view kPermissions = "consistent-read write write-unchanged resize";
+
+Access access_of(const DeviceNode& node, std::string_view option) {
+  Access access;
+  for (const std::string& word : node.words(option)) {
+    access.read |= word == "consistent-read";
+    access.write |= word == "write";
+    access.resize |= word == "resize";
+  }
+  return access;
+}
+
+/// What the filter does with its child beyond what passes through it, and lets others do.
+Permissions permissions_of(const DeviceNode& node) {
+  return {.uses = access_of(node, "take-child-perms"),
+          .shares = Access::all().without(access_of(node, "unshare-child-perms"))};
+}
+
 Result<void> check_blkdebug(const DeviceNode& node) {
+  for (const std::string_view option : {"take-child-perms", "unshare-child-perms"}) {
+    const std::vector<std::string> words = node.words(option);
+    if (std::ranges::find(words, "write-unchanged") == words.end()) continue;
+    return unsupported(option, " has no write-unchanged: nobody asks for that here; use write");
+  }
   const Result<FaultRules> rules = rules_of(node);
   if (!rules) return rules.error().copy();
   const Result<FaultLimits> limits = limits_of(node);
@@ -403,6 +426,10 @@ Task<OpenedNode> make_blkdebug(NodeParts& parts) {
   FaultRules rules = co_await load_rules(parts);
   const FaultLimits limits = co_await limits_of(parts.node);
   co_await check_limits(limits, parts.child("image").device->alignment());
+  const Permissions permissions = permissions_of(parts.node);
+  if (permissions.uses.write && !parts.child("image").device->writable())
+    co_await fail(Error(Errc::read_only, "Block node is read-only"));
+  co_await parts.child("image").device.set_permissions(permissions);
   OpenedNode opened = parts.take("image");
   auto filter = std::make_unique<FaultFilter>(std::move(opened.device), std::move(rules), limits);
   if (parts.options.on_fault_filter) parts.options.on_fault_filter(*filter);
@@ -424,6 +451,14 @@ constexpr OptionSpec kBlkdebugOptions[] = {
     {.name = "max-write-zero", .type = OptionType::size, .help = "larger zeroes are split"},
     {.name = "opt-discard", .type = OptionType::size, .help = "the grid of discards"},
     {.name = "max-discard", .type = OptionType::size, .help = "larger discards are split"},
+    {.name = "take-child-perms",
+     .type = OptionType::words,
+     .choices = kPermissions,
+     .help = "what it claims to do with the image beyond what passes through it"},
+    {.name = "unshare-child-perms",
+     .type = OptionType::words,
+     .choices = kPermissions,
+     .help = "what other devices over the image may not do"},
 };
 constexpr ChildSpec kBlkdebugChildren[] = {
     {.role = "image", .alias = "x-image", .help = "what the requests go to"}};
@@ -474,35 +509,10 @@ constexpr const Driver* kPlain[] = {&kBlkdebug,       &kFileDefinition,  &kHostD
 
 /// QEMU's, which byre does not have (yet).
 constexpr std::string_view kNotYet[] = {
-    "blkreplay",
-    "bochs",
-    "cloop",
-    "copy-before-write",
-    "dmg",
-    "ftp",
-    "ftps",
-    "gluster",
-    "http",
-    "host_cdrom",
-    "https",
-    "io_uring",
-    "iscsi",
-    "luks",
-    "nfs",
-    "nvme",
-    "nvme-io_uring",
-    "parallels",
-    "qed",
-    "quorum",
-    "rbd",
-    "ssh",
-    "snapshot-access",
-    "replication",
-    "vdi",
-    "vhdx",
-    "vmdk",
-    "vpc",
-    "vvfat",
+    "blkreplay",   "bochs",         "cloop",     "dmg",      "ftp",    "ftps",  "gluster",
+    "http",        "host_cdrom",    "https",     "io_uring", "iscsi",  "luks",  "nfs",
+    "nvme",        "nvme-io_uring", "parallels", "qed",      "quorum", "rbd",   "ssh",
+    "replication", "vdi",           "vhdx",      "vmdk",     "vpc",    "vvfat",
 };
 
 constexpr OptionSpec kCommon[] = {

@@ -27,9 +27,18 @@ class KeepBlocks final : public Filter {
   }
 };
 
-Error two_parents(const DeviceNode& node) {
-  return unsupported("node-name='", node.node_name, "' lies below ", node.parents,
-                     " devices, which is supported for reading only");
+constexpr ChildSpec kAnyFile{.role = "file", .access = ChildAccess::storage};
+
+/// What two parents of a node want of it together.
+NodeUse joined(const NodeUse& one, const NodeUse& two) {
+  const bool ignore = one.discard == DiscardPolicy::ignore && two.discard == DiscardPolicy::ignore;
+  return {.writable = one.writable || two.writable,
+          .growable = one.growable || two.growable,
+          .direct = one.direct || two.direct,
+          .lock = one.lock || two.lock,
+          .share_lock = one.share_lock && two.share_lock,
+          .top = false,  // Nobody alone may change an image in it.
+          .discard = ignore ? DiscardPolicy::ignore : DiscardPolicy::unmap};
 }
 
 /// Opens the nodes of one tree.
@@ -40,8 +49,8 @@ class TreeOpener {
 
   Task<OpenedNode> open(DeviceNode& node, NodeUse use) {
     if (node.parents < 2) co_return co_await open_alone(node, use);
-    if (use.writable) co_await fail(two_parents(node));
     Shared& shared = shared_[&node];
+    use = *shared.use;
     if (const std::shared_ptr<Node> there = shared.node.lock()) {
       OpenedNode reader;
       reader.format = shared.format;
@@ -49,21 +58,41 @@ class TreeOpener {
       co_return std::move(reader);
     }
     OpenedNode opened = co_await open_alone(node, use);
-    shared = {.node = opened.device.node().weak_from_this(), .format = opened.format};
+    shared.node = opened.device.node().weak_from_this();
+    shared.format = opened.format;
     // Who shares it sees no image in it: nobody alone may change that.
     opened.image = nullptr;
     co_return std::move(opened);
   }
 
-  Task<OpenedNode> open_child(DeviceNode& node, const ChildSpec& spec, NodeUse use) {
-    use.top = use.top && spec.access == ChildAccess::same;
-    if (spec.access == ChildAccess::below) {
-      use.writable = false;
-      use.growable = false;
+  /// Before anything is opened: what all parents of each node that has several want of it.  It is
+  /// walked again only where that has become more, so each node few times.
+  void gather(const DeviceNode& node, NodeUse use) {
+    if (node.parents > 1) {
+      std::optional<NodeUse>& all = shared_[&node].use;
+      const std::optional<NodeUse> before = all;
+      all = joined(all.value_or(use), use);
+      if (before == all) return;
+      writes_shared_ |= all->writable;
+      use = *all;
     }
-    if (spec.access != ChildAccess::same) use.discard = DiscardPolicy::unmap;
-    if (spec.access == ChildAccess::storage) use.growable = use.writable;
-    co_return co_await open(*node.child(spec.role), use);
+    if (!apply(node, use)) return;  // Opening it will say why.
+    const std::span<const ChildSpec> children =
+        node.driver ? node.driver->children : std::span(&kAnyFile, 1);
+    for (const ChildSpec& spec : children) {
+      if (const DeviceNode* const child = node.child(spec.role))
+        gather(*child, use_of_child(spec, use));
+    }
+  }
+  /// The owner of the top claims what it does: each that uses a node beside a writer must allow it.
+  Result<void> claim(OpenedNode& top, bool writable) const {
+    if (!writes_shared_) return {};
+    return top.device.set_permissions(
+        {.uses = {.read = true, .write = writable, .resize = writable}, .shares = Access::all()});
+  }
+
+  Task<OpenedNode> open_child(DeviceNode& node, const ChildSpec& spec, NodeUse use) {
+    co_return co_await open(*node.child(spec.role), use_of_child(spec, use));
   }
 
   /// What `node` says over what its parent wants.
@@ -86,6 +115,17 @@ class TreeOpener {
   }
 
  private:
+  static NodeUse use_of_child(const ChildSpec& spec, NodeUse use) {
+    use.top = use.top && spec.access == ChildAccess::same;
+    if (spec.access == ChildAccess::below) {
+      use.writable = false;
+      use.growable = false;
+    }
+    if (spec.access != ChildAccess::same) use.discard = DiscardPolicy::unmap;
+    if (spec.access == ChildAccess::storage) use.growable = use.writable;
+    return use;
+  }
+
   Task<OpenedNode> open_alone(DeviceNode& node, NodeUse use) {
     co_await apply(node, use);
     NodeParts parts{.node = node,
@@ -105,11 +145,10 @@ class TreeOpener {
   }
 
   Task<OpenedNode> make(DeviceNode& node, NodeParts& parts) {
-    static constexpr ChildSpec kFile{.role = "file", .access = ChildAccess::storage};
     bool guessed = false;
     if (!node.driver) {
       NodeUse use = parts.use;
-      parts.children.emplace("file", co_await open_child(node, kFile, use));
+      parts.children.emplace("file", co_await open_child(node, kAnyFile, use));
       const DiskFormat format = co_await find_format(*parts.child("file").device, std::nullopt);
       guessed = true;
       const bool is_raw = format == DiskFormat::raw && parts.use.top && parts.use.writable;
@@ -151,10 +190,12 @@ class TreeOpener {
   const OpenTreeOptions& options_;
   /// A node with several parents, once it is open.
   struct Shared {
+    std::optional<NodeUse> use;  ///< Of all its parents.
     std::weak_ptr<Node> node;
     DiskFormat format = DiskFormat::raw;
   };
   std::map<const DeviceNode*, Shared> shared_;
+  bool writes_shared_ = false;  ///< One of those is written.
   std::map<std::string, std::shared_ptr<ThrottleGroup>> groups_;
 };
 
@@ -269,7 +310,13 @@ OpenedNode& NodeParts::child(std::string_view role) {
 
 Task<Disk> open_tree(FileOpener& opener, DeviceTree tree, OpenTreeOptions options) {
   TreeOpener nodes(opener, options);
+  nodes.gather(*tree, use_of(options));
   OpenedNode opened = co_await nodes.open(*tree, use_of(options));
+  if (Result<void> claimed = nodes.claim(opened, options.image.writable); !claimed) {
+    (void)co_await opened.device.close().result();
+    opened.device.reset();
+    co_return std::move(claimed).error();
+  }
   if (!options.image.snapshot.empty() && !opened.image) {
     co_await opened.device.close();
     opened.device.reset();
@@ -287,6 +334,7 @@ Task<Disk> open_tree(FileOpener& opener, DeviceTree tree, OpenTreeOptions option
 Task<Storage> open_storage(FileOpener& opener, DeviceTree tree, OpenTreeOptions options) {
   TreeOpener nodes(opener, options);
   NodeUse use = use_of(options);
+  nodes.gather(*tree, use);
   std::optional<DiskFormat> given;
   for (const DiskFormat format : {DiskFormat::qcow2, DiskFormat::qcow}) {
     if (tree->driver == &driver_of(format)) given = format;
@@ -297,9 +345,8 @@ Task<Storage> open_storage(FileOpener& opener, DeviceTree tree, OpenTreeOptions 
     co_return Storage{.device = std::move(opened.device),
                       .driver = std::string(tree->driver->name)};
   }
-  static constexpr ChildSpec kFile{.role = "file", .access = ChildAccess::storage};
   co_await TreeOpener::apply(*tree, use);
-  OpenedNode file = co_await nodes.open_child(*tree, kFile, use);
+  OpenedNode file = co_await nodes.open_child(*tree, kAnyFile, use);
   Result<DiskFormat> format = co_await find_format(*file.device, given).result();
   Result<void> decided;
   if (format && !tree->driver) {

@@ -3,7 +3,8 @@
 ///
 /// Children are opened before their parents, each node once.  A node takes from its parent what it
 /// does not say itself: whether it is written, cache.direct, force-share.
-/// A node with several parents is opened for reading only.
+/// A node with several parents is opened for what they want together; what the permissions of their
+/// edges (block/graph.h) do not allow is an error: two that write, one that writes below an image.
 /// Invariant: an error leaves nothing open.
 /// Cost: that of the devices; none for a node that only passes through (raw without a part).
 /// Not here: what a driver is (driver.h), plain paths (open.h).
@@ -19,12 +20,16 @@
 
 namespace byre {
 
+class Objects;
+
 struct OpenTreeOptions {
   /// How the disk is used, and how its topmost image is opened.
   ImageOptions image;
   bool growable = false;  ///< Raw: writes may pass the end.
   /// For devices that are no file; without it those are refused.
   Reactor* reactor = nullptr;
+  /// What devices may refer to; may be null.
+  std::shared_ptr<Objects> objects = {};
   /// Told of each fault filter, from the bottom up.
   std::function<void(FaultFilter&)> on_fault_filter = {};
   /// Told, before anything else is found wrong, that raw was guessed for a disk to be written.

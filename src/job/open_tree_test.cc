@@ -199,7 +199,7 @@ TEST_F(OpenTreeTest, AFailureLeavesNothingOpen) {
   }
 }
 
-TEST_F(OpenTreeTest, ANodeWithTwoParentsIsReadOnly) {
+TEST_F(OpenTreeTest, ANodeMayHaveTwoParents) {
   make("base");
   make("image");
   const std::string texts[] = {"driver=qcow2,node-name=base,file.filename=base",
@@ -217,11 +217,55 @@ TEST_F(OpenTreeTest, ANodeWithTwoParentsIsReadOnly) {
   Result<DeviceTree> tree = parse_device_list(texts, "top");
   ASSERT_TRUE(tree);
   EXPECT_EQ((*tree)->child("file")->child("file")->parents, 2u);
-  disk = open_parsed(std::move(tree), {.writable = true});
-  ASSERT_FALSE(disk);
-  EXPECT_NE(disk.error().message().find("for reading only"), std::string::npos)
-      << disk.error().message();
+  EXPECT_FALSE(open_parsed(std::move(tree), {.writable = true}));
   EXPECT_EQ(failure(kImage, {.writable = true}), "");
+}
+
+TEST_F(OpenTreeTest, OneMayWriteANodeThatOthersReadIfTheyAllowIt) {
+  make("base");
+  make("image");
+  const std::string kept[] = {
+      "driver=qcow2,node-name=disk,file.filename=base",
+      "driver=qcow2,node-name=before,file.filename=image,backing=disk",
+      "driver=copy-before-write,node-name=top,file=disk,target=before",
+  };
+  Result<Disk> disk = open_parsed(parse_device_list(kept, "top"), {.writable = true});
+  ASSERT_TRUE(disk) << disk.error().message();
+  const std::string old = read(*disk, 0, 4096);
+  const std::vector<std::byte> data(4096, std::byte{0x5a});
+  ASSERT_TRUE(reactor_.run(disk->device->write(0, data)));
+  close(*disk);
+  disk = open_parsed(parse_device_list(std::span(kept).first(2), "before"), {});
+  ASSERT_TRUE(disk) << disk.error().message();
+  EXPECT_EQ(read(*disk, 0, 4096), old);
+  close(*disk);
+}
+
+TEST_F(OpenTreeTest, WhatOneWritesAnotherMayNotShare) {
+  make("base");
+  const auto why = [&](std::span<const std::string> texts) {
+    Result<Disk> disk = open_parsed(parse_device_list(texts, "top"), {.writable = true});
+    if (disk) close(*disk);
+    EXPECT_EQ(failure(R"({"driver":"raw","file":{"filename":"base"}})", {.writable = true}), "");
+    return disk ? "" : disk.error().message();
+  };
+  const std::string twice[] = {"driver=file,node-name=f,filename=base",
+                               "driver=blkverify,node-name=top,test=f,raw=f"};
+  EXPECT_EQ(why(twice),
+            "Permission conflict on node 'f': permissions 'resize' are both required by node "
+            "'top' (uses node 'f' as 'filtered' child) and unshared by node 'top' (uses node 'f' "
+            "as 'other' child).");
+  const std::string unshared[] = {
+      "driver=file,node-name=f,filename=base",
+      "driver=blkdebug,node-name=faults,image=f,unshare-child-perms.0=write",
+      "driver=blkverify,node-name=top,test=faults,raw=f"};
+  EXPECT_EQ(why(unshared),
+            "Permission conflict on node 'f': permissions 'write' are both required by node 'top' "
+            "(uses node 'f' as 'other' child) and unshared by node 'faults' (uses node 'f' as "
+            "'filtered' child).");
+  const std::string target[] = {"driver=file,node-name=f,filename=base",
+                                "driver=copy-before-write,node-name=top,file=f,target=f"};
+  EXPECT_NE(why(target).find("Permission conflict on node 'f'"), std::string::npos);
 }
 
 TEST_F(OpenTreeTest, ReadersShareANode) {
@@ -243,6 +287,12 @@ TEST_F(OpenTreeTest, ReadersShareANode) {
   ASSERT_TRUE(disk) << disk.error().message();
   EXPECT_EQ(read(*disk, 0), "Q") << "through `mid`, the first byte of the image in `base`";
   close(*disk);
+  // What shows through an image may not change.
+  disk = open_parsed(parse_device_list(texts, "top"), {.writable = true});
+  ASSERT_FALSE(disk);
+  EXPECT_NE(disk.error().message().find("Permission conflict on node 'base': permissions 'write'"),
+            std::string::npos)
+      << disk.error().message();
   EXPECT_EQ(failure(kImage, {.writable = true}), "");
 }
 

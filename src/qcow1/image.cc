@@ -42,6 +42,8 @@ Task<Qcow1Start> read_qcow1_start(Device& file) {
 
 Task<std::unique_ptr<Qcow1Image>> Qcow1Image::open(Child file, Child backing) {
   Result<Qcow1Start> start = co_await read_qcow1_start(*file).result();
+  if (start && start->header.encrypted)
+    start = unsupported("the image is encrypted (AES), which byre cannot read");
   if (!start) {
     file.abandon();
     backing.abandon();

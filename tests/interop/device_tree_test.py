@@ -252,15 +252,14 @@ class Differences(Case):
         self.refused("-f says", "qemu-img", "info", "-f", "raw", name(QCOW2))
 
     def test_drivers_that_are_not_there(self):
-        for driver in ("vmdk", "snapshot-access", "quorum", "rbd"):
+        for driver in ("vmdk", "ssh", "quorum", "rbd"):
             self.refused(f"Driver '{driver}' is not supported", "qemu-img", "info", name({"driver": driver}))
 
     def test_settings_that_byre_has_not(self):
         for tree, why in (({**QCOW2, "overlap-check": "none"}, "overlap-check=none is not supported"),
                           ({**QCOW2, "refcount-cache-size": "1M"}, "refcount-cache-size is not supported"),
                           ({**QCOW2, "pass-discard-request": False}, "pass-discard-request=off is not supported"),
-                          ({**QCOW2, "cache": {"no-flush": True}}, "cache.no-flush=on is not supported"),
-                          ({"driver": "copy-on-read", "file": QCOW2, "bottom": "x"}, "bottom is not supported")):
+                          ({**QCOW2, "cache": {"no-flush": True}}, "cache.no-flush=on is not supported")):
             self.refused(why, "qemu-img", "info", name(tree))
 
     def test_what_byre_does_not_ask_for(self):

@@ -516,9 +516,13 @@ class Damaged(Qcow1Case):
     def test_dump_is_for_qcow2_images(self):
         self.assertIn("qcow version 1", self.byre("dump", self.create("written.qcow", MIB), "header", code=69).text)
 
-    def test_info_of_an_encrypted_image_is_refused(self):
-        image = self.patched(self.create("written.qcow", MIB), (CRYPT_METHOD, 1))
-        self.assertIn("encrypted (AES)", self.byre("info", "-f", "qcow", image, code=69).text)
+    def test_info_of_an_encrypted_image(self):
+        run("qemu-img", "create", "-q", "--object", "secret,id=s,data=words", "-f", "qcow", "-o",
+            "encrypt.format=aes,encrypt.key-secret=s", "secret.qcow", "1M", cwd=self.folder)
+        for words in ((), ("-f", "qcow")):
+            self.same("info", *words, "secret.qcow", code=0)
+            self.same_json("info", *words, "secret.qcow")
+        self.assertIn("encrypted (AES)", self.byre("io", "-r", "-c", "length", "secret.qcow", code=69).text)
 
     def test_a_huge_disk_takes_little_memory(self):
         """The L1 table has 256 MiB here, and all of it is a hole."""

@@ -118,6 +118,10 @@ Task<Result<void>> Run::change_graph(const Step& step, Process& process) {
       process.graph.changing = false;
       co_return done;
     }
+    case Step::Kind::toggle_snapshot:
+      co_return co_await toggle_snapshot(step.may_unmap, process);
+    case Step::Kind::read_snapshot:
+      co_return co_await read_snapshot_of_filter(step.offset, step.length, process);
     default: {
       if (std::exchange(process.graph.changing, true)) co_return Result<void>();
       ++process.graph.replacements;

@@ -2,7 +2,8 @@
 /// GraphUse: how the guests of a simulated process reach their disk, where the graph above it
 /// changes while they use it.
 ///
-///   entrance - [Passage] - [the image]
+///   entrance - [Passage] - [CopyBeforeWrite] - [the image]
+///                                  \- [SnapshotAccess] - another entrance
 ///
 /// A Passage is a filter that counts.  Each request of a guest is a GuestRequest, which has a
 /// pass of the entrance; where a scenario has no graph there is none.
@@ -11,9 +12,12 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <vector>
 
+#include "block/copy_before_write.h"
 #include "block/entrance.h"
 #include "block/filter.h"
+#include "block/memory.h"
 #include "coro/semaphore.h"
 
 namespace byre {
@@ -53,11 +57,48 @@ class Passage final : public Filter {
   };
 };
 
+/// Where a copy-before-write filter keeps old contents: takes its time, and may fail.
+class SnapshotTarget final : public Filter {
+ public:
+  SnapshotTarget(Reactor& reactor, uint64_t size, bool fails)
+      : Filter(std::make_unique<MemoryDevice>(reactor, size)), fails_(fails) {}
+  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+    co_await wait();
+    co_await below().read(offset, data, tag);
+    co_await wait();
+  }
+  Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
+    co_await wait();
+    if (fails_ && reactor().random() % 12 == 0) {
+      failed = true;
+      co_await fail(Error(Errc::no_space, "the target is full"));
+    }
+    co_await below().write(offset, data, options);
+    co_await wait();
+  }
+  bool failed = false;
+
+ private:
+  Task<void> wait() {
+    co_await reactor().sleep(static_cast<int64_t>(reactor().random() % kMillisecond + 1));
+  }
+  const bool fails_;
+};
+
+/// What was kept, and how it is read.
+struct SnapshotUse {
+  Child filter;  ///< To the CopyBeforeWrite.
+  std::unique_ptr<Entrance> entrance;
+  SnapshotTarget* target = nullptr;
+  std::vector<std::vector<std::byte>> windows;  ///< The disk at that moment.
+};
+
 struct GraphUse {
   std::unique_ptr<Entrance> entrance;
-  Child filter;            ///< To the Passage, while there is one.
-  bool changing = false;   ///< What is above or below.
-  bool replacing = false;  ///< What is below.
+  std::shared_ptr<SnapshotUse> snapshot;  ///< While one is kept; readers share it.
+  Child filter;                           ///< To the Passage, while there is one.
+  bool changing = false;                  ///< What is above or below.
+  bool replacing = false;                 ///< What is below.
   uint64_t replacements = 0;
   uint64_t inside = 0;  ///< Guests' requests that run.
 };

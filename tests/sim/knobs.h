@@ -64,6 +64,9 @@ struct Knobs {
 
   /// Guests come in by an entrance of the graph, which is changed meanwhile (graph_steps.cc).
   bool graph = false;
+  /// Guests keep the disk as it is at some moment, with a copy-before-write filter above it, and
+  /// read that (snapshot_steps.cc).
+  bool copy_before_write = false;
 
   // The engine.
   uint64_t table_cache_size = 32 * MiB;

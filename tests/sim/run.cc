@@ -266,6 +266,7 @@ Task<void> Run::main(const Incarnation& incarnation, Process& process) {
     if (!flushed) fail_with("one error ended all writing: ", flushed.error().message());
   }
   if (process.graph.filter) (void)co_await toggle_filter(process);
+  if (process.graph.snapshot) (void)co_await end_snapshot(process);
   process.graph.entrance.reset();
   co_await look_again_at_lost(*process.image);
   if (incarnation.amend && ok()) co_await amend(*incarnation.amend, process);

@@ -180,6 +180,11 @@ class Run {
   Task<Result<void>> toggle_filter(Process& process);
   Task<Result<void>> replace_backing(Process& process);
   uint64_t operations() const;
+  // snapshot_steps.cc
+  Task<Result<void>> toggle_snapshot(bool copies_fail, Process& process);
+  Task<Result<void>> begin_snapshot(bool copies_fail, Process& process);
+  Task<Result<void>> end_snapshot(Process& process);
+  Task<Result<void>> read_snapshot_of_filter(uint64_t offset, uint64_t length, Process& process);
 
   /// The whole program of one incarnation.
   Task<void> main(const Incarnation& incarnation, Process& process);

@@ -408,6 +408,8 @@ Task<void> Run::perform(const Step& step, Process& process) {
     case Step::Kind::drain:
     case Step::Kind::toggle_filter:
     case Step::Kind::replace_backing:
+    case Step::Kind::toggle_snapshot:
+    case Step::Kind::read_snapshot:
       done = co_await change_graph(step, process);
       break;
   }

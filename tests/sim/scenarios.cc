@@ -103,6 +103,30 @@ Verdict play_graph(uint64_t seed, const RunOptions& options) {
   return verdict;
 }
 
+/// The disk is kept as it is at some moment, and read so, while it is used.
+Verdict play_copy_before_write(uint64_t seed, const RunOptions& options) {
+  Prng knob_prng = prng_for(seed, kDrawKnobs);
+  Prng prng = prng_for(seed, kDrawSteps);
+  History history{.seed = seed, .knobs = Knobs::draw(knob_prng)};
+  Knobs& knobs = history.knobs;
+  knobs.graph = true;
+  knobs.copy_before_write = true;
+  knobs.resizes = false;  // Of the image itself: not through the filter.
+  if (knobs.data_file == Knobs::DataFile::raw) knobs.data_file = Knobs::DataFile::plain;
+  if (knobs.contents == 0) knobs.contents = 2;
+  const uint64_t incarnations = prng.between(1, 2);
+  for (uint64_t i = 0; i < incarnations; ++i) {
+    Incarnation incarnation = draw_life(knobs, prng, prng.between(3, 8), 16);
+    // Most histories end well: each kept disk is then read whole.
+    if (prng.one_in(4)) incarnation.end = Incarnation::End::power_cut;
+    incarnation.ends_after = prng.between(50, 400);
+    history.incarnations.push_back(std::move(incarnation));
+  }
+  Verdict verdict;
+  add(verdict, history, run_history(history, options));
+  return verdict;
+}
+
 /// Images that other programs have damaged (V).
 Verdict play_damaged(uint64_t seed, const RunOptions& options) {
   Prng knob_prng = prng_for(seed, kDrawKnobs);
@@ -1008,6 +1032,8 @@ const std::vector<Scenario>& scenarios() {
       {"faults", "the same with I/O errors, failed syncs, a full disk", play_faults, 40},
       {"damaged", "images that other programs have damaged, in use (V)", play_damaged, 60},
       {"graph", "filters, drains and other backing files, in use (G)", play_graph, 60},
+      {"copy-before-write", "the disk as it was at one moment, read while it is used (G)",
+       play_copy_before_write, 40},
       {"late-landing", "writes that fail and land later all the same (H6)", play_late_landing, 10},
       {"late", "I/O that completes after everything else (T7)", play_late, 16},
       {"killed", "a process that dies loses a second at most (M6)", play_killed, 16},

@@ -52,6 +52,10 @@ std::string_view name_of(Step::Kind kind) {
       return "put a filter above, or take it away";
     case Step::Kind::replace_backing:
       return "replace the backing file";
+    case Step::Kind::toggle_snapshot:
+      return "keep the disk as it is, or end that";
+    case Step::Kind::read_snapshot:
+      return "read what was kept";
   }
   return "unknown";
 }
@@ -69,6 +73,8 @@ std::string Step::text() const {
   if (is_of_snapshot()) return cat(name_of(kind), " ", offset);
   if (kind == Kind::add_bitmap) return cat(name_of(kind), " of granularity ", length);
   if (is_of_bitmap()) return cat(name_of(kind), " ", offset);
+  if (kind == Kind::read_snapshot)
+    return fmt::format("{} {:#x}+{:#x}", name_of(kind), offset, length);
   if (is_of_graph()) return std::string(name_of(kind));
   if (kind == Kind::pause) return fmt::format("pause {} us", pause_ns / 1000);
   return fmt::format("{} {:#x}+{:#x}{}{}{}", name_of(kind), offset, length, fua ? " fua" : "",
@@ -148,6 +154,16 @@ std::vector<Step> draw_steps(const Knobs& knobs, Prng& prng, size_t count) {
       step.offset = prng.below(1000);
       if (which == 5 && step.offset % 2 != 0) step.kind = Step::Kind::merge_bitmap;
       step.length = uint64_t{512} << prng.below(9);
+      steps.push_back(step);
+      continue;
+    }
+    if (knobs.copy_before_write && prng.one_in(3)) {
+      const bool toggles = prng.one_in(4);
+      step.kind = toggles ? Step::Kind::toggle_snapshot : Step::Kind::read_snapshot;
+      step.may_unmap = prng.one_in(3);
+      const Window& window = windows[prng.below(windows.size())];
+      step.offset = window.offset + prng.below(window.length);
+      step.length = prng.between(1, window.offset + window.length - step.offset);
       steps.push_back(step);
       continue;
     }

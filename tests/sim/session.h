@@ -45,6 +45,8 @@ struct Step {
     drain,            ///< Nothing runs for `pause_ns`.
     toggle_filter,    ///< Puts a filter above the disk, or takes it away.
     replace_backing,  ///< By a copy of it.
+    toggle_snapshot,  ///< Keeps the disk as it is now, or ends that; `may_unmap`: copies may fail.
+    read_snapshot,    ///< What was kept.
   };
   Kind kind = Kind::read;
   uint64_t offset = 0;

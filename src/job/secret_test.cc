@@ -1,24 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cli/secrets.h"
+#include "job/secret.h"
 
 #include <gtest/gtest.h>
 
 #include <cstdlib>
 #include <fstream>
 
+#include "job/objects.h"
+
 namespace byre {
 namespace {
 
 std::string problem_of(std::string_view text) {
-  std::vector<Secret> secrets;
-  const Result<void> parsed = parse_value(text, secrets);
+  Objects objects;
+  const Result<void> parsed = objects.add(text);
   return parsed ? "" : parsed.error().message();
 }
 
 std::string data_of(std::string_view text) {
-  std::vector<Secret> secrets;
-  if (!parse_value(text, secrets) || secrets.size() != 1) return "?";
-  return secrets[0].data;
+  Objects objects;
+  if (!objects.add(text)) return "?";
+  const std::string* const data = objects.secret("s0");
+  return data ? *data : "none";
 }
 
 TEST(Secrets, ComeAsTextBase64OrFromAFile) {
@@ -49,11 +52,13 @@ TEST(Secrets, WhatIsWrongWithOneIsToldAsQemuTellsIt) {
 }
 
 TEST(Secrets, AnIdIsGivenOnce) {
-  std::vector<Secret> secrets;
-  ASSERT_TRUE(parse_value("secret,id=s0,data=a", secrets));
-  EXPECT_FALSE(parse_value("secret,id=s0,data=b", secrets));
-  EXPECT_TRUE(parse_value("secret,id=s1,data=b", secrets));
-  EXPECT_EQ(secrets.size(), 2u);
+  Objects objects;
+  ASSERT_TRUE(objects.add("secret,id=s0,data=a"));
+  EXPECT_FALSE(objects.add("secret,id=s0,data=b"));
+  EXPECT_FALSE(objects.add("throttle-group,id=s0"));
+  EXPECT_TRUE(objects.add("secret,id=s1,data=b"));
+  EXPECT_EQ(*objects.secret("s0"), "a");
+  EXPECT_FALSE(objects.secret("s2"));
 }
 
 }  // namespace

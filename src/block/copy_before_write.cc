@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "block/copy_before_write.h"
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <utility>
+
+#include "base/checked.h"
+#include "base/units.h"
+#include "io/buffer.h"
+
+namespace byre {
+namespace {
+
+constexpr uint64_t kClusterMin = 64 * KiB;
+/// Old contents are copied through a buffer of this size.
+constexpr uint64_t kCopyMax = 1 * MiB;
+/// A copy takes so much of the disk at a time: readers of the snapshot wait for that.
+constexpr uint64_t kLockMax = 16 * MiB;
+/// A read of the snapshot holds the guest back for so many bytes at a time.
+constexpr uint64_t kReadMax = 1 * MiB;
+
+uint64_t cluster_size_for(const Device& file, const Device& target, uint64_t least) {
+  const uint64_t largest = std::max<uint64_t>(
+      {kClusterMin, least, target.preferred_size(), file.alignment(), target.alignment()});
+  return std::bit_ceil(largest);
+}
+
+}  // namespace
+
+// --- Sets of clusters ----------------------------------------------------------------------------
+
+uint64_t ClusterSet::next(bool in, uint64_t from, uint64_t end) const {
+  while (from < end) {
+    const uint64_t chunk_end = std::min(end, round_down(from, kChunk) + kChunk);
+    const auto found = chunks_.find(from / kChunk);
+    const bool none = found == chunks_.end();
+    if (none || found->second.count == kChunk) {  // All of it is alike.
+      if (none != in) return from;
+      from = chunk_end;
+      continue;
+    }
+    for (; from < chunk_end; ++from) {
+      if (found->second.bits.test(from % kChunk) == in) return from;
+    }
+  }
+  return end;
+}
+
+void ClusterSet::insert(uint64_t first, uint64_t end) {
+  for (uint64_t at = first; at < end; ++at) {
+    Chunk& chunk = chunks_[at / kChunk];
+    if (chunk.bits.test(at % kChunk)) continue;
+    chunk.bits.set(at % kChunk);
+    ++chunk.count;
+  }
+}
+
+// --- The filter ----------------------------------------------------------------------------------
+
+Result<void> CopyBeforeWrite::fits(const Device& file, const Device& target,
+                                   const CopyBeforeWriteOptions& options) {
+  if (options.cluster_size_min != 0 && !std::has_single_bit(options.cluster_size_min))
+    return invalid("min-cluster-size needs to be a power of 2");
+  if (file.writable() && !target.writable())
+    return Error(Errc::read_only, cat("copy-before-write: target ", quoted(target.name()),
+                                      " is read-only: open it for writing"));
+  if (target.size() < file.size()) {
+    return invalid("copy-before-write: target ", quoted(target.name()), " has ", target.size(),
+                   " bytes, and ", quoted(file.name()), " has ", file.size(),
+                   ": make the target as large");
+  }
+  if (file.size() % target.alignment() != 0) {
+    return invalid("copy-before-write: ", quoted(file.name()), " has ", file.size(),
+                   " bytes, and target ", quoted(target.name()), " takes multiples of ",
+                   target.alignment(), ": use a target that takes single bytes");
+  }
+  return {};
+}
+
+CopyBeforeWrite::CopyBeforeWrite(Child file, Child target, const CopyBeforeWriteOptions& options)
+    : Filter(std::move(file)),
+      target_(std::move(target)),
+      size_(below().size()),
+      cluster_(cluster_size_for(below(), *target_, options.cluster_size_min)),
+      on_error_(options.on_error),
+      timeout_ns_(options.timeout_ns),
+      locks_(reactor().ready()),
+      late_(reactor().ready()) {
+  target_.belong_to(*this, Role::other);
+  if (!options.wanted) return;
+  const uint64_t all = div_ceil(size_, cluster_);
+  uint64_t done = 0;
+  for (uint64_t at = 0; done < all;) {
+    const auto part = options.wanted(at);
+    const uint64_t first = part ? std::clamp(part->offset / cluster_, done, all) : all;
+    unwanted_.insert(done, first);
+    kept_.insert(done, first);
+    if (!part) break;
+    done = std::clamp(div_ceil(part->end, cluster_), done, all);
+    at = part->end;
+  }
+}
+
+Result<void> CopyBeforeWrite::claim() {
+  const bool writes = below().writable();
+  for (Child* const edge : target_->children()) {
+    if (edge->role() != Role::backing || edge->get() != &below()) continue;
+    Permissions shown = edge->permissions();
+    shown.shares = Access::all();
+    if (Result<void> allowed = edge->set_permissions(shown); !allowed) return allowed;
+  }
+  for (Child* const edge : children()) {
+    const bool is_target = edge == &target_;
+    const Permissions own{.uses = {.read = true, .write = is_target && writes},
+                          .shares = Access::reading()};
+    if (Result<void> allowed = edge->set_permissions(own); !allowed) return allowed;
+  }
+  return {};
+}
+
+/// Those of the snapshot.
+CopyBeforeWrite::Clusters CopyBeforeWrite::clusters_of(uint64_t offset, uint64_t length) const {
+  if (offset >= size_ || length == 0) return {.first = 0, .end = 0};
+  const uint64_t end = offset + std::min(length, size_ - offset);
+  return {.first = offset / cluster_, .end = div_ceil(end, cluster_)};
+}
+
+/// Does nothing stand in the way of a change?
+bool CopyBeforeWrite::is_kept(uint64_t offset, uint64_t length) const {
+  if (broken_) return true;
+  const Clusters clusters = clusters_of(offset, length);
+  return kept_.next(false, clusters.first, clusters.end) == clusters.end;
+}
+
+/// Brings old contents into the target, before a change.
+Task<void> CopyBeforeWrite::preserve(uint64_t offset, uint64_t length) {
+  const Clusters clusters = clusters_of(offset, length);
+  Result<void> kept = timeout_ns_ == 0 ? co_await copy(clusters).result()
+                                       : co_await copy_in_time(clusters).result();
+  if (kept || broken_) co_return;
+  Error why = std::move(kept).error().while_doing("copy-before-write");
+  if (on_error_ == CbwError::break_guest_write) co_await fail(std::move(why));
+  // Before the change goes down: who reads the snapshot looks here when he has read.
+  broken_ = std::move(why);
+}
+
+Task<void> CopyBeforeWrite::copy(Clusters clusters) {
+  const uint64_t step = std::max<uint64_t>(1, kLockMax / cluster_);
+  for (uint64_t first = clusters.first; first < clusters.end;) {
+    const uint64_t end = std::min(clusters.end, first + step);
+    RangeLock::Request held(locks_, first, end, RangeLock::Mode::exclusive);
+    co_await held;
+    for (uint64_t at = kept_.next(false, first, end); at < end && !broken_;
+         at = kept_.next(false, at, end)) {
+      const Clusters run{.first = at, .end = kept_.next(true, at, end)};
+      co_await copy_run(run);
+      kept_.insert(run.first, run.end);
+    }
+    first = end;
+  }
+}
+
+Task<void> CopyBeforeWrite::copy_run(Clusters run) {
+  const uint64_t end = std::min(run.end * cluster_, size_);
+  for (uint64_t at = run.first * cluster_; at < end;) {
+    const Extent extent = co_await below().status(at, end - at);
+    uint64_t length = extent.length;
+    if (extent.zero) {
+      co_await target_->zero(at, length, {.may_unmap = true})
+          .doing("write ", length, " zeros at ", hex(at), " of the target");
+    } else {
+      length = std::min(length, kCopyMax);
+      const Buffer buffer(length);
+      co_await below()
+          .read(at, buffer.bytes(), IoTag::none)
+          .doing("read ", length, " bytes at ", hex(at));
+      co_await target_->write(at, buffer.bytes(), {})
+          .doing("write ", length, " bytes at ", hex(at), " of the target");
+    }
+    bytes_copied_ += length;
+    at += length;
+  }
+}
+
+// --- Copies that have a time limit ---------------------------------------------------------------
+
+struct CopyBeforeWrite::Attempt {
+  std::optional<Result<void>> result;
+  Op* timer = nullptr;  ///< While the request waits for both.
+};
+
+Task<void> CopyBeforeWrite::attempt(std::shared_ptr<Attempt> attempt, Clusters clusters) {
+  attempt->result.emplace(co_await copy(clusters).result());
+  if (attempt->timer) reactor().cancel(*attempt->timer);
+}
+
+/// Waits for the copy no longer than the timeout; it goes on by itself then, under its lock.
+Task<void> CopyBeforeWrite::copy_in_time(Clusters clusters) {
+  const auto one = std::make_shared<Attempt>();
+  late_.spawn(attempt(one, clusters));
+  if (!one->result) {
+    Op timer{.kind = Op::Kind::timer, .deadline = reactor().now() + timeout_ns_};
+    one->timer = &timer;
+    co_await reactor().perform(timer);
+    one->timer = nullptr;
+  }
+  if (!one->result) {
+    co_await fail(Error(Errc::io,
+                        cat("not done within ", timeout_ns_ / kSecond, " seconds (cbw-timeout)"),
+                        ETIMEDOUT));
+  }
+  co_await *std::move(one->result);
+}
+
+Task<void> CopyBeforeWrite::settle() { co_await late_.join(); }
+
+// --- The guest's changes -------------------------------------------------------------------------
+
+Task<void> CopyBeforeWrite::write_after_copy(uint64_t offset, Bytes data, WriteOptions options) {
+  co_await preserve(offset, data.size());
+  co_await below().write(offset, data, options);
+}
+
+Task<void> CopyBeforeWrite::zero_after_copy(uint64_t offset, uint64_t length, ZeroOptions options) {
+  co_await preserve(offset, length);
+  co_await below().zero(offset, length, options);
+}
+
+Task<void> CopyBeforeWrite::discard_after_copy(uint64_t offset, uint64_t length,
+                                               DiscardOptions options) {
+  co_await preserve(offset, length);
+  co_await below().discard(offset, length, options);
+}
+
+Task<void> CopyBeforeWrite::resize(uint64_t size) {
+  if (size < size_) co_await preserve(size, size_ - size);
+  co_await below().resize(size);
+}
+
+Task<void> CopyBeforeWrite::close() {
+  (void)co_await late_.join().result();
+  const Result<void> kept = co_await target_.close().result();
+  co_await Filter::close();
+  if (!kept) co_await fail(kept.error().copy());
+}
+
+void CopyBeforeWrite::abandon() {
+  target_.abandon();
+  Filter::abandon();
+}
+
+// --- The snapshot --------------------------------------------------------------------------------
+
+Result<void> CopyBeforeWrite::check_readable(uint64_t offset, uint64_t end) const {
+  if (broken_) {
+    return Error(Errc::denied,
+                 cat("the snapshot of ", quoted(name()), " is broken: ", broken_.message()));
+  }
+  const Clusters clusters = clusters_of(offset, end - offset);
+  const uint64_t missing = unwanted_.next(true, clusters.first, clusters.end);
+  if (missing == clusters.end) return {};
+  return Error(Errc::denied,
+               cat(hex(std::max(offset, missing * cluster_)), " is no part of the snapshot of ",
+                   quoted(name()), ": its bitmap left it out"));
+}
+
+/// Up to where, from `offset` on, clusters are in the target (`kept`) or not; `offset` itself where
+/// the first one is otherwise.
+uint64_t CopyBeforeWrite::end_of_run(bool kept, uint64_t offset, uint64_t end) const {
+  const uint64_t next = kept_.next(!kept, offset / cluster_, div_ceil(end, cluster_));
+  return std::clamp(next * cluster_, offset, end);
+}
+
+/// Reads what has one source; how much that was.
+Task<uint64_t> CopyBeforeWrite::read_piece(uint64_t offset, MutableBytes data, IoTag tag) {
+  const uint64_t end = offset + data.size();
+  if (const uint64_t kept = end_of_run(true, offset, end); kept > offset) {
+    co_await target_->read(offset, data.first(kept - offset), tag);
+    co_return kept - offset;
+  }
+  // Short of the next cluster that was copied: nobody waits for a lock on that.
+  const uint64_t most = std::min(end, round_down(offset, cluster_) + std::max(kReadMax, cluster_));
+  RangeLock::Request held(locks_, offset / cluster_, div_ceil(most, cluster_),
+                          RangeLock::Mode::shared);
+  co_await held;
+  const uint64_t length = end_of_run(false, offset, most) - offset;
+  if (length == 0) co_return 0;  // It was copied meanwhile.
+  co_await below().read(offset, data.first(length), tag);
+  co_return length;
+}
+
+Task<void> CopyBeforeWrite::read_snapshot(uint64_t offset, MutableBytes data, IoTag tag) {
+  if (!within(offset, data.size(), size_)) co_await fail(out_of_range("read", offset, data.size()));
+  const uint64_t end = offset + data.size();
+  while (!data.empty()) {
+    co_await check_readable(end - data.size(), end);
+    const uint64_t done = co_await read_piece(end - data.size(), data, tag);
+    data = data.subspan(done);
+  }
+  // A change that went on without its copy did so before it reached what was read here.
+  co_await check_readable(offset, end);
+}
+
+Task<Extent> CopyBeforeWrite::snapshot_status(uint64_t offset, uint64_t length) {
+  if (!within(offset, length, size_)) co_return out_of_range("status", offset, length);
+  if (length == 0) co_return Extent();
+  co_await check_readable(offset, offset + 1);
+  // What the bitmap left out begins another extent.
+  const Clusters all = clusters_of(offset, length);
+  length = std::min(length, unwanted_.next(true, all.first, all.end) * cluster_ - offset);
+  Extent extent;
+  if (const uint64_t kept = end_of_run(true, offset, offset + length); kept > offset) {
+    extent = co_await target_->status(offset, kept - offset);
+  } else {
+    RangeLock::Request held(locks_, all.first, all.end, RangeLock::Mode::shared);
+    co_await held;
+    const uint64_t rest = end_of_run(false, offset, offset + length);
+    if (rest == offset) co_return Extent{.length = std::min(length, cluster_ - offset % cluster_)};
+    extent = co_await below().status(offset, rest - offset);
+  }
+  co_await check_readable(offset, offset + 1);
+  extent.allocated = true;
+  extent.depth = 0;
+  extent.compressed = false;
+  extent.host_offset.reset();
+  extent.file = {};
+  co_return extent;
+}
+
+}  // namespace byre

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+/// CopyBeforeWrite: a filter that keeps what a disk held when the filter was made: before a write
+/// changes a cluster for the first time, its old contents are copied to another device, the target.
+///
+/// The snapshot is what it keeps; snapshot_access.h shows it as a Device.  A cluster of it is in
+/// the target once it was copied, and in `file` (the device that is filtered) until then.
+///
+///   1. A write, a zero, a discard or a smaller size waits here, before anything below sees it,
+///      until each cluster that it touches is in the target.  Requests of the guest to clusters
+///      that are there already wait for nothing.
+///   2. A copy takes its clusters exclusively.  A read of the snapshot shares its clusters while it
+///      reads from `file`, so it holds back the copy, and with that the writer behind it.  What is
+///      in the target never changes again, and is read without a lock.
+///   3. A copy that fails, or takes longer than the timeout, fails the guest's request and leaves
+///      the snapshot whole (CbwError::break_guest_write); or the request goes on, nothing is copied
+///      from then on, and every read of the snapshot fails, also one that is under way.
+///
+/// Invariant: what a read of the snapshot gives was there when the filter was made, byte for byte,
+/// or the read fails.  A cluster is marked as copied when the target has answered, never before.
+/// Who puts the filter above a disk in use makes it in a drain of its own (drain.h): nobody may
+/// write past it.  Who removes it, or changes an image below it as a whole (Image::resize(),
+/// applying a snapshot: no requests that it sees), ends those who read the snapshot first. Locks:
+/// requests wait here above the engine, before any range lock, and hold nothing when they go on: so
+/// a copy may wait for the engine, and the engine never waits for a copy. Cost: once copied, a look
+/// into a set for each cluster of a write; no frame.  Memory: a bit for each cluster that was
+/// copied (in chunks of 512 bytes), and a buffer of up to 1 MiB a copy. Not here: durability (the
+/// snapshot ends with the process), copying the rest (a backup job).
+#pragma once
+
+#include <bitset>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+
+#include "block/filter.h"
+#include "coro/range_lock.h"
+#include "coro/scope.h"
+
+namespace byre {
+
+/// Numbers of clusters; sparse.
+class ClusterSet {
+ public:
+  /// The first one from `from` on that is in the set (`in`) or not; `end` without one before it.
+  uint64_t next(bool in, uint64_t from, uint64_t end) const;
+  bool contains(uint64_t cluster) const { return next(true, cluster, cluster + 1) == cluster; }
+  void insert(uint64_t first, uint64_t end);
+
+ private:
+  static constexpr uint64_t kChunk = 4096;
+  struct Chunk {
+    std::bitset<kChunk> bits;
+    uint64_t count = 0;
+  };
+  std::unordered_map<uint64_t, Chunk> chunks_;
+};
+
+/// What breaks when a copy fails.
+enum class CbwError : uint8_t { break_guest_write, break_snapshot };
+
+struct CopyBeforeWriteOptions {
+  CbwError on_error = CbwError::break_guest_write;
+  int64_t timeout_ns = 0;         ///< Of a copy; 0: none.
+  uint64_t cluster_size_min = 0;  ///< A power of two, or 0.
+  /// The parts of the disk that are to be kept; null: all.  Gives the first such byte from `from`
+  /// on, and where that part ends; nullopt: none follows.
+  struct Part {
+    uint64_t offset;
+    uint64_t end;
+  };
+  std::function<std::optional<Part>(uint64_t from)> wanted = {};
+};
+
+class CopyBeforeWrite final : public Filter {
+ public:
+  /// Refuses a target that is too small or cannot be written, if the disk can be.
+  static Result<void> fits(const Device& file, const Device& target,
+                           const CopyBeforeWriteOptions& options);
+  /// fits() said yes.
+  CopyBeforeWrite(Child file, Child target, const CopyBeforeWriteOptions& options);
+  /// From here on nobody else may write the disk or the target; Errc::busy when somebody can.  The
+  /// disk may lie below the target, as its backing disk: only whole clusters are written there.
+  Result<void> claim();
+
+  uint64_t cluster_size() const { return cluster_; }
+  uint64_t bytes_copied() const { return bytes_copied_; }
+  Device& target() const { return *target_; }
+
+  // The snapshot.
+  uint64_t snapshot_size() const { return size_; }
+  Task<void> read_snapshot(uint64_t offset, MutableBytes data, IoTag tag);
+  /// Nothing says where the bytes are: they may move.
+  Task<Extent> snapshot_status(uint64_t offset, uint64_t length);
+
+  BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
+    if (is_kept(offset, data.size())) return below().write(offset, data, options);
+    return write_after_copy(offset, data, options);
+  }
+  BYRE_CORO_WRAPPER Task<void> zero(uint64_t offset, uint64_t length,
+                                    ZeroOptions options) override {
+    if (is_kept(offset, length)) return below().zero(offset, length, options);
+    return zero_after_copy(offset, length, options);
+  }
+  BYRE_CORO_WRAPPER Task<void> discard(uint64_t offset, uint64_t length,
+                                       DiscardOptions options) override {
+    if (is_kept(offset, length)) return below().discard(offset, length, options);
+    return discard_after_copy(offset, length, options);
+  }
+  Task<void> resize(uint64_t size) override;
+  /// Waits for copies whose time was over.
+  Task<void> settle() override;
+  Task<void> close() override;
+  void abandon() override;
+
+ private:
+  struct Clusters {
+    uint64_t first;
+    uint64_t end;
+    bool empty() const { return first >= end; }
+  };
+  struct Attempt;
+  Clusters clusters_of(uint64_t offset, uint64_t length) const;
+  bool is_kept(uint64_t offset, uint64_t length) const;
+  Task<void> preserve(uint64_t offset, uint64_t length);
+  Task<void> copy(Clusters clusters);
+  Task<void> copy_run(Clusters run);
+  Task<void> copy_in_time(Clusters clusters);
+  Task<void> attempt(std::shared_ptr<Attempt> attempt, Clusters clusters);
+  Task<void> write_after_copy(uint64_t offset, Bytes data, WriteOptions options);
+  Task<void> zero_after_copy(uint64_t offset, uint64_t length, ZeroOptions options);
+  Task<void> discard_after_copy(uint64_t offset, uint64_t length, DiscardOptions options);
+  Task<uint64_t> read_piece(uint64_t offset, MutableBytes data, IoTag tag);
+  uint64_t end_of_run(bool kept, uint64_t offset, uint64_t end) const;
+  Result<void> check_readable(uint64_t offset, uint64_t end) const;
+
+  Child target_;
+  const uint64_t size_;  ///< Of the snapshot.
+  const uint64_t cluster_;
+  const CbwError on_error_;
+  const int64_t timeout_ns_;
+  ClusterSet kept_;      ///< In the target, or unwanted.
+  ClusterSet unwanted_;  ///< Clusters that are no part of the snapshot.
+  Error broken_;         ///< Why there is no snapshot any more.
+  RangeLock locks_;      ///< In clusters.
+  Scope late_;           ///< Copies that are under way, where a timeout is set.
+  uint64_t bytes_copied_ = 0;
+};
+
+}  // namespace byre

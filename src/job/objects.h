@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Objects: what users define beside devices (--object), by an id to which devices refer.
+///
+/// There are throttle groups: `throttle-group,id=g,limits.iops-total=100`, or the same as JSON with
+/// "qom-type".  All disks that a command opens with `driver=throttle,throttle-group=g` share one
+/// group.  And there are secrets (secret.h), which nothing uses yet.
+/// Invariant: each id is there once; limits have passed check_throttle_limits().
+/// Not here: TLS credentials; groups that devices define themselves (open_tree.h).
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "block/throttle.h"
+
+namespace byre {
+
+/// The number that options call `name`: "bps-total", "iops-read-max", "iops-size"; null: none.
+uint64_t* find_limit(ThrottleLimits& limits, std::string_view name);
+
+class Objects {
+ public:
+  /// What is wrong is said in QEMU's words, where it has some.
+  Result<void> add(std::string_view text);
+  /// Null: there is no such group.
+  std::shared_ptr<ThrottleGroup> throttle_group(std::string_view id, Reactor& reactor);
+  /// Its contents; null: there is no such secret.
+  const std::string* secret(std::string_view id) const;
+
+ private:
+  struct Group {
+    ThrottleLimits limits;
+    std::shared_ptr<ThrottleGroup> group;  ///< Once somebody has asked for it.
+  };
+  std::map<std::string, Group, std::less<>> groups_;
+  std::map<std::string, std::string, std::less<>> secrets_;
+};
+
+}  // namespace byre
