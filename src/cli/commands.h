@@ -10,10 +10,11 @@
 namespace byre {
 
 extern const AnyCommand& kAmend;
-extern const AnyCommand& kBench;
+
 extern const AnyCommand& kBitmap;
 extern const AnyCommand& kCheck;
 extern const AnyCommand& kCompare;
+extern const AnyCommand& kCommit;
 extern const AnyCommand& kConvert;
 extern const AnyCommand& kCreate;
 extern const AnyCommand& kDd;
@@ -23,6 +24,7 @@ extern const AnyCommand& kInfo;
 extern const AnyCommand& kIo;
 extern const AnyCommand& kMap;
 extern const AnyCommand& kMeasure;
+extern const AnyCommand& kRebase;
 extern const AnyCommand& kRepair;
 extern const AnyCommand& kResize;
 extern const AnyCommand& kServe;

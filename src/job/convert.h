@@ -1,16 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Convert: copies the contents of one or more disks, one behind the other, into a target.
 ///
-/// 1. One reader of the map at a time asks the source what comes next (status()) and cuts it into
-///    pieces; zeros are never read.
-/// 2. Up to `requests_max` coroutines each take a piece, read it, look for zeros in it, and write
-///    what is left.  With `in_order` writes are issued in the order of the disk (they still
-///    overlap), so that an image that allocates as it is written comes out in that order.
-/// 3. What reads as zeros is left out of a target that reads as zeros, and zeroed in any other.
-/// What
-///    the target has beyond the end of the sources is zeroed, too.
-/// 4. One flush at the end.  A failure or stop() ends it as soon as what is under way has ended.
-/// Memory: requests_max * request_size.
+/// What reads as zeros is left out of a target that reads as zeros, and zeroed in any other.  What
+/// the target has beyond the end of the sources is zeroed, too.  One flush at the end.
+/// A failure or stop() ends it as soon as what is under way has ended.
+/// Cost and memory: those of the loop (copy.h).
 /// Not here: opening and creating (open.h, create.h), who may be target and source at once.
 #pragma once
 
@@ -20,12 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "base/units.h"
-#include "block/device.h"
-#include "coro/event.h"
-#include "coro/scope.h"
-#include "coro/semaphore.h"
-#include "io/buffer.h"
+#include "job/copy.h"
 
 namespace byre {
 
@@ -52,25 +41,25 @@ struct ConvertOptions {
   std::function<void(uint64_t done, uint64_t total)> progress;
 };
 
-class Convert {
+class Convert final : private CopySource {
  public:
   /// The devices outlive it.
   Convert(std::vector<Device*> sources, Device& target, ConvertOptions options);
 
   /// Bytes of the sources together, each rounded up to whole sectors: what the target must hold.
   uint64_t total() const { return total_; }
-  uint64_t done() const { return done_; }
+  uint64_t done() const { return progress_.done(); }
   /// Was it a source that made it fail?
-  bool source_failed() const { return source_failed_; }
+  bool source_failed() const { return copy_->source_failed(); }
   /// Has anything been written to the target?
-  bool wrote() const { return wrote_; }
+  bool wrote() const { return copy_->wrote(); }
 
   /// Errc::cancelled after stop().
   Task<void> run();
   /// Begins nothing more.
-  void stop() { stopped_ = true; }
+  void stop() { progress_.stop(); }
   /// What is under way, for a user who waits: "3 reads of 'a', 1 write to 'b'".
-  std::string waiting_for() const;
+  std::string waiting_for() const { return copy_->waiting_for(); }
 
  private:
   struct Source {
@@ -78,60 +67,20 @@ class Convert {
     uint64_t start;  ///< In the target.
     uint64_t size;   ///< Rounded up to whole sectors.
   };
-  enum class Kind : uint8_t {
-    data,  ///< To be read.
-    fill,  ///< Zeros, to be written byte for byte.
-    zero,  ///< Reads as zeros; the target must, too.
-    skip,  ///< The target is right as it is.
-  };
-  struct Piece {
-    Kind kind = Kind::data;
-    uint64_t at = 0;  ///< In the target.
-    uint64_t length = 0;
-    uint64_t sequence = 0;
-  };
 
-  Task<void> work();
-  Task<std::optional<Piece>> next();
+  uint64_t size() const override { return total_; }
+  Task<Stretch> look(uint64_t at) override;
+  Task<Parts> read(uint64_t at, MutableBytes data) override;
+  std::string names() const override;
   Kind kind_of(const Extent& extent, uint64_t at) const;
-  void make_whole(Piece& piece) const;
-  Task<void> copy(const Piece& piece, Buffer& buffer);
-  Task<void> read(uint64_t at, MutableBytes data);
-  Task<void> write_runs(uint64_t at, Bytes data);
-  Task<void> write(uint64_t at, Bytes data);
-  Task<void> zero(uint64_t at, uint64_t length);
-  Task<void> in_turn(uint64_t sequence);
-  void end_turn(uint64_t sequence);
 
   std::vector<Source> sources_;
   Device& target_;
   const ConvertOptions options_;
-  const uint64_t unit_;  ///< Pieces begin and end at its multiples, but for the last.
   uint64_t total_ = 0;
-
-  Mutex cursor_lock_;  ///< Over everything up to next_sequence_: status() may wait.
-  uint64_t position_ = 0;
-  size_t source_ = 0;
-  Extent extent_;  ///< What is at position_, from there on.
-  uint64_t extent_left_ = 0;
-  Kind extent_kind_ = Kind::data;
-  uint64_t next_sequence_ = 0;
-
-  Event turn_;
-  uint64_t turn_sequence_ = 0;  ///< Whose turn it is to write.
-  bool first_write_ = true;
-  bool stopped_ = false;
-  bool wrote_ = false;
-  bool source_failed_ = false;
-  bool failed_ = false;
-  uint64_t done_ = 0;
-
-  struct Counts {
-    unsigned reads = 0;
-    unsigned writes = 0;
-    unsigned maps = 0;
-    unsigned flushes = 0;
-  } under_way_;
+  size_t source_ = 0;  ///< The one that look() has come to.
+  Progress progress_;
+  std::optional<Copy> copy_;
 };
 
 }  // namespace byre

@@ -227,6 +227,7 @@ Task<OpenedNode> make_qcow2(NodeParts& parts) {
     options.without_backing = false;
     options.salvage = false;
     options.free_leaks = false;
+    options.writable_below = 0;
   }
   options.writable = parts.use.writable;
   options.direct = parts.use.direct;

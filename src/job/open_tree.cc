@@ -280,9 +280,6 @@ class DevicesOfImages final : public NamedDevices {
     }
     names.push_back(name);
     options.named_devices = std::make_shared<DevicesOfImages>(reactor_, std::move(names));
-    options.writable = false;
-    options.snapshot.clear();
-    options.data_file.clear();
     Disk disk =
         co_await open_tree_of_image(opener, std::move(image_name), name,
                                     head.extensions.backing_format, std::move(options), &reactor_);
@@ -383,9 +380,11 @@ Task<Disk> open_tree_of_image(FileOpener& opener, std::string image_name, std::s
                               std::optional<std::string> format, ImageOptions options,
                               Reactor* reactor) {
   NamedTree named = co_await tree_of_image(opener, image_name, name, format);
+  const bool growable = options.writable;
   // Names that an image of the tree has are that image's.
-  co_return co_await open_tree(*named.opener, std::move(named.tree),
-                               {.image = std::move(options), .reactor = reactor});
+  co_return co_await open_tree(
+      *named.opener, std::move(named.tree),
+      {.image = std::move(options), .growable = growable, .reactor = reactor});
 }
 
 void follow_named_devices(ImageOptions& options, Reactor& reactor) {

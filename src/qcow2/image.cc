@@ -5,6 +5,7 @@
 #include "qcow2/guest/read.h"
 #include "qcow2/guest/write.h"
 #include "qcow2/guest/zero.h"
+#include "qcow2/ops/empty.h"
 #include "qcow2/ops/heal.h"
 #include "qcow2/ops/online_check.h"
 #include "qcow2/ops/resize.h"
@@ -98,6 +99,10 @@ Task<void> Image::amend(AmendOptions options) {
 }
 BYRE_CORO_WRAPPER Task<void> Image::replace_backing(Child& next, std::optional<BackingName> name) {
   return byre::replace_backing(*disk_, *this, next, std::move(name));
+}
+Task<void> Image::empty() {
+  co_await wait_for_references();
+  co_await byre::empty_disk(*disk_);
 }
 Task<void> Image::create_snapshot(NewSnapshot snapshot) {
   co_await wait_for_references();

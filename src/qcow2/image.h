@@ -72,6 +72,9 @@ class Image final : public Device {
   /// Another device below, and its name in the header (ops/replace_backing.h).  Guests go on.
   /// `next` leads to the old one afterwards.
   Task<void> replace_backing(Child& next, std::optional<BackingName> name);
+  /// The disk has nothing of its own any more, and its backing disk shows through: durable when
+  /// this ends (ops/empty.h).  That the guest sees no change is the promise of the caller.
+  Task<void> empty();
   // Internal snapshots (ops/snapshot.h); each is durable when it ends.  The guest's reads go on,
   // its writes wait.  `which` is an id or a name, and fits one snapshot only.
   Task<void> create_snapshot(NewSnapshot snapshot);

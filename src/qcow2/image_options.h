@@ -53,7 +53,10 @@ struct ImageOptions {
   std::optional<bool> lazy_refcounts;  ///< Instead of what the image says (version 3).
   std::string snapshot;                ///< Open this internal snapshot, by id or name; read-only.
   std::string data_file;               ///< Instead of the data file that the image names.
-  bool without_backing = false;        ///< Only this layer: what is not allocated reads as zeros.
+  /// Of the disks below, this one is opened for writing, too: 1 is the backing disk, 2 the one
+  /// below that; 0: none.  Only what knows that this image shows the same meanwhile writes it.
+  uint32_t writable_below = 0;
+  bool without_backing = false;  ///< Only this layer: what is not allocated reads as zeros.
   /// Read-only: damage that does not hinder reading is passed over, and what of the L1 table cannot
   /// be read fails where it is needed.
   bool salvage = false;

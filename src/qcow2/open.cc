@@ -211,13 +211,23 @@ static Task<void> load_tables(GuestDisk& disk, FileOpener& opener) {
   if (disk.head.header.has(kDataFile)) co_await open_data_file(disk, opener).doing("data file");
 }
 
+/// How the disk below an image is opened that was opened as `options` say.
+static ImageOptions options_below(const ImageOptions& options) {
+  ImageOptions below = options;
+  below.writable = options.writable_below == 1;
+  below.writable_below = options.writable_below == 0 ? 0 : options.writable_below - 1;
+  below.snapshot.clear();
+  below.data_file.clear();
+  return below;
+}
+
 Task<void> Image::Opening::open_backing(GuestDisk& disk, FileOpener& opener, const Layer& self) {
   if (self.depth + 1 > disk.options.chain_depth_max) {
     co_await fail(
         unsupported("the backing chain is longer than ", disk.options.chain_depth_max, " images"));
   }
   if (disk.options.named_devices && disk.options.named_devices->knows(*disk.head.backing_file)) {
-    ImageOptions options = disk.options;
+    ImageOptions options = options_below(disk.options);
     options.chain_depth_max -= self.depth + 1;
     disk.backing = co_await disk.options.named_devices
                        ->open(opener, disk.head, disk.file->name(), std::move(options))
@@ -229,7 +239,9 @@ Task<void> Image::Opening::open_backing(GuestDisk& disk, FileOpener& opener, con
     return corrupt("backing file ", quoted(below.name), " of ", quoted(disk.file->name()),
                    ": the backing chain goes in a circle");
   };
-  const FileOptions how{.direct = disk.options.direct,
+  ImageOptions options = options_below(disk.options);
+  const FileOptions how{.writable = options.writable,
+                        .direct = disk.options.direct,
                         .lock = disk.options.lock,
                         .share_lock = disk.options.share_lock};
   Result<std::unique_ptr<File>> file =
@@ -245,15 +257,12 @@ Task<void> Image::Opening::open_backing(GuestDisk& disk, FileOpener& opener, con
   if (!file) co_await fail(named_once(std::move(file).error(), "backing file", below.name));
   const FileId id = id_of(**file);
   if (self.has(id)) co_await fail(circle());
-  auto raw = std::make_unique<RawDevice>(*std::move(file));
+  auto raw =
+      std::make_unique<RawDevice>(*std::move(file), RawOptions{.growable = options.writable});
   if (!below.is_image) {
     disk.backing = std::move(raw);
     co_return;
   }
-  ImageOptions options = disk.options;
-  options.writable = false;
-  options.snapshot.clear();
-  options.data_file.clear();
   disk.backing = co_await open_layer(std::move(raw), opener, std::move(options),
                                      {.above = &self, .depth = self.depth + 1, .id = id});
 }

@@ -121,6 +121,15 @@ Task<void> punch_unowned(GuestDisk& disk, GuestCluster first, uint64_t count) {
   }
 }
 
+Task<void> punch_unused_places(GuestDisk& disk) {
+  if (disk.options.discard != DiscardPolicy::unmap) co_return;
+  const uint64_t clusters = disk.geometry().clusters_for(disk.size);
+  for (uint64_t first = 0; first < clusters; first += kPunchAtOnce) {
+    const uint64_t count = std::min(clusters - first, kPunchAtOnce);
+    co_await punch_unowned(disk, GuestCluster{first}, count);
+  }
+}
+
 // --- Its size ------------------------------------------------------------------------------------
 
 /// Before the disk grows.

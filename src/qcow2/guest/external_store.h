@@ -32,6 +32,8 @@ Task<void> zero_raw_data(GuestDisk& disk, GuestOffset offset, uint64_t length, Z
 void note_removed(GuestDisk& disk, GuestCluster cluster);
 /// A generation is durable: what it removed is punched, beside the requests.
 void punch_what_is_durable(GuestDisk& disk);
+/// Makes holes of all places that no entry leads to, at once.  No read knows one of them.
+Task<void> punch_unused_places(GuestDisk& disk);
 /// Before the disk grows.
 Task<void> grow_data_file(GuestDisk& disk, uint64_t size);
 /// After the disk has become smaller.

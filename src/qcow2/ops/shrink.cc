@@ -10,6 +10,7 @@
 #include "qcow2/guest/guest_disk.h"
 #include "qcow2/guest/read.h"
 #include "qcow2/guest/zero.h"
+#include "qcow2/ops/give_up.h"
 #include "qcow2/ops/resize.h"
 
 namespace byre {
@@ -188,50 +189,13 @@ Task<void> cut_last_cluster(GuestDisk& disk, const Quiesced& quiesced, uint64_t 
   off.mappings.push_back(old);
 }
 
-/// Step 4.  What cannot be believed is left as a leak; the first reason is reported.
+/// Step 4.
 Task<void> free_cut_off(GuestDisk& disk, CutOff off) {
-  const Geometry& g = disk.head.geometry;
-  Error first;
-  const auto free_table = [&](HostCluster table) {
-    disk.map->cache().forget(g.start_of(table), disk.cluster_size());
-    // Still metadata while a snapshot refers to it.
-    if (disk.allocator->refcount(table) <= 1) disk.metadata.remove(table);
-    disk.allocator->release({table, 1});
-  };
-  uint64_t released = 0;
-  const auto free_host = [&](const Mapping& mapping) -> Task<void> {
-    const Result<void> loaded = co_await disk.load_refcounts_of(mapping).result();
-    if (loaded) {
-      disk.allocator->release(hosts(mapping, g));
-      ++released;
-    } else if (!first) {
-      first = loaded.error().copy();
-    }
-  };
-  if (off.last_table) free_table(*off.last_table);
-  for (const Mapping& mapping : off.mappings) {
-    if (hosts(mapping, g).count != 0) co_await free_host(mapping);
-  }
-  std::vector<std::byte> bytes(disk.cluster_size());
-  for (const HostCluster table : off.tables) {
-    const HostOffset at = g.start_of(table);
-    Result<void> read = co_await disk.file->read(at.value, bytes, IoTag::l1_shrink_load).result();
-    if (read) read = co_await disk.allocator->load({table, 1}).result();
-    if (!read) {
-      if (!first) first = std::move(read).error().while_doing(cat("L2 table at ", at));
-      continue;
-    }
-    for (uint64_t i = 0; i < g.l2_entries(); ++i) {
-      const Result<Mapping> mapping = decode_l2(load_l2(bytes, i, g), g);
-      if (mapping && hosts(*mapping, g).count != 0) co_await free_host(*mapping);
-    }
-    free_table(table);
-    if (released >= disk.options.staged_max) {  // Bounds what is in limbo.
-      co_await disk.committer->flush(IoTag::commit_sync);
-      released = 0;
-    }
-  }
-  if (first) co_await fail(std::move(first));
+  GiveUp give_up(disk);
+  if (off.last_table) give_up.table_alone(*off.last_table);
+  for (const Mapping& mapping : off.mappings) co_await give_up.mapping(mapping);
+  for (const HostCluster table : off.tables) co_await give_up.table(table);
+  co_await give_up.end();
 }
 
 /// Twice: the first commit ends the generation that limbo waits for, the second writes the
