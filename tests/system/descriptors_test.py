@@ -5,7 +5,6 @@ If a file that byre opens got one of these numbers, a message would overwrite th
 each name and on both reactors, is played with each set of them closed; the disk must hold afterwards what it holds when
 all three are open.
 """
-import ctypes
 import itertools
 import os
 import shutil
@@ -16,21 +15,10 @@ import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
+from confine import forbid_io_uring  # noqa: E402
 from harness import BYRE, MIB, Case, img, main, only_byre, qemu_img, qemu_io, run, until  # noqa: E402
 
 SETS = [closed for count in (1, 2, 3) for closed in itertools.combinations((0, 1, 2), count)]
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def forbid_io_uring():
-    """From here on io_uring_setup() fails in this process, so that byre takes threads."""
-    load_number, is_setup, allow, refuse = 0x20, 0x15, 0x7FFF0000, 0x00050000 | 1  # BPF's codes; EPERM.
-    lines = [(load_number, 0, 0, 0), (is_setup, 0, 1, 425), (0x06, 0, 0, refuse), (0x06, 0, 0, allow)]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
-    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(lines), ctypes.addressof(code)))
-    no_new_privileges, set_seccomp, filter_mode = 38, 22, 2
-    if libc.prctl(no_new_privileges, 1, 0, 0, 0) or libc.prctl(set_seccomp, filter_mode, program, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl")
 
 
 def prepared(closed, threads):
