@@ -82,8 +82,7 @@ std::string help_for_qemu(const Session& session, std::span<const AnyCommand* co
 }
 
 /// Those of qemu-img that byre does not have.
-constexpr std::array<std::string_view, 6> kNotYet = {"bench", "commit",  "compare",
-                                                     "dd",    "measure", "rebase"};
+constexpr std::array<std::string_view, 4> kNotYet = {"bench", "compare", "dd", "measure"};
 
 std::string not_found(const Session& session, std::span<const AnyCommand* const> commands,
                       std::string_view word) {
@@ -142,15 +141,15 @@ int run_subcommand(Session& session, std::span<const AnyCommand* const> commands
 
 std::span<const AnyCommand* const> byre_commands() {
   static const std::array kCommands = {
-      &kAmend, &kBitmap, &kCheck, &kConvert, &kCreate, &kDrivers, &kDump,
-      &kInfo,  &kIo,     &kMap,   &kRepair,  &kResize, &kServe,   &kSnapshot,
+      &kAmend, &kBitmap, &kCheck, &kCommit, &kConvert, &kCreate, &kDrivers, &kDump,
+      &kInfo,  &kIo,     &kMap,   &kRebase, &kRepair,  &kResize, &kServe,   &kSnapshot,
   };
   return kCommands;
 }
 
 std::span<const AnyCommand* const> qemu_img_commands() {
-  static const std::array kCommands = {&kAmend, &kBitmap, &kCheck,  &kConvert, &kCreate,
-                                       &kInfo,  &kMap,    &kResize, &kSnapshot};
+  static const std::array kCommands = {&kAmend, &kBitmap, &kCheck,  &kCommit, &kConvert, &kCreate,
+                                       &kInfo,  &kMap,    &kRebase, &kResize, &kSnapshot};
   return kCommands;
 }
 

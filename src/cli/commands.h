@@ -12,6 +12,7 @@ namespace byre {
 extern const AnyCommand& kAmend;
 extern const AnyCommand& kBitmap;
 extern const AnyCommand& kCheck;
+extern const AnyCommand& kCommit;
 extern const AnyCommand& kConvert;
 extern const AnyCommand& kCreate;
 extern const AnyCommand& kDrivers;
@@ -19,6 +20,7 @@ extern const AnyCommand& kDump;
 extern const AnyCommand& kInfo;
 extern const AnyCommand& kIo;
 extern const AnyCommand& kMap;
+extern const AnyCommand& kRebase;
 extern const AnyCommand& kRepair;
 extern const AnyCommand& kResize;
 extern const AnyCommand& kServe;

@@ -258,7 +258,7 @@ class Advice(Case):
                               (("help", "chek"), "did you mean 'check'?"),
                               (("info", "--ouptut=json", "disk"), "did you mean '--output'?"),
                               (("convert", "--fo", "disk", "x"), "it could be --follow, --force, --force-share"),
-                              (("rebase", "-u", "disk"), "qemu-img has it, byre does not yet")):
+                              (("bench", "disk"), "qemu-img has it, byre does not yet")):
             with self.subTest(words=words):
                 text = self.byre(*words, code=USE).text
                 for part in advice.split(", "):
@@ -374,7 +374,8 @@ class WhatCallersAsk(Case):
         self.assertRegex(text, r"(?m)^Supported formats: (\S+ )*qcow2( |$)")
         self.assertRegex(text, r"(?m)^qemu-img version 7\.2\.0 ")
         lines = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
-        self.assertEqual(set(lines), {"amend", "bitmap", "check", "convert", "create", "info", "map", "resize", "snapshot"})
+        self.assertEqual(set(lines), {"amend", "bitmap", "check", "commit", "convert", "create", "info", "map",
+                                      "rebase", "resize", "snapshot"})
         for command, options in (("convert", ("-W", "-m", "-n", "--target-is-zero", "--bitmaps", "-c", "-S", "-l")),
                                  ("map", ("--start-offset", "--max-length", "--output")),
                                  ("info", ("--backing-chain", "--output", "-U")),

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "job/layers.h"
+
+#include "block/graph.h"
+#include "block/raw.h"
+#include "block/whole_sectors.h"
+#include "qcow2/image.h"
+
+namespace byre {
+
+namespace {
+
+/// The device below `device` in the chain; null: none.  Filters are no layers.
+Device* next_layer(const Device& device) {
+  for (const Child* edge : device.children()) {
+    if (edge->role() == Role::backing) return edge->get();
+    if (edge->role() == Role::filtered) return next_layer(**edge);
+  }
+  return nullptr;
+}
+
+/// A file, and what it is read as.
+struct Identity {
+  uint64_t device = 0;
+  uint64_t inode = 0;
+  bool is_image = false;
+  bool operator==(const Identity&) const = default;
+};
+
+/// None for what is not a file as a whole.
+std::optional<Identity> identity_of(Device& layer) {
+  Device* device = &layer;
+  if (const auto* whole = dynamic_cast<WholeSectors*>(device)) device = &whole->below();
+  Identity identity;
+  if (auto* image = dynamic_cast<Image*>(device)) {
+    identity.is_image = true;
+    device = &image->file();
+    if (const auto* frozen = dynamic_cast<Filter*>(device)) device = &frozen->below();
+  }
+  auto* raw = dynamic_cast<RawDevice*>(device);
+  if (!raw) return std::nullopt;
+  identity.device = raw->file().properties().device;
+  identity.inode = raw->file().properties().inode;
+  if (identity.device == 0 && identity.inode == 0) return std::nullopt;
+  return identity;
+}
+
+}  // namespace
+
+std::vector<Device*> layers_of(Device& top) {
+  std::vector<Device*> layers;
+  for (Device* layer = &top; layer; layer = next_layer(*layer)) layers.push_back(layer);
+  return layers;
+}
+
+std::optional<Meeting> find_meeting(const std::vector<Device*>& left,
+                                    const std::vector<Device*>& right) {
+  for (size_t i = 0; i < left.size(); ++i) {
+    const std::optional<Identity> mine = identity_of(*left[i]);
+    if (!mine) continue;
+    for (size_t j = 0; j < right.size(); ++j) {
+      if (identity_of(*right[j]) == mine) return Meeting{i, j};
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace byre

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The disks of an open backing chain, top first.
+///
+/// Their depths are those that Device::status() counts: 0 is the top itself.
+/// Cost: a step for each device.
+/// Not here: the same from headers alone, before anything is open (chain.h).
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "block/device.h"
+
+namespace byre {
+
+std::vector<Device*> layers_of(Device& top);
+
+/// Where two chains meet: the first disk of `left` that is in `right` as well, the same file read
+/// as the same format, so that all below it is the same, too.
+struct Meeting {
+  size_t left = 0;  ///< By index.
+  size_t right = 0;
+};
+/// None: no disk is in both, as far as files tell.
+std::optional<Meeting> find_meeting(const std::vector<Device*>& left,
+                                    const std::vector<Device*>& right);
+
+}  // namespace byre

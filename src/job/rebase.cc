@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "job/rebase.h"
+
+#include <algorithm>
+
+#include "format/header_change.h"
+
+namespace byre {
+
+Rebase::Rebase(Image& overlay, Child& next, Progress& progress, RebaseOptions options)
+    : overlay_(overlay),
+      next_(next),
+      progress_(progress),
+      options_(options),
+      unit_(options.compressed ? overlay.geometry().cluster_size()
+                               : overlay.geometry().unit_size()),
+      old_layers_(layers_of(overlay)),
+      // Zeroing leaves out what reads as zeros already, over the old disk, unless an entry can say
+      // it, whatever else refers to the cluster: of a whole one, in version 3.
+      copy_(*this, overlay, progress,
+            {.sparse_size = overlay.geometry().version >= 3 ? overlay.geometry().cluster_size() : 0,
+             .zero_whole = true,
+             .unit = unit_,
+             .compressed = options.compressed,
+             .fua = options.fua,
+             .requests_max = options.requests_max,
+             .request_size = std::max(options.request_size, unit_)}) {
+  if (!next_) return;
+  new_layers_ = layers_of(*next_);
+  meeting_ = find_meeting(old_layers_, new_layers_);
+}
+
+Task<void> Rebase::check_room(std::optional<BackingName> name) {
+  if (name && overlay_.has_raw_data()) {
+    co_await fail(
+        invalid("the external data file of ", quoted(overlay_.name()),
+                " holds the whole disk (data_file_raw), so there can be no backing file"));
+  }
+  std::vector<std::byte> first(overlay_.geometry().cluster_size());
+  co_await overlay_.file().read(0, first, IoTag::header_read);
+  const Header header = co_await parse_header(first);
+  Extensions extensions = co_await parse_extensions(first, header);
+  extensions.backing_format.reset();
+  if (name) extensions.backing_format = name->format;
+  (void)co_await change_header(first, header, extensions, name ? name->file : "");
+}
+
+Task<void> Rebase::run(std::optional<BackingName> name) {
+  progress_.set_total(size());
+  co_await copy_.run();
+  co_await copy_.flush();  // O9
+  if (progress_.stopped()) co_await fail(Error(Errc::cancelled, "interrupted"));
+  co_await overlay_.replace_backing(next_, std::move(name));
+}
+
+std::string Rebase::names() const {
+  std::string names = quoted(overlay_.name());
+  if (next_) names += cat(" and ", quoted(next_->name()));
+  return names;
+}
+
+Task<CopySource::Stretch> Rebase::look(uint64_t at) {
+  const auto where = [&] { return cat("look at ", hex(at), " of ", names()); };
+  Result<Extent> old = co_await overlay_.status(at, size() - at).result();
+  if (!old) co_return std::move(old).error().while_doing(where());
+  if (old->length == 0) co_return Error(Errc::io, cat("no status: ", where()));
+  if (old->allocated) co_return Stretch{Kind::skip, old->length};
+  Result<Extent> now = co_await look_at_next(at, old->length).result();
+  if (!now) co_return std::move(now).error().while_doing(where());
+  if (now->length == 0) co_return Error(Errc::io, cat("no status: ", where()));
+  const uint64_t length = std::min(old->length, now->length);
+  const bool same = (old->zero && now->zero) || comes_from_shared(at, *old, *now);
+  co_return Stretch{same ? Kind::skip : Kind::data, length};
+}
+
+/// As Device::status(), of the new disk; zeros behind its end, and without one.
+Task<Extent> Rebase::look_at_next(uint64_t at, uint64_t length) {
+  if (!next_ || at >= next_->size()) {
+    co_return Extent{.length = length, .data = false, .zero = true, .allocated = false};
+  }
+  co_return co_await next_->status(at, std::min(length, next_->size() - at));
+}
+
+/// Does what both show at `at` come from a disk that is in both chains?  Then its depth is at least
+/// that of the disk where they meet; nothing above has it, or hides it by ending before.
+bool Rebase::comes_from_shared(uint64_t at, const Extent& old, const Extent& now) const {
+  if (!meeting_) return false;
+  const auto from = [&](const Extent& extent, const std::vector<Device*>& layers, size_t meeting) {
+    const size_t depth = extent.allocated ? 0 : extent.depth;
+    const bool has_depth = extent.allocated || extent.depth > 0;
+    return has_depth && depth >= meeting && at < layers[meeting]->size();
+  };
+  return from(old, old_layers_, meeting_->left) && from(now, new_layers_, meeting_->right);
+}
+
+Task<CopySource::Parts> Rebase::read(uint64_t at, MutableBytes data) {
+  const auto reading = [&](const Device& from) {
+    return cat("read ", data.size(), " bytes at ", hex(at), " of ", quoted(from.name()));
+  };
+  // What the overlay has nothing of is what the old disk shows.
+  Result<void> read = co_await overlay_.read(at, data, IoTag::read_guest).result();
+  if (!read) co_return std::move(read).error().while_doing(reading(overlay_));
+  Buffer buffer;
+  if (!spare_.empty()) {
+    buffer = std::move(spare_.back());
+    spare_.pop_back();
+  }
+  if (buffer.size() < data.size()) buffer = Buffer(std::max(options_.request_size, unit_));
+  const MutableBytes now = buffer.bytes().first(data.size());
+  read = co_await read_next(at, now).result();
+  if (!read) co_return std::move(read).error().while_doing(reading(*next_));
+  Parts parts;
+  for (uint64_t begin = 0; begin < data.size();) {
+    const uint64_t end =
+        std::min<uint64_t>(data.size(), round_down(at + begin, unit_) + unit_ - at);
+    if (!equal(Bytes(data).subspan(begin, end - begin), Bytes(now).subspan(begin, end - begin))) {
+      if (parts.empty() || parts.back().end != begin) parts.push_back({begin, begin});
+      parts.back().end = end;
+    }
+    begin = end;
+  }
+  spare_.push_back(std::move(buffer));
+  co_return std::move(parts);
+}
+
+/// What the new disk shows.
+Task<void> Rebase::read_next(uint64_t at, MutableBytes data) {
+  uint64_t there = 0;
+  if (next_ && at < next_->size()) {
+    there = std::min<uint64_t>(data.size(), next_->size() - at);
+    co_await next_->read(at, data.first(there), IoTag::read_backing);
+  }
+  fill_zero(data.subspan(there));
+}
+
+}  // namespace byre
