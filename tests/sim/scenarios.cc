@@ -1030,6 +1030,9 @@ const std::vector<Scenario>& scenarios() {
       {"cuts", "two or three requests, every cut after every operation (T6)", play_cuts, 5},
       {"repair", "damaged images, repaired and undone, cut off anywhere (R1 to R5)", play_repair,
        12},
+      {"commit", "chains of images whose top goes down into a disk below, cut off anywhere (O9)",
+       play_commit, 30},
+      {"rebase", "overlays that get another backing disk, cut off anywhere (O9)", play_rebase, 30},
       {"pairs", "two requests in every order of their I/O",
        [](uint64_t seed, const RunOptions& options) {
          return walk_interleavings(seed, options, {});

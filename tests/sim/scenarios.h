@@ -37,5 +37,8 @@ const std::vector<Scenario>& scenarios();
 
 /// repair_scenario.cc
 Verdict play_repair(uint64_t seed, const RunOptions& options);
+/// chain_scenario.cc
+Verdict play_commit(uint64_t seed, const RunOptions& options);
+Verdict play_rebase(uint64_t seed, const RunOptions& options);
 
 }  // namespace byre
