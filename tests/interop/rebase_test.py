@@ -97,6 +97,8 @@ class Disks(Case):
 
     def play(self, rng, old, new, top, words=()):
         """`old`, `new`: layers from the bottom up; `top`: the overlay's."""
+        if top[1] == "extended_l2=on":
+            words = ()  # qemu-img 10.0 -c dies of an assertion there (img_rebase).
         with Twins(self) as twins:
             for layers in (old, new):
                 chain(twins, *layers)
