@@ -82,7 +82,7 @@ std::string help_for_qemu(const Session& session, std::span<const AnyCommand* co
 }
 
 /// Those of qemu-img that byre does not have.
-constexpr std::array<std::string_view, 3> kNotYet = {"bench", "commit", "rebase"};
+constexpr std::array<std::string_view, 2> kNotYet = {"commit", "rebase"};
 
 std::string not_found(const Session& session, std::span<const AnyCommand* const> commands,
                       std::string_view word) {
@@ -140,16 +140,16 @@ int run_subcommand(Session& session, std::span<const AnyCommand* const> commands
 
 std::span<const AnyCommand* const> byre_commands() {
   static const std::array kCommands = {
-      &kAmend, &kBitmap, &kCheck, &kCompare, &kConvert, &kCreate, &kDd,    &kDrivers,  &kDump,
-      &kInfo,  &kIo,     &kMap,   &kMeasure, &kRepair,  &kResize, &kServe, &kSnapshot,
+      &kAmend, &kBench, &kBitmap, &kCheck, &kCompare, &kConvert, &kCreate, &kDd,    &kDrivers,
+      &kDump,  &kInfo,  &kIo,     &kMap,   &kMeasure, &kRepair,  &kResize, &kServe, &kSnapshot,
   };
   return kCommands;
 }
 
 std::span<const AnyCommand* const> qemu_img_commands() {
-  static const std::array kCommands = {&kAmend,   &kBitmap,  &kCheck,  &kCompare,
-                                       &kConvert, &kCreate,  &kDd,     &kInfo,
-                                       &kMap,     &kMeasure, &kResize, &kSnapshot};
+  static const std::array kCommands = {&kAmend,   &kBench,  &kBitmap,  &kCheck, &kCompare,
+                                       &kConvert, &kCreate, &kDd,      &kInfo,  &kMap,
+                                       &kMeasure, &kResize, &kSnapshot};
   return kCommands;
 }
 
