@@ -81,16 +81,10 @@ std::string help_for_qemu(const Session& session, std::span<const AnyCommand* co
                    "Supported formats: qcow qcow2 raw\n");
 }
 
-/// Those of qemu-img that byre does not have.
-constexpr std::array<std::string_view, 1> kNotYet = {"bench"};
-
 std::string not_found(const Session& session, std::span<const AnyCommand* const> commands,
                       std::string_view word) {
   std::string text = cat("Command not found: ", word);
   if (session.compatibility_name()) return text;
-  if (std::ranges::find(kNotYet, word) != kNotYet.end()) {
-    return text + " (qemu-img has it, byre does not yet)";
-  }
   std::vector<std::string_view> names = {"help", "version"};
   for (const AnyCommand* command : commands) names.push_back(command->name);
   const std::string_view near = closest(word, names);
@@ -144,17 +138,17 @@ int run_subcommand(Session& session, std::span<const AnyCommand* const> commands
 
 std::span<const AnyCommand* const> byre_commands() {
   static const std::array kCommands = {
-      &kAmend,  &kBitmap,  &kCheck,  &kCommit, &kCompare,  &kConvert, &kCreate,
-      &kDd,     &kDrivers, &kDump,   &kInfo,   &kIo,       &kMap,     &kMeasure,
-      &kRebase, &kRepair,  &kResize, &kServe,  &kSnapshot,
+      &kAmend,   &kBench,  &kBitmap,  &kCheck,  &kCommit, &kCompare,  &kConvert,
+      &kCreate,  &kDd,     &kDrivers, &kDump,   &kInfo,   &kIo,       &kMap,
+      &kMeasure, &kRebase, &kRepair,  &kResize, &kServe,  &kSnapshot,
   };
   return kCommands;
 }
 
 std::span<const AnyCommand* const> qemu_img_commands() {
-  static const std::array kCommands = {&kAmend,   &kBitmap, &kCheck,  &kCommit,  &kCompare,
-                                       &kConvert, &kCreate, &kDd,     &kInfo,    &kMap,
-                                       &kMeasure, &kRebase, &kResize, &kSnapshot};
+  static const std::array kCommands = {&kAmend,   &kBench,   &kBitmap, &kCheck,  &kCommit,
+                                       &kCompare, &kConvert, &kCreate, &kDd,     &kInfo,
+                                       &kMap,     &kMeasure, &kRebase, &kResize, &kSnapshot};
   return kCommands;
 }
 

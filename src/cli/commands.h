@@ -10,11 +10,11 @@
 namespace byre {
 
 extern const AnyCommand& kAmend;
-
+extern const AnyCommand& kBench;
 extern const AnyCommand& kBitmap;
 extern const AnyCommand& kCheck;
-extern const AnyCommand& kCompare;
 extern const AnyCommand& kCommit;
+extern const AnyCommand& kCompare;
 extern const AnyCommand& kConvert;
 extern const AnyCommand& kCreate;
 extern const AnyCommand& kDd;

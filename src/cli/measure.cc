@@ -142,12 +142,15 @@ Task<Measured> measure_target(Session& session, FileOpener& opener, MeasureArgs 
     measured.sizes = co_await bound_of(target, source, progress);
     co_return measured;
   }
-  Progress unseen;
-  measured.sizes = co_await bound_of(target, source, unseen);
+  measured.sizes.fully_allocated = co_await full_size(target);
   const std::optional<uint64_t> exact =
       co_await exact_size(target, source, opener, session.reactor(),
                           {.read_data = args.read_data, .compressed = args.compress}, progress);
-  if (exact) measured.sizes.required = *exact;
+  if (exact) {
+    measured.sizes.required = *exact;
+  } else {
+    measured.sizes = co_await bound_of(target, source, progress);
+  }
   const bool knows_data = args.read_data || !source || target.format == DiskFormat::raw;
   measured.is_exact = exact && knows_data && !args.compress;
   co_return measured;

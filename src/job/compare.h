@@ -40,7 +40,7 @@ struct CompareOptions {
   unsigned requests_max = 8;
   /// Pieces are as long as this at most; a failed read is told with the start of its piece.
   uint64_t piece_size = 2 * MiB;
-  uint64_t step = 256 * KiB;
+  uint64_t step = 64 * KiB;
   /// Called before the part is looked at that only one of the disks has.
   std::function<void()> on_rest;
 };

@@ -174,6 +174,12 @@ Result<uint64_t> metadata_size(const CreateOptions& image) {
   return (others + counts.blocks + counts.table) * image.cluster_size;
 }
 
+Result<uint64_t> full_size(const MeasureTarget& target) {
+  if (target.format == DiskFormat::raw) return target.image.size;
+  BYRE_TRY(metadata, metadata_size(target.image));
+  return metadata + round_up(target.image.size, target.image.cluster_size);
+}
+
 Task<MapCounts> count_map(const Disk& source, const CreateOptions& image, Progress& progress) {
   const uint64_t size = source.device->size();
   if (size != 0) progress.set_total(size);
@@ -215,21 +221,19 @@ std::optional<uint64_t> bitmaps_size(const MeasureTarget& target, const Disk& so
 
 Task<FileSizes> bound_of(const MeasureTarget& target, const Disk* source, Progress& progress) {
   FileSizes sizes;
+  sizes.fully_allocated = co_await full_size(target);
   if (target.format == DiskFormat::raw) {
-    sizes.required = sizes.fully_allocated = target.image.size;
+    sizes.required = sizes.fully_allocated;
     co_return sizes;
   }
-  const uint64_t metadata = co_await metadata_size(target.image);
-  const uint64_t cluster_size = target.image.cluster_size;
-  sizes.required = metadata;
-  sizes.fully_allocated = metadata + round_up(target.image.size, cluster_size);
+  sizes.required = co_await metadata_size(target.image);
   const bool gets_blocks = target.image.preallocation == Preallocation::falloc ||
                            target.image.preallocation == Preallocation::full;
   if (gets_blocks || (source && !target.image.backing_file.empty())) {
     sizes.required = sizes.fully_allocated;
   } else if (source) {
     const MapCounts counts = co_await count_map(*source, target.image, progress);
-    sizes.required += counts.clusters * cluster_size;
+    sizes.required += counts.clusters * target.image.cluster_size;
   }
   co_return sizes;
 }
@@ -268,8 +272,7 @@ Task<std::optional<uint64_t>> exact_size(const MeasureTarget& target, const Disk
   if (target.format == DiskFormat::raw) co_return std::optional(target.image.size);
   if (!options.read_data) {
     MapCounts counts;
-    Progress unseen;
-    if (source) counts = co_await count_map(*source, target.image, unseen);
+    if (source) counts = co_await count_map(*source, target.image, progress);
     const std::optional<uint64_t> plain = plain_size(target.image, counts);
     if (plain) co_return plain;
     const uint64_t clusters = target.image.wants_tables() || !target.image.backing_file.empty()

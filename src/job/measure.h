@@ -41,6 +41,9 @@ struct FileSizes {
 /// All metadata of an image whose disk is full.  Errc::invalid for a disk that is too large.
 Result<uint64_t> metadata_size(const CreateOptions& image);
 
+/// The file of a disk that is full.
+Result<uint64_t> full_size(const MeasureTarget& target);
+
 /// What of a target the map of a disk needs.
 struct MapCounts {
   uint64_t clusters = 0;  ///< In which it has data.
