@@ -74,11 +74,11 @@ Result<AmendOptions> read_options(OptionList options) {
 /// qemu-img changes neither the backing file nor its format; both may be given as they are.
 Result<void> check_as_qemu(const Image& image, const AmendOptions& wanted) {
   const ImageHeader& head = image.head();
-  if (wanted.data_file_raw == true && (head.header.autoclear & kRawDataFile) == 0) {
-    return invalid("data-file-raw cannot be set on existing images");
-  }
   if (wanted.data_file && !head.geometry.data_file) {
     return invalid("data-file can only be set for images that use an external data file");
+  }
+  if (wanted.data_file_raw == true && (head.header.autoclear & kRawDataFile) == 0) {
+    return invalid("data-file-raw cannot be set on existing images");
   }
   if (!wanted.backing_file && !wanted.backing_format) return {};
   const bool same = wanted.backing_file && wanted.backing_format &&

@@ -137,6 +137,9 @@ Result<void> check(const NewDisk& disk) {
   if (!is_power_of_two(disk.refcount_bits) || disk.refcount_bits > 64) {
     return invalid("Refcount width must be a power of two and may not exceed 64 bits");
   }
+  if (!disk.backing_file && disk.backing_format) {
+    return invalid("Backing format cannot be used without backing file");
+  }
   if (disk.version2 && disk.extended_l2) {
     return invalid("Extended L2 entries are only supported with", kCompatNeeded);
   }
@@ -158,9 +161,6 @@ Result<void> check(const NewDisk& disk) {
   if (disk.preallocation != Preallocation::off && disk.backing_file && !disk.extended_l2) {
     return invalid(
         "Backing file and preallocation can only be used at the same time if extended_l2 is on");
-  }
-  if (!disk.backing_file && disk.backing_format) {
-    return invalid("Backing format cannot be used without backing file");
   }
   if (disk.data_file == "") {
     return Error(Errc::not_found, "Could not create '': No such file or directory", ENOENT);

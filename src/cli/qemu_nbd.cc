@@ -206,14 +206,14 @@ Error in_words(Error error) {
 }
 
 Task<int> qemu_nbd(Session& session, NbdArgs args) {
-  co_await check_together(args);
-  if (args.no_cache && args.cache) co_return invalid("-n and --cache can only be specified once");
-  if (args.list) co_return co_await list(session, std::move(args));
-  if (args.images.size() != 1) {
+  if (!args.list && args.images.size() != 1) {
     const Parsed parsed{
         .outcome = Parsed::Outcome::failed, .error = "Invalid number of arguments", .usage = true};
     co_return finish_parse(session, kQemuNbd, parsed);
   }
+  co_await check_together(args);
+  if (args.no_cache && args.cache) co_return invalid("-n and --cache can only be specified once");
+  if (args.list) co_return co_await list(session, std::move(args));
   Result<ServePlan> planned = plan_of(args);
   if (!planned) co_return in_words(std::move(planned).error());
   ServePlan plan = *std::move(planned);

