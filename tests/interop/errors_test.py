@@ -257,8 +257,7 @@ class Advice(Case):
                               (("snap", "disk"), "did you mean 'snapshot'?"),
                               (("help", "chek"), "did you mean 'check'?"),
                               (("info", "--ouptut=json", "disk"), "did you mean '--output'?"),
-                              (("convert", "--fo", "disk", "x"), "it could be --follow, --force, --force-share"),
-                              (("bench", "disk"), "qemu-img has it, byre does not yet")):
+                              (("convert", "--fo", "disk", "x"), "it could be --follow, --force, --force-share")):
             with self.subTest(words=words):
                 text = self.byre(*words, code=USE).text
                 for part in advice.split(", "):
