@@ -33,11 +33,11 @@ class TestDisk final : public Filter {
   MemoryDevice& memory() const { return static_cast<MemoryDevice&>(below()); }
   bool writable() const override { return writable_; }
   uint32_t preferred_size() const override { return preferred_; }
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override {
     ++reads_;
     co_await wait();
     if (hold_reads_) co_await gate_.wait();
-    co_await below().read(offset, data, tag);
+    co_await below().read(offset, data, options);
     co_await wait();
   }
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {

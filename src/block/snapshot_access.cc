@@ -32,8 +32,9 @@ uint32_t SnapshotAccess::preferred_size() const {
   return static_cast<uint32_t>(std::min<uint64_t>(filter_.cluster_size(), UINT32_MAX / 2 + 1));
 }
 
-BYRE_CORO_WRAPPER Task<void> SnapshotAccess::read(uint64_t offset, MutableBytes data, IoTag tag) {
-  return filter_.read_snapshot(offset, data, tag);
+BYRE_CORO_WRAPPER Task<void> SnapshotAccess::read(uint64_t offset, MutableBytes data,
+                                                  ReadOptions options) {
+  return filter_.read_snapshot(offset, data, options.tag);
 }
 Task<void> SnapshotAccess::write(uint64_t, Bytes, WriteOptions) { co_await fail(unchangeable()); }
 Task<void> SnapshotAccess::zero(uint64_t, uint64_t, ZeroOptions) { co_await fail(unchangeable()); }

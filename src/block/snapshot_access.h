@@ -28,7 +28,7 @@ class SnapshotAccess final : public Device {
   uint32_t preferred_size() const override;
   const std::string& name() const override { return filter_.name(); }
   Reactor& reactor() override { return filter_.reactor(); }
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override;
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;

@@ -93,7 +93,7 @@ Result<void> check_target(const DdArgs& args, const Plan& plan) {
 
 /// What ctrl-C ends.
 struct Stop {
-  bool wanted = false;
+  Progress target;  ///< Of making the output.
   Convert* job = nullptr;
 };
 
@@ -131,7 +131,7 @@ Task<void> make_target(Session& session, FileOpener& opener, DdArgs args, const 
                        Device& part) {
   Stop stop;
   const auto end = [&] {
-    stop.wanted = true;
+    stop.target.stop();
     if (stop.job) stop.job->stop();
   };
   const Session::Interruptible guard(
@@ -146,7 +146,7 @@ Task<void> make_target(Session& session, FileOpener& opener, DdArgs args, const 
       co_await begin_disk(session, opener, plan.output, disk,
                           {.replace = args.force || session.compatibility_name(),
                            .to_be_filled = true,
-                           .stopped = [&stop] { return stop.wanted; }})
+                           .progress = &stop.target})
           .doing(doing);
   Result<void> done = co_await fill(session, opener, args, plan, *made, part, stop).result();
   if (done) done = co_await made->finish().result();

@@ -18,9 +18,9 @@ class Watched final : public Filter {
   explicit Watched(Reactor& reactor, uint64_t size)
       : Filter(std::make_unique<NullDevice>(
             reactor, NullOptions{.size = size, .latency_ns = 1'000'000, .fixed = true})) {}
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override {
     begin(offset);
-    co_await below().read(offset, data, tag);
+    co_await below().read(offset, data, options);
     --running;
   }
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {

@@ -28,11 +28,11 @@ class Mapped final : public Filter {
     EXPECT_TRUE(static_cast<SimReactor&>(reactor).run(fill(memory, data)));
     data_ = data;
   }
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override {
     read_bytes += data.size();
     const uint64_t end = offset + data.size();
     if (bad_at >= offset && bad_at < end) co_await fail(Error(Errc::io, "bad block", EIO));
-    co_await below().read(offset, data, tag);
+    co_await below().read(offset, data, options);
   }
   Task<Extent> status(uint64_t offset, uint64_t length) override {
     if (no_map_from <= offset) co_return Error(Errc::corrupt, "no map");

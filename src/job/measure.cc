@@ -113,7 +113,7 @@ class HollowFile final : public Filter {
 class MapOnly final : public Forwarder {
  public:
   explicit MapOnly(const Disk& disk) : Forwarder(*disk.device), disk_(disk) {}
-  Task<void> read(uint64_t, MutableBytes data, IoTag) override {
+  Task<void> read(uint64_t, MutableBytes data, ReadOptions) override {
     std::memset(data.data(), 0xff, data.size());
     co_return;
   }

@@ -19,9 +19,9 @@ namespace {
 class Counted final : public Filter {
  public:
   using Filter::Filter;
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override {
     bytes += data.size();
-    co_await below().read(offset, data, tag);
+    co_await below().read(offset, data, options);
   }
   uint64_t bytes = 0;
 };

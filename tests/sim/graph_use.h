@@ -62,9 +62,9 @@ class SnapshotTarget final : public Filter {
  public:
   SnapshotTarget(Reactor& reactor, uint64_t size, bool fails)
       : Filter(std::make_unique<MemoryDevice>(reactor, size)), fails_(fails) {}
-  Task<void> read(uint64_t offset, MutableBytes data, IoTag tag) override {
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override {
     co_await wait();
-    co_await below().read(offset, data, tag);
+    co_await below().read(offset, data, options);
     co_await wait();
   }
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
