@@ -327,6 +327,7 @@ std::string Argument::spelling() const {
   if (letter != 0) text += cat("-", letter);
   if (letter != 0 && !name.empty()) text += ", ";
   if (!name.empty()) text += cat("--", name);
+  for (const std::string_view alias : aliases) text += cat(", --", alias);
   if (takes_value()) text += cat(" ", metavar);
   return text;
 }
@@ -361,7 +362,11 @@ Parsed parse(const AnyCommand& command, const std::vector<std::string>& words, v
       failed.advice = advice_for(word, command, dialect);
       return failed;
     }
-    if (auto ended = take_option(command, accepted, found, args, parsed)) return *std::move(ended);
+    if (auto ended = take_option(command, accepted, found, args, parsed)) {
+      // Byre's own sentence about a value needs no help behind it.
+      if (dialect == Dialect::byre) ended->usage = false;
+      return *std::move(ended);
+    }
   }
   std::vector<std::string> rest(argv.begin() + optind, argv.begin() + argc);
   if (last) rest.push_back(*std::move(last));

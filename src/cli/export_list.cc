@@ -18,7 +18,8 @@ std::string flag_names(uint16_t flags) {
                                                               {nbd::kCanMultiConn, "multi"},
                                                               {1 << 9, "resize"},
                                                               {nbd::kSendCache, "cache"},
-                                                              {nbd::kSendFastZero, "fast-zero"}};
+                                                              {nbd::kSendFastZero, "fast-zero"},
+                                                              {1 << 12, "block-status-payload"}};
   std::string names;
   for (const auto& [flag, name] : kNames) {
     if ((flags & flag) != 0) names += cat(" ", name);
@@ -42,6 +43,7 @@ std::string describe_exports(const std::vector<nbd::ListedExport>& exports) {
                  "\n  opt block: ", one.block_sizes->preferred,
                  "\n  max block: ", one.block_sizes->maximum, "\n");
     }
+    if (one.info) out += "  transaction size: 32-bit\n";  // Extended headers are not asked for.
     if (one.contexts.empty()) continue;
     out += cat("  available meta contexts: ", one.contexts.size(), "\n");
     for (const std::string& context : one.contexts) out += cat("   ", printable(context), "\n");

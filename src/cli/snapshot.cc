@@ -84,7 +84,7 @@ Task<int> list(Session& session, SnapshotArgs args) {
 /// What qemu-img says of a disk that has no snapshots: "Could not VERB snapshot 'x': WHY".
 Error of_no_image(std::string_view verb, std::string_view word) {
   std::string_view why = "Block driver does not support snapshots";
-  if (verb == "create") why = "-95 (Operation not supported)";
+  if (verb == "create") why = "Operation not supported";
   if (verb == "delete") why = "snapshot not found";
   return unsupported("Could not ", verb, " snapshot '", word, "': ", why);
 }

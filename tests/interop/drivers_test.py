@@ -451,7 +451,7 @@ class Throttle(DriverCase):
                           ("limits.iops-total=1,limits.iops-read=1", "iops-total goes with neither"),
                           ("limits.iops-total=1,limits.iops-write=1", "iops-total goes with neither"),
                           ("limits.iops-size=4096", "iops-size needs"), (f"{limit}=abc", "'limits.bps-total' expects"),
-                          ("limits.iops-read=-1", "'limits.iops-read' expects"),
+                          ("limits.iops-read=-1", "out of range for parameter 'limits.iops-read'"),
                           (f"{limit}=1,{limit}-max=1,{limit}-max-length=x", "'limits.bps-total-max-length' expects"),
                           ("limits.foo=1", "does not support the option 'limits.foo'"),
                           ("foo=1", "does not support the option 'foo'")):
@@ -954,7 +954,7 @@ class Null(DriverCase):
             for more in ("foo=1", "latency-ns=9223372036854775808"):
                 self.same("qemu-io", "-c", "length", "--image-opts", f"driver={driver},{more}", code=1)
             # QEMU 7.2 aborts at the first four, and takes the last for a disk of 0 bytes.
-            for more, why in (("size=-1", "'size' expects"), ("size=abc", "'size' expects"),
+            for more, why in (("size=-1", "out of range for parameter 'size'"), ("size=abc", "'size' expects"),
                               ("read-zeroes=x", "'read-zeroes' expects"), ("latency-ns=1k", "'latency-ns' expects"),
                               ("latency-ns=-1", "latency-ns"),
                               ("size=8E", "larger than a disk can be")):

@@ -262,8 +262,9 @@ class Advice(Case):
                 text = self.byre(*words, code=USE).text
                 for part in advice.split(", "):
                     self.assertIn(part, text)
+                # There "--fo" is the beginning of one option only.
                 self.assertNotIn("did you mean", self.byre(
-                    *words, program=os.path.join(self.names, "qemu-img"), code=1 if words[0] != "help" else 0).text)
+                    *words, program=os.path.join(self.names, "qemu-img"), code=0 if "--fo" in words else 1).text)
         self.assertNotIn("did you mean", self.byre("xyzzy", code=USE).text)
 
     def test_help_and_version_are_commands(self):
@@ -371,7 +372,7 @@ class WhatCallersAsk(Case):
     def test_what_qemu_img_can_do(self):
         text = self.ask("qemu-img", "--help")
         self.assertRegex(text, r"(?m)^Supported formats: (\S+ )*qcow2( |$)")
-        self.assertRegex(text, r"(?m)^qemu-img version 7\.2\.0 ")
+        self.assertRegex(text, r"(?m)^qemu-img version 10\.0\.0 ")
         lines = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
         self.assertEqual(set(lines), {"amend", "bitmap", "check", "commit", "convert", "create", "info", "map",
                                       "rebase", "resize", "snapshot"})
@@ -395,7 +396,7 @@ class WhatCallersAsk(Case):
         for name, words in [("qemu-img", (command, "--help")) for command in ("convert", "info", "create", "check")] + \
                            [("qemu-nbd", ("--help",)), ("qemu-io", ("--help",))]:
             text = self.ask(name, *words)
-            for option in ("--copy-range-offloading", "--trace", "--snapshot ", "--tls-creds", "--connect", "refused"):
+            for option in ("--copy-range-offloading", "--trace", "--tls-creds", "--connect", "refused"):
                 self.assertNotIn(option, text, (name, words))
 
     def test_create_options(self):

@@ -22,7 +22,7 @@ import table  # noqa: E402
 
 SEED = 1
 # As many lines as fit in this time, but of each command some.
-SECONDS = 45
+SECONDS = 35
 INTENDED_MAX = 60
 
 

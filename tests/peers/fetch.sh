@@ -66,29 +66,32 @@ bring() {
   mv "$folder/$name.new" "$folder/$name"
 }
 
-# write_programs HOME: the scripts beside HOME/root, which find it from wherever they are called or linked.
+# write_programs HOME: the scripts beside HOME/root, which find it from wherever they are called or linked.  Each starts the
+# loader under the program's own name, by which others know the process.
 write_programs() {
   local home=$1 loader modules program
   loader=$(cd "$home" && find root -name 'ld-linux*.so.*' -path '*/lib/*-linux-gnu/*' | head -n 1)
   modules=${loader%/*}/qemu
   [[ -n $loader && -x $home/$loader ]] || { echo "no loader among the packages"; return 1; }
+  mkdir -p "$home/loader"
   for program in "${programs[@]}"; do
-    cat >"$home/$program" <<SCRIPT
+    ln -f "$home/$loader" "$home/loader/$program"
+    cat >"$home/$program.new" <<SCRIPT
 #!/bin/sh
 self=\$0
 [ ! -L "\$self" ] || self=\$(readlink -f "\$self")
 home=\${self%/*}
-QEMU_MODULE_DIR=\$home/$modules exec "\$home/$loader" --library-path "\$home/${loader%/*}" \\
+QEMU_MODULE_DIR=\$home/$modules exec "\$home/loader/$program" --library-path "\$home/${loader%/*}" \\
   --argv0 $program "\$home/root/usr/bin/$program" "\$@"
 SCRIPT
-    chmod 755 "$home/$program"
-    "$home/$program" --version >"$home/version"
+    chmod 755 "$home/$program.new"
+    mv "$home/$program.new" "$home/$program"
   done
   "$home/qemu-img" --version | head -n 1 >"$home/version"
 }
 
 # have NAME: it is there, and runs.
-have() { [[ -s $folder/$1/version ]] && "$folder/$1/qemu-img" --version >/dev/null 2>&1; }
+have() { [[ -s $folder/$1/version && -d $folder/$1/loader ]] && "$folder/$1/qemu-img" --version >/dev/null 2>&1; }
 
 # fetch NAME SUITE [VERSION SHA256]: brings it unless it is there; its log is kept when that fails.
 fetch() {
