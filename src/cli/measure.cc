@@ -177,6 +177,15 @@ Task<Measured> measure_disk(Session& session, FileOpener& opener, MeasureArgs ar
   co_return measured;
 }
 
+/// What qemu-img finds wrong with the source before it looks at the options of the target.
+Task<void> look_at_source(Session& session, FileOpener& opener, MeasureArgs args) {
+  Disk source = co_await open_named(session, opener, args.images[0], args, {});
+  Result<void> done;
+  if (args.snapshot) done = co_await open_snapshot(session, opener, args, source).result();
+  if (source.device) co_await source.device.close();
+  co_await std::move(done);
+}
+
 void show(Session& session, const MeasureArgs& args, const Measured& measured) {
   const FileSizes& sizes = measured.sizes;
   if (args.output == OutputFormat::json) {
@@ -200,9 +209,11 @@ Task<int> measure(Session& session, MeasureArgs args) {
     session.print(option_help_without_file(format));
     co_return 0;
   }
+  SystemGate opener(session.reactor(), session.policy(args.follow));
   Result<NewDisk> disk = read_options(session, format, args.options);
   if (!disk) {
     const bool is_compat = session.compatibility_name();
+    if (is_compat && !args.images.empty()) co_await look_at_source(session, opener, args);
     const std::string& text = disk.error().message();
     const bool is_own = text.starts_with("invalid parameter value: ") ||
                         text.starts_with("Invalid compatibility level: ");
@@ -212,7 +223,6 @@ Task<int> measure(Session& session, MeasureArgs args) {
     }
     co_return code;
   }
-  SystemGate opener(session.reactor(), session.policy(args.follow));
   std::optional<Disk> source;
   Result<Measured> measured =
       co_await measure_disk(session, opener, args, *std::move(disk), source).result();

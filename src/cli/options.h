@@ -17,10 +17,11 @@
 namespace byre {
 
 inline constexpr std::string_view kObjectHelp =
-    "throttle-group,id=ID,limits.iops-total=100 and so on, to which devices refer by "
+    "throttle-group,id=ID,... with limits such as limits.iops-total=100: devices refer to it by "
     "throttle-group=ID; or secret,id=ID,data=TEXT or file=PATH, and format=base64; may be repeated";
 inline constexpr std::string_view kBlockdevHelp =
-    "a device, driver=...,node-name=NAME or {...}; may be repeated, later ones refer to earlier "
+    "a device, driver=...,node-name=NAME or {...}; may be repeated, later ones refer to "
+    "earlier "
     "ones by name, and the image is then called by the name of one";
 inline constexpr std::string_view kPreciseSizeHelp =
     "bytes, or a number with the suffix k, M, G, T, P or E (powers of 1024)";
@@ -48,17 +49,18 @@ Arguments format_argument() {
 }
 template <class Args>
 Arguments follow_arguments(std::string_view image_opts = "--image-opts") {
-  return {own(option("--follow", "POLICY",
-                     static_cast<std::optional<OpenPolicy> Args::*>(&OpenArgs::follow),
-                     "which files the image may name as its backing or data file: nothing, "
-                     "same-directory (the default), or any (the default under QEMU's names)")),
-          option("--object", "OBJECT", static_cast<std::shared_ptr<Objects> Args::*>(&OpenArgs::objects),
-                 kObjectHelp),
-          option("--blockdev", "DEVICE",
-                 static_cast<std::vector<std::string> Args::*>(&OpenArgs::blockdevs), kBlockdevHelp),
-          flag(image_opts, static_cast<bool Args::*>(&OpenArgs::image_opts),
-               "the name is no path but a list of options: driver=, file.filename= and so on "
-               "(json:{...} says the same without it; `byre drivers` shows them)")};
+  return {
+      own(option("--follow", "POLICY",
+                 static_cast<std::optional<OpenPolicy> Args::*>(&OpenArgs::follow),
+                 "which files the image may name as its backing or data file: nothing, "
+                 "same-directory (the default), or any (the default under QEMU's names)")),
+      option("--object", "OBJECT",
+             static_cast<std::shared_ptr<Objects> Args::*>(&OpenArgs::objects), kObjectHelp),
+      option("--blockdev", "DEVICE",
+             static_cast<std::vector<std::string> Args::*>(&OpenArgs::blockdevs), kBlockdevHelp),
+      flag(image_opts, static_cast<bool Args::*>(&OpenArgs::image_opts),
+           "the name is no path but a list of options: driver=, file.filename= and so on "
+           "(json:{...} says the same without it; `byre drivers` shows them)")};
 }
 /// For commands that write an image which is there (docs/engine.md, V).
 template <class Args>

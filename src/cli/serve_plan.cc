@@ -50,8 +50,8 @@ std::string attach_lines(const std::vector<nbd::Uri>& addresses, const std::stri
 
 std::string curl_command(const MetricsServer& metrics) {
   const std::optional<std::string> socket = metrics.socket();
-  return cat("curl ", socket ? cat("--unix-socket ", shell_quoted(*socket), " ") : "",
-             metrics.address());
+  if (!socket) return cat("curl ", metrics.address());
+  return cat("curl --unix-socket ", shell_quoted(*socket), " ", metrics.address());
 }
 
 /// It listens: says so to the user, to the file that names our process, and to a waiting parent.

@@ -374,8 +374,8 @@ class WhatCallersAsk(Case):
         self.assertRegex(text, r"(?m)^Supported formats: (\S+ )*qcow2( |$)")
         self.assertRegex(text, r"(?m)^qemu-img version 10\.0\.0 ")
         lines = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
-        self.assertEqual(set(lines), {"amend", "bitmap", "check", "commit", "convert", "create", "info", "map",
-                                      "rebase", "resize", "snapshot"})
+        self.assertEqual(set(lines), {"amend", "bench", "bitmap", "check", "commit", "compare", "convert", "create",
+                                      "dd", "info", "map", "measure", "rebase", "resize", "snapshot"})
         for command, options in (("convert", ("-W", "-m", "-n", "--target-is-zero", "--bitmaps", "-c", "-S", "-l")),
                                  ("map", ("--start-offset", "--max-length", "--output")),
                                  ("info", ("--backing-chain", "--output", "-U")),

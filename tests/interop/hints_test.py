@@ -112,7 +112,7 @@ class Hints(Case):
         every = "--help --version " + self.help("qemu-nbd") + self.help("qemu-io")  # Those two are everywhere.
         for command in COMMANDS:
             every += self.help("byre", command) or ""
-        others = {"nbdinfo", "nbd-client", "nbdcopy"}
+        others = {"nbdinfo", "nbd-client", "nbdcopy", "curl"}
         seen = 0
         for name in sources():
             command = os.path.splitext(os.path.basename(name))[0]
