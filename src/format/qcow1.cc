@@ -33,12 +33,12 @@ Result<Qcow1Header> parse_qcow1_header(Bytes bytes) {
   if (disk->version != 1)
     return unsupported("qcow version ", uint32_t{disk->version}, "; this is for version 1");
   Qcow1Header header{.size = disk->size,
-                           .cluster_bits = disk->cluster_bits,
-                           .l2_bits = disk->l2_bits,
-                           .l1_offset = {disk->l1_offset},
-                           .backing_file_offset = disk->backing_file_offset,
-                           .backing_file_size = disk->backing_file_size,
-                           .backing_file_time = disk->backing_file_time};
+                     .cluster_bits = disk->cluster_bits,
+                     .l2_bits = disk->l2_bits,
+                     .l1_offset = {disk->l1_offset},
+                     .backing_file_offset = disk->backing_file_offset,
+                     .backing_file_size = disk->backing_file_size,
+                     .backing_file_time = disk->backing_file_time};
   if (header.cluster_bits < 9 || header.cluster_bits > 16)
     return corrupt("cluster_bits is ", header.cluster_bits, ", allowed 9 to 16");
   if (header.l2_bits < 6 || header.l2_bits > 13)

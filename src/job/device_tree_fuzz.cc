@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The input is a device tree: a name, --image-opts, and lines of a list; or an object.  What parses keeps the
-/// limits, and describing it works.
+/// The input is a device tree: a name, --image-opts, and lines of a list; or an object.  What
+/// parses keeps the limits, and describing it works.
 #include <cstdint>
 
 #include "job/device_tree.h"

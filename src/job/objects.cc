@@ -23,11 +23,10 @@ constexpr LimitName kLimits[] = {
     {"iops-read", &ThrottleLimits::iops_read}, {"iops-write", &ThrottleLimits::iops_write}};
 
 /// QEMU's, which byre does not have.
-constexpr std::string_view kOthers[] = {"secret_keyring",  "tls-creds-anon",
-                                        "tls-creds-psk",    "tls-creds-x509",  "tls-cipher-suites",
-                                        "authz-list",       "authz-list-file", "authz-pam",
-                                        "authz-simple",     "iothread",        "main-loop",
-                                        "pr-manager-helper"};
+constexpr std::string_view kOthers[] = {
+    "secret_keyring",    "tls-creds-anon", "tls-creds-psk",   "tls-creds-x509",
+    "tls-cipher-suites", "authz-list",     "authz-list-file", "authz-pam",
+    "authz-simple",      "iothread",       "main-loop",       "pr-manager-helper"};
 
 /// The first word may be the type by itself.
 Result<OptionTree> options_of(std::string_view text) {

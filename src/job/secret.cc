@@ -6,7 +6,6 @@
 #include <fstream>
 #include <optional>
 
-
 namespace byre {
 
 namespace {
