@@ -515,8 +515,8 @@ class Objects(DriverCase):
             done = self.play(who, "qemu-io", "--object", "throttle-group,id=h", "-c", "length", "--image-opts", self.OPTS)
             self.assertEqual(done.code, 1)
             self.assertIn("Throttle group 'g' does not exist", done.text)
-        self.assertIn("--object secret is not supported",
-                      self.byre("info", "--object", "secret,id=s,data=x", "disk.qcow2", code=64).text)
+        self.assertIn("--object tls-creds-x509 is not supported",
+                      self.byre("info", "--object", "tls-creds-x509,id=s,dir=.", "disk.qcow2", code=64).text)
         done = self.byre("io", "--object", "throttle-group,id=g", "-c", "length", "--image-opts",
                          self.OPTS + ",limits.iops-total=5", code=64)
         self.assertIn("has its limits already, from --object", done.text)
