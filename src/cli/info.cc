@@ -181,6 +181,7 @@ Task<std::vector<Layer>> load_layers(Session& session, InfoArgs args) {
   SystemGate opener(session.reactor(), session.policy(args.follow));
   std::vector<Layer> layers;
   std::set<std::pair<uint64_t, uint64_t>> seen;
+  std::set<std::string> seen_devices;  ///< Names of layers that are no files.
   Result<Layer> first = co_await open_layer(session, opener, args).result();
   if (!first) co_return could_not_open(args.image, std::move(first).error(), true);
   layers.push_back(*std::move(first));
@@ -201,6 +202,9 @@ Task<std::vector<Layer>> load_layers(Session& session, InfoArgs args) {
       co_return could_not_open(above.name, backing_of(*above.head).error().copy());
     }
     const std::string name = full_backing_name(above);
+    if (is_tree && !seen_devices.insert(name).second) {
+      co_return corrupt("Backing file '", name, "' creates an infinite loop.");
+    }
     Result<Layer> next = co_await open_backing(session.reactor(), opener, above, args).result();
     if (!next) co_return could_not_open(name, std::move(next).error(), true);
     layers.push_back(*std::move(next));

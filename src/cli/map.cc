@@ -83,10 +83,16 @@ Task<void> open_chain(Session& session, FileOpener& opener, MapArgs args, Chain&
     co_await check_chain_memory(opener, file).doing("Could not open '", args.image, "'");
   }
   std::set<std::pair<uint64_t, uint64_t>> seen;
+  std::set<std::string> seen_devices;  // Names of layers that are no files.
   while (backing_file_of(chain.back())) {
     struct stat status{};
     const std::string name = chain.back().device->name();
-    if (stat(name.c_str(), &status) == 0 && !seen.emplace(status.st_dev, status.st_ino).second) {
+    const std::string name_below = *backing_file_of(chain.back());
+    const bool is_tree = names_a_tree(name_below);
+    const bool is_again =
+        (stat(name.c_str(), &status) == 0 && !seen.emplace(status.st_dev, status.st_ino).second) ||
+        (is_tree && !seen_devices.insert(name_below).second);
+    if (is_again) {
       co_await fail(corrupt("Could not open '", args.image, "': backing file ", quoted(name),
                             ": the backing chain goes in a circle"));
     }
@@ -95,8 +101,6 @@ Task<void> open_chain(Session& session, FileOpener& opener, MapArgs args, Chain&
                                 "': its backing chain is longer than ", session.chain_max(),
                                 " images; BYRE_CHAIN_MAX sets how many are allowed"));
     }
-    const std::string name_below = *backing_file_of(chain.back());
-    const bool is_tree = names_a_tree(name_below);
     if (chain.back().image && !is_tree) {
       co_await backing_of(chain.back().image->head()).doing("Could not open '", args.image, "'");
     }

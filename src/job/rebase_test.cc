@@ -4,12 +4,10 @@
 #include "job/rebase.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
-
-#include <filesystem>
 
 #include "block/filter.h"
 #include "block/raw.h"
+#include "io/io_testing.h"
 #include "qcow2/ops/create.h"
 
 namespace byre {
@@ -28,12 +26,6 @@ class Counted final : public Filter {
 
 class RebaseJob : public testing::Test {
  protected:
-  RebaseJob() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "byre-XXXXXX").string();
-    folder_ = mkdtemp(pattern.data());
-  }
-  ~RebaseJob() override { std::filesystem::remove_all(folder_); }
-
   std::string path(const std::string& name) const { return folder_ / name; }
   void make(const std::string& name, uint64_t size, const std::string& below = "",
             CreateOptions options = {}) {
@@ -93,7 +85,7 @@ class RebaseJob : public testing::Test {
     return own;
   }
 
-  std::filesystem::path folder_;
+  TemporaryFolder folder_;
   std::unique_ptr<Reactor> reactor_ = *make_reactor(ReactorKind::posix);
   SystemGate opener_{*reactor_, OpenPolicy::same_directory};
 };

@@ -143,6 +143,18 @@ class Servers(Clients):
             done = img(*words, image, ok=(77,))
             self.assertIn("--follow any", done.text)
 
+    @only_byre
+    def test_an_image_that_names_the_server_it_comes_from_is_a_circle(self):
+        image = self.path("loop.qcow2")
+        for name in (self.uri(), "json:" + json.dumps({"driver": "qcow2", "file": {
+                "driver": "nbd", "server": {"type": "unix", "path": self.sock}, "export": "disk"}})):
+            qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", name, "-F", "qcow2", image, "1M")
+            server = self.qemu_nbd("-r", image=image)
+            for words in (("info", "--backing-chain"), ("map",), ("io", "-r", "-c", "read 0 512")):
+                done = img(*words, "--follow", "any", image, ok=(65,))
+                self.assertRegex(done.text, "circle|infinite loop", words)
+            server.kill()
+
     def test_writes_zeros_and_discards_arrive(self):
         server = self.qemu_nbd()
         byre_io(self.uri(), "write -P 5 4M 1M", "write -z 1M 4k", "discard 4M 64k", "write -f -P 6 6M 512", "aio_write -P 8 7M 64k",
