@@ -29,34 +29,6 @@ uint64_t cluster_size_for(const Device& file, const Device& target, uint64_t lea
 
 }  // namespace
 
-// --- Sets of clusters ----------------------------------------------------------------------------
-
-uint64_t ClusterSet::next(bool in, uint64_t from, uint64_t end) const {
-  while (from < end) {
-    const uint64_t chunk_end = std::min(end, round_down(from, kChunk) + kChunk);
-    const auto found = chunks_.find(from / kChunk);
-    const bool none = found == chunks_.end();
-    if (none || found->second.count == kChunk) {  // All of it is alike.
-      if (none != in) return from;
-      from = chunk_end;
-      continue;
-    }
-    for (; from < chunk_end; ++from) {
-      if (found->second.bits.test(from % kChunk) == in) return from;
-    }
-  }
-  return end;
-}
-
-void ClusterSet::insert(uint64_t first, uint64_t end) {
-  for (uint64_t at = first; at < end; ++at) {
-    Chunk& chunk = chunks_[at / kChunk];
-    if (chunk.bits.test(at % kChunk)) continue;
-    chunk.bits.set(at % kChunk);
-    ++chunk.count;
-  }
-}
-
 // --- The filter ----------------------------------------------------------------------------------
 
 Result<void> CopyBeforeWrite::fits(const Device& file, const Device& target,

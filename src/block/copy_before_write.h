@@ -27,34 +27,16 @@
 /// snapshot ends with the process), copying the rest (a backup job).
 #pragma once
 
-#include <bitset>
 #include <functional>
 #include <memory>
 #include <optional>
-#include <unordered_map>
 
+#include "block/cluster_set.h"
 #include "block/filter.h"
 #include "coro/range_lock.h"
 #include "coro/scope.h"
 
 namespace byre {
-
-/// Numbers of clusters; sparse.
-class ClusterSet {
- public:
-  /// The first one from `from` on that is in the set (`in`) or not; `end` without one before it.
-  uint64_t next(bool in, uint64_t from, uint64_t end) const;
-  bool contains(uint64_t cluster) const { return next(true, cluster, cluster + 1) == cluster; }
-  void insert(uint64_t first, uint64_t end);
-
- private:
-  static constexpr uint64_t kChunk = 4096;
-  struct Chunk {
-    std::bitset<kChunk> bits;
-    uint64_t count = 0;
-  };
-  std::unordered_map<uint64_t, Chunk> chunks_;
-};
 
 /// What breaks when a copy fails.
 enum class CbwError : uint8_t { break_guest_write, break_snapshot };

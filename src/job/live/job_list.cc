@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "job/live/job_list.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "block/graph.h"
+
+namespace byre {
+
+// --- Transactions --------------------------------------------------------------------------------
+
+bool JobTransaction::all(JobStatus status) const {
+  return std::ranges::all_of(jobs_, [&](const Job* job) { return job->status() == status; });
+}
+
+/// One of them has run.
+void JobTransaction::has_run(Scope& scope) {
+  if (step_ != Step::running || !all(JobStatus::waiting)) return;
+  bool waits_for_a_user = false;
+  for (Job* job : jobs_) {
+    job->set_status(JobStatus::pending);
+    if (job->options().auto_finalize) continue;
+    waits_for_a_user = true;
+    job->tell({.kind = JobEvent::Kind::pending});
+  }
+  if (!waits_for_a_user) begin_to_finalize(scope);
+}
+
+/// One of them has failed or was cancelled.
+void JobTransaction::fails(Job& job) {
+  if (step_ == Step::finalizing) return;  // finalize() sees to it.
+  if (step_ == Step::running) step_ = Step::aborted;
+  settled_.set();
+  for (Job* other : jobs_) {
+    if (other != &job && !other->is_cancelled()) (void)other->cancel(true);
+  }
+}
+
+void JobTransaction::begin_to_finalize(Scope& scope) {
+  if (step_ != Step::running) return;
+  step_ = Step::finalizing;
+  scope.spawn(finalize());
+}
+
+Task<void> JobTransaction::finalize() {
+  bool failed = false;
+  for (Job* job : jobs_) {
+    Result<void> prepared;
+    if (job->is_cancelled()) prepared = job->cancelled_error();
+    if (prepared) prepared = co_await job->work().prepare(*job).result();
+    if (prepared) continue;
+    job->error_ = std::move(prepared).error();
+    failed = true;
+    break;
+  }
+  failed |= std::ranges::any_of(jobs_, &Job::is_cancelled);
+  if (failed) {
+    step_ = Step::aborted;
+  } else {
+    step_ = Step::committed;
+    for (Job* job : jobs_) {
+      Result<void> committed = co_await job->work().commit(*job).result();
+      if (!committed) job->error_ = std::move(committed).error();
+    }
+  }
+  settled_.set();
+}
+
+// --- The list ------------------------------------------------------------------------------------
+
+JobList::~JobList() { BYRE_ASSERT(jobs_.empty()); }
+
+std::shared_ptr<JobTransaction> JobList::begin_transaction() {
+  return std::make_shared<JobTransaction>(reactor_.ready());
+}
+
+Result<void> JobList::check_free(const Node& node) const {
+  for (const auto& job : jobs_) {
+    if (job->status() == JobStatus::concluded || job->status() == JobStatus::null) continue;
+    for (const Node* held : job->work().nodes()) {
+      if (held != &node) continue;
+      return Error(Errc::busy,
+                   cat("Node '", node.name(),
+                       "' is busy: block device is in use by block job: ", name_of(job->kind())));
+    }
+  }
+  return {};
+}
+
+Result<Job*> JobList::add(std::unique_ptr<JobWork> work, JobOptions options,
+                          const std::shared_ptr<JobTransaction>& transaction) {
+  if (options.id.empty()) return invalid("Invalid job ID ''");
+  if (find(options.id)) {
+    return Error(Errc::exists, cat("Job ID '", options.id, "' already in use"));
+  }
+  for (const Node* node : work->nodes()) {
+    if (Result<void> free = check_free(*node); !free) return std::move(free).error();
+  }
+  jobs_.push_back(
+      std::unique_ptr<Job>(new Job(*this, std::move(work), std::move(options), reactor_)));
+  Job* job = jobs_.back().get();
+  job->transaction_ = transaction;
+  transaction->jobs_.push_back(job);
+  tell(*job, {.kind = JobEvent::Kind::status});
+  return job;
+}
+
+void JobList::start(JobTransaction& transaction) {
+  for (Job* job : transaction.jobs_) scope_.spawn(job->live());
+}
+
+Task<void> JobList::drop(JobTransaction& transaction) {
+  for (Job* job : std::exchange(transaction.jobs_, {})) {
+    (void)co_await job->work().abort(*job).result();
+    (void)co_await job->work().clean(*job).result();
+    job->set_status(JobStatus::null);
+    remove(*job);
+  }
+}
+
+Result<Job*> JobList::run(std::unique_ptr<JobWork> work, JobOptions options) {
+  const std::shared_ptr<JobTransaction> transaction = begin_transaction();
+  Result<Job*> job = add(std::move(work), std::move(options), transaction);
+  if (job) start(*transaction);
+  return job;
+}
+
+Job* JobList::find(std::string_view id) const {
+  const auto found = std::ranges::find_if(jobs_, [&](const auto& job) { return job->id() == id; });
+  return found == jobs_.end() ? nullptr : found->get();
+}
+
+std::vector<Job*> JobList::jobs() const {
+  std::vector<Job*> jobs;
+  for (const auto& job : jobs_) jobs.push_back(job.get());
+  return jobs;
+}
+
+void JobList::tell(const Job& job, const JobEvent& event) {
+  changed_.notify();
+  if (listener_) listener_(job, event);
+}
+
+void JobList::remove(Job& job) {
+  std::erase(job.transaction_->jobs_, &job);
+  std::erase_if(jobs_, [&](const auto& one) { return one.get() == &job; });
+  changed_.notify();
+}
+
+Task<void> JobList::wait_for(std::string id, JobStatus status) {
+  for (const Job* job = find(id); job && job->status() != status; job = find(id)) {
+    co_await changed_.wait();
+  }
+}
+
+Task<void> JobList::close() {
+  for (Job* job : jobs()) (void)job->cancel(true);
+  while (!jobs_.empty()) {
+    for (Job* job : jobs()) (void)job->dismiss();
+    if (!jobs_.empty()) co_await changed_.wait();
+  }
+  co_await scope_.join();
+}
+
+void JobList::abandon() {
+  scope_.forget();
+  for (const auto& job : jobs_) job->gate_.forget();
+  jobs_.clear();
+}
+
+}  // namespace byre

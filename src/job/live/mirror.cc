@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "job/live/mirror.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/units.h"
+#include "coro/scope.h"
+#include "job/layers.h"
+
+namespace byre {
+namespace {
+
+/// So often what is dirty is copied while guests write to both devices, before they are drained.
+constexpr int kLastRounds = 3;
+/// Rounds that begin with less are not looked at.
+constexpr uint64_t kRoundMin = 4 * MiB;
+
+}  // namespace
+
+Result<std::unique_ptr<Mirror>> Mirror::make(Child source, Child target, MirrorOptions options) {
+  if (&source.node() == &target.node()) return invalid("the target is the source itself");
+  if (Result<void> fits = MirrorFilter::fits(*source, *target, options.filter); !fits) {
+    return std::move(fits).error();
+  }
+  return std::unique_ptr<Mirror>(
+      new Mirror(std::move(source), std::move(target), std::move(options)));
+}
+
+Result<std::unique_ptr<Mirror>> Mirror::commit_into(Child source, uint32_t depth,
+                                                    MirrorOptions options) {
+  const std::vector<Device*> layers = layers_of(*source);
+  if (depth == 0 || depth >= layers.size()) {
+    return invalid("there are only ", layers.size() - 1, " disks below ", quoted(source->name()));
+  }
+  Device& base = *layers[depth];
+  if (!base.writable()) {
+    return Error(Errc::read_only,
+                 cat(quoted(base.name()), ", the disk to commit into, is not open for writing"));
+  }
+  options.kind = JobKind::commit;
+  options.filter.above = depth;
+  options.filter.between.assign(layers.begin() + 1, layers.begin() + depth);
+  return std::unique_ptr<Mirror>(
+      new Mirror(std::move(source), Child::to(base), std::move(options)));
+}
+
+Mirror::Mirror(Child source, Child target, MirrorOptions options)
+    : options_(std::move(options)), source_(std::move(source)), target_(std::move(target)) {}
+
+Mirror::~Mirror() = default;
+
+std::vector<Node*> Mirror::nodes() const {
+  std::vector<Node*> nodes;
+  if (source_) nodes.push_back(&source_.node());
+  if (target_) nodes.push_back(&target_.node());
+  if (filter_) nodes.push_back(&filter().target_edge().node());
+  return nodes;
+}
+
+Result<void> Mirror::set_mode(MirrorMode mode) {
+  if (mode == options_.filter.mode && !filter_) return {};
+  if (mode == MirrorMode::background) {
+    return invalid("Change to copy mode 'background' is not implemented");
+  }
+  options_.filter.mode = mode;
+  if (filter_) filter().set_mode(mode);
+  return {};
+}
+
+// --- The graph -----------------------------------------------------------------------------------
+
+/// Nobody else may write to the target.  Where it lies below the source, the disk above it lets
+/// that happen: it hides what is changed.
+Result<void> Mirror::claim() {
+  Child& target = filter().target_edge();
+  const auto change = [&](Child& edge, Permissions permissions) {
+    const Permissions before = edge.permissions();
+    Result<void> allowed = edge.set_permissions(permissions);
+    if (allowed) changed_.push_back({&edge, before});
+    return allowed;
+  };
+  if (options_.filter.above != 0) {
+    const std::vector<Device*> layers = layers_of(filter());
+    for (Child* edge : layers[options_.filter.above - 1]->children()) {
+      if (edge->role() != Role::backing) continue;
+      Permissions shown = edge->permissions();
+      shown.shares = Access::all();
+      if (Result<void> allowed = change(*edge, shown); !allowed) return allowed;
+    }
+  }
+  return target.set_permissions(
+      {.uses = {.read = true, .write = true, .resize = true}, .shares = Access::reading()});
+}
+
+void Mirror::give_back_permissions() {
+  for (const Changed& change : std::exchange(changed_, {})) {
+    (void)change.edge->set_permissions(change.before);
+  }
+}
+
+Task<void> Mirror::enter_graph(Job& job) {
+  filter_ = std::make_unique<MirrorFilter>(source_.another(), std::move(target_), options_.filter);
+  filter_.set_gate(&job.gate());
+  filter().set_changed(&job.changed());
+  if (options_.copies_nothing) filter().forget_dirty();
+  co_await claim();
+  Device& target = filter().target();
+  if (target.size() < source_->size()) {  // Of a commit; else it was refused.
+    co_await target.resize(source_->size())
+        .doing("make ", quoted(target.name()), " as large as ", quoted(source_->name()));
+  }
+  source_ = source_.hold();  // It stays where it is.
+  co_await insert_above(source_.node(), filter_);
+  entered_ = true;
+}
+
+Task<void> Mirror::leave_graph() {
+  drain_.reset();
+  if (std::exchange(entered_, false)) co_await remove_filter(filter_);
+  if (filter_) give_back_permissions();
+}
+
+/// All who use the source, or what is to be replaced, are to use the target.
+std::vector<Move> Mirror::switch_moves() const {
+  Node& from = options_.replaces ? *options_.replaces : filter_.node();
+  std::vector<Move> moves;
+  for (Child* edge : from.parents()) {
+    if (edge == &filter_ || edge->role() == Role::name) continue;
+    moves.push_back({*edge, filter().target_edge().node()});
+  }
+  return moves;
+}
+
+// --- Copying -------------------------------------------------------------------------------------
+
+Task<void> Mirror::worker(Job& job) {
+  while (!failed_) {
+    MirrorFilter::Copied copied;
+    {
+      const Gate::Pass pass = co_await job.enter();
+      const auto taken = co_await filter().take(cursor_);
+      if (!taken) break;
+      if (taken->first < cursor_) look_at_round(job);
+      cursor_ = taken->end;
+      copied = co_await filter().copy(*taken);
+    }
+    job.progress().set(job.progress().done() + copied.bytes,
+                       job.progress().done() + copied.bytes + filter().dirty_bytes());
+    if (copied.error) {
+      if (co_await job.retries(copied.side, copied.error)) continue;
+      failed_ = true;
+      co_await fail(job.is_cancelled() ? job.cancelled_error() : std::move(copied.error));
+    }
+    co_await job.limit(copied.bytes);
+  }
+}
+
+/// Copies until nothing is dirty.
+Task<void> Mirror::copy_dirty(Job& job) {
+  failed_ = false;
+  Scope workers(job.reactor().ready());
+  for (unsigned i = 0; i < options_.requests_max; ++i) workers.spawn(worker(job));
+  co_await workers.join();
+}
+
+/// A round has ended.
+void Mirror::look_at_round(Job&) {
+  const uint64_t dirty = filter().dirty_bytes();
+  const uint64_t before = std::exchange(round_began_, dirty);
+  if (++rounds_ < 3 || dirty < kRoundMin) return;
+  overtaken_ = dirty > before / 2;
+  if (overtaken_ && options_.converge == Converge::automatic) {
+    (void)set_mode(MirrorMode::write_blocking);
+  }
+}
+
+Task<void> Mirror::run(Job& job) {
+  co_await enter_graph(job);
+  job.progress().set_total(filter().dirty_bytes());
+  while (true) {
+    co_await copy_dirty(job);
+    job.progress().set(job.progress().total(), job.progress().total());
+    job.set_ready();
+    if (job.shall_complete()) co_return;
+    if (job.is_cancelled()) co_await fail(job.cancelled_error());
+    if (filter().is_dirty()) continue;
+    co_await job.changed().wait();
+  }
+}
+
+/// While nobody else does anything: no passes, nobody is waited for.
+Task<void> Mirror::copy_rest() {
+  while (filter().is_dirty()) {
+    const auto taken = co_await filter().take(0);
+    if (!taken) break;
+    MirrorFilter::Copied copied = co_await filter().copy(*taken);
+    if (copied.error) co_await fail(std::move(copied.error));
+  }
+}
+
+Task<void> Mirror::prepare(Job& job) {
+  filter().set_mode(MirrorMode::write_blocking);
+  for (int i = 0; i < kLastRounds && filter().is_dirty(); ++i) co_await copy_dirty(job);
+  drain_ = std::make_unique<Drain>(filter_.node());
+  co_await drain_->begin();
+  co_await copy_rest();
+  co_await filter().target().flush();
+  if (!switches(job)) co_return;
+  moves_ = switch_moves();
+  const bool held =
+      std::ranges::all_of(moves_, [&](const Move& move) { return drain_->holds(move.edge); });
+  if (!held) {
+    co_await fail(invalid("Node '", options_.replaces->name(),
+                          "' cannot be replaced: it does not lie above the source"));
+  }
+  co_await filter().target_edge().set_permissions({});  // Others write from here on.
+  co_await check_moves(moves_);
+}
+
+Task<void> Mirror::commit(Job& job) {
+  if (switches(job)) {
+    repoint(*drain_, moves_);
+    entered_ = false;
+  }
+  co_await leave_graph();
+}
+
+Task<void> Mirror::abort(Job&) { co_await leave_graph(); }
+
+Task<void> Mirror::clean(Job&) {
+  changed_.clear();
+  if (filter_) (void)co_await filter_.close().result();
+  if (target_) (void)co_await target_.close().result();
+  if (source_) (void)co_await source_.close().result();
+  filter_ = {};
+  target_ = {};
+  source_ = {};
+}
+
+}  // namespace byre

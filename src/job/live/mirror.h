@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Mirror: a disk in use is copied to another device and kept alike, until its users are led there;
+/// and the commit of the disk that is written: into a disk below it.
+///
+///   1. A MirrorFilter enters above the source.  From here on it knows what the target lacks.
+///   2. Dirty pieces are copied, in the order of the disk, round after round.  When none is left
+///      the job is ready; it goes on copying what guests change.
+///   3. Somebody completes it: guests write to both devices from now on; what is dirty is copied.
+///      Then they are drained: no request is under way.  The rest is copied, the target is flushed,
+///      and all who used the source (or another node, `replaces`) are led to the target.  The gates
+///      open.
+/// Without a switch (a cancel of a job that is ready) step 3 ends with the flush: the target is the
+/// source at that moment.
+/// Invariant (docs/engine.md, J3, J5): at the switch the target durably holds what guests were told
+/// is durable, and reads as the source does.  Until then the source is what it was, and the filter
+/// is all that was put there; a job that fails takes it away.
+/// With `above` (a commit) what the layers above a base have goes into the base, which grows where
+/// it is smaller: until the switch the overlays still hide all that was changed in it.
+/// Copying that guests overtake: a round that begins with more than half of what the round before
+/// began with gains too little; the job says so, and with Converge::automatic it lets guests write
+/// to both devices from then on.
+/// Cost: each piece once, and again for each time that it is changed in the background.  Memory:
+/// requests_max * request_size.
+/// Not here: which pieces are dirty (mirror_filter.h), images made for the target.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "block/drain.h"
+#include "job/live/job.h"
+#include "job/live/mirror_filter.h"
+
+namespace byre {
+
+enum class Converge : uint8_t { report, automatic };
+
+struct MirrorOptions {
+  MirrorFilterOptions filter;
+  bool copies_nothing = false;  ///< Only what changes from now on.
+  Converge converge = Converge::report;
+  /// The node whose users are led to the target; null: the source.
+  Node* replaces = nullptr;
+  /// What the source will be called in messages and events: the target is a disk below it.
+  JobKind kind = JobKind::mirror;
+  unsigned requests_max = 16;
+};
+
+class Mirror final : public JobWork {
+ public:
+  /// Edges of nobody else.  Errc::invalid or Errc::read_only for devices that do not fit.
+  static Result<std::unique_ptr<Mirror>> make(Child source, Child target, MirrorOptions options);
+  /// The commit of the disk that is written: `depth` layers down.
+  static Result<std::unique_ptr<Mirror>> commit_into(Child source, uint32_t depth,
+                                                     MirrorOptions options);
+  ~Mirror() override;
+
+  MirrorMode mode() const { return filter().mode(); }
+  /// background to write_blocking, also while it runs; the other way is refused.
+  Result<void> set_mode(MirrorMode mode);
+  /// Did guests change more than could be copied?
+  bool is_overtaken() const { return overtaken_; }
+  /// Do both hold the same, but for what is under way?
+  bool is_in_sync() const { return filter_ && !filter().is_dirty(); }
+
+  JobKind kind() const override { return options_.kind; }
+  std::vector<Node*> nodes() const override;
+  Task<void> run(Job& job) override;
+  Task<void> prepare(Job& job) override;
+  Task<void> commit(Job& job) override;
+  Task<void> abort(Job& job) override;
+  Task<void> clean(Job& job) override;
+  bool ends_without_switch() override { return true; }
+
+ private:
+  Mirror(Child source, Child target, MirrorOptions options);
+  MirrorFilter& filter() const { return static_cast<MirrorFilter&>(*filter_); }
+  Result<void> claim();
+  void give_back_permissions();
+  Task<void> enter_graph(Job& job);
+  Task<void> leave_graph();
+  Task<void> copy_dirty(Job& job);
+  Task<void> worker(Job& job);
+  Task<void> copy_rest();
+  void look_at_round(Job& job);
+  std::vector<Move> switch_moves() const;
+  bool switches(const Job& job) const { return job.shall_switch(); }
+
+  MirrorOptions options_;
+  Child source_;
+  Child target_;  ///< Until the filter has it.
+  Child filter_;
+  bool entered_ = false;
+  std::unique_ptr<Drain> drain_;
+  std::vector<Move> moves_;
+  /// Edges whose permissions were changed, and what they were.
+  struct Changed {
+    Child* edge;
+    Permissions before;
+  };
+  std::vector<Changed> changed_;
+  uint64_t cursor_ = 0;       ///< Of the next piece.
+  uint64_t round_began_ = 0;  ///< Dirty bytes then; 0: no round yet.
+  uint64_t rounds_ = 0;
+  bool failed_ = false;  ///< Of a round: its workers end.
+  bool overtaken_ = false;
+};
+
+}  // namespace byre
