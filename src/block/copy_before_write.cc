@@ -58,6 +58,8 @@ CopyBeforeWrite::CopyBeforeWrite(Child file, Child target, const CopyBeforeWrite
       cluster_(cluster_size_for(below(), *target_, options.cluster_size_min)),
       on_error_(options.on_error),
       timeout_ns_(options.timeout_ns),
+      compressed_(options.compressed),
+      on_change_(options.on_change),
       locks_(reactor().ready()),
       late_(reactor().ready()) {
   target_.belong_to(*this, Role::other);
@@ -118,7 +120,7 @@ Task<void> CopyBeforeWrite::preserve(uint64_t offset, uint64_t length) {
   broken_ = std::move(why);
 }
 
-Task<void> CopyBeforeWrite::copy(Clusters clusters) {
+Task<void> CopyBeforeWrite::copy(Clusters clusters, bool* of_target) {
   const uint64_t step = std::max<uint64_t>(1, kLockMax / cluster_);
   for (uint64_t first = clusters.first; first < clusters.end;) {
     const uint64_t end = std::min(clusters.end, first + step);
@@ -127,32 +129,68 @@ Task<void> CopyBeforeWrite::copy(Clusters clusters) {
     for (uint64_t at = kept_.next(false, first, end); at < end && !broken_;
          at = kept_.next(false, at, end)) {
       const Clusters run{.first = at, .end = kept_.next(true, at, end)};
-      co_await copy_run(run);
+      co_await copy_run(run, of_target);
       kept_.insert(run.first, run.end);
     }
     first = end;
   }
 }
 
-Task<void> CopyBeforeWrite::copy_run(Clusters run) {
+/// `of_target`, where asked for: was it the target that failed?
+Task<void> CopyBeforeWrite::copy_run(Clusters run, bool* of_target) {
+  bool unasked = false;
+  bool& target_fails = of_target ? *of_target : unasked;
   const uint64_t end = std::min(run.end * cluster_, size_);
   for (uint64_t at = run.first * cluster_; at < end;) {
+    target_fails = false;
     const Extent extent = co_await below().status(at, end - at);
     uint64_t length = extent.length;
-    if (extent.zero) {
+    // Streams are made of whole clusters.
+    if (compressed_ && extent.zero && at + length < end) length = round_down(length, cluster_);
+    if (extent.zero && length != 0) {
+      target_fails = true;
       co_await target_->zero(at, length, {.may_unmap = true})
           .doing("write ", length, " zeros at ", hex(at), " of the target");
     } else {
-      length = std::min(length, kCopyMax);
+      length = compressed_ ? std::min(std::max(kCopyMax, cluster_), end - at)
+                           : std::min(length, kCopyMax);
       const Buffer buffer(length);
       co_await below()
           .read(at, buffer.bytes(), IoTag::none)
           .doing("read ", length, " bytes at ", hex(at));
-      co_await target_->write(at, buffer.bytes(), {})
+      target_fails = true;
+      co_await target_->write(at, buffer.bytes(), {.compressed = compressed_})
           .doing("write ", length, " bytes at ", hex(at), " of the target");
     }
     bytes_copied_ += length;
     at += length;
+  }
+}
+
+Task<CopyBeforeWrite::Kept> CopyBeforeWrite::keep(uint64_t offset, uint64_t length) {
+  Kept kept;
+  Result<void> done = co_await copy(clusters_of(offset, length), &kept.of_target).result();
+  if (broken_) {
+    kept.error = broken_.copy();
+    kept.of_target = true;
+  } else if (!done) {
+    kept.error = std::move(done).error();
+  }
+  co_return std::move(kept);
+}
+
+uint64_t CopyBeforeWrite::next_missing(uint64_t offset, uint64_t end) const {
+  const Clusters clusters = clusters_of(offset, end - offset);
+  const uint64_t next = kept_.next(false, clusters.first, clusters.end);
+  return std::clamp(next * cluster_, offset, end);
+}
+
+void CopyBeforeWrite::leave_out(uint64_t offset, uint64_t length) {
+  const Clusters clusters = clusters_of(offset, length);
+  for (uint64_t at = clusters.first; at < clusters.end; ++at) {
+    if (kept_.contains(at)) continue;
+    kept_.insert(at, at + 1);
+    unwanted_.insert(at, at + 1);
   }
 }
 

@@ -52,6 +52,9 @@ struct CopyBeforeWriteOptions {
     uint64_t end;
   };
   std::function<std::optional<Part>(uint64_t from)> wanted = {};
+  bool compressed = false;  ///< Old contents become compressed clusters of the target.
+  /// Is told of each range that a guest is about to change, from the first change on.
+  std::function<void(uint64_t offset, uint64_t length)> on_change = {};
 };
 
 class CopyBeforeWrite final : public Filter {
@@ -69,6 +72,19 @@ class CopyBeforeWrite final : public Filter {
   uint64_t bytes_copied() const { return bytes_copied_; }
   Device& target() const { return *target_; }
 
+  /// Copies what of the range is not in the target yet, as a change of it would.
+  struct Kept {
+    Error error;
+    bool of_target = false;  ///< The error is the target's.
+  };
+  Task<Kept> keep(uint64_t offset, uint64_t length);
+  /// Of [offset, end) the first byte that is not in the target yet; `end` without one.
+  uint64_t next_missing(uint64_t offset, uint64_t end) const;
+  /// The range is no part of the snapshot.
+  void leave_out(uint64_t offset, uint64_t length);
+  /// Null while the snapshot is whole.
+  const Error& broken() const { return broken_; }
+
   // The snapshot.
   uint64_t snapshot_size() const { return size_; }
   Task<void> read_snapshot(uint64_t offset, MutableBytes data, IoTag tag);
@@ -76,16 +92,19 @@ class CopyBeforeWrite final : public Filter {
   Task<Extent> snapshot_status(uint64_t offset, uint64_t length);
 
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
+    if (on_change_) on_change_(offset, data.size());
     if (is_kept(offset, data.size())) return below().write(offset, data, options);
     return write_after_copy(offset, data, options);
   }
   BYRE_CORO_WRAPPER Task<void> zero(uint64_t offset, uint64_t length,
                                     ZeroOptions options) override {
+    if (on_change_) on_change_(offset, length);
     if (is_kept(offset, length)) return below().zero(offset, length, options);
     return zero_after_copy(offset, length, options);
   }
   BYRE_CORO_WRAPPER Task<void> discard(uint64_t offset, uint64_t length,
                                        DiscardOptions options) override {
+    if (on_change_) on_change_(offset, length);
     if (is_kept(offset, length)) return below().discard(offset, length, options);
     return discard_after_copy(offset, length, options);
   }
@@ -105,8 +124,8 @@ class CopyBeforeWrite final : public Filter {
   Clusters clusters_of(uint64_t offset, uint64_t length) const;
   bool is_kept(uint64_t offset, uint64_t length) const;
   Task<void> preserve(uint64_t offset, uint64_t length);
-  Task<void> copy(Clusters clusters);
-  Task<void> copy_run(Clusters run);
+  Task<void> copy(Clusters clusters, bool* of_target = nullptr);
+  Task<void> copy_run(Clusters run, bool* of_target);
   Task<void> copy_in_time(Clusters clusters);
   Task<void> attempt(std::shared_ptr<Attempt> attempt, Clusters clusters);
   Task<void> write_after_copy(uint64_t offset, Bytes data, WriteOptions options);
@@ -121,6 +140,8 @@ class CopyBeforeWrite final : public Filter {
   const uint64_t cluster_;
   const CbwError on_error_;
   const int64_t timeout_ns_;
+  const bool compressed_;
+  const std::function<void(uint64_t, uint64_t)> on_change_;
   ClusterSet kept_;      ///< In the target, or unwanted.
   ClusterSet unwanted_;  ///< Clusters that are no part of the snapshot.
   Error broken_;         ///< Why there is no snapshot any more.

@@ -111,6 +111,39 @@ Task<void> CopyOnRead::copy_clusters(uint64_t offset, MutableBytes data, IoTag t
   }
 }
 
+Task<void> CopyOnRead::fill(uint64_t offset, uint64_t length) {
+  const uint64_t end = std::min(round_up(offset + length, cluster_), below().size());
+  RangeLock::Request held = lock(offset, length, RangeLock::Mode::exclusive);
+  co_await held;
+  for (uint64_t at = round_down(offset, cluster_); at < end;) {
+    Extent extent = co_await below().status(at, end - at);
+    if (!extent.zero) extent.length = std::min(extent.length, std::max(kCopyMax, cluster_));
+    if (wants(extent)) co_await copy_extent(extent, at, IoTag::read_backing, at, {});
+    at += extent.length;
+  }
+}
+
+Task<void> CopyOnRead::fill_with_zeros(uint64_t offset, uint64_t length) {
+  const uint64_t end = std::min(offset + length, below().size());
+  RangeLock::Request held = lock(offset, length, RangeLock::Mode::exclusive);
+  co_await held;
+  for (uint64_t at = offset; at < end;) {
+    Extent extent = co_await below().status(at, end - at);
+    if (!extent.allocated) {
+      co_await below().zero(at, extent.length, {.may_unmap = true});
+      // Where it read as zeros anyway nothing need have been stored.
+      const Extent now = co_await below().status(at, extent.length);
+      extent.length = std::min(now.length, std::max(kCopyMax, cluster_));
+      if (!now.allocated) {
+        Buffer zeros(extent.length);
+        fill_zero(zeros.bytes());
+        co_await below().write(at, zeros.bytes(), {.tag = IoTag::copy_on_read});
+      }
+    }
+    at += extent.length;
+  }
+}
+
 /// Writes the extent at `at` into the device, and gives the part of it that was asked for.
 Task<void> CopyOnRead::copy_extent(const Extent& extent, uint64_t at, IoTag tag, uint64_t wanted_at,
                                    MutableBytes wanted) {

@@ -33,6 +33,13 @@ class CopyOnRead final : public Filter {
   /// It is abandoned when fits() says no.  `bottom`: the depth down to which is copied.
   static Result<std::unique_ptr<CopyOnRead>> make(Child below, std::optional<uint32_t> bottom = {});
 
+  /// Copies what a read of the range would, whole clusters, and gives nothing back; how much that
+  /// was is in bytes_copied().
+  Task<void> fill(uint64_t offset, uint64_t length);
+  /// What has nothing of its own in the range gets zeros, whatever lies below.
+  Task<void> fill_with_zeros(uint64_t offset, uint64_t length);
+  uint64_t cluster_size() const { return cluster_; }
+
   Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override;
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;

@@ -212,7 +212,7 @@ Result<std::unique_ptr<File>> File::adopt(Reactor& reactor, int fd, std::string 
 
 Error File::refused() const {
   const std::string name = quoted(properties_.name);
-  if (!properties_.writable) {
+  if (!properties_.writable && !latched_) {
     return Error(Errc::read_only, cat(name, " is open for reading only"), EBADF);
   }
   return Error(Errc::io,
@@ -499,12 +499,11 @@ Task<void> File::write_zeros(uint64_t offset, uint64_t length) {
 }
 
 Task<void> File::sync() {
-  if (!properties_.writable) co_return;  // Nothing of ours can be unwritten.
   const uint64_t begun_before = syncs_begun_;
   // One at a time: of two syncs side by side only one would be told of an error.
   RangeLock::Request lock(syncing_, 0, 1, RangeLock::Mode::exclusive);
   co_await lock;
-  if (refuses_writes()) co_await fail(refused());
+  if (latched_) co_await fail(refused());
   if (syncs_begun_ > begun_before) co_return;  // Another's, begun after this call, covers it.
   ++syncs_begun_;
   Op op{.kind = Op::Kind::sync, .fd = properties_.fd};
@@ -512,8 +511,9 @@ Task<void> File::sync() {
   for (unsigned retries = 0; result == -EINTR && retries <= kRetriesMax; ++retries) {
     result = co_await reactor_.perform(op);
   }
-  // /dev/null knows no sync, and needs none.
+  // /dev/null knows no sync, and needs none; nor does what nobody can write.
   if (result == -EINVAL && properties_.block_device && properties_.size == 0) co_return;
+  if (!properties_.writable && (result == -EINVAL || result == -EROFS)) co_return;
   if (result < 0) co_await fail(latch(result));
 }
 

@@ -77,7 +77,8 @@ class File {
   /// they are not aligned as O_DIRECT demands, and where the write is to be durable.
   Task<void> read_pieces(uint64_t offset, IoVec pieces);
   Task<void> write_pieces(uint64_t offset, IoVec pieces, bool durable = false);
-  /// fdatasync that begins after this call.
+  /// fdatasync that begins after this call; of a file that is only read, too: another process may
+  /// have left something in its cache.
   Task<void> sync();
   /// Makes the range a hole that reads as zeros; Errc::unsupported where that cannot be promised.
   Task<void> punch(uint64_t offset, uint64_t length);

@@ -144,6 +144,10 @@ Task<void> Image::merge_into_bitmap(std::string name, const DirtyBits& from) {
   co_await wait_for_references();
   co_await byre::merge_into_bitmap(*disk_, std::move(name), from);
 }
+Task<void> Image::replace_bits_of_bitmap(std::string name, const DirtyBits& bits) {
+  co_await wait_for_references();
+  co_await byre::replace_bits_of_bitmap(*disk_, std::move(name), bits);
+}
 BYRE_CORO_WRAPPER Task<std::unique_ptr<DirtyBits>> Image::read_bitmap(std::string name) {
   return byre::read_bitmap(*disk_, std::move(name));
 }
@@ -161,11 +165,13 @@ Task<CheckReport> Image::check_online(CheckOptions options) {
 uint64_t Image::vm_state_offset() const { return byre::vm_state_offset(*disk_); }
 
 Task<void> Image::flush(IoTag tag) {
-  if (!disk_->options.writable) co_return;
   const Request request(*disk_);
   co_await request.begin();
-  co_await disk_->check_can_write();
-  co_await disk_->committer->flush(tag).doing("flush ", quoted(name()));
+  if (disk_->options.writable) {
+    co_await disk_->check_can_write();
+    co_await disk_->committer->flush(tag).doing("flush ", quoted(name()));
+  }
+  co_await disk_->flush_what_is_read(tag);
 }
 
 // --- The end ------------------------------------------------------------------------------------

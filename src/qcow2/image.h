@@ -93,6 +93,8 @@ class Image final : public Device {
   Task<void> enable_bitmap(std::string name, bool enabled);
   /// What is dirty in `from`, of a disk of this size, is dirty in the bitmap too.
   Task<void> merge_into_bitmap(std::string name, const DirtyBits& from);
+  /// It becomes what is dirty in `bits`, of a disk of this size, in one step.
+  Task<void> replace_bits_of_bitmap(std::string name, const DirtyBits& bits);
   BYRE_CORO_WRAPPER Task<std::unique_ptr<DirtyBits>> read_bitmap(std::string name);
   // The state of a virtual machine, behind the disk (ops/vm_state.h).
   uint64_t vm_state_offset() const;

@@ -29,8 +29,8 @@ void JobTransaction::has_run(Scope& scope) {
 
 /// One of them has failed or was cancelled.
 void JobTransaction::fails(Job& job) {
-  if (step_ == Step::finalizing) return;  // finalize() sees to it.
-  if (step_ == Step::running) step_ = Step::aborted;
+  if (step_ != Step::running) return;  // finalize() sees to it, or it is too late.
+  step_ = Step::aborted;
   settled_.set();
   for (Job* other : jobs_) {
     if (other != &job && !other->is_cancelled()) (void)other->cancel(true);

@@ -16,6 +16,19 @@ constexpr int kLastRounds = 3;
 /// Rounds that begin with less are not looked at.
 constexpr uint64_t kRoundMin = 4 * MiB;
 
+/// The edge by which `base` lies in the chain of `top`; null: it does not.
+Child* edge_above(Device& top, const Device& base) {
+  for (Device* at = &top; at;) {
+    Child* down = nullptr;
+    for (Child* edge : at->children()) {
+      if (edge->role() == Role::filtered || edge->role() == Role::backing) down = edge;
+    }
+    if (down && down->get() == &base) return down;
+    at = down ? down->get() : nullptr;
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Mirror>> Mirror::make(Child source, Child target, MirrorOptions options) {
@@ -80,14 +93,10 @@ Result<void> Mirror::claim() {
     if (allowed) changed_.push_back({&edge, before});
     return allowed;
   };
-  if (options_.filter.above != 0) {
-    const std::vector<Device*> layers = layers_of(filter());
-    for (Child* edge : layers[options_.filter.above - 1]->children()) {
-      if (edge->role() != Role::backing) continue;
-      Permissions shown = edge->permissions();
-      shown.shares = Access::all();
-      if (Result<void> allowed = change(*edge, shown); !allowed) return allowed;
-    }
+  if (Child* shows = options_.filter.above != 0 ? edge_above(*source_, *target) : nullptr) {
+    Permissions shown = shows->permissions();
+    shown.shares = Access::all();
+    if (Result<void> allowed = change(*shows, shown); !allowed) return allowed;
   }
   return target.set_permissions(
       {.uses = {.read = true, .write = true, .resize = true}, .shares = Access::reading()});

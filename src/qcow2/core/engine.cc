@@ -176,6 +176,16 @@ Task<void> Engine::close_below() {
   if (first) co_await fail(std::move(first));
 }
 
+Task<void> Engine::flush_what_is_read(IoTag tag) {
+  if (flushed_what_is_read_) co_return;
+  if (!options.writable) {
+    co_await file_edge->flush(tag);
+    if (data) co_await data->flush(tag);
+  }
+  if (backing) co_await backing->flush(tag);
+  flushed_what_is_read_ = true;
+}
+
 void Engine::abandon() {
   closed_ = true;
   background_.forget();

@@ -127,6 +127,9 @@ class Engine {
   /// Closes what is below; gives the first error.
   Task<void> close_below();
   bool closed() const { return closed_; }
+  /// Makes durable what a process that died may have left in the caches of files that this one does
+  /// not write, once: guests may have read it (docs/engine.md, C3).
+  Task<void> flush_what_is_read(IoTag tag);
   /// The simulated process died: forget everything without I/O.
   void abandon();
 
@@ -173,6 +176,7 @@ class Engine {
   Scope background_;
   Event idle_;  ///< The last request has ended.
   bool closed_ = false;
+  bool flushed_what_is_read_ = false;
   bool commit_scheduled_ = false;
   Op timer_;
 };

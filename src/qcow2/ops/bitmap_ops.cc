@@ -164,6 +164,16 @@ Task<void> merge_into_bitmap(GuestDisk& disk, std::string name, const DirtyBits&
   co_await change_bitmaps(disk, edit);
 }
 
+Task<void> replace_bits_of_bitmap(GuestDisk& disk, std::string name, const DirtyBits& bits) {
+  const auto edit = [&](BitmapList& list) -> Task<void> {
+    std::shared_ptr<BitmapSlot>* slot = co_await usable_bitmap(disk, list, name);
+    co_await must_fit(bits.size(), disk.size);
+    (*slot)->bits->fill(false);
+    (*slot)->bits->merge(bits);
+  };
+  co_await change_bitmaps(disk, edit);
+}
+
 Task<std::unique_ptr<DirtyBits>> read_bitmap(GuestDisk& disk, std::string name) {
   const Request request(disk);
   co_await request.begin();

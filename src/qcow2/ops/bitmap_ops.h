@@ -34,6 +34,8 @@ Task<void> clear_bitmap(GuestDisk& disk, std::string name);
 Task<void> enable_bitmap(GuestDisk& disk, std::string name, bool enabled);
 /// What is dirty in `from`, of a disk of this size, is dirty in the bitmap too.
 Task<void> merge_into_bitmap(GuestDisk& disk, std::string name, const DirtyBits& from);
+/// The bitmap becomes what is dirty in `bits`, of a disk of this size, in one step.
+Task<void> replace_bits_of_bitmap(GuestDisk& disk, std::string name, const DirtyBits& bits);
 Task<std::unique_ptr<DirtyBits>> read_bitmap(GuestDisk& disk, std::string name);
 
 }  // namespace byre

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "job/live/backup.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "coro/scope.h"
+
+namespace byre {
+
+Result<std::unique_ptr<Backup>> Backup::make(Child source, Child target, BackupOptions options) {
+  if (&source.node() == &target.node()) return invalid("Source and target cannot be the same");
+  if (Result<void> fits =
+          CopyBeforeWrite::fits(*source, *target, {.cluster_size_min = options.cluster_size_min});
+      !fits) {
+    return std::move(fits).error();
+  }
+  if (!target->writable()) {
+    return Error(Errc::read_only,
+                 cat("the target ", quoted(target->name()), " is read-only: open it for writing"));
+  }
+  if (options.compressed && !target->capabilities().compresses) {
+    return unsupported("Compression is not supported for this target: ", quoted(target->name()));
+  }
+  Image* image = nullptr;
+  if (options.bitmap) {
+    image = dynamic_cast<Image*>(source.get());
+    if (!image) return unsupported(quoted(source->name()), " is no qcow2 image: it has no bitmaps");
+    const auto& list = image->bitmaps();
+    const bool is_there = std::ranges::any_of(
+        list, [&](const auto& slot) { return slot->entry.name == *options.bitmap; });
+    if (!is_there) return invalid("Bitmap '", *options.bitmap, "' could not be found");
+    if (options.bitmap_sync != BitmapSync::never && !image->writable()) {
+      return Error(Errc::read_only, cat(quoted(source->name()),
+                                        " is not open for writing: its bitmap cannot be changed"));
+    }
+  }
+  return std::unique_ptr<Backup>(
+      new Backup(std::move(source), std::move(target), std::move(options), image));
+}
+
+Backup::Backup(Child source, Child target, BackupOptions options, Image* image)
+    : options_(std::move(options)),
+      source_(std::move(source)),
+      target_(std::move(target)),
+      image_(image) {}
+
+std::vector<Node*> Backup::nodes() const {
+  std::vector<Node*> nodes;
+  if (source_) nodes.push_back(&source_.node());
+  if (target_) nodes.push_back(&target_.node());
+  if (filter()) nodes.push_back(filter()->target().node());
+  return nodes;
+}
+
+// --- The moment ----------------------------------------------------------------------------------
+
+Task<void> Backup::take_moment(Job& job, const Drain* held) {
+  if (filter_) co_return;
+  source_ = source_.hold();  // It stays where it is.
+  if (held) {
+    co_await enter_graph(job, *held);
+    co_return;
+  }
+  Drain drain(source_.node());
+  co_await drain.begin();
+  co_await enter_graph(job, drain);
+}
+
+Task<void> Backup::enter_graph(Job& job, const Drain& drain) {
+  CopyBeforeWriteOptions options{.on_error = options_.on_cbw_error,
+                                 .timeout_ns = options_.cbw_timeout_ns,
+                                 .cluster_size_min = options_.cluster_size_min,
+                                 .compressed = options_.compressed};
+  if (image_) {
+    wanted_ = co_await image_->read_bitmap(*options_.bitmap);
+    changed_ = std::make_unique<DirtyBits>(wanted_->size(), wanted_->granularity_bits(),
+                                           wanted_->part_bytes());
+    options.wanted = [this](uint64_t from) -> std::optional<CopyBeforeWriteOptions::Part> {
+      const auto run = wanted_->next_run(from);
+      if (!run) return std::nullopt;
+      return CopyBeforeWriteOptions::Part{run->first, run->first + run->second};
+    };
+    options.on_change = [this](uint64_t offset, uint64_t length) {
+      changed_->set_bytes(offset, length);
+    };
+  }
+  auto filter = std::make_unique<CopyBeforeWrite>(source_.another(), std::move(target_), options);
+  CopyBeforeWrite& entered = *filter;
+  filter_ = std::move(filter);
+  filter_.set_gate(&job.gate());
+  co_await entered.claim();
+  std::vector<Move> moves;
+  for (Child* edge : source_.node().parents()) {
+    if (edge->owner() == &entered || edge->role() == Role::name) continue;
+    moves.push_back({*edge, filter_.node()});
+  }
+  co_await check_moves(moves);
+  repoint(drain, moves);
+  entered_ = true;
+}
+
+// --- Copying -------------------------------------------------------------------------------------
+
+Task<void> Backup::run(Job& job) {
+  co_await take_moment(job, nullptr);
+  job.progress().set_total(wanted_ ? wanted_->dirty_bytes() : source_->size());
+  if (options_.only_on_change) {
+    while (!job.is_cancelled()) co_await job.changed().wait();
+    co_await fail(job.cancelled_error());
+  }
+  Scope workers(job.reactor().ready());
+  for (unsigned i = 0; i < options_.requests_max; ++i) workers.spawn(worker(job));
+  co_await workers.join();
+  if (filter()->broken()) co_await fail(filter()->broken().copy());
+}
+
+Task<void> Backup::worker(Job& job) {
+  const uint64_t end = filter()->snapshot_size();
+  const uint64_t step =
+      round_up(std::max<uint64_t>(options_.request_size, 1), filter()->cluster_size());
+  while (!failed_ && next_ < end) {
+    const uint64_t at = filter()->next_missing(next_, end);
+    const uint64_t stop = std::min(end, round_down(at, step) + step);
+    next_ = std::max(next_, stop);
+    while (at < stop) {
+      CopyBeforeWrite::Kept kept;
+      {
+        const Gate::Pass pass = co_await job.enter();
+        if (options_.top_only) {
+          Result<void> looked = co_await leave_out_what_shows(at, stop).result();
+          if (!looked) kept.error = std::move(looked).error();
+        }
+        if (!kept.error) kept = co_await filter()->keep(at, stop - at);
+      }
+      if (!kept.error) {
+        co_await job.limit(stop - at);
+        break;
+      }
+      const JobSide side = kept.of_target ? JobSide::target : JobSide::source;
+      if (!filter()->broken() && co_await job.retries(side, kept.error)) continue;
+      failed_ = true;
+      co_await fail(job.is_cancelled() ? job.cancelled_error() : std::move(kept.error));
+    }
+    job.progress().advance(stop - at);
+  }
+}
+
+/// What the disk does not have itself is no part of the backup.
+Task<void> Backup::leave_out_what_shows(uint64_t at, uint64_t end) {
+  const uint64_t cluster = filter()->cluster_size();
+  for (; at < end; at = std::min(end, round_down(at, cluster) + cluster)) {
+    bool has_own = false;
+    const uint64_t stop = std::min(end, round_down(at, cluster) + cluster);
+    for (uint64_t part = at; part < stop && !has_own;) {
+      const Extent extent = co_await source_->status(part, stop - part);
+      has_own = extent.allocated;
+      part += extent.length;
+    }
+    if (!has_own) filter()->leave_out(at, stop - at);
+  }
+}
+
+// --- The end -------------------------------------------------------------------------------------
+
+Task<void> Backup::prepare(Job&) {
+  co_await filter()->target().flush();
+  drain_ = std::make_unique<Drain>(filter_.node());
+  co_await drain_->begin();
+  if (filter()->broken()) co_await fail(filter()->broken().copy());
+}
+
+/// In a drain: changed_ is complete.
+Task<void> Backup::settle_bitmap(bool succeeded) {
+  if (!image_ || options_.bitmap_sync == BitmapSync::never) co_return;
+  if (!succeeded && options_.bitmap_sync != BitmapSync::always) co_return;
+  if (!succeeded) {
+    // What the target did not get.
+    const uint64_t end = filter()->snapshot_size();
+    for (auto run = wanted_->next_run(0); run; run = wanted_->next_run(run->first + run->second)) {
+      const uint64_t stop = std::min(end, run->first + run->second);
+      const uint64_t cluster = filter()->cluster_size();
+      for (uint64_t at = run->first; at < stop; at = round_down(at, cluster) + cluster) {
+        const uint64_t missing = filter()->broken() ? at : filter()->next_missing(at, stop);
+        if (missing >= stop) break;
+        at = missing;
+        changed_->set_bytes(at, std::min(stop, round_down(at, cluster) + cluster) - at);
+      }
+    }
+  }
+  co_await image_->replace_bits_of_bitmap(*options_.bitmap, *changed_);
+}
+
+Task<void> Backup::leave_graph(bool succeeded) {
+  if (!std::exchange(entered_, false)) co_return;
+  Result<void> settled;
+  if (!succeeded && image_ && options_.bitmap_sync == BitmapSync::always) {
+    settled = co_await filter()->target().flush().result();
+    if (!drain_) {
+      drain_ = std::make_unique<Drain>(filter_.node());
+      co_await drain_->begin();
+    }
+  }
+  // All jobs of the transaction have succeeded, or not.  When this fails the bitmap says more than
+  // it need.
+  if (settled) settled = co_await settle_bitmap(succeeded).result();
+  drain_.reset();
+  co_await remove_filter(filter_);
+  co_await std::move(settled);
+}
+
+Task<void> Backup::commit(Job&) { co_await leave_graph(true); }
+Task<void> Backup::abort(Job&) { co_await leave_graph(false); }
+
+Task<void> Backup::clean(Job&) {
+  for (Child* edge : {&filter_, &target_, &source_}) {
+    if (!*edge) continue;
+    (void)co_await edge->close().result();
+    edge->reset();
+  }
+}
+
+}  // namespace byre
