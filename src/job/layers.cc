@@ -53,6 +53,18 @@ std::vector<Device*> layers_of(Device& top) {
   return layers;
 }
 
+Child* edge_in_chain(Device& top, const Device& base) {
+  for (Device* at = &top; at;) {
+    Child* down = nullptr;
+    for (Child* edge : at->children()) {
+      if (edge->role() == Role::filtered || edge->role() == Role::backing) down = edge;
+    }
+    if (down && down->get() == &base) return down;
+    at = down ? down->get() : nullptr;
+  }
+  return nullptr;
+}
+
 std::optional<Meeting> find_meeting(const std::vector<Device*>& left,
                                     const std::vector<Device*>& right) {
   for (size_t i = 0; i < left.size(); ++i) {

@@ -14,6 +14,8 @@
 namespace byre {
 
 std::vector<Device*> layers_of(Device& top);
+/// The edge by which `base` lies in the chain of `top`; null: it does not.
+Child* edge_in_chain(Device& top, const Device& base);
 
 /// Where two chains meet: the first disk of `left` that is in `right` as well, the same file read
 /// as the same format, so that all below it is the same, too.

@@ -18,6 +18,7 @@
 #include "checker.h"
 #include "job/layers.h"
 #include "job/live/backup.h"
+#include "job/live/commit_below.h"
 #include "job/live/job_list.h"
 #include "job/live/mirror.h"
 #include "job/live/stream.h"
@@ -32,7 +33,7 @@ namespace {
 
 using Contents = std::vector<std::byte>;
 
-enum class LiveJob : uint8_t { mirror, commit, stream, backup };
+enum class LiveJob : uint8_t { mirror, commit, stream, backup, commit_below };
 
 struct LiveDisk {
   std::string name;
@@ -70,9 +71,10 @@ class LiveRun {
   // --- The disks --------------------------------------------------------------------------------
 
   void make_disks() {
-    const uint64_t below = kind_ == LiveJob::commit   ? prng_.between(1, 2)
-                           : kind_ == LiveJob::stream ? prng_.between(1, 3)
-                                                      : prng_.below(2);
+    const uint64_t below = kind_ == LiveJob::commit         ? prng_.between(1, 2)
+                           : kind_ == LiveJob::commit_below ? prng_.between(2, 3)
+                           : kind_ == LiveJob::stream       ? prng_.between(1, 3)
+                                                            : prng_.below(2);
     std::string name;
     for (uint64_t i = 0; ok() && i <= below; ++i) {
       LiveDisk disk{.name = cat("d", i), .below = name};
@@ -86,6 +88,7 @@ class LiveRun {
     }
     top_ = disks_of_chain_.back();
     depth_ = static_cast<uint32_t>(below == 0 ? 0 : prng_.between(1, below));
+    if (kind_ == LiveJob::commit_below) depth_ = static_cast<uint32_t>(prng_.between(1, below - 1));
     if (kind_ == LiveJob::mirror || kind_ == LiveJob::backup) {
       target_ = {.name = "target", .raw = prng_.one_in(3)};
       if (!top_.below.empty() && prng_.one_in(2)) {
@@ -312,7 +315,7 @@ class LiveRun {
 
   /// What the next process uses.
   void go_on_with(const LiveDisk& disk) {
-    if (kind_ == LiveJob::stream) return see_what_lies_below();
+    if (kind_ == LiveJob::stream || kind_ == LiveJob::commit_below) return see_what_lies_below();
     if (disk.name == top_.name) return;
     const std::string name = disk.name;
     if (kind_ == LiveJob::commit) {
@@ -379,7 +382,7 @@ class LiveRun {
     oracle_.process_died();
     copy_began_.reset();
     // Nobody knows whether the backup had ended.
-    if (backup_ && !saved_.empty()) saved_.push_back(moment_);
+    if (backup_ && !saved_.empty() && !moment_.empty()) saved_.push_back(moment_);
     backup_ = nullptr;
     check_images(disks_, "at the end of a process");
     if (!ok()) return;
@@ -457,7 +460,8 @@ class LiveRun {
     if (done) co_return;
     ++verdict_.request_errors;
     // The target's errors are no business of the guest, before the switch.
-    const bool of_target = faulty_ == target_.name && kind_ != LiveJob::commit;
+    const bool of_target =
+        faulty_ == target_.name && (kind_ == LiveJob::mirror || kind_ == LiveJob::backup);
     if (faulty_.empty() || (of_target && !process.has_switched())) {
       fail_with("a guest's request failed: ", done.error().message());
       process.reactor.fail(verdict_.failure);
@@ -472,7 +476,7 @@ class LiveRun {
     return {.id = "job",
             .auto_finalize = !prng_.one_in(3),
             .auto_dismiss = false,
-            .speed = prng_.one_in(3) ? 4 * MiB : 0,
+            .speed = prng_.one_in(2) ? 512 * KiB << prng_.below(4) : 0,
             .on_source_error = draw_on_error(),
             .on_target_error = draw_on_error()};
   }
@@ -513,6 +517,19 @@ class LiveRun {
     return std::unique_ptr<JobWork>(*std::move(work));
   }
 
+  Result<std::unique_ptr<JobWork>> make_commit_below(Child image) {
+    const LiveDisk& base = disks_of_chain_[disks_of_chain_.size() - 2 - depth_];
+    CommitBelowOptions options{.depth = depth_,
+                               .base_name = {base.name, base.raw ? "raw" : "qcow2"},
+                               .requests_max = static_cast<unsigned>(prng_.between(1, 4))};
+    options.filter.granularity = uint64_t{512} << prng_.below(8);
+    options.filter.request_size = std::max<uint64_t>(16 * KiB, options.filter.granularity);
+    Result<std::unique_ptr<CommitBelow>> work =
+        CommitBelow::make(std::move(image), std::move(options));
+    if (!work) return std::move(work).error();
+    return std::unique_ptr<JobWork>(*std::move(work));
+  }
+
   Result<std::unique_ptr<JobWork>> make_backup(Child source, Process& process) {
     BackupOptions options{.on_cbw_error = CbwError::break_snapshot,
                           .cbw_timeout_ns = prng_.one_in(4) ? 2 * kMillisecond : 0,
@@ -530,16 +547,21 @@ class LiveRun {
         Backup::make(std::move(source), std::move(process.target), std::move(options));
     if (!work) return std::move(work).error();
     backup_ = work->get();
+    moment_.clear();
     return std::unique_ptr<JobWork>(*std::move(work));
+  }
+
+  Result<std::unique_ptr<JobWork>> make_work(Process& process, Child source) {
+    if (kind_ == LiveJob::stream) return make_stream(std::move(source));
+    if (kind_ == LiveJob::backup) return make_backup(std::move(source), process);
+    if (kind_ == LiveJob::commit_below) return make_commit_below(std::move(source));
+    return make_mirror(std::move(source), process);
   }
 
   /// The job, created; for a backup its moment has been taken, and what the disk held then.
   Task<Job*> start_job(Process& process) {
     Child source = Child::to(*process.entrance->edge().get());
-    Result<std::unique_ptr<JobWork>> work =
-        kind_ == LiveJob::stream   ? make_stream(std::move(source))
-        : kind_ == LiveJob::backup ? make_backup(std::move(source), process)
-                                   : make_mirror(std::move(source), process);
+    Result<std::unique_ptr<JobWork>> work = make_work(process, std::move(source));
     if (!work) co_return std::move(work).error();
     const auto transaction = process.jobs.begin_transaction();
     Result<Job*> job = process.jobs.add(*std::move(work), draw_job_options(), transaction);
@@ -558,8 +580,9 @@ class LiveRun {
   Task<void> take_moment(Process& process, Job& job) {
     Drain drain(process.entrance->edge().node());
     co_await drain.begin();
-    moment_.assign(size_, std::byte{0});
-    co_await process.entrance->edge()->read(0, moment_, IoTag::read_guest);
+    Contents now(size_);
+    co_await process.entrance->edge()->read(0, now, IoTag::read_guest);
+    moment_ = std::move(now);
     if (!saved_.empty()) {
       auto& image = static_cast<Image&>(*process.entrance->edge());
       wanted_ = co_await image.read_bitmap("b");
@@ -568,19 +591,27 @@ class LiveRun {
     co_await backup_->take_moment(job, &drain);
   }
 
-  /// Whatever has changed since one of the disks that were saved, the bitmap has.
-  void check_bitmap(const DirtyBits& bits, const Contents& now, std::string_view when) {
-    std::string why;
-    for (const Contents& saved : saved_) {
-      uint64_t at = 0;
-      while (at < size_ && (bits.get(bits.granule_of(at)) ||
-                            std::equal(&now[at], &now[at] + kSectorSize, &saved[at]))) {
-        at += kSectorSize;
+  /// Whatever has changed since one of the disks that were saved, the bitmap has.  `mixed`: parts
+  /// of several may have been saved.
+  void check_bitmap(const DirtyBits& bits, const Contents& now, std::string_view when,
+                    bool mixed = false) {
+    const auto is_covered = [&](uint64_t at, const Contents& saved) {
+      return bits.get(bits.granule_of(at)) ||
+             std::equal(&now[at], &now[at] + kSectorSize, &saved[at]);
+    };
+    std::vector<uint64_t> covered(saved_.size(), size_);  // Up to where.
+    for (uint64_t at = 0; at < size_; at += kSectorSize) {
+      bool by_any = false;
+      for (size_t i = 0; i < saved_.size(); ++i) {
+        const bool is_here = is_covered(at, saved_[i]);
+        by_any |= is_here;
+        if (!is_here && covered[i] == size_) covered[i] = at;
       }
-      if (at == size_) return;
-      why = cat(when, ": the bitmap lacks ", hex(at));
+      if (!by_any) return fail_with(when, ": the bitmap lacks ", hex(at));
     }
-    fail_with(why);
+    if (!mixed && std::ranges::find(covered, size_) == covered.end()) {
+      fail_with(when, ": the bitmap lacks ", hex(covered.front()));
+    }
   }
 
   /// The job has ended well: the target has the wanted parts as they were.
@@ -633,7 +664,7 @@ class LiveRun {
     if (job->error() && job->error().code() != Errc::cancelled && !may_fail) {
       fail_with("the job failed: ", job->error().message());
     }
-    if (kind_ == LiveJob::backup) end_backup(*job);
+    if (kind_ == LiveJob::backup) co_await end_backup(process, *job);
     const bool switched = process.has_switched();
     const bool switches = kind_ == LiveJob::mirror || kind_ == LiveJob::commit;
     if (!job->error() && switches && job->shall_switch() != switched) {
@@ -659,11 +690,31 @@ class LiveRun {
     copy_began_.reset();
   }
 
-  void end_backup(const Job& job) {
-    const bool updates = bitmap_sync_ != BitmapSync::never;
-    if (!saved_.empty() && updates && !job.error()) saved_ = {moment_};
-    if (!job.error()) check_backup();
+  Task<void> end_backup(Process& process, const Job& job) {
     backup_ = nullptr;
+    if (!job.error()) check_backup();
+    if (saved_.empty() || bitmap_sync_ == BitmapSync::never) co_return;
+    if (!job.error()) saved_ = {moment_};
+    if (!job.error() || bitmap_sync_ == BitmapSync::on_success) co_return;
+    // What the bitmap no longer has, the target has got.
+    auto& image = static_cast<Image&>(*process.entrance->edge());
+    const std::unique_ptr<DirtyBits> left = co_await image.read_bitmap("b");
+    SimDisks disks = disks_;
+    for (auto& [name, disk] : disks) {
+      disk.options().faults.clear();
+      disk.power_cut(CutChoice::none());
+    }
+    const Result<Contents> bytes = contents(disks, target_);
+    if (!bytes) co_return fail_with("a part of a backup: ", bytes.error().message());
+    for (uint64_t at = 0; at < size_; at += kSectorSize) {
+      const uint64_t granule = left->granule_of(at);
+      if (!wanted_->get(granule) || left->get(granule)) continue;
+      if (!std::equal(&moment_[at], &moment_[at] + kSectorSize, &(*bytes)[at])) {
+        co_return fail_with("neither bitmap nor target has ", hex(at));
+      }
+      for (Contents& saved : saved_)
+        copy(MutableBytes(saved).subspan(at, kSectorSize), Bytes(moment_).subspan(at, kSectorSize));
+    }
   }
 
   Task<void> meddle(Process& process, Job& job, bool is_to_end) {
@@ -710,9 +761,17 @@ class LiveRun {
   }
 
   Task<void> use(Process& process) {
-    const bool commits = kind_ == LiveJob::commit;
+    const uint64_t below = disks_of_chain_.size() - 1;
+    const bool is_possible = kind_ == LiveJob::mirror || kind_ == LiveJob::backup ||
+                             below >= (kind_ == LiveJob::commit_below ? 2 : 1);
+    uint32_t written = 0;
+    if (kind_ == LiveJob::commit) written = depth_;
+    if (kind_ == LiveJob::commit_below && is_possible) {
+      depth_ = std::min(depth_, static_cast<uint32_t>(below - 1));
+      written = depth_ + 1;
+    }
     {
-      Child disk = co_await open(process.reactor, process.opener, top_, true, commits ? depth_ : 0);
+      Child disk = co_await open(process.reactor, process.opener, top_, true, written);
       process.entrance = std::make_unique<Entrance>(std::move(disk));
     }
     if (prng_.one_in(3)) plan_faults();
@@ -721,9 +780,7 @@ class LiveRun {
       process.scope.spawn(guest(process, prng_.next()));
     Result<void> controlled;
     mirror_ = nullptr;
-    const bool has_below = disks_of_chain_.size() > 1;
-    if (has_below || (!commits && kind_ != LiveJob::stream))
-      controlled = co_await control(process).result();
+    if (is_possible) controlled = co_await control(process).result();
     while (process.guests != 0) co_await process.changed.wait();
     co_await std::move(controlled);
   }
@@ -779,9 +836,9 @@ class LiveRun {
     SimGate opener(reactor, disks);
     const Result<std::unique_ptr<DirtyBits>> bits = reactor.finish(read_bitmap(reactor, opener));
     if (!bits) return fail_with("at a cut: the bitmap: ", bits.error().message());
-    const bool is_ending = backup_ != nullptr;
+    const bool is_ending = backup_ && !moment_.empty();
     if (is_ending) saved_.push_back(moment_);
-    check_bitmap(**bits, now, "at a cut");
+    check_bitmap(**bits, now, "at a cut", is_ending && bitmap_sync_ == BitmapSync::always);
     if (is_ending) saved_.pop_back();
   }
   Task<std::unique_ptr<DirtyBits>> read_bitmap(Reactor& reactor, FileOpener& opener) {
@@ -848,5 +905,8 @@ Verdict play_live_mirror(uint64_t seed, const RunOptions&) { return play(seed, L
 Verdict play_live_commit(uint64_t seed, const RunOptions&) { return play(seed, LiveJob::commit); }
 Verdict play_live_stream(uint64_t seed, const RunOptions&) { return play(seed, LiveJob::stream); }
 Verdict play_live_backup(uint64_t seed, const RunOptions&) { return play(seed, LiveJob::backup); }
+Verdict play_live_commit_below(uint64_t seed, const RunOptions&) {
+  return play(seed, LiveJob::commit_below);
+}
 
 }  // namespace byre

@@ -1063,6 +1063,8 @@ const std::vector<Scenario>& scenarios() {
        play_live_mirror, 40},
       {"live-commit", "guests' disk goes down into one below it, and they are led there (J5)",
        play_live_commit, 40},
+      {"live-commit-below", "disks below guests' disk go down into one further below (J5)",
+       play_live_commit_below, 40},
       {"live-stream", "what lies below guests' disk becomes its own (J2)", play_live_stream, 40},
       {"live-backup", "guests' disk is backed up, whole or by a bitmap (J4)", play_live_backup, 40},
       {"pairs", "two requests in every order of their I/O",

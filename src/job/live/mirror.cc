@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "base/units.h"
-#include "coro/scope.h"
 #include "job/layers.h"
 
 namespace byre {
@@ -15,19 +14,6 @@ namespace {
 constexpr int kLastRounds = 3;
 /// Rounds that begin with less are not looked at.
 constexpr uint64_t kRoundMin = 4 * MiB;
-
-/// The edge by which `base` lies in the chain of `top`; null: it does not.
-Child* edge_above(Device& top, const Device& base) {
-  for (Device* at = &top; at;) {
-    Child* down = nullptr;
-    for (Child* edge : at->children()) {
-      if (edge->role() == Role::filtered || edge->role() == Role::backing) down = edge;
-    }
-    if (down && down->get() == &base) return down;
-    at = down ? down->get() : nullptr;
-  }
-  return nullptr;
-}
 
 }  // namespace
 
@@ -93,7 +79,7 @@ Result<void> Mirror::claim() {
     if (allowed) changed_.push_back({&edge, before});
     return allowed;
   };
-  if (Child* shows = options_.filter.above != 0 ? edge_above(*source_, *target) : nullptr) {
+  if (Child* shows = options_.filter.above != 0 ? edge_in_chain(*source_, *target) : nullptr) {
     Permissions shown = shows->permissions();
     shown.shares = Access::all();
     if (Result<void> allowed = change(*shows, shown); !allowed) return allowed;
@@ -143,38 +129,8 @@ std::vector<Move> Mirror::switch_moves() const {
 
 // --- Copying -------------------------------------------------------------------------------------
 
-Task<void> Mirror::worker(Job& job) {
-  while (!failed_) {
-    MirrorFilter::Copied copied;
-    {
-      const Gate::Pass pass = co_await job.enter();
-      const auto taken = co_await filter().take(cursor_);
-      if (!taken) break;
-      if (taken->first < cursor_) look_at_round(job);
-      cursor_ = taken->end;
-      copied = co_await filter().copy(*taken);
-    }
-    job.progress().set(job.progress().done() + copied.bytes,
-                       job.progress().done() + copied.bytes + filter().dirty_bytes());
-    if (copied.error) {
-      if (co_await job.retries(copied.side, copied.error)) continue;
-      failed_ = true;
-      co_await fail(job.is_cancelled() ? job.cancelled_error() : std::move(copied.error));
-    }
-    co_await job.limit(copied.bytes);
-  }
-}
-
-/// Copies until nothing is dirty.
-Task<void> Mirror::copy_dirty(Job& job) {
-  failed_ = false;
-  Scope workers(job.reactor().ready());
-  for (unsigned i = 0; i < options_.requests_max; ++i) workers.spawn(worker(job));
-  co_await workers.join();
-}
-
 /// A round has ended.
-void Mirror::look_at_round(Job&) {
+void Mirror::look_at_round() {
   const uint64_t dirty = filter().dirty_bytes();
   const uint64_t before = std::exchange(round_began_, dirty);
   if (++rounds_ < 3 || dirty < kRoundMin) return;
@@ -186,9 +142,11 @@ void Mirror::look_at_round(Job&) {
 
 Task<void> Mirror::run(Job& job) {
   co_await enter_graph(job);
+  copy_ =
+      std::make_unique<MirrorCopy>(filter(), options_.requests_max, [this] { look_at_round(); });
   job.progress().set_total(filter().dirty_bytes());
   while (true) {
-    co_await copy_dirty(job);
+    co_await copy_->run(job);
     job.progress().set(job.progress().total(), job.progress().total());
     job.set_ready();
     if (job.shall_complete()) co_return;
@@ -198,22 +156,12 @@ Task<void> Mirror::run(Job& job) {
   }
 }
 
-/// While nobody else does anything: no passes, nobody is waited for.
-Task<void> Mirror::copy_rest() {
-  while (filter().is_dirty()) {
-    const auto taken = co_await filter().take(0);
-    if (!taken) break;
-    MirrorFilter::Copied copied = co_await filter().copy(*taken);
-    if (copied.error) co_await fail(std::move(copied.error));
-  }
-}
-
 Task<void> Mirror::prepare(Job& job) {
   filter().set_mode(MirrorMode::write_blocking);
-  for (int i = 0; i < kLastRounds && filter().is_dirty(); ++i) co_await copy_dirty(job);
+  for (int i = 0; i < kLastRounds && filter().is_dirty(); ++i) co_await copy_->run(job);
   drain_ = std::make_unique<Drain>(filter_.node());
   co_await drain_->begin();
-  co_await copy_rest();
+  co_await copy_->run_alone();
   co_await filter().target().flush();
   if (!switches(job)) co_return;
   moves_ = switch_moves();

@@ -29,6 +29,7 @@
 
 #include "block/drain.h"
 #include "job/live/job.h"
+#include "job/live/mirror_copy.h"
 #include "job/live/mirror_filter.h"
 
 namespace byre {
@@ -79,10 +80,7 @@ class Mirror final : public JobWork {
   void give_back_permissions();
   Task<void> enter_graph(Job& job);
   Task<void> leave_graph();
-  Task<void> copy_dirty(Job& job);
-  Task<void> worker(Job& job);
-  Task<void> copy_rest();
-  void look_at_round(Job& job);
+  void look_at_round();
   std::vector<Move> switch_moves() const;
   bool switches(const Job& job) const { return job.shall_switch(); }
 
@@ -91,6 +89,7 @@ class Mirror final : public JobWork {
   Child target_;  ///< Until the filter has it.
   Child filter_;
   bool entered_ = false;
+  std::unique_ptr<MirrorCopy> copy_;
   std::unique_ptr<Drain> drain_;
   std::vector<Move> moves_;
   /// Edges whose permissions were changed, and what they were.
@@ -99,10 +98,8 @@ class Mirror final : public JobWork {
     Permissions before;
   };
   std::vector<Changed> changed_;
-  uint64_t cursor_ = 0;       ///< Of the next piece.
   uint64_t round_began_ = 0;  ///< Dirty bytes then; 0: no round yet.
   uint64_t rounds_ = 0;
-  bool failed_ = false;  ///< Of a round: its workers end.
   bool overtaken_ = false;
 };
 
