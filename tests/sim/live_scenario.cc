@@ -537,8 +537,11 @@ class LiveRun {
                           .request_size = 4 * KiB << prng_.below(6)};
     options.top_only = top_only_ && saved_.empty();
     if (!saved_.empty()) {
-      options.bitmap = "b";
       options.bitmap_sync = static_cast<BitmapSync>(prng_.below(3));
+      Result<std::unique_ptr<BackupBitmap>> bitmap =
+          ImageBitmap::make(static_cast<Image&>(*source), "b", options.bitmap_sync);
+      if (!bitmap) return std::move(bitmap).error();
+      options.bitmap = *std::move(bitmap);
     }
     options.compressed = !target_.raw && prng_.one_in(4);
     bitmap_sync_ = options.bitmap_sync;

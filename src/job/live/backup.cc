@@ -22,28 +22,24 @@ Result<std::unique_ptr<Backup>> Backup::make(Child source, Child target, BackupO
   if (options.compressed && !target->capabilities().compresses) {
     return unsupported("Compression is not supported for this target: ", quoted(target->name()));
   }
-  Image* image = nullptr;
-  if (options.bitmap) {
-    image = dynamic_cast<Image*>(source.get());
-    if (!image) return unsupported(quoted(source->name()), " is no qcow2 image: it has no bitmaps");
-    const auto& list = image->bitmaps();
-    const bool is_there = std::ranges::any_of(
-        list, [&](const auto& slot) { return slot->entry.name == *options.bitmap; });
-    if (!is_there) return invalid("Bitmap '", *options.bitmap, "' could not be found");
-    if (options.bitmap_sync != BitmapSync::never && !image->writable()) {
-      return Error(Errc::read_only, cat(quoted(source->name()),
-                                        " is not open for writing: its bitmap cannot be changed"));
-    }
-  }
   return std::unique_ptr<Backup>(
-      new Backup(std::move(source), std::move(target), std::move(options), image));
+      new Backup(std::move(source), std::move(target), std::move(options)));
 }
 
-Backup::Backup(Child source, Child target, BackupOptions options, Image* image)
-    : options_(std::move(options)),
-      source_(std::move(source)),
-      target_(std::move(target)),
-      image_(image) {}
+Backup::Backup(Child source, Child target, BackupOptions options)
+    : options_(std::move(options)), source_(std::move(source)), target_(std::move(target)) {}
+
+Result<std::unique_ptr<BackupBitmap>> ImageBitmap::make(Image& image, std::string name,
+                                                        BitmapSync sync) {
+  const bool is_there = std::ranges::any_of(
+      image.bitmaps(), [&](const auto& slot) { return slot->entry.name == name; });
+  if (!is_there) return invalid("Bitmap '", name, "' could not be found");
+  if (sync != BitmapSync::never && !image.writable()) {
+    return Error(Errc::read_only, cat(quoted(image.name()),
+                                      " is not open for writing: its bitmap cannot be changed"));
+  }
+  return std::unique_ptr<BackupBitmap>(new ImageBitmap(image, std::move(name)));
+}
 
 std::vector<Node*> Backup::nodes() const {
   std::vector<Node*> nodes;
@@ -72,8 +68,8 @@ Task<void> Backup::enter_graph(Job& job, const Drain& drain) {
                                  .timeout_ns = options_.cbw_timeout_ns,
                                  .cluster_size_min = options_.cluster_size_min,
                                  .compressed = options_.compressed};
-  if (image_) {
-    wanted_ = co_await image_->read_bitmap(*options_.bitmap);
+  if (options_.bitmap) {
+    wanted_ = co_await options_.bitmap->read();
     changed_ = std::make_unique<DirtyBits>(wanted_->size(), wanted_->granularity_bits(),
                                            wanted_->part_bytes());
     options.wanted = [this](uint64_t from) -> std::optional<CopyBeforeWriteOptions::Part> {
@@ -172,7 +168,7 @@ Task<void> Backup::prepare(Job&) {
 
 /// In a drain: changed_ is complete.
 Task<void> Backup::settle_bitmap(bool succeeded) {
-  if (!image_ || options_.bitmap_sync == BitmapSync::never) co_return;
+  if (!options_.bitmap || options_.bitmap_sync == BitmapSync::never) co_return;
   if (!succeeded && options_.bitmap_sync != BitmapSync::always) co_return;
   if (!succeeded) {
     // What the target did not get.
@@ -188,13 +184,13 @@ Task<void> Backup::settle_bitmap(bool succeeded) {
       }
     }
   }
-  co_await image_->replace_bits_of_bitmap(*options_.bitmap, *changed_);
+  co_await options_.bitmap->replace(*changed_);
 }
 
 Task<void> Backup::leave_graph(bool succeeded) {
   if (!std::exchange(entered_, false)) co_return;
   Result<void> settled;
-  if (!succeeded && image_ && options_.bitmap_sync == BitmapSync::always) {
+  if (!succeeded && options_.bitmap && options_.bitmap_sync == BitmapSync::always) {
     settled = co_await filter()->target().flush().result();
     if (!drain_) {
       drain_ = std::make_unique<Drain>(filter_.node());

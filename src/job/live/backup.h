@@ -36,13 +36,41 @@ enum class BitmapSync : uint8_t {
   never,
 };
 
+/// The bitmap of an incremental backup, wherever it is kept.
+class BackupBitmap {
+ public:
+  virtual ~BackupBitmap() = default;
+  virtual Task<std::unique_ptr<DirtyBits>> read() = 0;
+  /// It becomes these bits in one step, durably where it is kept in an image.
+  virtual Task<void> replace(const DirtyBits& bits) = 0;
+};
+
+/// One that an image keeps.
+class ImageBitmap final : public BackupBitmap {
+ public:
+  /// Errc::invalid when there is none of this name, Errc::read_only when it could not be replaced.
+  static Result<std::unique_ptr<BackupBitmap>> make(Image& image, std::string name,
+                                                    BitmapSync sync);
+  BYRE_CORO_WRAPPER Task<std::unique_ptr<DirtyBits>> read() override {
+    return image_.read_bitmap(name_);
+  }
+  BYRE_CORO_WRAPPER Task<void> replace(const DirtyBits& bits) override {
+    return image_.replace_bits_of_bitmap(name_, bits);
+  }
+
+ private:
+  ImageBitmap(Image& image, std::string name) : image_(image), name_(std::move(name)) {}
+  Image& image_;
+  const std::string name_;
+};
+
 struct BackupOptions {
   bool only_on_change = false;
   /// Only what the disk itself has, not what shows of the one below: the target lies over that,
   /// too.
   bool top_only = false;
-  /// Only what this bitmap of the source has.
-  std::optional<std::string> bitmap;
+  /// Only what this bitmap has; null: all.
+  std::shared_ptr<BackupBitmap> bitmap;
   BitmapSync bitmap_sync = BitmapSync::on_success;
   CbwError on_cbw_error = CbwError::break_snapshot;
   int64_t cbw_timeout_ns = 0;
@@ -54,7 +82,6 @@ struct BackupOptions {
 
 class Backup final : public JobWork {
  public:
-  /// With a bitmap the source's node is that of an Image that is open for writing.
   static Result<std::unique_ptr<Backup>> make(Child source, Child target, BackupOptions options);
 
   /// The moment of the backup: the filter enters.  `held` is a drain of the source's node that
@@ -72,7 +99,7 @@ class Backup final : public JobWork {
   Task<void> clean(Job& job) override;
 
  private:
-  Backup(Child source, Child target, BackupOptions options, Image* image);
+  Backup(Child source, Child target, BackupOptions options);
   Task<void> enter_graph(Job& job, const Drain& drain);
   Task<void> worker(Job& job);
   Task<void> leave_out_what_shows(uint64_t at, uint64_t end);
@@ -83,7 +110,6 @@ class Backup final : public JobWork {
   Child source_;
   Child target_;  ///< Until the filter has it.
   Child filter_;
-  Image* const image_;  ///< Whose bitmap it is; or null.
   std::unique_ptr<DirtyBits> wanted_;
   std::unique_ptr<DirtyBits> changed_;  ///< Since the moment.
   std::unique_ptr<Drain> drain_;        ///< From prepare() to the end.

@@ -73,6 +73,13 @@ Result<void> Mirror::set_mode(MirrorMode mode) {
 /// that happen: it hides what is changed.
 Result<void> Mirror::claim() {
   Child& target = filter().target_edge();
+  // Nobody writes past the filter.
+  for (Child* edge : filter().children()) {
+    if (edge->role() != Role::filtered) continue;
+    Result<void> allowed =
+        edge->set_permissions({.uses = Access::reading(), .shares = Access::reading()});
+    if (!allowed) return allowed;
+  }
   const auto change = [&](Child& edge, Permissions permissions) {
     const Permissions before = edge.permissions();
     Result<void> allowed = edge.set_permissions(permissions);

@@ -54,6 +54,10 @@ Task<void> Stream::run(Job& job) {
   filter_.set_gate(&job.gate());
   co_await insert_above(image_.node(), filter_);
   entered_ = true;
+  // Nobody writes past the filter.
+  for (Child* edge : filter_->children()) {
+    co_await edge->set_permissions({.uses = Access::reading(), .shares = Access::reading()});
+  }
   job.progress().set_total(image_->size());
   Scope workers(job.reactor().ready());
   for (unsigned i = 0; i < options_.requests_max; ++i) workers.spawn(worker(job));
