@@ -264,8 +264,6 @@ void Job::tell(JobEvent event) { list_.tell(*this, event); }
 
 Task<void> Job::live() {
   co_await reactor_.ready().yield();  // Whoever started it still has it in hand.
-  started_ = true;
-  set_status(JobStatus::running);
   show_pause();
   Result<void> ran;
   if (cancelled_) {

@@ -67,6 +67,14 @@ Task<void> JobTransaction::finalize() {
   settled_.set();
 }
 
+/// A letter, then letters, digits, '-', '.' and '_'.
+static bool is_well_formed(std::string_view id) {
+  const auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
+  return !id.empty() && is_letter(id.front()) && std::ranges::all_of(id, [&](char c) {
+    return is_letter(c) || (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_';
+  });
+}
+
 // --- The list ------------------------------------------------------------------------------------
 
 JobList::~JobList() { BYRE_ASSERT(jobs_.empty()); }
@@ -90,7 +98,7 @@ Result<void> JobList::check_free(const Node& node) const {
 
 Result<Job*> JobList::add(std::unique_ptr<JobWork> work, JobOptions options,
                           const std::shared_ptr<JobTransaction>& transaction) {
-  if (options.id.empty()) return invalid("Invalid job ID ''");
+  if (!is_well_formed(options.id)) return invalid("Invalid job ID '", options.id, "'");
   if (find(options.id)) {
     return Error(Errc::exists, cat("Job ID '", options.id, "' already in use"));
   }
@@ -107,6 +115,10 @@ Result<Job*> JobList::add(std::unique_ptr<JobWork> work, JobOptions options,
 }
 
 void JobList::start(JobTransaction& transaction) {
+  for (Job* job : transaction.jobs_) {
+    job->started_ = true;
+    job->set_status(JobStatus::running);
+  }
   for (Job* job : transaction.jobs_) scope_.spawn(job->live());
 }
 

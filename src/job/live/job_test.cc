@@ -146,7 +146,7 @@ TEST_F(JobTest, WaitsForWhoFinalizesAndDismissesIt) {
   const JobOptions options{.id = "j", .auto_finalize = false, .auto_dismiss = false};
   Job* job = run({}, options);
   EXPECT_EQ(message(job->finalize()),
-            "Job 'j' in state 'created' cannot accept command verb 'finalize'");
+            "Job 'j' in state 'running' cannot accept command verb 'finalize'");
   wait_for(JobStatus::pending);
   EXPECT_EQ(seen_.calls, "");
   EXPECT_EQ(message(job->dismiss()),
@@ -209,7 +209,7 @@ TEST_F(JobTest, ACancelBeforeItBeganDoesNothingOfIt) {
 TEST_F(JobTest, IsReadyUntilItShallComplete) {
   Job* job = run({.gets_ready = true}, {.id = "j", .auto_dismiss = false});
   EXPECT_EQ(message(job->complete()),
-            "Job 'j' in state 'created' cannot accept command verb 'complete'");
+            "Job 'j' in state 'running' cannot accept command verb 'complete'");
   wait_for(JobStatus::ready);
   EXPECT_TRUE(job->pause());
   wait_for(JobStatus::standby);
