@@ -56,11 +56,12 @@ struct Pair {
 Task<void> open_pair(Session& session, FileOpener& opener, CompareArgs args, Pair& pair) {
   co_await check_format_option(args);
   const CacheMode cache = co_await cache_mode(args.cache, "source cache");
+  const ImageOptions options{.direct = is_direct(cache)};
+  pair.left = co_await open_named(session, opener, args.left, args, options);
+  // What is wrong with the first disk is said before what is wrong with the options of the second.
   OpenArgs right = args;
   right.format = args.right_format;
   co_await check_format_option(right);
-  const ImageOptions options{.direct = is_direct(cache)};
-  pair.left = co_await open_named(session, opener, args.left, args, options);
   pair.right = co_await open_named(session, opener, args.right, right, options);
 }
 
