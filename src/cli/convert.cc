@@ -469,8 +469,11 @@ ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks&
       target.image ? !target.image->has_raw_data() : target.device->new_space_is_zero();
   options.target_reads_zero =
       !backed && (args.target_is_zero || (!args.no_create && fresh_is_zero));
-  // -B says that the target's backing disk holds what the source's does.
-  options.target_has_backing = backed && plan.disk.backing_file.has_value();
+  // -B says that the target's backing disk holds what the source's does; where the source has none,
+  // what it does not have is zeros.
+  Image* const source = disks.sources[0].image;
+  options.target_has_backing =
+      backed && plan.disk.backing_file.has_value() && source && source->backing();
   if (backed) options.target_backing_size = round_up(target.image->backing()->size(), kSectorSize);
   options.compressed = args.compress;
   options.compression_level = plan.level;

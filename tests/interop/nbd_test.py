@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import pathlib
 import random
 import resource
 import shutil
@@ -563,7 +564,7 @@ class StandIn(Clients):
                       ["-f", "qcow2", "--cache=none", "--discard=unmap", "--detect-zeroes=unmap", self.disk],
                       ["--image-opts", f"driver=qcow2,file.filename={self.disk}"], ["-f", "raw", "-o", "4096", raw]):
             with self.subTest(words=words):
-                before = [open(path, "rb").read() for path in (self.disk, raw)]
+                before = [pathlib.Path(path).read_bytes() for path in (self.disk, raw)]
                 process = subprocess.Popen([self.program, "-s", "-e", "2", "-k", self.sock, *words])
                 until(lambda: os.path.exists(self.sock), "the server")
                 handle, other = self.connect_here(), self.connect_here()
@@ -578,7 +579,7 @@ class StandIn(Clients):
                 for one in (handle, other):
                     one.shutdown()
                 self.assertEqual(process.wait(60), 0)
-                self.assertEqual([open(path, "rb").read() for path in (self.disk, raw)], before)
+                self.assertEqual([pathlib.Path(path).read_bytes() for path in (self.disk, raw)], before)
         read_only = subprocess.Popen([self.program, "-s", "-r", "-k", self.sock, "-f", "qcow2", self.disk])
         until(lambda: os.path.exists(self.sock), "the server")
         handle = self.connect_here()

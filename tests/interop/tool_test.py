@@ -799,6 +799,10 @@ class Convert(Case):
                         for folder in (self.theirs, self.ours))
         keys = ("start", "length", "depth", "present", "zero", "data")
         self.assertEqual([[e[k] for k in keys] for e in theirs], [[e[k] for k in keys] for e in ours])
+        # A source without a backing file is zeros where it has nothing: also over data.
+        for source, fmt in (("small.qcow2", "qcow2"), ("odd.raw", "raw")):
+            self.same("convert", "-O", "qcow2", "-B", "over.qcow2", "-F", "qcow2", "-f", fmt, source, "alone.qcow2", code=0)
+            self.same_disk("alone.qcow2", other=f"{self.ours}/{source}", other_fmt=fmt)
 
     def test_into_what_is_there(self):
         for target, fmt in (("t.qcow2", "qcow2"), ("t.raw", "raw")):
@@ -841,7 +845,8 @@ class Convert(Case):
         for source, fmt in (("a.qcow2", "qcow2"), ("over.qcow2", "qcow2"), ("small.qcow2", "qcow2"), ("extended.qcow2", "qcow2"),
                             ("odd.raw", "raw"), ("empty.raw", "raw")):
             for target in ("raw", "qcow2"):
-                for words in ("-C", "-C -W -m 16", "-C -t none -T none", "-C -t writethrough", "-C -r 1G"):
+                ways = ("-C", "-C -W -m 16", "-C -t none -T none", "-C -t writethrough", "-C -r 1G")
+                for words in ways if target == "raw" and source in ("a.qcow2", "odd.raw") else ways[:1]:
                     with self.subTest(source=source, target=target, words=words):
                         self.same("convert", *words.split(), "-f", fmt, "-O", target, source, "out", code=0)
                         self.same_disk("out", fmt=target)
