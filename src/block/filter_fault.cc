@@ -688,6 +688,20 @@ Result<void> FaultFilter::remove_break(std::string_view tag) {
   return Error(Errc::not_found, cat("no breakpoint ", quoted(tag), " is set"));
 }
 
+FaultFilter::Memory FaultFilter::memory() const {
+  Memory memory{.breaks = {}, .armed = armed_, .spent = spent_, .state = state_};
+  for (const Break& one : breaks_) memory.breaks.emplace_back(one.event, one.tag);
+  return memory;
+}
+
+void FaultFilter::recall(Memory memory) {
+  BYRE_ASSERT(memory.spent.size() == spent_.size());
+  for (auto& [event, tag] : memory.breaks) set_break(event, std::move(tag));
+  armed_ = std::move(memory.armed);
+  spent_ = std::move(memory.spent);
+  state_ = memory.state;
+}
+
 void FaultFilter::release_all() {
   breaks_.clear();
   for (Held& held : held_) {

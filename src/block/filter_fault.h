@@ -175,6 +175,17 @@ class FaultFilter final : public Filter {
 
   uint64_t state() const { return state_; }
 
+  /// What a filter knows beyond its rules; for another one with the same rules, which goes on from
+  /// there.
+  struct Memory {
+    std::vector<std::pair<FaultEvent, std::string>> breaks;
+    std::vector<size_t> armed;
+    std::vector<bool> spent;
+    uint64_t state = 1;
+  };
+  Memory memory() const;
+  void recall(Memory memory);
+
   BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data,
                                     ReadOptions options) override {
     return limited_ ? read_limited(offset, data, options.tag)

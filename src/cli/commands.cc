@@ -123,6 +123,13 @@ int run_subcommand(Session& session, std::span<const AnyCommand* const> commands
   if (first == "-V" || first == "--version" || (own && first == "version")) {
     return show(version_text(session));
   }
+  if (!own && (first.starts_with("-T") || first == "--trace" || first.starts_with("--trace="))) {
+    if (words.size() == 1 && first == "-T") return usage("option requires an argument -- 'T'");
+    if (words.size() == 1 && first == "--trace")
+      return usage("option '--trace' requires an argument");
+    return session.report(Errc::unsupported,
+                          "option '--trace' is not supported: there is no tracing here");
+  }
   if (first.starts_with("--") || (own && first.starts_with('-'))) {
     return usage(cat("unrecognized option '", first, "'"));
   }

@@ -55,6 +55,7 @@ struct ConvertArgs : OpenArgs {
   bool bitmaps = false;
   bool skip_broken_bitmaps = false;
   bool salvage = false;
+  bool offload = false;
 };
 
 /// All that the words say, checked, before a file is opened.
@@ -146,6 +147,15 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
           kSectorSize, " up to ", kSparseSizeMax,
           ". Select 0 to disable sparse detection (fully allocates output).");
     }
+  }
+  if (args.offload && args.compress) {
+    return invalid("Cannot enable copy offloading when -c is used");
+  }
+  if (args.offload && args.sparse_size) {
+    return invalid("Cannot enable copy offloading when -S is used");
+  }
+  if (args.offload && args.salvage) {
+    return invalid("Cannot use copy offloading in salvaging mode");
   }
   if (args.skip_broken_bitmaps && !args.bitmaps) {
     return invalid("Use of --skip-broken-bitmaps requires --bitmaps");
@@ -425,6 +435,30 @@ Task<void> open_target(Session& session, FileOpener& opener, ConvertArgs args, P
   }
 }
 
+/// The file in which the data of a disk lie as its map says.
+File* file_below(const Disk& disk) {
+  Device* device = disk.device.get();
+  if (disk.image && disk.image == device) {
+    device = disk.image->geometry().data_file ? &disk.image->data_file() : &disk.image->file();
+  }
+  auto* const raw = dynamic_cast<RawDevice*>(device);
+  return raw ? &raw->file() : nullptr;
+}
+
+/// What the kernel may copy.  Each write of a target that is written through is to be durable,
+/// which its copies are not.
+ConvertOptions::OnHost on_host(const Plan& plan, const Disks& disks) {
+  ConvertOptions::OnHost host;
+  for (const Disk& source : disks.sources) host.sources.push_back(file_below(source));
+  if (is_write_through(plan.cache)) return host;
+  if (disks.made) {
+    host.target = disks.made->raw_file();
+  } else if (!disks.target->image) {
+    host.target = file_below(*disks.target);
+  }
+  return host;
+}
+
 ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks& disks) {
   Disk& target = *disks.target;
   const bool backed = target.image && target.image->backing();
@@ -435,13 +469,17 @@ ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks&
       target.image ? !target.image->has_raw_data() : target.device->new_space_is_zero();
   options.target_reads_zero =
       !backed && (args.target_is_zero || (!args.no_create && fresh_is_zero));
-  // -B says that the target's backing disk holds what the source's does.
-  options.target_has_backing = backed && plan.disk.backing_file.has_value();
+  // -B says that the target's backing disk holds what the source's does; where the source has none,
+  // what it does not have is zeros.
+  Image* const source = disks.sources[0].image;
+  options.target_has_backing =
+      backed && plan.disk.backing_file.has_value() && source && source->backing();
   if (backed) options.target_backing_size = round_up(target.image->backing()->size(), kSectorSize);
   options.compressed = args.compress;
   options.compression_level = plan.level;
   options.in_order = !args.out_of_order;
   options.fua = is_write_through(plan.cache);
+  if (args.offload) options.on_host = on_host(plan, disks);
   const bool cached = !args.compress && !is_direct(plan.cache) && !is_direct(plan.source_cache);
   options.requests_max = plan.requests.value_or(cached ? kRequestsCached : kRequestsMax);
   // No cluster of the target is in two pieces, and zeros are looked for in runs of sparse_size.
@@ -686,7 +724,10 @@ const Command<ConvertArgs> kDefinition({
              "as raw although it begins like an image")),
          flag("-p, --progress", &ConvertArgs::progress, "show how far it is"),
          flag("-q, --quiet", &ConvertArgs::quiet, "print nothing but errors"),
-         refused("-C, --copy-range-offloading", "copies are not left to the file system (yet)"),
+         flag("-C, --copy-range-offloading", &ConvertArgs::offload,
+              "let the kernel copy from file to file where it can (raw targets), which shares "
+              "blocks "
+              "on some file systems; no zeros are looked for"),
          size_option("-r, --rate, --rate-limit", "RATE", &ConvertArgs::rate, "rate limit",
                      "read so many bytes a second at most; 0, the default, is no limit"),
          flag("--bitmaps", &ConvertArgs::bitmaps, "copy the persistent bitmaps as well"),

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/environment.h"
 
+#include <cstdlib>
+
 #include "cli/values.h"
 
 namespace byre {
@@ -9,6 +11,11 @@ namespace {
 /// Each image of a chain is an open file.
 constexpr uint64_t kChainLimit = 100'000;
 }  // namespace
+
+std::string temporary_folder() {
+  const char* const folder = std::getenv("TMPDIR");
+  return folder && *folder != 0 ? folder : "/var/tmp";
+}
 
 Result<Environment> read_environment(const std::function<const char*(const char*)>& get) {
   Environment environment;

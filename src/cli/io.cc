@@ -8,6 +8,7 @@
 #include <cerrno>
 
 #include "cli/commands.h"
+#include "cli/environment.h"
 #include "cli/exit_code.h"
 #include "cli/io_shell.h"
 #include "cli/options.h"
@@ -28,6 +29,7 @@ struct IoArgs {
   std::vector<std::string> blockdevs;
   bool image_opts = false;
   bool read_only = false;
+  bool temporary = false;
   bool no_cache = false;
   bool misalign = false;
   bool share = false;
@@ -80,6 +82,7 @@ Result<IoOpen> open_from(const IoArgs& args) {
               .read_only = args.read_only,
               .share_lock = args.share,
               .copy_on_read = args.copy_on_read,
+              .temporary = args.temporary,
               .blockdevs = args.blockdevs};
   if (!args.blockdevs.empty() && (args.image_opts || args.format)) {
     return invalid("--blockdev and ", args.format ? "-f" : "--image-opts",
@@ -138,6 +141,7 @@ Task<int> io(Session& session, IoArgs args) {
                 {.program = session.program(),
                  .explain = !session.compatibility_name(),
                  .objects = args.objects,
+                 .temporary_folder = temporary_folder(),
                  .out = [&](std::string_view text) { session.print(text); },
                  .err =
                      [&](std::string_view text) {
@@ -185,7 +189,9 @@ const Command<IoArgs> kIoCommand({
                         "same-directory (the default), or any (the default under QEMU's names)")),
              option("--object", "OBJECT", &IoArgs::objects, kObjectHelp),
              option("--blockdev", "DEVICE", &IoArgs::blockdevs, kBlockdevHelp),
-             refused("-s, --snapshot", "create an overlay first"),
+             flag("-s, --snapshot", &IoArgs::temporary,
+                  "what is written goes to a temporary file (in $TMPDIR, or /var/tmp), which is "
+                  "gone afterwards; the disk stays as it is"),
              flag("-C, --copy-on-read", &IoArgs::copy_on_read,
                   "what is read from the backing file is written to the image"),
              flag("-k, --native-aio", &IoArgs::native, "as -i native"),

@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "cli/io_help.h"
 #include "cli/io_parsers.h"
 
 namespace byre {
@@ -22,10 +23,10 @@ constexpr IoRow kRows[] = {
      "discards a range in the background", parse_discard},
     {"aio_flush", "", 0, 0, kFile, kReads, "", "", "waits until no request runs in the background",
      parse_bare<IoAioFlush>},
-    {"aio_read", "", 2, -1, kFile, kReads, "CP:iqv", "[-Ciqv] [-P pattern] off len [len..]",
+    {"aio_read", "", 2, -1, kFile, kReads, "CP:iqrv", "[-Ciqrv] [-P pattern] off len [len..]",
      "reads in the background", parse_read},
-    {"aio_write", "", 2, -1, kFile, kWrites, "CcfiP:quz", "[-Ccfiquz] [-P pattern] off len [len..]",
-     "writes in the background", parse_write},
+    {"aio_write", "", 2, -1, kFile, kWrites, "CcfiP:qruz",
+     "[-Ccfiqruz] [-P pattern] off len [len..]", "writes in the background", parse_write},
     {"alloc", "a", 1, 2, kFile, kReads, "", "offset [count]",
      "counts the bytes of a range that the file itself holds", parse_alloc},
     {"break", "", 2, 2, kFile, kReads, "", "event tag",
@@ -42,14 +43,16 @@ constexpr IoRow kRows[] = {
     {"length", "l", 0, 0, kFile, kReads, "", "", "says how long the disk is", parse_bare<IoLength>},
     {"map", "", 0, 0, kFile, kReads, "", "", "lists what the file itself holds", parse_bare<IoMap>},
     {"open", "o", 1, -1, kAlways, kReads, "CUd:i:kno:rst:",
-     "[-rnU] [-t cache] [-d discard] [-o options] [path]", "opens a file", parse_open},
+     "[-rsCnkU] [-t cache] [-d discard] [-i aio] [-o options] [path]", "opens a file", parse_open},
     {"quit", "q", 0, 0, kAlways, kReads, "", "", "ends the program", parse_bare<IoQuit>},
-    {"read", "r", 2, -1, kFile, kReads, "bCl:pP:qs:v",
-     "[-bCqv] [-P pattern [-s off] [-l len]] off len", "reads a range", parse_read},
-    {"readv", "", 2, -1, kFile, kReads, "CP:qv", "[-Cqv] [-P pattern] off len [len..]",
+    {"read", "r", 2, -1, kFile, kReads, "bCl:pP:qrs:v",
+     "[-bCpqrv] [-P pattern [-s off] [-l len]] off len", "reads a range", parse_read},
+    {"readv", "", 2, -1, kFile, kReads, "CP:qrv", "[-Cqrv] [-P pattern] off len [len..]",
      "reads a range into several buffers", parse_read},
     {"remove_break", "", 1, 1, kFile, kReads, "", "tag",
      "removes a breakpoint and lets go what it holds", parse_tag<IoRemoveBreak>},
+    {"reopen", "", 0, -1, kFile, kReads, "rwc:o:", "[(-r|-w)] [-c cache] [-o options]",
+     "goes on with other settings", parse_reopen},
     {"resume", "", 1, 1, kFile, kReads, "", "tag", "lets a held request go on",
      parse_tag<IoResume>},
     {"sigraise", "", 1, 1, kAlways, kReads, "", "signal", "raises a signal", parse_sigraise},
@@ -59,10 +62,22 @@ constexpr IoRow kRows[] = {
      "changes the size of the disk", parse_truncate},
     {"wait_break", "", 1, 1, kFile, kReads, "", "tag", "waits until a request is held as tag",
      parse_tag<IoWaitBreak>},
-    {"write", "w", 2, -1, kFile, kWrites, "bcCfnpP:qs:uz",
-     "[-bcCfnquz] [-P pattern | -s source_file] off len", "writes a range", parse_write},
-    {"writev", "", 2, -1, kFile, kWrites, "CfqP:", "[-Cfq] [-P pattern] off len [len..]",
+    {"write", "w", 2, -1, kFile, kWrites, "bcCfnpP:qrs:uz",
+     "[-bcCfnpqruz] [-P pattern | -s source_file] off len", "writes a range", parse_write},
+    {"writev", "", 2, -1, kFile, kWrites, "CfqrP:", "[-Cfqr] [-P pattern] off len [len..]",
      "writes a range from several buffers", parse_write},
+    {"zone_append", "zap", 3, 4, kFile, kReads, "p", "offset len [len..]",
+     "writes behind what a zone holds", parse_zone_append},
+    {"zone_close", "zc", 2, 2, kFile, kReads, "", "offset len", "closes a range of zones",
+     parse_zone_range},
+    {"zone_finish", "zf", 2, 2, kFile, kReads, "", "offset len", "makes a range of zones full",
+     parse_zone_range},
+    {"zone_open", "zo", 2, 2, kFile, kReads, "", "offset len", "opens a range of zones",
+     parse_zone_range},
+    {"zone_report", "zrp", 2, 2, kFile, kReads, "", "offset number", "lists zones",
+     parse_zone_report},
+    {"zone_reset", "zrs", 2, 2, kFile, kReads, "", "offset len", "empties a range of zones",
+     parse_zone_range},
 };
 
 const IoRow* find_row(std::string_view name) {
@@ -115,7 +130,7 @@ std::string io_help() {
 
 std::string io_help(std::string_view command) {
   const IoRow* row = find_row(command);
-  return row == nullptr ? "" : io_usage(*row, command) + "\n";
+  return row == nullptr ? "" : cat(io_usage(*row, command), "\n", io_help_text(row->name));
 }
 
 }  // namespace byre

@@ -67,9 +67,22 @@ struct IoOpen {
   bool share_lock = false;
   bool copy_on_read = false;
   bool native_aio = false;
+  bool temporary = false;  ///< What is written goes to a temporary overlay.
   CacheMode cache = CacheMode::writethrough;
   DiscardPolicy discard = DiscardPolicy::unmap;
   std::vector<std::string> blockdevs = {};  ///< If there are some, `path` is the name of one.
+};
+/// Other settings for the file that is open.
+struct IoReopen {
+  std::optional<bool> writable;
+  std::optional<CacheMode> cache;
+  std::string options;  ///< -o: an option string.
+};
+/// What zoned devices can do, which no device here is.
+struct IoZone {
+  std::string_view what;             ///< "report", "open", "append", ...
+  std::optional<uint64_t> offset{};  ///< Of a range that must be there; none: it is not looked at.
+  uint64_t length = 0;
 };
 struct IoAlloc {
   uint64_t offset = 0;
@@ -115,10 +128,10 @@ struct IoCheck {
   bool json = false;
 };
 
-using IoCommand =
-    std::variant<IoNothing, IoHelp, IoQuit, IoAbort, IoOpen, IoClose, IoTransfer, IoDiscard,
-                 IoFlush, IoAioFlush, IoMap, IoAlloc, IoLength, IoInfo, IoTruncate, IoSleep,
-                 IoSigraise, IoBreak, IoWaitBreak, IoResume, IoRemoveBreak, IoCheck>;
+using IoCommand = std::variant<IoNothing, IoHelp, IoQuit, IoAbort, IoOpen, IoClose, IoTransfer,
+                               IoDiscard, IoFlush, IoAioFlush, IoMap, IoAlloc, IoLength, IoInfo,
+                               IoTruncate, IoSleep, IoSigraise, IoBreak, IoWaitBreak, IoResume,
+                               IoRemoveBreak, IoCheck, IoReopen, IoZone>;
 
 /// Lines for the user, by stream.
 struct IoComplaint {

@@ -196,7 +196,51 @@ TEST(IoCommands, TheOthersHaveTheirArguments) {
   EXPECT_EQ(open.options, "a=b");
   EXPECT_EQ(open.path, "path");
   EXPECT_EQ(refused_err("open -t foo x"), "tool: Invalid cache option: foo\n");
-  EXPECT_EQ(refused_err("open -s x"), "tool: open: option '-s' is not supported\n");
+  const auto temporary = parsed<IoOpen>("open -sCk x");
+  EXPECT_TRUE(temporary.temporary && temporary.copy_on_read && temporary.native_aio);
+  EXPECT_TRUE(parsed<IoOpen>("open -i native x").native_aio);
+  EXPECT_FALSE(parsed<IoOpen>("open -i threads x").native_aio);
+}
+
+TEST(IoCommands, ReopenSaysWhatChanges) {
+  const auto nothing = parsed<IoReopen>("reopen");
+  EXPECT_FALSE(nothing.writable || nothing.cache);
+  EXPECT_EQ(nothing.options, "");
+  EXPECT_EQ(parsed<IoReopen>("reopen -r").writable, false);
+  const auto all = parsed<IoReopen>("reopen -w -c none -o a=b -o c=d");
+  EXPECT_EQ(all.writable, true);
+  EXPECT_EQ(all.cache, CacheMode::none);
+  EXPECT_EQ(all.options, "a=b,c=d");
+  for (const char* line : {"reopen -r -w", "reopen -w -r", "reopen -rr", "reopen -r -w x"}) {
+    EXPECT_EQ(refused_err(line), "tool: Only one -r/-w option may be given\n") << line;
+  }
+  EXPECT_EQ(refused_err("reopen -c bad x"), "tool: Invalid cache option: bad\n");
+  EXPECT_TRUE(refused_out("reopen x").starts_with("reopen [(-r|-w)] [-c cache] [-o options] -- "));
+  EXPECT_EQ(refused_err("reopen", kNoFile), "no file open, try 'help open'\n");
+}
+
+TEST(IoCommands, ZonesAreReadWordByWord) {
+  EXPECT_EQ(parsed<IoZone>("zone_report 0 1").what, "report");
+  EXPECT_EQ(parsed<IoZone>("zrs 64k 1M").offset, 64 * KiB);
+  EXPECT_EQ(parsed<IoZone>("zone_finish 64k 1M").length, MiB);
+  EXPECT_FALSE(parsed<IoZone>("zone_append 9M 512 512").offset);
+  EXPECT_EQ(refused_out("zone_report 0 4294967296"), "Number of zones must be less than 2^32\n");
+  EXPECT_EQ(refused_err("zone_append 0 512"),
+            "bad argument count 2 to zone_append, expected between 3 and 4 arguments\n");
+  EXPECT_EQ(refused_out("zone_append 0 3G 1"), "Argument '3G' exceeds maximum size 2147483136\n");
+  // There are no options: what looks like one is a number that is none.
+  EXPECT_EQ(refused_out("zone_open -r 1"),
+            "Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- -r\n");
+}
+
+TEST(IoCommands, ARegisteredBufferIsNoBufferOfZeros) {
+  EXPECT_EQ(parsed<IoTransfer>("write -r 0 512").length(), 512u);
+  EXPECT_EQ(parsed<IoTransfer>("aio_read -r 0 512").length(), 512u);
+  for (const char* line : {"write -rz 0 512", "aio_write -rz x 512"}) {
+    EXPECT_EQ(refused_out(line), "cannot combine zero write with registered I/O buffer\n");
+  }
+  EXPECT_EQ(refused_out("read -rb 0 512"),
+            "I/O buffer registration is not supported when reading from vmstate\n");
 }
 
 TEST(IoCommands, HelpKnowsEveryCommand) {
@@ -204,6 +248,26 @@ TEST(IoCommands, HelpKnowsEveryCommand) {
   EXPECT_NE(text.find("aio_discard [-Cq] off len -- "), std::string::npos);
   EXPECT_EQ(io_help("r").substr(0, 3), "r [");
   EXPECT_EQ(io_help("nonesuch"), "");
+}
+
+// The line, and below it what the command does and what each of its letters means.
+TEST(IoCommands, HelpOfACommandSaysMoreThanItsLine) {
+  const std::string all = io_help();
+  for (size_t at = 0; all[at] != '\n';) {
+    const size_t end = all.find('\n', at);
+    const std::string line = all.substr(at, end - at);
+    const std::string name = line.substr(0, line.find(' '));
+    const std::string help = io_help(name);
+    EXPECT_TRUE(help.starts_with(line + "\n\n ")) << name;
+    EXPECT_GT(help.size(), line.size() + 20) << name;
+    if (const size_t letters = line.find(" [-"); letters != std::string::npos) {
+      for (size_t i = letters + 3; line[i] != ']' && line[i] != ' '; ++i) {
+        EXPECT_NE(help.find(std::string("\n -") + line[i] + ", -- "), std::string::npos)
+            << name << line[i];
+      }
+    }
+    at = end + 1;
+  }
 }
 
 // Texts that scripts read.

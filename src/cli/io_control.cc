@@ -23,6 +23,15 @@ Result<IoCommand> parse_open(const IoLine& line) {
       case 'U':
         open.share_lock = true;
         break;
+      case 'C':
+        open.copy_on_read = true;
+        break;
+      case 'k':
+        open.native_aio = true;
+        break;
+      case 's':
+        open.temporary = true;
+        break;
       case 'o':
         open.options = value;
         break;
@@ -44,12 +53,31 @@ Result<IoCommand> parse_open(const IoLine& line) {
         if (value != "threads" && value != "native" && value != "io_uring") {
           return unsupported("Invalid aio option: ", value);
         }
+        open.native_aio = value == "native";
         break;
       default:
-        return unsupported("open: option '-", letter, "' is not supported");
+        break;
     }
   }
   return open;
+}
+
+Result<IoCommand> parse_reopen(const IoLine& line) {
+  IoReopen reopen;
+  for (const auto& [letter, value] : line.options) {
+    if (letter == 'r' || letter == 'w') {
+      if (reopen.writable) return unsupported("Only one -r/-w option may be given");
+      reopen.writable = letter == 'w';
+    } else if (letter == 'c') {
+      const std::optional<CacheMode> cache = find_cache_mode(value);
+      if (!cache) return unsupported("Invalid cache option: ", value);
+      reopen.cache = *cache;
+    } else {
+      reopen.options += cat(reopen.options.empty() ? "" : ",", value);
+    }
+  }
+  if (!line.operands.empty()) return io_usage(line);
+  return reopen;
 }
 
 Result<IoCommand> parse_alloc(const IoLine& line) {

@@ -16,9 +16,13 @@ namespace byre {
 Result<IoCommand> parse_read(const IoLine& line);
 Result<IoCommand> parse_write(const IoLine& line);
 Result<IoCommand> parse_discard(const IoLine& line);
+Result<IoCommand> parse_zone_report(const IoLine& line);
+Result<IoCommand> parse_zone_range(const IoLine& line);
+Result<IoCommand> parse_zone_append(const IoLine& line);
 
 // The others (io_control.cc).
 Result<IoCommand> parse_open(const IoLine& line);
+Result<IoCommand> parse_reopen(const IoLine& line);
 Result<IoCommand> parse_alloc(const IoLine& line);
 Result<IoCommand> parse_truncate(const IoLine& line);
 Result<IoCommand> parse_sleep(const IoLine& line);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Requests to the disk: reads, writes, zeros and discards, blocking or in the background.
+#include <limits>
 #include <utility>
 
 #include "base/checked.h"
@@ -55,6 +56,33 @@ uint64_t IoTransfer::length() const {
   return sum;
 }
 
+/// "zone_open" is "open".
+static std::string_view zone_verb(const IoLine& line) {
+  return line.row.name.substr(std::string_view("zone_").size());
+}
+
+Result<IoCommand> parse_zone_report(const IoLine& line) {
+  BYRE_TRY(offset, parse_io_size(line.operands[0]));
+  (void)offset;
+  BYRE_TRY(count, parse_io_size(line.operands[1]));
+  if (count > std::numeric_limits<uint32_t>::max()) {
+    return invalid("Number of zones must be less than 2^32");
+  }
+  return IoZone{.what = zone_verb(line)};
+}
+
+Result<IoCommand> parse_zone_range(const IoLine& line) {
+  BYRE_TRY(offset, parse_io_size(line.operands[0]));
+  BYRE_TRY(length, parse_io_size(line.operands[1]));
+  return IoZone{.what = zone_verb(line), .offset = offset, .length = length};
+}
+
+Result<IoCommand> parse_zone_append(const IoLine& line) {
+  IoTransfer pieces;
+  if (Result<void> taken = take_vector(line, pieces); !taken) return std::move(taken).error();
+  return IoZone{.what = zone_verb(line)};
+}
+
 Result<IoCommand> parse_read(const IoLine& line) {
   IoTransfer read{.command = line.row.name, .background = line.row.name == "aio_read"};
   std::optional<uint64_t> expect_length;
@@ -101,6 +129,9 @@ Result<IoCommand> parse_read(const IoLine& line) {
   Result<void> taken = one ? take_range(line, read) : take_vector(line, read);
   if (!taken) return std::move(taken).error();
   if (part && !read.expect) return io_usage(line);
+  if (read.vm_state && line.has('r')) {
+    return invalid("I/O buffer registration is not supported when reading from vmstate");
+  }
   const uint64_t length = read.length();
   read.expect_length =
       expect_length.value_or(read.expect_offset <= length ? length - read.expect_offset : 0);
@@ -171,8 +202,14 @@ Result<IoCommand> parse_write(const IoLine& line) {
     return invalid("-z supports only a single length parameter");
   }
   const bool one = line.row.name == "write";
+  const bool registers_zeroes = write.zero && line.has('r');
+  const auto refuse = [] {
+    return invalid("cannot combine zero write with registered I/O buffer");
+  };
+  if (!one && registers_zeroes && line.operands.size() == 2) return refuse();
   Result<void> taken = one ? take_range(line, write) : take_vector(line, write);
   if (!taken) return std::move(taken).error();
+  if (registers_zeroes) return refuse();
   return write;
 }
 

@@ -8,12 +8,10 @@
 #include <cstring>
 
 #include "base/checked.h"
-#include "block/copy_on_read.h"
 #include "cli/check_report.h"
 #include "cli/findings.h"
 #include "cli/io_texts.h"
 #include "cli/json.h"
-#include "cli/options.h"
 #include "io/buffer.h"
 
 namespace byre {
@@ -21,17 +19,6 @@ namespace byre {
 namespace {
 
 std::string errno_text(const Error& error) { return std::strerror(error.sys_errno()); }
-
-/// Why `name` could not be opened, in the words that scripts know.
-std::string why_not_opened(const std::string& name, const Error& error, bool can_share) {
-  std::string why = error.message();
-  const std::string own = cat("open ", byre::quoted(name), ": ");
-  while (why.starts_with(own)) why.erase(0, own.size());
-  if (why == errno_text(error)) return cat("Could not open '", name, "': ", why);
-  why += advice_on_follow(error);
-  if (can_share) why += advice_on_lock(error);
-  return why;
-}
 
 }  // namespace
 
@@ -42,87 +29,6 @@ IoShell::IoShell(Reactor& reactor, FileOpener& opener, Options options)
       background_(reactor.ready()) {}
 
 IoShell::~IoShell() { BYRE_ASSERT(!device_); }
-
-// Opening and closing.
-
-Task<bool> IoShell::open(IoOpen open) {
-  const bool named = !open.image_opts && !open.path.empty();
-  const std::string prefix =
-      cat(options_.program, ": can't open", named ? cat(" device ", open.path) : "", ": ");
-  const auto refuse = [&](const std::string& why, Errc code = Errc::invalid) {
-    complain(cat(prefix, why, "\n"));
-    failed_ = true;
-    open_failure_ = code;
-    return false;
-  };
-  if (open.share_lock && !open.read_only) {
-    co_return refuse("force-share=on can only be used with read-only images");
-  }
-  Result<DeviceTree> tree = !open.blockdevs.empty() ? parse_device_list(open.blockdevs, open.path)
-                            : open.image_opts
-                                ? parse_image_opts(open.path)
-                                : parse_device_name(open.path, open.format, open.options);
-  if (!tree) co_return refuse(tree.error().message(), tree.error().code());
-
-  std::vector<FaultFilter*> filters;
-  OpenTreeOptions options{.image = {.writable = !open.read_only,
-                                    .direct = is_direct(open.cache),
-                                    .share_lock = open.share_lock,
-                                    .discard = open.discard},
-                          .growable = true,  // check_range() keeps requests within the disk.
-                          .reactor = &reactor_,
-                          .objects = options_.objects};
-  options.image.message = [this](const std::string& text) {
-    complain(cat(options_.program, ": warning: ", text, "\n"));
-  };
-  options.on_guessed_raw = [&] { options_.guessed_raw(open.path); };
-  options.on_fault_filter = [&](FaultFilter& filter) {
-    filter.on_hold = [this](const std::string& tag, bool held) {
-      say(cat("blkdebug: ", held ? "Suspended" : "Resuming", " request '", tag, "'\n"));
-    };
-    filters.push_back(&filter);
-  };
-  Result<Disk> disk = co_await open_tree(opener_, *std::move(tree), std::move(options)).result();
-  if (!disk) {
-    co_return refuse(why_not_opened(open.path, disk.error(), open.read_only), disk.error().code());
-  }
-  if (open.native_aio && !is_direct(open.cache)) {
-    co_await disk->device->close();
-    co_return refuse(
-        "aio=native was specified, but it requires cache.direct=on, which was not specified.");
-  }
-  if (open.copy_on_read) {
-    if (!disk->device->writable()) {
-      co_await disk->device.close();
-      co_return refuse("Can't use copy-on-read on read-only device");
-    }
-    Result<std::unique_ptr<CopyOnRead>> filter = CopyOnRead::make(std::move(disk->device));
-    if (!filter) co_return refuse(filter.error().message(), filter.error().code());
-    disk->device = *std::move(filter);
-  }
-  device_ = std::move(disk->device);
-  image_ = disk->image;
-  filters_ = std::move(filters);
-  write_through_ = is_write_through(open.cache);
-  co_return true;
-}
-
-Task<void> IoShell::close() {
-  if (!device_) co_return;
-  for (FaultFilter* filter : filters_) filter->release_all();
-  co_await background_.join();
-  const Result<void> closed = co_await device_.close().result();
-  if (!closed) {
-    complain(cat(options_.program, ": close: ", closed.error().message(), "\n"));
-    failed_ = true;
-    device_.abandon();
-  }
-  device_.reset();
-  image_ = nullptr;
-  filters_.clear();
-}
-
-Task<void> IoShell::finish() { co_await close(); }
 
 // Commands.
 
@@ -190,17 +96,6 @@ Task<void> IoShell::perform(IoAbort) {
   std::abort();
   co_return;
 }
-
-Task<void> IoShell::perform(IoOpen command) {
-  if (device_) {
-    complain(cat(options_.program, ": file open already, try 'help close'\n"));
-    failed_ = true;
-    co_return;
-  }
-  co_await open(std::move(command));
-}
-
-Task<void> IoShell::perform(IoClose) { co_await close(); }
 
 Task<void> IoShell::perform(IoTransfer command) {
   if (command.nothing) {
@@ -420,6 +315,15 @@ Task<void> IoShell::perform(IoAlloc command) {
   }
   say(cat(sum, "/", length, " bytes allocated at offset ",
           io_size_text(static_cast<double>(command.offset)), "\n"));
+}
+
+/// No device here has zones; a range that is not there is told first.
+Task<void> IoShell::perform(IoZone command) {
+  Result<void> result;
+  if (command.offset) result = check_range(*command.offset, command.length);
+  if (result) result = Error(Errc::unsupported, "the device is not zoned", ENOTSUP);
+  report_failure(cat("zone ", command.what), result.error(), true);
+  co_return;
 }
 
 Task<void> IoShell::perform(IoLength) {

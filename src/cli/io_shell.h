@@ -5,7 +5,9 @@
 /// (aio_read, aio_write, aio_discard) is joined by aio_flush and close.  Closing lets go whatever
 /// breakpoints hold: nobody could do it any more.
 /// Invariant: a request that passes the end of the disk fails with EIO and reaches no device.
-/// Not here: words and texts (io_commands.h, io_texts.h), where lines come from (io.cc).
+/// `reopen` lets requests end, closes the disk and opens it with other settings; if that fails,
+/// with the old ones.  Breakpoints and what fault rules remember stay. Not here: words and texts
+/// (io_commands.h, io_texts.h), where lines come from (io.cc).
 #pragma once
 
 #include <functional>
@@ -20,6 +22,7 @@
 #include "coro/scope.h"
 #include "io/file_opener.h"
 #include "job/open_tree.h"
+#include "job/temporary_overlay.h"
 #include "qcow2/image.h"
 
 namespace byre {
@@ -30,6 +33,7 @@ class IoShell {
     std::string program = "qemu-io";        ///< In front of some messages.
     bool explain = false;                   ///< Say on stderr where a request failed, and why.
     std::shared_ptr<Objects> objects = {};  ///< To which devices may refer.
+    std::string temporary_folder = "/var/tmp";
     std::function<void(std::string_view)> out;
     std::function<void(std::string_view)> err;
     std::function<void()> flush = [] {};  ///< What was said must be out now.
@@ -54,7 +58,14 @@ class IoShell {
   Errc open_failure() const { return open_failure_; }
 
  private:
+  // io_open.cc
+  Task<void> mount(IoOpen open);
   Task<void> close();
+  Task<void> reopen(IoReopen wanted);
+  Task<void> mount_again(IoOpen next, TreeChange& change);
+  void watch(FaultFilter& filter);
+  Task<void> stop_requests();
+  Task<void> close_device();
 
   Task<void> while_awake(Task<void> task);
   Task<void> perform(IoNothing command);
@@ -79,6 +90,8 @@ class IoShell {
   Task<void> perform(IoResume command);
   Task<void> perform(IoRemoveBreak command);
   Task<void> perform(IoCheck command);
+  Task<void> perform(IoReopen command);
+  Task<void> perform(IoZone command);
 
   Task<void> transfer(IoTransfer request, std::string source);
   Task<void> do_read(const IoTransfer& request, Instant began);
@@ -103,6 +116,10 @@ class IoShell {
   Child device_;
   Image* image_ = nullptr;
   std::vector<FaultFilter*> filters_;
+  // What is open, so that it can be opened again.
+  IoOpen how_;
+  DeviceTree tree_;
+  std::optional<TemporaryOverlay> overlay_;
   bool write_through_ = false;
   bool quit_ = false;
   bool failed_ = false;

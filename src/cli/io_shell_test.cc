@@ -139,6 +139,109 @@ TEST(IoShell, ARawDiskThatWasGuessedBehindAFilterStaysRaw) {
   EXPECT_EQ(sim.play({.path = "blkdebug::disk"}, {"length"}), "1 MiB\n");
 }
 
+TEST(IoShell, ReopeningChangesTheRightToWrite) {
+  Simulated sim(1);
+  EXPECT_EQ(
+      sim.play(kImage, {"write -q -P 1 0 64k", "reopen -r", "write 0 512", "read -q -P 1 0 64k",
+                        "reopen -w", "write -q -P 2 0 512", "read -q -P 2 0 512"}),
+      "tool: Block node is read-only\n");
+  const IoOpen reader{.path = "disk", .format = "qcow2", .read_only = true};
+  EXPECT_EQ(sim.play(reader, {"reopen -o read-only=off", "write -q -P 3 0 512", "reopen -r",
+                              "read -q -P 3 0 512"}),
+            "");
+}
+
+// Whatever it refuses, the disk is open as it was.
+TEST(IoShell, WhatReopenRefusesChangesNothing) {
+  for (const auto& [line, why] : std::initializer_list<std::pair<std::string, std::string>>{
+           {"reopen -r -o read-only=on", "Cannot set both -r/-w and 'read-only'"},
+           {"reopen -c none -o cache.direct=on", "Cannot set both -c and the cache options"},
+           {"reopen -o driver=raw", "Cannot change the option 'driver'"},
+           {"reopen -o lazy-refcounts=on,x=1", "Cannot change the option 'x'"},
+           // Only opening it finds these.
+           {"reopen -o file.read-only=on", "Block node is read-only"},
+           {"reopen -o detect-zeroes=unmap,discard=ignore",
+            "setting detect-zeroes to unmap is not allowed without setting discard operation to "
+            "unmap"}}) {
+    Simulated sim(1);
+    const std::string printed =
+        sim.play(kImage, {"write -q -P 1 0 64k", line, "write -q -P 2 64k 64k",
+                          "read -q -P 1 0 64k", "read -q -P 2 64k 64k", "length"});
+    EXPECT_TRUE(printed.starts_with("tool: ")) << line << printed;
+    EXPECT_NE(printed.find(why), std::string::npos) << line << printed;
+    EXPECT_TRUE(printed.ends_with("\n1 MiB\n")) << line << printed;
+    EXPECT_TRUE(sim.failed);
+  }
+}
+
+TEST(IoShell, ARawDiskIsReopenedAsAPartOfItsFile) {
+  Simulated sim(1);
+  EXPECT_EQ(
+      sim.play({.path = "raw", .format = "raw"},
+               {"write -q -P 1 4k 4k", "reopen -o offset=4k,size=8k", "length", "read -q -P 1 0 4k",
+                "reopen -o size=1M", "length", "reopen -o offset=0", "read -q -P 1 4k 4k"}),
+      "8 KiB\n"
+      "tool: The sum of offset (4096) and size (1048576) has to be smaller or equal to the  "
+      "actual size of the containing file (65536)\n"
+      "8 KiB\n");
+}
+
+// A guess stays one: the disk that was opened for reading is guarded once it is written.
+TEST(IoShell, ARawDiskThatWasGuessedIsGuardedAfterReopen) {
+  Simulated sim(1);
+  EXPECT_EQ(sim.play({.path = "raw", .read_only = true}, {"reopen -w", "write -q 512 512"}), "");
+  sim.disks["magic"].set_size(512);
+  EXPECT_EQ(sim.play({.path = "magic", .format = "raw"},
+                     {"write -q -P 0x51 0 1", "write -q -P 0x46 1 1", "write -q -P 0x49 2 1"}),
+            "");
+  EXPECT_NE(sim.play({.path = "magic", .read_only = true}, {"reopen -w", "write -q -P 0xfb 3 1"}),
+            "");
+}
+
+// In many orders: what was begun before it ends before it, and what a breakpoint held goes on.
+TEST(IoShell, ReopenWaitsForWhatIsUnderWay) {
+  for (uint64_t seed = 1; seed <= 40; ++seed) {
+    Simulated sim(seed);
+    EXPECT_EQ(sim.play(kImage, {"aio_write -q -P 1 0 128k", "aio_write -q -P 2 64k 64k",
+                                "aio_discard -q 256k 64k", "reopen -r", "read -q -P 1 0 64k",
+                                "write 0 1", "reopen -w", "aio_write -q -P 3 0 64k",
+                                "reopen -o lazy-refcounts=on", "read -q -P 3 0 64k"}),
+              "tool: Block node is read-only\n")
+        << "seed " << seed;
+    EXPECT_EQ(sim.play(kFaults, {"break write_aio A", "aio_write -q -P 4 0 64k", "wait_break A",
+                                 "reopen -r", "read -q -P 4 0 64k"}),
+              "blkdebug: Suspended request 'A'\n"
+              "blkdebug: Resuming request 'A'\n")
+        << "seed " << seed;
+    EXPECT_FALSE(sim.failed) << "seed " << seed;
+  }
+}
+
+TEST(IoShell, BreakpointsAndSpentRulesOutliveReopen) {
+  Simulated sim(1);
+  EXPECT_EQ(sim.play(kFaults, {"write -q 0 64k", "break read_aio A", "reopen -r",
+                               "aio_read -q 0 512", "wait_break A", "resume A", "aio_flush"}),
+            "blkdebug: Suspended request 'A'\n"
+            "blkdebug: Resuming request 'A'\n");
+  const IoOpen once{.path =
+                        "driver=qcow2,file.driver=blkdebug,file.inject-error.0.event=read_aio,"
+                        "file.inject-error.0.once=on,file.image.filename=disk",
+                    .image_opts = true};
+  EXPECT_EQ(sim.play(once, {"read -q 0 512", "reopen -r", "read -q 0 512"}),
+            "read failed: Input/output error\n");
+}
+
+TEST(IoShell, NoDeviceHasZones) {
+  Simulated sim(1);
+  EXPECT_EQ(sim.play(kImage, {"zone_report 0 1", "zone_open 0 1", "zone_close 512k 1M",
+                              "zone_append 9M 512 512"}),
+            "zone report failed: Operation not supported\n"
+            "zone open failed: Operation not supported\n"
+            "zone close failed: Input/output error\n"
+            "zone append failed: Operation not supported\n");
+  EXPECT_TRUE(sim.failed);
+}
+
 // The races of tests/interop/sessions_test.py, in many orders of what is left to chance.
 TEST(IoShell, RacesWithDiscardAndReuse) {
   for (uint64_t seed = 1; seed <= 40; ++seed) {

@@ -38,6 +38,8 @@ struct NbdArgs : OpenArgs {
   bool verbose = false;
   bool fork = false;
   bool list = false;
+  bool temporary = false;
+  std::optional<std::string> handshake_limit;
   std::optional<std::string> offset;
 };
 
@@ -94,6 +96,14 @@ Result<void> look_at_shared(std::string_view value) {
   return invalid("Invalid shared device number '", value, "'");
 }
 
+/// Seconds; QEMU's own default.
+constexpr uint32_t kHandshakeLimit = 10;
+
+Result<void> look_at_handshake_limit(std::string_view value) {
+  if (parse_number(value, 0, INT32_MAX)) return {};
+  return invalid("Invalid handshake limit '", value, "'");
+}
+
 /// The image's name may say more than a path; which part is served.
 Result<void> read_image_name(const NbdArgs& args, ServePlan& plan) {
   if (args.offset) plan.offset = *offset_of(*args.offset);
@@ -113,11 +123,13 @@ Result<ServePlan> plan_of(const NbdArgs& args) {
                  .read_only = args.read_only,
                  .depth = args.depth,
                  .bitmaps = args.bitmaps,
+                 .temporary = args.temporary,
                  .export_name = args.name,
                  .description = args.description,
                  .socket = args.socket,
                  .connections_max = 1,
                  .until_last_client = !args.persistent,
+                 .handshake_limit = kHandshakeLimit,
                  .quiet = true,
                  .announce = false,
                  .report = args.verbose,
@@ -144,6 +156,13 @@ Result<ServePlan> plan_of(const NbdArgs& args) {
     const uint64_t count = *parse_number(*args.shared, 0, kSharedMax);
     plan.connections_max = count == 0 ? 65535 : static_cast<uint32_t>(count);
   }
+  if (args.handshake_limit) {
+    plan.handshake_limit =
+        static_cast<uint32_t>(*parse_number(*args.handshake_limit, 0, INT32_MAX));
+  }
+  if (args.snapshot && args.temporary) {
+    return invalid("--snapshot and --load-snapshot exclude each other: a snapshot is only read");
+  }
   if (args.snapshot) {
     BYRE_TRY(snapshot, parse_snapshot(*args.snapshot));
     plan.snapshot = snapshot;
@@ -155,7 +174,7 @@ Result<ServePlan> plan_of(const NbdArgs& args) {
 /// --list: what another server has.
 Task<int> list(Session& session, NbdArgs args) {
   if (args.format || args.offset || args.snapshot || args.shared || args.fork || args.persistent ||
-      args.read_only || !args.bitmaps.empty() || !args.name.empty()) {
+      args.temporary || args.read_only || !args.bitmaps.empty() || !args.name.empty()) {
     co_return invalid("--list goes with --socket, --port and --bind only");
   }
   if (args.socket && (args.port || args.address)) {
@@ -251,6 +270,9 @@ const Command<NbdArgs> kNbdDefinition({
                           "clients at a time (1), or 0 for any number; others wait for a place"),
                    look_at_shared),
          flag("-t, --persistent", &NbdArgs::persistent, "stay when the last client has gone"),
+         looked_at(option("--handshake-limit", "SECONDS", &NbdArgs::handshake_limit,
+                          "how long a client may take to attach (10), or 0 for any time"),
+                   look_at_handshake_limit),
          option("-x, --export-name", "NAME", &NbdArgs::name,
                 "name of the export; empty is the default"),
          option("-D, --description", "TEXT", &NbdArgs::description, "for people who list exports"),
@@ -259,6 +281,10 @@ const Command<NbdArgs> kNbdDefinition({
          option("-l, --load-snapshot", "SNAPSHOT", &NbdArgs::snapshot,
                 "serve this internal snapshot, read-only: an id, a name, snapshot.id=ID or "
                 "snapshot.name=NAME"),
+         flag(
+             "-s, --snapshot", &NbdArgs::temporary,
+             "what clients write goes to a temporary file (in $TMPDIR, or /var/tmp), which is gone "
+             "afterwards; the disk stays as it is"),
          option("-B, --bitmap", "NAME", &NbdArgs::bitmaps,
                 "offer the context qemu:dirty-bitmap:NAME of this persistent bitmap"),
          looked_at(option("--cache", "CACHE", &NbdArgs::cache,
@@ -288,7 +314,6 @@ const Command<NbdArgs> kNbdDefinition({
          refused_later(option("-c, --connect", "DEVICE", &NbdArgs::connect,
                               "nbd-client attaches a device to a server")),
          refused_later(flag("-d, --disconnect", &NbdArgs::disconnect, "nbd-client -d does it")),
-         refused("-s, --snapshot", "create an overlay and serve that"),
          refused("--selinux-label", "LABEL", "sockets get the label that the system gives"),
          refused("-T, --trace", "SPEC", "there is no tracing here"),
          refused_later(option("--tls-creds", "ID", &NbdArgs::tls_creds,

@@ -114,6 +114,13 @@ Task<std::unique_ptr<MetricsServer>> offer_metrics(Session& session, const Serve
                                          });
 }
 
+/// Also where others wait for the place; 0: whoever is silent keeps it.
+void limit_handshakes(uint32_t seconds, nbd::ServerOptions& options) {
+  const int64_t limit = seconds * kSecond;
+  options.limits.handshake_timeout_ns = limit;
+  options.crowded_timeout_ns = std::min(options.crowded_timeout_ns, limit);
+}
+
 /// Serves, and tells the user about it; until the end of the last request.
 Task<void> run_and_report(nbd::ServerRun& run, ServeReporter& reporter, const ServePlan& plan,
                           Image* image, SignalWatch* check_signals, MetricsServer* metrics) {
@@ -196,13 +203,16 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
   }
   Result<std::vector<nbd::ExportContext>> contexts =
       co_await contexts_of(disk.image, plan.bitmaps).result();
+  co_await put_overlay(opener, plan, disk);
   put_layers(plan, disk);
 
   ServeReporter reporter(session, plan.image, plan.report);
+  nbd::ServerOptions options{.connections_max = plan.connections_max,
+                             .end_with_last_client = plan.until_last_client,
+                             .report = [&](const Error& error) { reporter.error(error); }};
+  if (plan.handshake_limit) limit_handshakes(*plan.handshake_limit, options);
   nbd::ServerRun run(session.reactor(), std::move(disk.device), quoted(plan.image),
-                     {.connections_max = plan.connections_max,
-                      .end_with_last_client = plan.until_last_client,
-                      .report = [&](const Error& error) { reporter.error(error); }});
+                     std::move(options));
   Result<void> served;
   if (contexts) {
     nbd::Export target{.name = plan.export_name,

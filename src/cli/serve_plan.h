@@ -34,6 +34,7 @@ struct ServePlan {
   uint64_t offset = 0;  ///< Where the part of the disk begins that is served.
   std::optional<SnapshotChoice> snapshot;
   std::vector<std::string> bitmaps;  ///< Whose bits clients can read.
+  bool temporary = false;            ///< What clients write is gone at the end.
 
   std::string export_name;
   std::string description;
@@ -43,6 +44,8 @@ struct ServePlan {
   std::string address = "127.0.0.1";
   uint32_t connections_max = 1024;
   bool until_last_client = false;  ///< End when the last client has gone.
+  /// Seconds that a client has to attach; 0: as many as it likes.
+  std::optional<uint32_t> handshake_limit;
 
   std::optional<std::string> metrics;   ///< Where: [HOST:]PORT, or the path of a unix socket.
   std::optional<uint64_t> check_every;  ///< Seconds between two checks of the disk.

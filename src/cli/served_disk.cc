@@ -9,8 +9,10 @@
 
 #include "block/filter.h"
 #include "block/slice.h"
+#include "cli/environment.h"
 #include "cli/new_disk.h"
 #include "export/nbd_dirty_context.h"
+#include "job/temporary_overlay.h"
 
 namespace byre {
 
@@ -95,7 +97,7 @@ Task<Disk> open_served(Session& session, FileOpener& opener, const ServePlan& pl
   std::string snapshot;
   if (plan.snapshot) snapshot = co_await find_served(session, opener, plan);
   const ImageOptions options{
-      .writable = !plan.read_only && snapshot.empty(),
+      .writable = !plan.read_only && !plan.temporary && snapshot.empty(),
       .direct = is_direct(plan.cache),
       .discard = plan.discard,
       .snapshot = snapshot,
@@ -116,6 +118,17 @@ Task<Disk> open_served(Session& session, FileOpener& opener, const ServePlan& pl
     co_return std::move(can).error();
   }
   co_return std::move(disk);
+}
+
+Task<void> put_overlay(FileOpener& opener, const ServePlan& plan, Disk& disk) {
+  if (!plan.temporary) co_return;
+  Result<TemporaryOverlay> overlay = TemporaryOverlay::make(temporary_folder());
+  if (!overlay) {
+    (void)co_await disk.device.close().result();
+    disk.device.reset();
+    co_await fail(std::move(overlay).error());
+  }
+  co_await overlay->put_over(disk, opener, {.writable = !plan.read_only, .discard = plan.discard});
 }
 
 void put_layers(const ServePlan& plan, Disk& disk) {

@@ -20,6 +20,9 @@ Task<void> make_if_missing(Session& session, FileOpener& opener, const ServePlan
 /// As it is in its file; put_layers() comes next.
 Task<Disk> open_served(Session& session, FileOpener& opener, const ServePlan& plan);
 
+/// Over it a temporary overlay, if the plan says so; an error leaves nothing open.
+Task<void> put_overlay(FileOpener& opener, const ServePlan& plan, Disk& disk);
+
 /// What clients see of the disk, and how what they write gets there.
 void put_layers(const ServePlan& plan, Disk& disk);
 

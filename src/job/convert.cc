@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "io/copy_range.h"
+
 namespace byre {
 
 Convert::Convert(std::vector<Device*> sources, Device& target, ConvertOptions options)
@@ -21,6 +23,7 @@ Convert::Convert(std::vector<Device*> sources, Device& target, ConvertOptions op
   progress_.set_total(total_);
   copy_.emplace(static_cast<CopySource&>(*this), target_, progress_,
                 CopyOptions{.sparse_size = options_.sparse_size,
+                            .on_host = options_.on_host.has_value(),
                             .target_reads_zero = options_.target_reads_zero,
                             .compressed = options_.compressed,
                             .compression_level = options_.compression_level,
@@ -101,6 +104,31 @@ Task<CopySource::Parts> Convert::read(uint64_t at, MutableBytes data) {
     fill_zero(part.subspan(there));
   }
   co_return Parts{{0, data.size()}};
+}
+
+/// A piece that is not whole within one source, or not all data of one file, is none for the
+/// kernel.
+Task<bool> Convert::copy_on_host(uint64_t at, uint64_t length) {
+  File* const target = options_.on_host->target;
+  if (!target || !host_copies_) co_return false;
+  for (size_t i = 0; i < sources_.size(); ++i) {
+    const Source& source = sources_[i];
+    const bool inside = at >= source.start && at + length <= source.start + source.device->size();
+    if (!inside) continue;
+    File* const file = options_.on_host->sources[i];
+    for (uint64_t done = 0; done < length && file && host_copies_;) {
+      const uint64_t offset = at - source.start + done;
+      const Extent extent = co_await source.device->status(offset, length - done);
+      const bool plain = extent.data && !extent.zero && !extent.compressed && extent.depth == 0 &&
+                         extent.host_offset.has_value();
+      if (!plain) co_return false;
+      const uint64_t step = std::min(extent.length, length - done);
+      host_copies_ = co_await copy_range({*file, *extent.host_offset}, {*target, at + done}, step);
+      done += step;
+    }
+    co_return file&& host_copies_;
+  }
+  co_return false;
 }
 
 }  // namespace byre

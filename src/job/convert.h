@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "io/file.h"
 #include "job/copy.h"
 
 namespace byre {
@@ -35,6 +36,14 @@ struct ConvertOptions {
   int compression_level = 0;  ///< format/codec.h; 0: the default.
   bool in_order = true;
   bool fua = false;  ///< Every write is durable before it counts as done.
+  /// Copy offloading: data are copied as they are, without a look for zeros, and by the kernel from
+  /// file to file where both ends are known and it can.  A file that is null is not known.
+  struct OnHost {
+    /// By source: the file in which its data lie where Extent::host_offset says.
+    std::vector<File*> sources;
+    File* target = nullptr;  ///< The target is its bytes, and takes more at its end.
+  };
+  std::optional<OnHost> on_host = {};
   unsigned requests_max = 16;
   uint64_t request_size = 2 * MiB;
   /// Called after each piece, with bytes of the disk done and in all.
@@ -71,6 +80,7 @@ class Convert final : private CopySource {
   uint64_t size() const override { return total_; }
   Task<Stretch> look(uint64_t at) override;
   Task<Parts> read(uint64_t at, MutableBytes data) override;
+  Task<bool> copy_on_host(uint64_t at, uint64_t length) override;
   std::string names() const override;
   Kind kind_of(const Extent& extent, uint64_t at) const;
 
@@ -81,6 +91,7 @@ class Convert final : private CopySource {
   size_t source_ = 0;  ///< The one that look() has come to.
   Progress progress_;
   std::optional<Copy> copy_;
+  bool host_copies_ = true;  ///< The kernel has not refused yet.
 };
 
 }  // namespace byre

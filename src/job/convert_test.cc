@@ -9,6 +9,8 @@
 #include "block/filter.h"
 #include "block/memory.h"
 #include "block/raw.h"
+#include "io/copy_range.h"
+#include "io/io_testing.h"
 #include "sim/sim_gate.h"
 #include "sim/sim_reactor.h"
 
@@ -264,6 +266,43 @@ TEST(Convert, NothingIsDoneForNothing) {
   Convert job({&source}, target, {});
   EXPECT_TRUE(reactor.run(job.run()));
   EXPECT_EQ(job.total(), 0u);
+}
+
+// Of what the kernel has copied nothing is written here; holes stay holes.
+TEST(ConvertOnHost, TheKernelCopiesFromFileToFile) {
+  const TemporaryFolder folder;
+  Result<std::unique_ptr<Reactor>> reactor = make_reactor();
+  ASSERT_TRUE(reactor);
+  const auto open = [&](const std::string& name) {
+    return *File::open(**reactor, folder / name, {.writable = true, .create = true});
+  };
+  const std::vector<std::byte> data = noise(1 * MiB);
+  auto from = std::make_unique<RawDevice>(open("from"), RawOptions{.growable = true});
+  ASSERT_TRUE((*reactor)->run(from->write(1 * MiB, data, {})));
+  ASSERT_TRUE((*reactor)->run(from->resize(3 * MiB)));
+  auto raw = std::make_unique<RawDevice>(open("to"), RawOptions{.growable = true});
+  File* const to = &raw->file();
+  if (!*(*reactor)->run(copy_range({from->file(), MiB}, {*to, MiB}, 512))) {
+    GTEST_SKIP() << "not on this system";
+  }
+  ASSERT_TRUE((*reactor)->run(raw->resize(0)));
+  for (const bool known : {true, false}) {
+    Watched target(Child::to(*raw));
+    Convert job({from.get()}, target,
+                {.target_reads_zero = true,
+                 .on_host = ConvertOptions::OnHost{.sources = {&from->file()},
+                                                   .target = known ? to : nullptr}});
+    const Result<void> done = (*reactor)->run(job.run());
+    ASSERT_TRUE(done) << done.error().message();
+    EXPECT_TRUE(job.wrote());
+    EXPECT_EQ(target.written, known ? 0 : MiB);
+    std::vector<std::byte> copied(1 * MiB);
+    ASSERT_TRUE((*reactor)->run(to->read(MiB, copied)));
+    EXPECT_EQ(copied, data);
+    target.abandon();
+  }
+  raw->abandon();
+  from->abandon();
 }
 
 }  // namespace

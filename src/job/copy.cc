@@ -147,6 +147,15 @@ Task<void> Copy::keep_rate(uint64_t length) {
 }
 
 Task<void> Copy::copy(const Piece& piece, Buffer& buffer) {
+  if (options_.on_host && piece.kind == Kind::data) {
+    const Counted counted(under_way_.writes);
+    wrote_ = true;
+    if (co_await source_.copy_on_host(piece.at, piece.length)) {
+      co_await in_turn(piece.sequence);
+      end_turn(piece.sequence);
+      co_return;
+    }
+  }
   const bool has_bytes = piece.kind == Kind::data || piece.kind == Kind::fill;
   if (has_bytes && buffer.size() == 0) buffer = Buffer(options_.request_size);
   const MutableBytes data = has_bytes ? buffer.bytes().first(piece.length) : MutableBytes();
@@ -184,7 +193,7 @@ Task<void> Copy::write_parts(uint64_t at, Bytes data, CopySource::Parts parts) {
 /// Writes `data`, or what of it is not zero.
 Task<void> Copy::write_runs(uint64_t at, Bytes data) {
   const uint64_t unit = std::max(options_.sparse_size, unit_);
-  if (options_.sparse_size == 0) {
+  if (options_.sparse_size == 0 || options_.on_host) {
     co_await write(at, data);
     co_return;
   }

@@ -54,6 +54,8 @@ class CopySource {
   virtual Task<Stretch> look(uint64_t at) = 0;
   /// Gives the parts that are to be written, in order.
   virtual Task<Parts> read(uint64_t at, MutableBytes data) = 0;
+  /// Puts data into the target without reading them here; false: they must be read and written.
+  virtual Task<bool> copy_on_host(uint64_t /*at*/, uint64_t /*length*/) { co_return false; }
   /// For messages: the disks that it reads.
   virtual std::string names() const = 0;
 };
@@ -61,6 +63,8 @@ class CopySource {
 struct CopyOptions {
   /// Runs of zero bytes of this length and alignment are not written; 0: everything is written.
   uint64_t sparse_size = 4 * KiB;
+  /// Data are copied as they are: no zeros are looked for, and copy_on_host() is asked first.
+  bool on_host = false;
   /// Only whole runs of `sparse_size` become zeros, by their place in the target (or its last part,
   /// where the unit is as large); what is less is written.
   bool zero_whole = false;

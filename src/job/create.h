@@ -90,6 +90,9 @@ class NewDiskFile {
     return std::make_unique<Forwarder>(static_cast<Device&>(being_made_));
   }
   Device& being_made() { return being_made_; }
+  /// The bytes of a raw disk, where they may be written beside device(); null: there are none, or a
+  /// first sector is kept back.
+  File* raw_file() { return raw_size_ ? &file_.file() : nullptr; }
   /// Everything is written, and whoever used device() has closed it: the disk is one.
   Task<void> finish();
   /// It will not be finished: what is left of what was there, as sentences, or nothing.

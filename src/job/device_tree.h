@@ -43,6 +43,7 @@ class DeviceNode {
  public:
   const Driver* driver = nullptr;  ///< None: the first bytes of its file decide.
   bool is_implied = false;         ///< Nobody named the driver: a path, which may be a device's.
+  bool was_decided = false;        ///< Its first bytes have decided, and it is opened again.
   std::string node_name;
 
   // What every node may be told; none: as its parent has it.
@@ -113,6 +114,22 @@ Result<DeviceTree> parse_device_name(std::string_view name,
 /// Several trees, each `driver=...,node-name=...` or `{...}`, as --blockdev has them: the one whose
 /// node-name is `root`, with all that it refers to.  A node that nobody uses is an error.
 Result<DeviceTree> parse_device_list(std::span<const std::string> texts, std::string_view root);
+
+/// Other settings for a disk that is open, which is then opened again with them: how an image is
+/// run, which part of a file a disk is.  What a disk is made of cannot be changed.
+/// Invariant: an error changes nothing, and undo() makes the tree what it was.
+class TreeChange {
+ public:
+  /// An option that is as `options` says already is taken.
+  static Result<TreeChange> make(const DeviceTree& tree, OptionTree options);
+  void undo();
+
+ private:
+  Result<void> change(const DeviceTree& node, OptionTree options);
+  Result<void> change_own(DeviceNode& node, std::string_view key, const OptionTree& option);
+
+  std::vector<std::pair<DeviceTree, DeviceNode>> before_;
+};
 
 /// For people: all drivers; the options of one.
 std::string describe_drivers();

@@ -322,6 +322,52 @@ TEST(DeviceList, NamesAreThereOnceAndUsed) {
   EXPECT_EQ(refused(texts, "n999"), "error: The devices have more than 100 levels");
 }
 
+/// The tree after a change, or why there was none; undone, it is what it was.
+std::string changed(std::string_view tree, std::string_view change) {
+  const Result<DeviceTree> parsed = parse_image_opts(tree);
+  EXPECT_TRUE(parsed);
+  const std::string before = told(parsed);
+  Result<TreeChange> made = TreeChange::make(*parsed, *parse_option_list(change));
+  const std::string after = made ? told(parsed) : cat("error: ", made.error().message());
+  if (made) made->undo();
+  EXPECT_EQ(told(parsed), before);
+  return after;
+}
+
+TEST(TreeChange, SettingsChangeAndDevicesDoNot) {
+  const std::string_view image = "driver=qcow2,lazy-refcounts=off,file.filename=x";
+  EXPECT_EQ(changed(image, "lazy-refcounts=on"), "qcow2 lazy-refcounts=on (file: file filename=x)");
+  EXPECT_EQ(changed(image, "l2-cache-size=1M,discard=ignore,file.cache.direct=on"),
+            "qcow2 ignore lazy-refcounts=off l2-cache-size=1048576 (file: file direct filename=x)");
+  EXPECT_EQ(changed(image, "detect-zeroes=on,read-only=on"),
+            "qcow2 ro zeroes lazy-refcounts=off (file: file filename=x)");
+  // As it is already.
+  EXPECT_EQ(changed(image, "driver=qcow2,file.filename=x,file.driver=file,force-share=off"),
+            told(parse_image_opts(image)));
+  for (const auto& [change, key] : std::initializer_list<std::pair<const char*, const char*>>{
+           {"driver=raw", "driver"},
+           {"file.driver=raw", "driver"},
+           {"file.filename=y", "filename"},
+           {"node-name=a", "node-name"},
+           {"force-share=on", "force-share"},
+           {"nonsense=1", "nonsense"},
+           {"file.nonsense=1", "nonsense"},
+           {"backing.lazy-refcounts=on", "backing.lazy-refcounts"},
+           {"encrypt.key-secret=s", "encrypt.key-secret"},
+           {"cache.writeback=on", "cache.writeback"}}) {
+    EXPECT_EQ(changed(image, change), cat("error: Cannot change the option '", key, "'"));
+  }
+  EXPECT_EQ(changed(image, "lazy-refcounts=x"),
+            "error: Parameter 'lazy-refcounts' expects 'on' or 'off'");
+  // What was good is not done, either.
+  EXPECT_EQ(changed(image, "discard=unmap,l2-cache-size=1"),
+            "error: l2-cache-size must be 8192 at least, not 1");
+  EXPECT_EQ(changed(image, "file=y"), "error: Cannot find device='' nor node-name='y'");
+  EXPECT_EQ(changed("driver=raw,file.driver=null-co", "size=512,file.size=1G"),
+            "error: Cannot change the option 'size'");
+  EXPECT_EQ(changed("driver=raw,file.driver=null-co", "size=512"), "raw size=512 (file: null-co)");
+}
+
 TEST(Drivers, EachHasHelpForAllOfItsOptions) {
   for (const Driver* driver : all_drivers()) {
     EXPECT_FALSE(driver->summary.empty()) << driver->name;

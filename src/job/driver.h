@@ -69,6 +69,7 @@ struct OptionSpec {
   std::string_view only = {};      ///< Another value is refused, because of `why`.
   std::string_view why = {};       ///< Without `only`: the option is refused at all.
   std::string_view help = {};
+  bool changeable = false;  ///< Of a disk that is open (TreeChange).
 };
 
 /// How the child of a node is opened.

@@ -145,7 +145,7 @@ class TreeOpener {
   }
 
   Task<OpenedNode> make(DeviceNode& node, NodeParts& parts) {
-    bool guessed = false;
+    bool guessed = node.was_decided;
     if (!node.driver) {
       NodeUse use = parts.use;
       parts.children.emplace("file", co_await open_child(node, kAnyFile, use));

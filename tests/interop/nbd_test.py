@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import pathlib
 import random
 import resource
 import shutil
@@ -529,6 +530,63 @@ class StandIn(Clients):
         with self.serving(), socket.socket(socket.AF_UNIX) as silent:
             silent.connect(self.sock)
             run("nbdinfo", "--size", self.uri, patience=20)
+
+    def test_the_handshake_limit_is_kept(self):
+        """Also QEMU's, from version 10 on: a silent client is cut off, and with 0 none is."""
+        self.create(8 * MIB)
+        for limit, ends in (("1", True), ("0", False)):
+            process = subprocess.Popen([self.program, f"--handshake-limit={limit}", "-t", "-k", self.sock, "-f", "qcow2", self.disk])
+            try:
+                until(lambda: os.path.exists(self.sock), "the server")
+                with socket.socket(socket.AF_UNIX) as silent:
+                    silent.connect(self.sock)
+                    greeting = silent.recv(64)
+                    self.assertTrue(greeting.startswith(b"NBDMAGIC"))
+                    silent.settimeout(20 if ends else 2.5)
+                    if ends:
+                        self.assertEqual(silent.recv(64), b"")
+                    else:
+                        self.assertRaises(TimeoutError, silent.recv, 64)
+            finally:
+                process.terminate()
+                process.wait()
+        for words in ("x", "-1", "4294967295", "1.5", ""):
+            done = run(self.program, f"--handshake-limit={words}", "nothing", ok=None)
+            self.assertIn(b"Invalid handshake limit '%s'" % words.encode(), done.err)
+
+    def test_a_temporary_overlay_takes_what_is_written(self):
+        self.create(8 * MIB)
+        qemu_io(self.disk, "write -q -P 1 0 1M")
+        qemu_img("bitmap", "--add", self.disk, "b")
+        qemu_img("snapshot", "-c", "one", self.disk)
+        raw = self.raw_file("disk.raw", 8 * MIB, {0: b"\1" * MIB})
+        for words in (["-f", "qcow2", self.disk], ["-f", "raw", raw], ["-f", "qcow2", "-B", "b", "-A", self.disk],
+                      ["-f", "qcow2", "--cache=none", "--discard=unmap", "--detect-zeroes=unmap", self.disk],
+                      ["--image-opts", f"driver=qcow2,file.filename={self.disk}"], ["-f", "raw", "-o", "4096", raw]):
+            with self.subTest(words=words):
+                before = [pathlib.Path(path).read_bytes() for path in (self.disk, raw)]
+                process = subprocess.Popen([self.program, "-s", "-e", "2", "-k", self.sock, *words])
+                until(lambda: os.path.exists(self.sock), "the server")
+                handle, other = self.connect_here(), self.connect_here()
+                self.assertFalse(handle.is_read_only())
+                self.assertEqual(bytes(handle.pread(MIB - 4096, 0)), b"\1" * (MIB - 4096))
+                handle.pwrite(pattern(2, MIB), 512)
+                handle.zero(65536, 4 * MIB)
+                handle.trim(65536, 2 * MIB)
+                handle.flush()
+                self.assertEqual(bytes(other.pread(MIB, 512)), pattern(2, MIB))
+                self.assertEqual(bytes(other.pread(65536, 4 * MIB)), bytes(65536))
+                for one in (handle, other):
+                    one.shutdown()
+                self.assertEqual(process.wait(60), 0)
+                self.assertEqual([pathlib.Path(path).read_bytes() for path in (self.disk, raw)], before)
+        read_only = subprocess.Popen([self.program, "-s", "-r", "-k", self.sock, "-f", "qcow2", self.disk])
+        until(lambda: os.path.exists(self.sock), "the server")
+        handle = self.connect_here()
+        self.assertTrue(handle.is_read_only())
+        handle.shutdown()
+        self.assertEqual(read_only.wait(60), 0)
+        self.assertEqual(run(self.program, "-s", "-l", "one", "-k", self.sock, self.disk, ok=None).code, 1)
 
     def test_detect_zeroes(self):
         """A write of zeros is one to zero, as QEMU has it: on keeps the cluster, unmap gives it back."""

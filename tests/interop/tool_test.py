@@ -233,7 +233,7 @@ class Words(Case):
 
     def test_unsupported_options_are_refused_by_name(self):
         for words, why in (("info --object tls-creds-x509,id=a,dir=. a.raw", "--object tls-creds-x509 is not supported"),
-                           ("convert -C a.qcow2 b", "option '--copy-range-offloading' is not supported: ")):
+                           ("info --object iothread,id=a a.raw", "--object iothread is not supported")):
             with self.subTest(words=words):
                 result = self.byre(*words.split())
                 self.assertIn(result.code, (64, 69))
@@ -799,6 +799,10 @@ class Convert(Case):
                         for folder in (self.theirs, self.ours))
         keys = ("start", "length", "depth", "present", "zero", "data")
         self.assertEqual([[e[k] for k in keys] for e in theirs], [[e[k] for k in keys] for e in ours])
+        # A source without a backing file is zeros where it has nothing: also over data.
+        for source, fmt in (("small.qcow2", "qcow2"), ("odd.raw", "raw")):
+            self.same("convert", "-O", "qcow2", "-B", "over.qcow2", "-F", "qcow2", "-f", fmt, source, "alone.qcow2", code=0)
+            self.same_disk("alone.qcow2", other=f"{self.ours}/{source}", other_fmt=fmt)
 
     def test_into_what_is_there(self):
         for target, fmt in (("t.qcow2", "qcow2"), ("t.raw", "raw")):
@@ -835,6 +839,49 @@ class Convert(Case):
                 self.assertTrue(least <= time.monotonic() - began <= most)
                 source = words.split()[-1]
                 must(QEMU_IMG, "compare", "-F", "raw", source, "rate.raw", cwd=self.ours)
+
+    def test_copies_are_left_to_the_kernel(self):
+        """-C: the same contents, and data that are zeros stay data."""
+        for source, fmt in (("a.qcow2", "qcow2"), ("over.qcow2", "qcow2"), ("small.qcow2", "qcow2"), ("extended.qcow2", "qcow2"),
+                            ("odd.raw", "raw"), ("empty.raw", "raw")):
+            for target in ("raw", "qcow2"):
+                ways = ("-C", "-C -W -m 16", "-C -t none -T none", "-C -t writethrough", "-C -r 1G")
+                for words in ways if target == "raw" and source in ("a.qcow2", "odd.raw") else ways[:1]:
+                    with self.subTest(source=source, target=target, words=words):
+                        self.same("convert", *words.split(), "-f", fmt, "-O", target, source, "out", code=0)
+                        self.same_disk("out", fmt=target)
+                        if target == "qcow2":
+                            self.sound("out")
+        self.same("convert", "-C", "-f", "raw", "-O", "raw", "odd.raw", "empty.raw", "odd.raw", "out", code=0)
+        self.same_disk("out", fmt="raw")
+        for words in ("-n", "-n --target-is-zero"):
+            for folder in (self.theirs, self.ours):
+                qemu("create", "-q", "-f", "raw", "there.raw", "64M", cwd=folder)
+            self.same("convert", "-C", *words.split(), "-f", "qcow2", "-O", "raw", "a.qcow2", "there.raw", code=0)
+            self.same_disk("there.raw", fmt="raw")
+        self.same("convert", "-C", "-p", "-f", "qcow2", "-O", "raw", "a.qcow2", "out", out=False, code=0)
+        self.same("convert", "-C", "-B", "a.qcow2", "-F", "qcow2", "-f", "qcow2", "-O", "qcow2", "over.qcow2", "out.qcow2", code=0)
+        self.same_disk("out.qcow2")
+        for words in ("-C -S 4k", "-C -S 0", "-C -c", "-c -C -S 4k", "-C --salvage", "-C --salvage -c", "-C -m 0 -c", "-C -S x",
+                      "-C -S 3", "-C -l foo"):
+            self.same("convert", *words.split(), "-f", "qcow2", "-O", "qcow2", "a.qcow2", "new", code=1)
+        self.same("convert", "-C", "-c", "a.qcow2", code=1)
+        self.same("convert", "-C", "-c", "-O", "bad", "a.qcow2", "new", code=1)
+
+    def test_the_kernel_copies(self):
+        """What passes through byre itself is what the kernel would not take, and nothing of these."""
+        if not shutil.which("strace"):
+            self.skipTest("strace is not installed")
+        for source, fmt in (("a.qcow2", "qcow2"), ("odd.raw", "raw")):
+            log = f"{self.ours}/calls"
+            run("strace", "-f", "-o", log, "-e", "trace=copy_file_range", f"{self.names}/byre", "convert", "-C", "-f", fmt, "-O",
+                "raw", source, "kernel.raw", cwd=self.ours)
+            with open(log) as file:
+                copied = [int(count) for count in re.findall(r"copy_file_range\(.* = (\d+)$", file.read(), re.M)]
+            if not copied:
+                self.skipTest("there is no copy_file_range here")
+            self.assertGreater(sum(copied), 1000)
+            self.same_disk("kernel.raw", fmt="raw", other=f"{self.ours}/{source}", other_fmt=fmt)
 
     def test_ways_to_run(self):
         for words in ("-W", "-m 1", "-m 16 -W", "-t none -T none", "-t writethrough", "-t directsync", "-t writeback", "-U",
@@ -1188,7 +1235,7 @@ class Serve(Case):
 
     def test_qemu_nbd_refuses_what_byre_has_not(self):
         nbd = os.path.join(self.names, "qemu-nbd")
-        for words in ("-c /dev/nbd0", "-d", "-o x", "-s", "-B b", "-L", "--tls-creds x", "--object secret,id=a",
+        for words in ("-c /dev/nbd0", "-d", "-o x", "-s -l five", "-T x", "-B b", "-L", "--tls-creds x", "--object secret,id=a",
                       "--selinux-label x", "--image-opts", "--detect-zeroes=unmap", "--aio=fast", "--cache=fast",
                       "-p 1 -k x", "-e x", ""):
             with self.subTest(words=words):

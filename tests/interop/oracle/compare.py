@@ -30,6 +30,7 @@ REPLACED = [
     (r"(\d+,1),\d+:\d\d:\d\d\.\d\d,[\d.]+,[\d.]+", r"\1,TIME,SPEED"),
     (r"(WARNING: Image format was not specified(?:.*\n){3})\1", r"\1"),
     (r"possibilities:.*", lambda found: " ".join(sorted(found[0].split()))),
+    (r"#block\d+", "#blockN"),
     (r"Run completed in \S+ seconds", "Run completed in TIME seconds"),
 ]
 

@@ -52,7 +52,7 @@ class Generator:
     def value(self, option, image):
         draw = self.draw
         odd = option.odd and (not option.usual or draw.random() < ODD)
-        return draw.choice(option.odd if odd else option.usual).replace("{format}", image.form)
+        return draw.choice(option.odd if odd else option.usual).replace("{format}", image.form).replace("{image}", image.name)
 
     def spelled(self, option, image):
         """The option as words, in one of the ways that getopt takes."""

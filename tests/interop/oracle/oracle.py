@@ -180,7 +180,7 @@ def run(words):
     counts, used, faults = collections.Counter(), collections.Counter(), []
     try:
         lines, absent = chosen_lines(oracle, arguments)
-        report = open(arguments.report, "w", encoding="utf-8") if arguments.report else None
+        report = open(arguments.report, "w", encoding="utf-8", buffering=1) if arguments.report else None
         for outcome in oracle.play_all(lines, arguments.jobs):
             counts[outcome.verdict] += 1
             counts["lines"] += 1

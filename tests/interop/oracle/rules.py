@@ -55,7 +55,7 @@ def help_in_own_words(line, one, __):
         return one.aspect == "out" and one.ours.startswith("usage:")
     if line.program == "qemu-io" and one.aspect == "out" and any("help" in word for word in line.words):
         theirs, ours = (set(re.findall(r"^(\w+) .*-- ", text, re.M)) for text in (one.theirs, one.ours))
-        return bool(ours) and all(name.startswith("zone_") or name == "reopen" for name in theirs - ours)
+        return bool(ours) and not theirs - ours
     return one.aspect == "out" and one.ours.startswith("usage:") and one.theirs.lower().startswith(("usage:", "qemu-img version"))
 
 
@@ -155,7 +155,8 @@ def long_options_of_help(line, one, all_of_them):
 
 @rule("D11")
 def no_kernel_client(line, one, all_of_them):
-    return line.program == "qemu-nbd" and "connect' is not supported: use nbd-client" in texts(all_of_them)[1]
+    return line.program == "qemu-nbd" and re.search(r"connect' is not supported: use nbd-client|'--selinux-label' is not supported",
+                                                    texts(all_of_them)[1])
 
 
 @rule("D12")
@@ -231,18 +232,25 @@ def corruption_on_the_way(_, one, all_of_them):
 
 
 @rule("D23")
-def no_copy_offloading(_, __, all_of_them):
-    return "copies are not left to the file system" in texts(all_of_them)[1]
+def no_tracing(_, __, all_of_them):
+    """-T is refused by name; QEMU goes on, and may make a file."""
+    return "option '--trace' is not supported: there is no tracing here" in texts(all_of_them)[1]
 
 
 @rule("D24")
-def no_temporary_overlay(line, _, all_of_them):
-    return line.program != "qemu-img" and "option '--snapshot' is not supported" in texts(all_of_them)[1]
+def a_snapshot_is_only_read(line, _, all_of_them):
+    return line.program == "qemu-nbd" and "--snapshot and --load-snapshot exclude each other" in texts(all_of_them)[1] \
+        and fails_alike(all_of_them)
 
 
 @rule("D25")
-def no_zones(line, _, all_of_them):
-    return line.program == "qemu-io" and any(word.startswith(("zone_", "-czone_")) for word in line.words)
+def reopen(line, _, all_of_them):
+    """Settings that have one value; the temporary file of -s, which QEMU looks for by name; -U and writing."""
+    if line.program != "qemu-io" or not any("reopen" in word for word in line.words):
+        return False
+    theirs, ours = texts(all_of_them)
+    return "Could not open '/var/tmp/vl." in theirs or "is not supported, only" in ours or \
+        "force-share=on can only be used with read-only images" in ours
 
 
 @rule("D26")

@@ -40,6 +40,7 @@ OBJECTS = ("secret,id=s0,data=abc", "secret,id=s0,data=YWJj,format=base64")
 ODD_OBJECTS = ("secret,id=s0", "secret,data=abc", "nonsense,id=x", "", "secret,id=s0,file=nothing.here", "iothread,id=i0")
 
 QUIET = option("-q --quiet")
+TRACE = option("-T --trace", "nothing", "enable=nothing", "file=trace.log", odd=("", "events=nothing"), weight=0.1)
 PROGRESS = option("-p --progress", weight=0.5)
 FORMAT = option("-f --format", "{format}", "{format}", "{format}", "raw", "qcow2", odd=ODD_FORMATS)
 IMAGE_OPTS = option("--image-opts", weight=0.4)
@@ -197,21 +198,34 @@ IO_LINES = ("read 0 64k", "read -P 0 1M 64k", "read -v 0 512", "read -q 0 4k", "
             "write -f 0 4k", "write -n -z 64k 64k", "write -s text.txt 0 512", "readv 0 512 512", "readv -q 0 4k", "writev 0 512 512",
             "writev -P 3 0 4k 4k", "aio_read 0 4k", "aio_write 0 4k", "aio_write -P 4 0 4k", "aio_write -z 0 64k", "aio_flush",
             "discard 0 64k", "discard -q 64k 64k", "discard -C 0 4k", "flush", "length", "info", "map", "alloc 0 64k", "alloc 1M",
-            "truncate 8M", "truncate -m off 2M", "truncate 0", "sleep 1", "help", "quit", "close", "zone_report 0 1")
+            "truncate 8M", "truncate -m off 2M", "truncate 0", "sleep 1", "help", "quit", "close", "zone_report 0 1", "zone_open 0 64k",
+            "zone_close 0 64k", "zone_finish 0 64k", "zone_reset 0 64k", "zone_append 0 512 512", "reopen", "reopen -r", "reopen -w",
+            "reopen -c none", "reopen -c writeback", "reopen -o discard=ignore", "reopen -o lazy-refcounts=on", "reopen -o read-only=off",
+            "read -r 0 4k", "write -r 0 4k", "readv -r 0 512 512", "writev -r 0 512", "help read", "help reopen", "help zone_open",
+            "open -s {image}", "open -s -r {image}", "open -C {image}", "open -k -n {image}")
 ODD_IO_LINES = ("", "read", "read 0", "read -P 0 0", "read x y", "read 0 -1", "read 100M 1k", "read 9E 1k", "read 1 1", "write 1 511",
                 "write -z", "write -P 256 0 4k", "write -P x 0 4k", "write -u 0 4k", "write -zc 0 4k", "nonsense", "discard", "discard 0",
-                "alloc x", "truncate", "truncate x", "open", "open nothing.qcow2", "close now", "help nonsense", "sleep x", "reopen",
-                "reopen -r", "reopen -w", "reopen -c none", "reopen x", "map x", "abort now", "break x y", "resume x", "wait_break x",
+                "alloc x", "truncate", "truncate x", "open", "open nothing.qcow2", "close now", "help nonsense", "sleep x", "reopen x",
+                "reopen -r -w", "reopen -c bad", "reopen -r -o read-only=on", "reopen -c none -o cache.direct=on", "reopen -o driver=raw",
+                "reopen -o nonsense=1", "reopen -o file.filename=x", "reopen -o discard=x", "reopen -o", "reopen -o read-only=on",
+                "reopen -o lazy-refcounts=x", "zone_report 0", "zone_report 0 4294967296", "zone_open 9E 1", "zone_reset 100M 512",
+                "zone_append 0 512", "zone_append 0 3G 1", "zone_close -r 1", "write -rz 0 4k", "read -rb 0 512", "open -s nothing.qcow2",
+                "open -k {image}", "map x", "abort now", "break x y", "resume x", "wait_break x",
                 "sigraise x", "readv 0", "writev 0", "aio_read 0", "aio_write", "read -Z 0 4k", "quit now", "length 1", "flush 1")
 QEMU_IO = Command("", (
     option("-c --cmd", *IO_LINES, odd=ODD_IO_LINES, weight=12.0), option("-f --format", "{format}", odd=ODD_FORMATS),
-    option("-r --read-only"), option("-s --snapshot", weight=0.2), option("-n --nocache", weight=0.3), option("-C --copy-on-read", weight=0.2),
+    option("-r --read-only"), option("-s --snapshot"), option("-n --nocache", weight=0.3), option("-C --copy-on-read", weight=0.2),
     option("-m --misalign"), option("-k --native-aio", weight=0.2), option("-i --aio", "threads", "native", "io_uring", odd=("x",), weight=0.3),
     option("-t --cache", *CACHES, odd=ODD_CACHES), option("-d --discard", "unmap", "ignore", "on", odd=("x", "")),
-    SHARE, IMAGE_OPTS, OBJECT, option("-V --version", weight=0.05), HELP),
+    SHARE, IMAGE_OPTS, OBJECT, TRACE, option("-V --version", weight=0.05), HELP),
     (IMAGE, IMAGE, (), ("{image}", "{image}")), 500, "qemu-io")
 
+QEMU_IMG = Command("", (TRACE, option("-V --version"), HELP),
+                   (("info", "{image}"), ("info",), (), ("nonsense",), ("create", "-q", "{new}", "1M")), 60)
+
 QEMU_NBD = Command("", (
+    option("-s --snapshot"), option("--handshake-limit", "0", "5", odd=("x", "-1", "", "4294967295", "1.5")), option("-t --persistent"),
+    option("-v --verbose"), option("-n --nocache"), option("--fork", weight=0.3), TRACE, option("--selinux-label", "x", weight=0.3),
     option("-L --list", weight=0.2), option("-V --version", weight=0.1), HELP, option("-c --connect", "/dev/nbd99", odd=("", "x"), weight=0.2),
     option("-d --disconnect"), option("-p --port", "1", "10809", odd=("0", "65536", "-1", "x", "")),
     option("-b --bind", "127.0.0.1", odd=("",)), option("-k --socket", "sock", odd=("relative", "")),
@@ -223,5 +237,5 @@ QEMU_NBD = Command("", (
     option("--tls-hostname", "x"), option("--tls-authz", odd=("x",)), option("--object", odd=ODD_OBJECTS, weight=0.2)),
     (("nothing.qcow2",), (), ("nothing.qcow2", "more"), ("folder",), ("/dev/nbd99",)), 300, "qemu-nbd")
 
-COMMANDS = (CREATE, INFO, CHECK, MAP, RESIZE, SNAPSHOT, BITMAP, AMEND, CONVERT, COMPARE, MEASURE, DD, BENCH, COMMIT, REBASE, QEMU_IO,
-            QEMU_NBD)
+COMMANDS = (CREATE, INFO, CHECK, MAP, RESIZE, SNAPSHOT, BITMAP, AMEND, CONVERT, COMPARE, MEASURE, DD, BENCH, COMMIT, REBASE, QEMU_IMG,
+            QEMU_IO, QEMU_NBD)
