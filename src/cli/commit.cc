@@ -34,18 +34,20 @@ Result<uint64_t> parse_rate(const std::optional<std::string>& text) {
 }
 
 /// Which disk of the chain the user means by -b: its depth; 0: none.  A name is taken as images
-/// have it, beside the image, or from the working directory.
+/// have it, beside the image; under the name byre also from the working directory.
 Task<uint32_t> find_base(Session& session, FileOpener& opener, const CommitArgs& args) {
   const Result<std::string> path = file_of(args.image, args);
   const Result<std::string> base = path_of(*args.base);
   if (!path || !base) co_return 0;
+  const bool is_strict = session.compatibility_name();
+  if (is_strict && *base != *args.base) co_return 0;  // `file:NAME` is no name in an image.
   const Result<std::vector<ChainFile>> chain =
       co_await read_chain(opener, *path, DiskFormat::qcow2, uint64_t{session.chain_max()} + 1)
           .result();
   if (!chain) co_return 0;
   for (size_t i = 1; i < chain->size(); ++i) {
     const std::string& name = (*chain)[i].name;
-    if (name == *base || same_file(name, *base) ||
+    if ((!is_strict && same_file(name, *base)) ||
         same_file(name, resolve_name((*chain)[i - 1].name, *base))) {
       co_return static_cast<uint32_t>(i);
     }
@@ -67,8 +69,8 @@ Result<void> check_overlay(Session& session, const Disk& disk, const CommitArgs&
   return {};
 }
 
-Task<void> copy_down(Session& session, const CommitArgs& args, Commit& job, Progress& progress) {
-  ProgressLine line(session, args.progress && !args.quiet, ProgressLine::Unit::bytes);
+Task<void> copy_down(Session& session, const CommitArgs& args, Commit& job, Progress& progress,
+                     ProgressLine& line) {
   progress.on_change([&](const Progress& now) { line.update(now.done(), now.total()); });
   const Session::Interruptible guard(
       session, {.about = cat(quoted(args.image), " or ", quoted(job.base().name())),
@@ -77,7 +79,6 @@ Task<void> copy_down(Session& session, const CommitArgs& args, Commit& job, Prog
   Result<void> done = co_await job.run().result();
   progress.on_change(nullptr);
   co_await std::move(done);
-  line.finish();
 }
 
 /// Who reads through a disk between, or through the base, sees other contents from now on.
@@ -104,9 +105,12 @@ struct Committed {
 };
 
 Task<Committed> run(Session& session, const CommitArgs& args, Disk& disk, CommitOptions options) {
+  ProgressLine line(session, args.progress && !args.quiet, ProgressLine::Unit::bytes);
+  co_await check_overlay(session, disk, args, options.depth);
   Progress progress;
   const std::unique_ptr<Commit> job = co_await Commit::make(*disk.image, progress, options);
-  co_await copy_down(session, args, *job, progress);
+  co_await copy_down(session, args, *job, progress, line);
+  line.finish();
   warn_of_others(session, *disk.image, *job);
   co_return Committed{job->base().name(), options.empty};
 }
@@ -116,14 +120,13 @@ Task<int> commit(Session& session, CommitArgs args) {
   const CacheMode cache = co_await cache_mode(args.cache, "cache");
   options.fua = is_write_through(cache);
   options.empty = !args.drop && !args.base;
+  options.whole_clusters = session.compatibility_name();
   SystemGate opener(session.reactor(), session.policy(args.follow));
   if (args.base) options.depth = co_await find_base(session, opener, args);
   Disk disk = co_await open_named(
       session, opener, args.image, args,
       {.writable = true, .direct = is_direct(cache), .writable_below = options.depth});
-  Result<void> can = check_overlay(session, disk, args, options.depth);
-  Result<Committed> done = can ? co_await run(session, args, disk, options).result()
-                               : Result<Committed>(std::move(can).error());
+  Result<Committed> done = co_await run(session, args, disk, options).result();
   Result<void> closed = co_await disk.device.close().result();
   const Committed committed = co_await std::move(done);
   co_await std::move(closed);

@@ -85,9 +85,9 @@ Result<void> check_target(const DdArgs& args, const Plan& plan) {
   if (plan.output.empty()) {
     return Error(Errc::not_found, "Could not create '': No such file or directory", ENOENT);
   }
-  BYRE_TRY(path, path_of(plan.output));
+  const Result<std::string> path = path_of(plan.output);
   const Result<std::string> source = file_of(plan.input, args);
-  if (!source || !same_file(*source, path)) return {};
+  if (!path || !source || !same_file(*source, *path)) return {};
   return invalid("input and output are the same file");
 }
 
@@ -111,7 +111,9 @@ Task<void> fill(Session& session, FileOpener& opener, DdArgs args, const Plan& p
   Result<void> done;
   {
     ProgressLine line(session, args.progress, ProgressLine::Unit::bytes);
-    ConvertOptions options{.target_reads_zero = image || target->new_space_is_zero(),
+    ConvertOptions options{// What qemu-img reads it writes, zeros as well.
+                           .sparse_size = session.compatibility_name() ? 0 : 4 * KiB,
+                           .target_reads_zero = image || target->new_space_is_zero(),
                            .requests_max = kRequests,
                            .request_size = std::max<uint64_t>(kPiece, target->preferred_size())};
     options.progress = [&](uint64_t now, uint64_t total) { line.update(now, total); };
@@ -128,7 +130,7 @@ Task<void> fill(Session& session, FileOpener& opener, DdArgs args, const Plan& p
 
 /// All of the target, or what was made goes away.
 Task<void> make_target(Session& session, FileOpener& opener, DdArgs args, const Plan& plan,
-                       Device& part) {
+                       Device& part, std::string_view warning) {
   Stop stop;
   const auto end = [&] {
     stop.target.stop();
@@ -148,6 +150,7 @@ Task<void> make_target(Session& session, FileOpener& opener, DdArgs args, const 
                            .to_be_filled = true,
                            .progress = &stop.target})
           .doing(doing);
+  if (!warning.empty()) session.error(warning);
   Result<void> done = co_await fill(session, opener, args, plan, *made, part, stop).result();
   if (done) done = co_await made->finish().result();
   if (done) co_return;
@@ -158,14 +161,17 @@ Task<void> make_target(Session& session, FileOpener& opener, DdArgs args, const 
 
 Task<int> copy_part(Session& session, FileOpener& opener, DdArgs args, const Plan& plan,
                     Disk& source) {
+  // A name that is no file's is wrong by itself.
+  if (!plan.output.empty()) (void)co_await path_of(plan.output);
   const DiskPart part = part_of(source.device->size(), plan.range);
+  std::string warning;
   if (part.skips_all) {
-    const std::string text = cat(plan.input, ": cannot skip to specified offset");
-    if (!session.compatibility_name()) co_return invalid(text);
-    session.error(text);  // And the output is empty.
+    warning = cat(plan.input, ": cannot skip to specified offset");
+    if (!session.compatibility_name()) co_return invalid(warning);
+    // And the output is empty.
   }
   Slice slice(Child::to(*source.device), part.offset, part.length);
-  co_await make_target(session, opener, std::move(args), plan, slice);
+  co_await make_target(session, opener, std::move(args), plan, slice, warning);
   co_return 0;
 }
 
@@ -200,8 +206,8 @@ const Command<DdArgs> kDefinition({
     .summary = "Copy a part of a disk into a new one",
     .description =
         "As convert does it: what reads as zeros is not written, the result is durable, and what "
-        "is not finished is removed. Under the name qemu-img the count includes the blocks that "
-        "are skipped, and an output that exists is overwritten.",
+        "is not finished is removed. Under the name qemu-img zeros are written, too, the count "
+        "includes the blocks that are skipped, and an output that exists is overwritten.",
     .args = {dd_words(),
              option("-f, --format", "FORMAT",
                     static_cast<std::optional<std::string> DdArgs::*>(&OpenArgs::format),

@@ -44,36 +44,46 @@ Result<void> check_words(const Session& session, const MeasureArgs& args) {
   return {};
 }
 
-/// Errors that qemu-img has in words of this command's own.
-Result<void> check_texts(const OptionList& options) {
+/// Values that are wrong, but said so only after what else is wrong with the disk and its shape.
+struct WrongValues {
+  std::optional<std::string> compat;
+  std::optional<std::string> preallocation;
+};
+
+/// Takes them out of the options.
+WrongValues take_wrong_values(const Session& session, OptionList& options) {
+  WrongValues wrong;
   OptionList list = options;
-  if (const auto mode = list.take("preallocation"); mode && !parse_preallocation(*mode)) {
-    return invalid("invalid parameter value: ", *mode);
+  const auto level = list.take("compat");
+  // Of QEMU only `create` and `amend` know the other names of the two.
+  const bool is_alias = level == "v2" || level == "v3";
+  if (level && level != "0.10" && level != "1.1" && (!is_alias || session.compatibility_name())) {
+    wrong.compat = options.take("compat");
   }
-  if (const auto level = list.take("compat");
-      level && *level != "0.10" && *level != "v2" && *level != "1.1" && *level != "v3") {
-    return invalid("Invalid compatibility level: '", *level, "'");
-  }
-  return {};
+  const auto mode = list.take("preallocation");
+  if (mode && !parse_preallocation(*mode)) wrong.preallocation = options.take("preallocation");
+  return wrong;
 }
 
 /// The options as far as they change the size; the rest need only be options.
-Result<NewDisk> read_options(const Session& session, DiskFormat format, OptionList options) {
+Result<NewDisk> read_options(const Session& session, DiskFormat format, OptionList options,
+                             WrongValues& wrong) {
   if (options.help) return invalid("Invalid parameter 'help'");
   if (session.compatibility_name()) {
-    // Neither of these changes what is measured, and neither is looked at.
-    if (format == DiskFormat::raw) (void)options.take("preallocation");
-    (void)options.take("compression_type");
-    if (options.take("backing_file")) options.pairs.emplace_back("backing_file", "below");
+    // None of these changes what is measured, and none is looked at.
+    if (format == DiskFormat::raw) {
+      (void)options.take("preallocation");
+    } else {
+      (void)options.take("compression_type");
+      if (options.take("backing_file")) options.pairs.emplace_back("backing_file", "below");
+    }
   }
-  if (format == DiskFormat::qcow2) {
-    if (Result<void> texts = check_texts(options); !texts) return std::move(texts).error();
-  }
+  if (format == DiskFormat::qcow2) wrong = take_wrong_values(session, options);
   return read_new_disk(format, std::move(options));
 }
 
 /// What is wrong with an image of that kind, as far as it can be measured.
-Result<void> check_kind(const NewDisk& disk) {
+Result<void> check_kind(const Session& session, const NewDisk& disk, const WrongValues& wrong) {
   const auto is_power_of_two = [](uint64_t value) { return value && !(value & (value - 1)); };
   if (!is_power_of_two(disk.cluster_size) || disk.cluster_size < 512 ||
       disk.cluster_size > 2 * MiB) {
@@ -83,11 +93,7 @@ Result<void> check_kind(const NewDisk& disk) {
     return invalid(
         "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes");
   }
-  if (disk.extended_l2 && disk.version2) {
-    return invalid(
-        "Extended L2 entries are only supported with compatibility level 1.1 and above (use "
-        "version=v3 or greater)");
-  }
+  if (wrong.compat) return invalid("Invalid compatibility level: '", *wrong.compat, "'");
   if (!is_power_of_two(disk.refcount_bits) || disk.refcount_bits > 64) {
     return invalid("Refcount width must be a power of two and may not exceed 64 bits");
   }
@@ -95,6 +101,13 @@ Result<void> check_kind(const NewDisk& disk) {
     return invalid(
         "Different refcount widths than 16 bits require compatibility level 1.1 or above (use "
         "compat=1.1 or greater)");
+  }
+  if (wrong.preallocation) return invalid("invalid parameter value: ", *wrong.preallocation);
+  // qemu-img tells the size of what cannot be made.
+  if (disk.extended_l2 && disk.version2 && !session.compatibility_name()) {
+    return invalid(
+        "Extended L2 entries are only supported with compatibility level 1.1 and above (use "
+        "version=v3 or greater)");
   }
   return {};
 }
@@ -158,19 +171,22 @@ Task<Measured> measure_target(Session& session, FileOpener& opener, MeasureArgs 
 
 /// `source` is left open.
 Task<Measured> measure_disk(Session& session, FileOpener& opener, MeasureArgs args, NewDisk disk,
-                            std::optional<Disk>& source) {
+                            const WrongValues& wrong, std::optional<Disk>& source) {
   if (!args.images.empty()) {
     source = co_await open_named(session, opener, args.images[0], args, {});
   }
   disk.size = round_up(source ? source->size() : *args.size, kSectorSize);
   MeasureTarget target{.format = disk.format, .image = create_options(disk)};
+  // Told after what is wrong with the snapshot; nothing is counted in clusters of no size.
+  Result<void> kind;
+  if (disk.format == DiskFormat::qcow2) kind = check_kind(session, disk, wrong);
   std::optional<uint64_t> bitmaps;
-  if (source) bitmaps = bitmaps_size(target, *source);
+  if (source && kind) bitmaps = bitmaps_size(target, *source);
   if (args.snapshot) {
     co_await open_snapshot(session, opener, args, *source);
     target.image.size = source->size();
   }
-  if (disk.format == DiskFormat::qcow2) co_await check_kind(disk);
+  co_await std::move(kind);
   Measured measured = co_await measure_target(session, opener, std::move(args), target,
                                               source ? &*source : nullptr);
   measured.sizes.bitmaps = bitmaps;
@@ -210,22 +226,18 @@ Task<int> measure(Session& session, MeasureArgs args) {
     co_return 0;
   }
   SystemGate opener(session.reactor(), session.policy(args.follow));
-  Result<NewDisk> disk = read_options(session, format, args.options);
+  WrongValues wrong;
+  Result<NewDisk> disk = read_options(session, format, args.options, wrong);
   if (!disk) {
     const bool is_compat = session.compatibility_name();
     if (is_compat && !args.images.empty()) co_await look_at_source(session, opener, args);
-    const std::string& text = disk.error().message();
-    const bool is_own = text.starts_with("invalid parameter value: ") ||
-                        text.starts_with("Invalid compatibility level: ");
     const int code = session.report(disk.error());
-    if (is_compat && !is_own) {
-      session.error(cat("Invalid options for file format '", name_of(format), "'"));
-    }
+    if (is_compat) session.error(cat("Invalid options for file format '", name_of(format), "'"));
     co_return code;
   }
   std::optional<Disk> source;
   Result<Measured> measured =
-      co_await measure_disk(session, opener, args, *std::move(disk), source).result();
+      co_await measure_disk(session, opener, args, *std::move(disk), wrong, source).result();
   if (source && source->device) {
     Result<void> closed = co_await source->device.close().result();
     if (measured) co_await std::move(closed);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/options.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "block/raw.h"
@@ -49,7 +50,13 @@ Error could_not_open(std::string_view name, Error error, bool can_share) {
       again = true;
     }
   }
-  if (why == std::strerror(error.sys_errno())) why = cat("Could not open '", name, "': ", why);
+  const std::string cause = std::strerror(error.sys_errno());
+  if (why == cause) why = cat("Could not open '", name, "': ", why);
+  // Of a file that devices are made of.
+  if (why.starts_with("open '") && why.ends_with(cat("': ", cause)) &&
+      std::ranges::count(why, '\'') == 2) {
+    why.replace(0, 4, "Could not open");
+  }
   why += advice_on_follow(error);
   if (can_share) why += advice_on_lock(error);
   return Error(error.code(), cat("Could not open '", name, "': ", why), error.sys_errno(),

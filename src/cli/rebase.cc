@@ -32,15 +32,22 @@ struct RebaseArgs : OpenArgs {
   }
 };
 
-Error not_changed(const RebaseArgs& args, const Error& why) {
+Error not_changed(const Session& session, const RebaseArgs& args, const Error& why) {
+  const std::string_view none = session.compatibility_name() ? "(null)" : "";
+  const std::string_view name = args.backing ? std::string_view(*args.backing) : none;
   return Error(why.code(),
-               cat("Could not change the backing file to '", args.backing.value_or(""),
-                   "': ", why.message()),
+               cat("Could not change the backing file to '", name, "': ", why.message()),
                why.sys_errno());
 }
 
-/// What can be wrong with the words before a file is opened.
-Result<void> check_words(const RebaseArgs& args) {
+Error not_opened(const RebaseArgs& args, const Error& why) {
+  return Error(why.code(),
+               cat("Could not open new backing file '", *args.backing, "': ", why.message()),
+               why.sys_errno());
+}
+
+/// What can be wrong with the format before its file is opened.
+Result<void> check_format(const RebaseArgs& args) {
   if (!args.backing_format) return {};
   const Result<DiskFormat> format = parse_format(*args.backing_format);
   if (!format) return invalid("Invalid format name: '", *args.backing_format, "'");
@@ -58,50 +65,69 @@ Result<std::string> backing_path(const RebaseArgs& args) {
   return overlay ? resolve_name(*overlay, path) : path;
 }
 
+/// The format that the new backing file is opened as.  Guessed, it is never written.
+Task<DiskFormat> format_below(FileOpener& opener, const RebaseArgs& args, std::string path) {
+  if (args.backing_format) co_return co_await parse_format(*args.backing_format);
+  const std::unique_ptr<File> file = co_await opener.open(path, {.lock = false});
+  co_return co_await find_format(*file, std::nullopt);
+}
+
 /// Would the overlay lie below itself?
 Task<void> check_circle(Session& session, FileOpener& opener, const RebaseArgs& args) {
   const Result<std::string> overlay = file_of(args.image, args);
   const Result<std::string> path = backing_path(args);
-  const Result<DiskFormat> format = parse_format(args.backing_format.value_or(""));
-  if (!overlay || !path || !format) co_return;
+  if (!overlay || !path) co_return;
+  const Result<DiskFormat> format = co_await format_below(opener, args, *path).result();
+  if (!format) co_return;
   const Result<std::vector<ChainFile>> chain =
       co_await read_chain(opener, *path, *format, session.chain_max()).result();
   if (!chain) co_return;  // Whoever opens it says why.
   for (const ChainFile& file : *chain) {
     if (!same_file(file.name, *overlay)) continue;
-    co_await fail(invalid("Making ", quoted(*args.backing), " the backing file of ",
-                          quoted(args.image), " would create a cycle"));
+    Error error = invalid("Making ", quoted(*args.backing), " the backing file of ",
+                          quoted(args.image), " would create a cycle");
+    if (session.compatibility_name()) error = not_opened(args, error);
+    co_await fail(std::move(error));
   }
 }
 
-/// What keeps the image that was opened from getting that backing file.
+/// What is wrong with the image that was opened, or with the words, before the new backing file is
+/// opened.
 Task<void> check_overlay(Session& session, FileOpener& opener, const RebaseArgs& args,
                          const Disk& disk) {
   if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, args.image);
-  const std::optional<BackingName> name = args.name();
-  if (name && name->format.empty()) {
-    co_await fail(not_changed(args, invalid("backing format must be specified")));
-  }
-  if (!disk.image) co_await fail(not_changed(args, unsupported("Operation not supported")));
-  if (args.compress && disk.image->geometry().data_file) {
+  // With an external data file qemu-img writes data instead.
+  const bool has_streams = disk.image && !disk.image->geometry().data_file;
+  if (args.compress && !has_streams && !(disk.image && session.compatibility_name())) {
     co_await fail(invalid("Compression not supported for this file format"));
   }
-  if (!name) co_return;
+  co_await check_format(args);
+  if (!args.name()) co_return;
   if (!session.compatibility_name() || !args.is_unsafe) {
     co_await check_circle(session, opener, args);
   }
-  if (name->format != "raw" || session.compatibility_name()) co_return;
+  if (args.name()->format != "raw" || session.compatibility_name()) co_return;
   const Result<std::string> path = backing_path(args);
   if (path) co_await check_backing_is_raw(session, opener, *path, args.force);
 }
 
-Task<void> change_name(const RebaseArgs& args, Image& image) {
+/// What keeps its header from naming the new one.
+Result<void> check_name(const Session& session, const RebaseArgs& args, const Disk& disk) {
+  const std::optional<BackingName> name = args.name();
+  if (name && name->format.empty()) {
+    return not_changed(session, args, invalid("backing format must be specified"));
+  }
+  if (!disk.image) return not_changed(session, args, unsupported("Operation not supported"));
+  return {};
+}
+
+Task<void> change_name(const Session& session, const RebaseArgs& args, Image& image) {
   const std::optional<BackingName> name = args.name();
   AmendOptions options;
   options.backing_file = name ? name->file : "";
   options.backing_format = name ? name->format : "";
   Result<void> done = co_await image.amend(std::move(options)).result();
-  if (!done) co_await fail(not_changed(args, done.error()));
+  if (!done) co_await fail(not_changed(session, args, done.error()));
 }
 
 /// The disk that is to be below; an edge that leads nowhere when there is to be none.
@@ -117,36 +143,82 @@ Task<Child> open_next(Session& session, FileOpener& opener, const RebaseArgs& ar
   std::string why = disk.error().message();
   const std::string again = cat("Could not open '", name, "': ");
   if (why.starts_with(again)) why.erase(0, again.size());
-  co_return Error(disk.error().code(),
-                  cat("Could not open new backing file '", *args.backing, "': ", why),
-                  disk.error().sys_errno());
+  co_return not_opened(args, Error(disk.error().code(), why, disk.error().sys_errno()));
 }
 
 Task<void> copy_up(Session& session, const RebaseArgs& args, Image& overlay, Child& next,
-                   CacheMode cache) {
+                   CacheMode cache, ProgressLine& line) {
   Progress progress;
+  const bool has_streams = !overlay.geometry().data_file;
   Rebase job(overlay, next, progress,
-             {.compressed = args.compress, .fua = is_write_through(cache)});
-  ProgressLine line(session, args.progress && !args.quiet, ProgressLine::Unit::bytes);
+             {.compressed = args.compress && has_streams,
+              .zeros_as_data = session.compatibility_name(),
+              .fua = is_write_through(cache)});
   progress.on_change([&](const Progress& now) { line.update(now.done(), now.total()); });
   const Session::Interruptible guard(session, {.about = quoted(args.image),
                                                .stop = [&] { progress.stop(); },
                                                .waiting_for = [&] { return job.waiting_for(); }});
   if (Result<void> room = co_await job.check_room(args.name()).result(); !room) {
-    co_await fail(not_changed(args, room.error()));
+    co_await fail(not_changed(session, args, room.error()));
   }
   co_await job.run(args.name());
-  line.finish();
+}
+
+struct Caches {
+  CacheMode image = CacheMode::writeback;
+  CacheMode backing = CacheMode::writeback;
+};
+
+Result<Caches> read_caches(const RebaseArgs& args) {
+  BYRE_TRY(image, cache_mode(args.cache, "cache"));
+  BYRE_TRY(backing, cache_mode(args.backing_cache, "source cache"));
+  return Caches{image, backing};
 }
 
 Task<void> change_contents(Session& session, FileOpener& opener, const RebaseArgs& args,
-                           Image& overlay, CacheMode cache, CacheMode backing_cache) {
-  Child next = co_await open_next(session, opener, args, backing_cache);
-  Result<void> done = co_await copy_up(session, args, overlay, next, cache).result();
+                           const Disk& disk, Caches caches, ProgressLine& line) {
+  Child next = co_await open_next(session, opener, args, caches.backing);
+  Result<void> done = check_name(session, args, disk);
+  if (done) {
+    done = co_await copy_up(session, args, *disk.image, next, caches.image, line).result();
+  }
   Result<void> closed;
   if (next) closed = co_await next.close().result();  // By now the old one.
   co_await std::move(done);
   co_await std::move(closed);
+}
+
+Task<void> change(Session& session, FileOpener& opener, const RebaseArgs& args, const Disk& disk,
+                  Caches caches, ProgressLine& line) {
+  co_await check_overlay(session, opener, args, disk);
+  if (!args.is_unsafe) {
+    co_await change_contents(session, opener, args, disk, caches, line);
+  } else {
+    co_await check_name(session, args, disk);
+    co_await change_name(session, args, *disk.image);
+  }
+  line.finish();
+}
+
+struct Rebased {
+  bool has_snapshots = false;
+};
+
+Task<Rebased> change_image(Session& session, const RebaseArgs& args) {
+  ProgressLine line(session, args.progress && !args.quiet, ProgressLine::Unit::bytes);
+  const Caches caches = co_await read_caches(args);
+  SystemGate opener(session.reactor(), session.policy(args.follow));
+  OpenArgs how = args;
+  how.share = false;  // Whoever writes it shares it with no other writer.
+  Disk disk = co_await open_named(
+      session, opener, args.image, how,
+      {.writable = true, .direct = is_direct(caches.image), .without_backing = args.is_unsafe});
+  Result<void> done = co_await change(session, opener, args, disk, caches, line).result();
+  const bool has_snapshots = disk.image && !disk.image->snapshots().empty();
+  Result<void> closed = co_await disk.device.close().result();
+  co_await std::move(done);
+  co_await std::move(closed);
+  co_return Rebased{has_snapshots};
 }
 
 Task<int> rebase(Session& session, RebaseArgs args) {
@@ -156,26 +228,7 @@ Task<int> rebase(Session& session, RebaseArgs args) {
                             .error = "Must specify backing file (-b) or use unsafe mode (-u)",
                             .usage = true});
   }
-  const CacheMode cache = co_await cache_mode(args.cache, "cache");
-  const CacheMode backing_cache = co_await cache_mode(args.backing_cache, "source cache");
-  co_await check_words(args);
-  SystemGate opener(session.reactor(), session.policy(args.follow));
-  OpenArgs how = args;
-  how.share = false;  // Whoever writes it shares it with no other writer.
-  Disk disk = co_await open_named(
-      session, opener, args.image, how,
-      {.writable = true, .direct = is_direct(cache), .without_backing = args.is_unsafe});
-  Result<void> done = co_await check_overlay(session, opener, args, disk).result();
-  if (done && args.is_unsafe) {
-    done = co_await change_name(args, *disk.image).result();
-  } else if (done) {
-    done =
-        co_await change_contents(session, opener, args, *disk.image, cache, backing_cache).result();
-  }
-  const bool has_snapshots = disk.image && !disk.image->snapshots().empty();
-  Result<void> closed = co_await disk.device.close().result();
-  co_await std::move(done);
-  co_await std::move(closed);
+  const bool has_snapshots = (co_await change_image(session, args)).has_snapshots;
   const std::optional<BackingName> name = args.name();
   if (has_snapshots && !session.compatibility_name()) {
     session.warn(cat("where the snapshots of ", quoted(args.image),

@@ -7,6 +7,16 @@
 
 namespace byre {
 
+namespace {
+
+/// What qemu-img copies at a time.
+uint64_t unit_of(const Device& base) {
+  const auto* image = dynamic_cast<const Image*>(&base);
+  return image ? std::max(image->geometry().cluster_size(), 4 * KiB) : 64 * KiB;
+}
+
+}  // namespace
+
 Result<std::unique_ptr<Commit>> Commit::make(Image& overlay, Progress& progress,
                                              CommitOptions options) {
   BYRE_ASSERT(options.depth > 0);
@@ -37,6 +47,7 @@ Commit::Commit(Image& overlay, std::vector<Device*> between, Device& base, Progr
       // Bytes that the overlay stores are stored in the base, also where they are zeros.
       copy_(*this, base, progress,
             {.sparse_size = 0,
+             .unit = options.whole_clusters ? unit_of(base) : 1,
              .fua = options.fua,
              .requests_max = options.requests_max,
              .request_size = options.request_size,
@@ -55,6 +66,30 @@ Task<void> Commit::run() {
 }
 
 Task<CopySource::Stretch> Commit::look(uint64_t at) {
+  Stretch stretch = co_await look_once(at);
+  if (!options_.whole_clusters) co_return stretch;
+  // What ends in the middle of a unit is data: not where nothing is to be copied on either side.
+  while (stretch.kind == Kind::skip && (at + stretch.length) % unit_of(base_) != 0 &&
+         at + stretch.length < size()) {
+    const Stretch next = co_await look_once(at + stretch.length);
+    if (next.kind != Kind::skip) break;
+    stretch.length += next.length;
+  }
+  co_return stretch;
+}
+
+/// How far qemu-img's look at a map goes at once: no further than a table.
+uint64_t Commit::limit(uint64_t at, uint64_t length, size_t depth) const {
+  for (size_t i = 0; i <= depth; ++i) {
+    const Device* layer = i == 0 ? &overlay_ : between_[i - 1];
+    const auto* image = dynamic_cast<const Image*>(layer);
+    if (!image) continue;
+    length = std::min(length, image->geometry().end_of_table(GuestOffset{at}).value - at);
+  }
+  return length;
+}
+
+Task<CopySource::Stretch> Commit::look_once(uint64_t at) {
   uint64_t ahead = size() - at;
   bool hidden = false;  // An image between ends before here: nothing of the base shows.
   for (const Device* layer : between_) {
@@ -72,7 +107,10 @@ Task<CopySource::Stretch> Commit::look(uint64_t at) {
     co_return Error(Errc::io, cat("no status for ", hex(at), " of ", names()));
   const bool is_above = extent.allocated || (extent.depth > 0 && extent.depth < options_.depth);
   if (!is_above) co_return Stretch{hidden ? Kind::zero : Kind::skip, extent.length};
-  co_return Stretch{extent.zero ? Kind::zero : Kind::data, extent.length};
+  const uint64_t length = options_.whole_clusters
+                              ? limit(at, extent.length, extent.allocated ? 0 : extent.depth)
+                              : extent.length;
+  co_return Stretch{extent.zero ? Kind::zero : Kind::data, length};
 }
 
 Task<CopySource::Parts> Commit::read(uint64_t at, MutableBytes data) {

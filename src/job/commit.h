@@ -30,6 +30,9 @@ struct CommitOptions {
   uint32_t depth = 1;  ///< Of the base below the overlay.
   /// Step 4.  Only where the base is the next disk: one between would show what it has instead.
   bool empty = true;
+  /// As qemu-img has it: clusters of the base (4 KiB at least, 64 KiB of a raw one) are copied as a
+  /// whole, and as data where one of them is not alike throughout.
+  bool whole_clusters = false;
   bool fua = false;   ///< Every write is durable before it counts as done.
   uint64_t rate = 0;  ///< Bytes a second; 0: no limit.
   unsigned requests_max = 16;
@@ -57,6 +60,8 @@ class Commit final : private CopySource {
          CommitOptions options);
   uint64_t size() const override { return overlay_.size(); }
   Task<Stretch> look(uint64_t at) override;
+  Task<Stretch> look_once(uint64_t at);
+  uint64_t limit(uint64_t at, uint64_t length, size_t depth) const;
   Task<Parts> read(uint64_t at, MutableBytes data) override;
   std::string names() const override { return byre::quoted(overlay_.name()); }
 

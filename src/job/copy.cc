@@ -186,7 +186,12 @@ Task<CopySource::Parts> Copy::read(uint64_t at, MutableBytes data) {
 
 Task<void> Copy::write_parts(uint64_t at, Bytes data, CopySource::Parts parts) {
   for (const CopySource::Part& part : parts) {
-    co_await write_runs(at + part.begin, data.subspan(part.begin, part.end - part.begin));
+    const Bytes bytes = data.subspan(part.begin, part.end - part.begin);
+    if (part.as_data) {
+      co_await write(at + part.begin, bytes);
+    } else {
+      co_await write_runs(at + part.begin, bytes);
+    }
   }
 }
 

@@ -44,6 +44,7 @@ class CopySource {
   struct Part {
     uint64_t begin = 0;
     uint64_t end = 0;
+    bool as_data = false;  ///< Zeros among them are written, whatever the options say.
   };
   using Parts = std::vector<Part>;
 

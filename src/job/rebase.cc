@@ -16,15 +16,16 @@ Rebase::Rebase(Image& overlay, Child& next, Progress& progress, RebaseOptions op
                                : overlay.geometry().unit_size()),
       old_layers_(layers_of(overlay)),
       // Zeroing leaves out what reads as zeros already, over the old disk, unless an entry can say
-      // it, whatever else refers to the cluster: of a whole one, in version 3.
+      // it: of a whole unit, in version 3.
       copy_(*this, overlay, progress,
-            {.sparse_size = overlay.geometry().version >= 3 ? overlay.geometry().cluster_size() : 0,
+            {.sparse_size = overlay.geometry().version >= 3 ? unit_ : 0,
              .zero_whole = true,
              .unit = unit_,
              .compressed = options.compressed,
              .fua = options.fua,
              .requests_max = options.requests_max,
              .request_size = std::max(options.request_size, unit_)}) {
+  if (old_layers_.size() > 1) old_end_ = old_layers_[1]->size();
   if (!next_) return;
   new_layers_ = layers_of(*next_);
   meeting_ = find_meeting(old_layers_, new_layers_);
@@ -65,12 +66,31 @@ Task<CopySource::Stretch> Rebase::look(uint64_t at) {
   if (!old) co_return std::move(old).error().while_doing(where());
   if (old->length == 0) co_return Error(Errc::io, cat("no status: ", where()));
   if (old->allocated) co_return Stretch{Kind::skip, old->length};
+  if (options_.zeros_as_data) {
+    co_await find_stretch(at).doing(where());
+    // Runs may go on behind the end of the old disk.
+    if (at < old_end_ && old_end_ < stretch_end_) co_return Stretch{Kind::data, stretch_end_ - at};
+    old->length = std::min(old->length, stretch_end_ - at);
+  }
   Result<Extent> now = co_await look_at_next(at, old->length).result();
   if (!now) co_return std::move(now).error().while_doing(where());
   if (now->length == 0) co_return Error(Errc::io, cat("no status: ", where()));
   const uint64_t length = std::min(old->length, now->length);
   const bool same = (old->zero && now->zero) || comes_from_shared(at, *old, *now);
   co_return Stretch{same ? Kind::skip : Kind::data, length};
+}
+
+/// How far the overlay has nothing of its own, in steps.
+Task<void> Rebase::find_stretch(uint64_t at) {
+  if (at < stretch_end_) co_return;
+  const uint64_t table_end = overlay_.geometry().end_of_table(GuestOffset{at}).value;
+  const uint64_t end = std::min({size(), at + kStretchMax, table_end});
+  stretch_end_ = at;
+  while (stretch_end_ < end) {
+    const Extent found = co_await overlay_.status(stretch_end_, end - stretch_end_);
+    if (found.allocated || found.length == 0) break;
+    stretch_end_ += found.length;
+  }
 }
 
 /// As Device::status(), of the new disk; zeros behind its end, and without one.
@@ -114,7 +134,9 @@ Task<CopySource::Parts> Rebase::read(uint64_t at, MutableBytes data) {
     const uint64_t end =
         std::min<uint64_t>(data.size(), round_down(at + begin, unit_) + unit_ - at);
     if (!equal(Bytes(data).subspan(begin, end - begin), Bytes(now).subspan(begin, end - begin))) {
-      if (parts.empty() || parts.back().end != begin) parts.push_back({begin, begin});
+      if (parts.empty() || parts.back().end != begin) {
+        parts.push_back({begin, begin, options_.zeros_as_data && at + begin < old_end_});
+      }
       parts.back().end = end;
     }
     begin = end;

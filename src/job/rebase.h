@@ -3,8 +3,8 @@
 ///
 /// Offline: nobody else uses the overlay.
 ///   1. Where the overlay has nothing of its own and the two backing disks show other bytes, those
-///      of the old one are written into the overlay, by clusters (or subclusters): whole clusters
-///      of zeros as zeros (in version 2 as data), the rest as data or compressed.
+///      of the old one are written into the overlay, by clusters (or subclusters): those that are
+///      zeros as zeros (in version 2 as data), the rest as data or compressed.
 ///   2. The overlay is flushed.
 ///   3. The header names the new disk, in one write (qcow2/ops/replace_backing.h).
 /// A backing disk ends where it ends: behind it either shows zeros, whatever the other one has
@@ -25,10 +25,16 @@ namespace byre {
 
 struct RebaseOptions {
   bool compressed = false;
+  /// As qemu-img has it: what differs becomes data, zeros as well, but for runs that begin behind
+  /// the end of the old disk: those become zeros.  A run ends with the stretch in which it lies, of
+  /// kStretchMax at most, and inside one table.
+  bool zeros_as_data = false;
   bool fua = false;  ///< Every write is durable before it counts as done.
   unsigned requests_max = 16;
   uint64_t request_size = 2 * MiB;
 };
+
+inline constexpr uint64_t kStretchMax = 2 * MiB;
 
 class Rebase final : private CopySource {
  public:
@@ -48,6 +54,7 @@ class Rebase final : private CopySource {
  private:
   uint64_t size() const override { return overlay_.size(); }
   Task<Stretch> look(uint64_t at) override;
+  Task<void> find_stretch(uint64_t at);
   Task<Extent> look_at_next(uint64_t at, uint64_t length);
   bool comes_from_shared(uint64_t at, const Extent& old, const Extent& now) const;
   Task<Parts> read(uint64_t at, MutableBytes data) override;
@@ -62,6 +69,8 @@ class Rebase final : private CopySource {
   std::vector<Device*> old_layers_;
   std::vector<Device*> new_layers_;
   std::optional<Meeting> meeting_;
+  uint64_t old_end_ = 0;       ///< Where the old disk ends.
+  uint64_t stretch_end_ = 0;   ///< Of what find_stretch() has come to.
   std::vector<Buffer> spare_;  ///< For what the new disk has.
   Copy copy_;
 };

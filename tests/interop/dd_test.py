@@ -49,6 +49,10 @@ class Dd(Case):
             sizes = [json.loads(qemu("info", "--output=json", "out", cwd=folder))["virtual-size"]
                      for folder in (self.theirs, self.ours)]
             self.assertEqual(*sizes)
+            # All of it is data, zeros as well.
+            maps = [[(part["start"], part["length"], part["present"], part["data"])
+                     for part in json.loads(qemu("map", "--output=json", "out", cwd=folder))] for folder in (self.theirs, self.ours)]
+            self.assertEqual(*maps)
 
     def test_operands(self):
         for words in (
@@ -82,7 +86,8 @@ class Dd(Case):
             "if=disk of=out count=-1", "if=disk of=out count=1k", "if=disk of=out count=9E", "if=disk of=out count=",
             "if=disk of=out skip=-1", "if=disk of=out skip=abc", "if=disk of=out skip=7E",
             "if=disk of=out count=9223372036854775808", "if=nix of=out", "-f nix if=disk of=out", "-f qcow2 if=disk of=out",
-            "-O nix if=disk of=out", "if=disk of=nix/out", "if=disk of=", "--image-opts -f raw if=disk of=out",
+            "-O nix if=disk of=out", "if=disk of=nix/out", "if=disk of=", "if=disk of=json:{}", "if=disk of=nix:out", "if=disk of=nix:out skip=9 bs=1M",
+            "if=disk of=nix/out skip=9 bs=1M", "if=nix of=nix:out", "--image-opts -f raw if=disk of=out",
         ):
             with self.subTest(words=words):
                 self.copies(*words.split(), code=1)

@@ -86,6 +86,15 @@ class Measure(Case):
             "-O qcow2 -o compat=nix --size 1M", "-O qcow2 -o lazy_refcounts=nix --size 1M", "nix", "-f nix many",
             "-f qcow2 many", "-O qcow2 --size 1E", "-O qcow2 --size 7E", "-O qcow --size 1M",
             "-O qcow2 -o cluster_size=512 --size 1T",
+            # Without -O the options are those of raw.
+            "-o backing_file=many --size 1M", "-o compression_type=zlib --size 1M", "-o compression_type=zstd many.qcow2",
+            "-o backing_file=x,lazy_refcounts=on many.qcow2", "-O qcow2 -o cluster_size=0 many.qcow2",
+            # Of several mistakes one is told, in an order of its own; v2 and v3 are no names here.
+            "-O qcow2 -o compat=v2 --size 1M", "-O qcow2 -o compat=v3 many.qcow2", "-O qcow2 -o compat=v2,nix=3 --size 1M",
+            "-O qcow2 -o preallocation=nix,compat=v3 --size 1M", "-O qcow2 -o preallocation=nix,cluster_size=3 --size 1M",
+            "-O qcow2 -o preallocation=nix,lazy_refcounts=x --size 1M", "-O qcow2 -o preallocation=nix,refcount_bits=3 --size 1M",
+            "-O qcow2 -o compat=nix,extended_l2=on,cluster_size=4k --size 1M", "-O qcow2 -o preallocation=nix -l nope maps.qcow2",
+            "-O qcow2 -o preallocation=nix,compat=0.10,extended_l2=on --size 1M", "-O qcow2 -o preallocation=nix nix",
         ):
             with self.subTest(words=words):
                 self.same("measure", *words.split(), code=1)

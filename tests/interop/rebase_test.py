@@ -60,7 +60,7 @@ class Words(Case):
             with Twins(self) as twins:
                 simple(twins)
                 twins.play("rebase", *words, "top.qcow2")
-                twins.compare_disks("base.qcow2", "mid.qcow2", "top.qcow2", same_map="disk.raw" not in words)
+                twins.compare_disks("base.qcow2", "mid.qcow2", "top.qcow2", same_map="own")
         with Twins(self) as twins:
             simple(twins)
             twins.play("rebase", "--image-opts", "-b", "base.qcow2", "-F", "qcow2", "driver=qcow2,file.filename=top.qcow2")
@@ -76,6 +76,43 @@ class Words(Case):
             simple(twins)
             done = twins.play("rebase", "-p", "-b", "", "top.qcow2", same_words=False)
             self.assertTrue(done.out.endswith(b"    (100.00/100%)\r\n"), done)
+
+    def test_what_is_wrong_is_said_in_order(self):
+        """The line of -p comes first, then caches, the image, -c, the format, the new backing file, the header."""
+        with Twins(self) as twins:
+            simple(twins)
+            for words in [["-t", "foo", "-T", "bar", "-b", "base.qcow2", "-F", "baz", "nosuch.qcow2"],
+                          ["-b", "nosuch", "-F", "foo", "nosuch.qcow2"], ["-c", "-b", "nosuch", "-F", "foo", "disk.raw"],
+                          ["-b", "nosuch", "-F", "foo", "top.qcow2"], ["-b", "nosuch", "top.qcow2"],
+                          ["-b", "nosuch", "-F", "raw", "-f", "raw", "disk.raw"], ["-b", "base.qcow2", "-f", "raw", "disk.raw"],
+                          ["-u", "-F", "qcow2", "-f", "raw", "disk.raw"], ["-u", "-f", "raw", "disk.raw"],
+                          ["-b", "disk.raw", "-F", "qcow2", "top.qcow2"]]:
+                for progress in ([], ["-p"]):
+                    twins.play("rebase", *progress, *words, same_words=not progress)
+                    out = run(twins.tool, "rebase", *progress, *words, cwd=twins.ours, ok=(1,)).out
+                    self.assertEqual(out.startswith(b"    (0.00/100%)\r"), bool(progress), words)
+            twins.compare_disks("base.qcow2", "mid.qcow2", "top.qcow2")
+
+    def test_refused_before_it_copies(self):
+        """Without -F: D37."""
+        with Twins(self) as twins:
+            simple(twins)
+            before = open(os.path.join(twins.ours, "top.qcow2"), "rb").read()
+            twins.play("rebase", "-b", "disk.raw", "top.qcow2")
+            self.assertEqual(before, open(os.path.join(twins.ours, "top.qcow2"), "rb").read())
+
+    def test_zeros_behind_the_old_end(self):
+        """What differs becomes data, but for runs that begin behind the end of the old backing file."""
+        for shape in ("cluster_size=64k", "extended_l2=on", "cluster_size=4k", "cluster_size=512"):
+            for size in ("300k", "98816", "0"):
+                for words in ([], ["-c"]) if shape != "extended_l2=on" else ([],):
+                    with Twins(self) as twins:
+                        chain(twins, ("old.raw", "", size), ("top.qcow2", shape, MIB))
+                        twins.prepare("create", "-q", "-f", "raw", "new.raw", "1M")
+                        twins.write("new.raw", "write -q -P 9 0 320k", "write -q -P 8 400k 300k", options=("-f", "raw"))
+                        twins.share()
+                        twins.play("rebase", *words, "-b", "new.raw", "-F", "raw", "top.qcow2")
+                        twins.compare_disks("top.qcow2", same_map="own")
 
     def test_names_are_relative_to_the_image(self):
         with Twins(self) as twins:
@@ -112,8 +149,9 @@ class Disks(Case):
             twins.share()
             target = ["-b", new[-1][0], "-F", "raw" if new[-1][0].endswith(".raw") else "qcow2"] if new else ["-b", ""]
             twins.play("rebase", *words, *target, top[0])
-            # Zeros that are written are zero clusters here, and data there.
-            twins.compare_disks(*(name for name, _, _ in [*old, *new, top]), same_map=False)
+            raw = any(name.endswith(".raw") for name, _, _ in [*old, *new])
+            # Of version 2 the real one loses what lay behind the end of the old disk where it had nothing there: D40.
+            twins.compare_disks(*(name for name, _, _ in [*old, *new, top]), same_map="own" if raw else top[1] != "compat=0.10")
             before = os.path.join(twins.real, "contents")
             self.assertTrue(os.path.exists(before))
 
@@ -150,9 +188,9 @@ class Disks(Case):
                 twins.share()
                 for target in ("d", "root", "c", "b"):
                     twins.play("rebase", "-b", f"{target}.qcow2", "-F", "qcow2", "top.qcow2")
-                    twins.compare_disks("top.qcow2", same_map=False)
+                    twins.compare_disks("top.qcow2")
                 twins.play("rebase", "-b", "", "top.qcow2")
-                twins.compare_disks("top.qcow2", same_map=False)
+                twins.compare_disks("top.qcow2")
 
     def test_maps(self):
         """Without zeros in the old disk what is allocated is the same, too."""
@@ -185,8 +223,8 @@ class Disks(Case):
         with Twins(self) as twins:
             chain(twins, ("old.qcow2", "", MIB), ("top.qcow2", "data_file=top.data", MIB))
             twins.share()
-            done = run(twins.tool, "rebase", "-c", "-b", "", "top.qcow2", cwd=twins.ours, ok=(1,))
-            self.assertIn("Compression not supported", done.text)
+            twins.play("rebase", "-c", "-b", "", "top.qcow2")
+            twins.compare_disks("top.qcow2")
 
     def test_snapshots_and_bitmaps_stay(self):
         with Twins(self) as twins:

@@ -160,8 +160,10 @@ std::optional<Mapping> zeroed_mapping(const GuestDisk& disk, const Mapping& old,
                                       GuestOffset start, const ZeroOptions& options) {
   const Geometry& g = disk.head.geometry;
   if (units != g.all_units()) {
-    // Subclusters: their bits change, the host cluster stays.
-    if (old.compressed || (old.host && !old.copied)) return std::nullopt;
+    // Subclusters: their bits change, the host cluster stays.  Of one that others have, too, those
+    // that have no data in it.
+    const bool is_shared = old.host && !old.copied;
+    if (old.compressed || (is_shared && (old.allocated & units) != 0)) return std::nullopt;
     Mapping zeroed = old;
     zeroed.zero |= units;
     zeroed.allocated &= ~units;

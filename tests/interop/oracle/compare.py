@@ -52,11 +52,11 @@ class Difference:
 
 
 class Differences(list):
-    """All of one line; `code` is byre's exit code."""
+    """All of one line; `code` and `err` are byre's."""
 
-    def __init__(self, found, code):
+    def __init__(self, found, code, err):
         super().__init__(found)
-        self.code = code
+        self.code, self.err = code, err
 
 
 def play(words, folder, patience=PATIENCE):
@@ -137,7 +137,7 @@ def compare(line, theirs, ours, folders, seed):
     for aspect, (left, right) in (("code", (str(theirs.code), str(ours.code))), ("out", out), ("err", err)):
         if left != right:
             found.append(Difference(aspect, left, right))
-    return Differences(found + compare_folders(folders, seed), ours.code)
+    return Differences(found + compare_folders(folders, seed), ours.code, ours.err)
 
 
 def files_in(folder):

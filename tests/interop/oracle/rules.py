@@ -6,11 +6,14 @@ a rule that is not on that page, or stands there and is not here (oracle_test.py
 """
 import re
 
+import pool
+import table
+
 RULES = {}
 # An error of opening, making or changing something: who, what, and behind the colon why.
-WHAT = re.compile(r"^qemu-\w+: (?:.*?error while converting \w+: |"
-                  r"(?:Could not open|can't open device|can't open|Failed to blk_new_open|Could not \w+ snapshot)(?: '[^']*'| [^:]*)?: |"
-                  r"Cannot downgrade an image |Operation \w+ on bitmap .*? failed: |[^ ]*: Could not create '[^']*': )", re.M)
+WHAT = re.compile(r"^qemu-\w+: (?:.*?error while (?:converting \w+|creating output image): |"
+                  r"(?:Could not open|can't open device|can't open|Failed to blk_new_open|Could not \w+ snapshot)(?: [^:']*)?(?: ?'[^']*')?: |"
+                  r"Could not change the backing file to '[^']*': (?!backing format)|Cannot downgrade an image |Operation \w+ on bitmap .*? failed: |[^ ]*: Could not create '[^']*': )", re.M)
 NOTE = re.compile(r"(?:qemu-\w+: warning: |NOTE ).*\n")
 
 
@@ -72,8 +75,12 @@ def reason_in_own_words(_, one, all_of_them):
         return False
     if ": data file: open '" in one.ours and "Could not create" in one.theirs:
         return True
-    theirs, ours = WHAT.search(one.theirs), WHAT.search(NOTE.sub("", one.ours))
-    return theirs and ours and theirs[0] == ours[0]
+    texts_of = one.theirs, NOTE.sub("", one.ours)
+    theirs, ours = map(WHAT.search, texts_of)
+    # As many messages, and of what the system said the same.
+    causes = [re.findall(r"No such file or directory|Permission denied|No space left|Connection refused|File exists", text) for text in texts_of]
+    messages = [len(re.findall(r"^qemu-\w+: ", text, re.M)) for text in texts_of]
+    return theirs and ours and theirs[0] == ours[0] and messages[0] == messages[1] and set(causes[0]) <= set(causes[1])
 
 
 @rule("D4")
@@ -272,7 +279,7 @@ def check_opens_one_file(line, _, all_of_them):
 
 @rule("D29")
 def secrets_only(line, _, all_of_them):
-    return "invalid object type: iothread" in texts(all_of_them)[1]
+    return "--object iothread is not supported" in texts(all_of_them)[1] and "invalid object type" in texts(all_of_them)[0]
 
 
 @rule("D30")
@@ -294,8 +301,13 @@ def opening_repairs(line, one, _):
 
 
 @rule("D32")
-def map_of_what_is_not_there(line, _, all_of_them):
-    return line.command == "map" and "lies behind the end of the file" in texts(all_of_them)[1]
+def data_that_are_not_there(line, _, all_of_them):
+    """An entry leads behind the end of the file: QEMU reads zeros there."""
+    if line.command == "bench":
+        return line.damaged and "Failed request: Input/output error" in texts(all_of_them)[1] and not texts(all_of_them)[0]
+    if line.command == "compare":
+        return line.damaged and "Sector allocation test failed for" in texts(all_of_them)[1] and not texts(all_of_them)[0]
+    return line.command in ("map", "dd") and "lies behind the end of the file" in texts(all_of_them)[1]
 
 
 @rule("D33")
@@ -319,3 +331,56 @@ def from_the_next_cluster(line, one, _):
 def lost_ranges_are_told(line, one, _):
     return line.command == "convert" and "--salvage" in line.words and one.aspect == "err" and \
         re.sub(r"qemu-img: warning: (?:lost )?\d+ bytes .*\n", "", one.ours) == one.theirs
+
+
+def value_of(line, *names):
+    """Of an option, in whichever way it is written."""
+    for index, word in enumerate(line.words):
+        for name in names:
+            if word == name and index + 1 < len(line.words):
+                return line.words[index + 1]
+            if word.startswith(name + "=") or (len(name) == 2 and word.startswith(name) and len(word) > 2):
+                return word[len(name):].removeprefix("=")
+    return None
+
+
+def image_of(line):
+    """The file of the pool that a line is about: the first one that is no option's value."""
+    values = {value_of(line, "-b", "--backing", "--base")}
+    found = [one for name, one in pool.POOL.items() if any(name in word for word in line.words if word not in values)]
+    return max(found, key=lambda one: len(one.name), default=None)
+
+
+@rule("D37")
+def refused_before_it_copies(line, one, all_of_them):
+    """rebase without -F: QEMU says so when it has copied; here the image is as it was."""
+    return line.command == "rebase" and "backing format must be specified" in all_of_them.err and \
+        one.untouched and one.aspect.startswith(("map ", "bitmaps ")) and fails_alike(all_of_them)
+
+
+@rule("D38")
+def same_file_in_another_format(line, _, all_of_them):
+    """rebase on the backing file that is there already, as another format, which QEMU does not look at."""
+    below, form, image = value_of(line, "-b", "--backing"), value_of(line, "-F", "--backing-format"), image_of(line)
+    return line.command == "rebase" and image and below in image.needs and form in table.FORMATS and form != pool.POOL[below].form
+
+
+@rule("D39")
+def no_death(_, __, all_of_them):
+    """An assertion of QEMU's failed."""
+    return re.search(r"Assertion `.*' failed", texts(all_of_them)[0]) and of(all_of_them, "code").theirs == "-6"
+
+
+@rule("D40")
+def contents_stay_in_version_2(line, one, _):
+    """rebase of an image of version 2: what lay behind the end of the old backing file shows the new one in QEMU's."""
+    image = image_of(line)
+    return line.command == "rebase" and image and image.name in ("v2.qcow2", "snapv2.qcow2") and \
+        one.aspect in (f"map {image.name}", f"contents {image.name}")
+
+
+@rule("D41")
+def what_was_answered_stays(line, one, all_of_them):
+    """bench -w: when a request fails QEMU ends without closing the image."""
+    return line.command == "bench" and "Failed request: Input/output error" in all_of_them.err and \
+        one.aspect.startswith(("map ", "contents ", "check ")) and fails_alike(all_of_them)
