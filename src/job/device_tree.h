@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "block/detect_zeroes.h"
+#include "block/graph.h"
 #include "job/driver.h"
 #include "job/option_tree.h"
 
@@ -44,6 +45,8 @@ class DeviceNode {
   const Driver* driver = nullptr;  ///< None: the first bytes of its file decide.
   bool is_implied = false;         ///< Nobody named the driver: a path, which may be a device's.
   std::string node_name;
+  /// The node is open already, and this is it: what follows says nothing.
+  std::shared_ptr<Node> open;
 
   // What every node may be told; none: as its parent has it.
   std::optional<bool> read_only;
@@ -113,6 +116,11 @@ Result<DeviceTree> parse_device_name(std::string_view name,
 /// Several trees, each `driver=...,node-name=...` or `{...}`, as --blockdev has them: the one whose
 /// node-name is `root`, with all that it refers to.  A node that nobody uses is an error.
 Result<DeviceTree> parse_device_list(std::span<const std::string> texts, std::string_view root);
+
+/// Nodes that are open, by name: what a tree may refer to.
+using OpenNodes = std::map<std::string, DeviceTree, std::less<>>;
+/// One tree with a node-name, whose nodes may refer to `known` ones (DeviceNode::open).
+Result<DeviceTree> parse_named_tree(OptionTree options, const OpenNodes& known);
 
 /// For people: all drivers; the options of one.
 std::string describe_drivers();
