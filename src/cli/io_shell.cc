@@ -107,6 +107,11 @@ Task<bool> IoShell::open(IoOpen open) {
   co_return true;
 }
 
+void IoShell::use(Child device, Image* image) {
+  device_ = std::move(device);
+  image_ = image;
+}
+
 Task<void> IoShell::close() {
   if (!device_) co_return;
   for (FaultFilter* filter : filters_) filter->release_all();
