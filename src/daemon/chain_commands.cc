@@ -92,9 +92,9 @@ Task<Json> blockdev_snapshot(Call& call, Snapshot args) {
   NamedNode* const overlay = co_await nodes.need(args.overlay, args.overlay);
   for (const Child* user : users_of(*node)) {
     if (user->role() != Role::backing) continue;
-    co_return Error(Errc::busy, cat("Node '", args.node,
-                                    "' is busy: node is used as backing hd of '",
-                                    user->owner()->node()->name(), "'"));
+    co_return Error(Errc::busy,
+                    cat("Node '", args.node, "' is busy: node is used as backing hd of '",
+                        user->owner()->node()->name(), "'"));
   }
   co_await check_overlay(*overlay);
   co_await node->check_free();

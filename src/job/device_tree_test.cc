@@ -333,8 +333,7 @@ TEST(NamedTree, MayReferToNodesThatAreKnown) {
   ASSERT_TRUE(tree) << tree.error().message();
   EXPECT_EQ((*tree)->child("file"), known.at("f").get());
   const auto refused = [&](std::string_view text) { return parse(text).error().message(); };
-  EXPECT_EQ(refused("driver=raw,node-name=r,file=g"),
-            "Cannot find device='g' nor node-name='g'");
+  EXPECT_EQ(refused("driver=raw,node-name=r,file=g"), "Cannot find device='g' nor node-name='g'");
   EXPECT_EQ(refused("driver=null-co,node-name=f"), "Duplicate nodes with node-name='f'");
   EXPECT_EQ(refused("driver=null-co"), "'node-name' must be specified for the root node");
   EXPECT_EQ(refused("node-name=x"), "Parameter 'driver' is missing");
