@@ -23,12 +23,13 @@ namespace byre {
 namespace {
 
 /// The names the program answers to, and what it is under each.
-enum class ToolName : uint8_t { byre, qemu_img, qemu_io, qemu_nbd };
+enum class ToolName : uint8_t { byre, qemu_img, qemu_io, qemu_nbd, storage_daemon };
 
 ToolName role_of(std::string_view program) {
   if (program == "qemu-img") return ToolName::qemu_img;
   if (program == "qemu-io") return ToolName::qemu_io;
   if (program == "qemu-nbd") return ToolName::qemu_nbd;
+  if (program == "qemu-storage-daemon") return ToolName::storage_daemon;
   return ToolName::byre;
 }
 
@@ -67,8 +68,8 @@ std::string help_for_byre(const Session& session, std::span<const AnyCommand* co
       "BYRE_CHAIN_MAX is how many images may lie below one (1024).");
   paragraph("Supported formats: qcow qcow2 raw");
   paragraph(
-      "Called as qemu-img, qemu-io or qemu-nbd (by a link), byre takes their options, and any "
-      "failure is 1.");
+      "Called as qemu-img, qemu-io, qemu-nbd or qemu-storage-daemon (by a link), byre takes their "
+      "options, and any failure is 1.");
   return out;
 }
 
@@ -145,9 +146,9 @@ int run_subcommand(Session& session, std::span<const AnyCommand* const> commands
 
 std::span<const AnyCommand* const> byre_commands() {
   static const std::array kCommands = {
-      &kAmend,   &kBench,  &kBitmap,  &kCheck,  &kCommit, &kCompare,  &kConvert,
-      &kCreate,  &kDd,     &kDrivers, &kDump,   &kInfo,   &kIo,       &kMap,
-      &kMeasure, &kRebase, &kRepair,  &kResize, &kServe,  &kSnapshot,
+      &kAmend,  &kBench,   &kBitmap, &kCheck,   &kCommit, &kCompare, &kConvert,
+      &kCreate, &kDaemon,  &kDd,     &kDrivers, &kDump,   &kInfo,    &kIo,
+      &kMap,    &kMeasure, &kRebase, &kRepair,  &kResize, &kServe,   &kSnapshot,
   };
   return kCommands;
 }
@@ -202,6 +203,8 @@ int run_program(const std::vector<std::string>& words) {
       return run_subcommand(session, qemu_img_commands(), rest);
     case ToolName::qemu_nbd:
       return kQemuNbd.run(session, rest);
+    case ToolName::storage_daemon:
+      return kStorageDaemon.run(session, rest);
     case ToolName::qemu_io:
       break;
   }

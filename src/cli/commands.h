@@ -17,6 +17,7 @@ extern const AnyCommand& kCommit;
 extern const AnyCommand& kCompare;
 extern const AnyCommand& kConvert;
 extern const AnyCommand& kCreate;
+extern const AnyCommand& kDaemon;
 extern const AnyCommand& kDd;
 extern const AnyCommand& kDrivers;
 extern const AnyCommand& kDump;
@@ -29,6 +30,8 @@ extern const AnyCommand& kRepair;
 extern const AnyCommand& kResize;
 extern const AnyCommand& kServe;
 extern const AnyCommand& kSnapshot;
+/// `daemon` under the name qemu-storage-daemon.
+extern const AnyCommand& kStorageDaemon;
 /// `serve` with the options of qemu-nbd.
 extern const AnyCommand& kQemuNbd;
 

@@ -46,6 +46,8 @@ class IoShell {
 
   /// Opens what `open` says; a failure is said and counts.
   Task<bool> open(IoOpen open);
+  /// A device that is open already: finish() gives up this edge alone.
+  void use(Child device, Image* image);
   /// One line.
   Task<void> run(std::string line);
   /// Waits for what runs in the background and closes.

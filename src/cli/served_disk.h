@@ -10,7 +10,7 @@
 #include <string>
 
 #include "cli/serve_plan.h"
-#include "export/nbd_handshake.h"
+#include "daemon/bitmap_runs.h"
 
 namespace byre {
 
@@ -25,8 +25,5 @@ Task<void> put_overlay(FileOpener& opener, const ServePlan& plan, Disk& disk);
 
 /// What clients see of the disk, and how what they write gets there.
 void put_layers(const ServePlan& plan, Disk& disk);
-
-/// The bits of a bitmap as a metadata context: as they are now while it records, else as they were.
-Task<nbd::ExportContext> context_of(Image* image, std::string name);
 
 }  // namespace byre

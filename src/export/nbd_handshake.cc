@@ -49,17 +49,21 @@ Result<void> Exports::add(Export target, bool is_default) {
   if (is_default && default_)
     return Error(Errc::exists, cat("export ", byre::quoted(target.name), ": the default export is ",
                                    byre::quoted(default_->name)));
-  all_.push_back(std::make_unique<Export>(std::move(target)));
+  all_.push_back(std::make_shared<const Export>(std::move(target)));
   if (is_default) default_ = all_.back().get();
   return {};
 }
 
-const Export* Exports::find(std::string_view name) const {
-  if (name.empty() && default_) return default_;
+std::shared_ptr<const Export> Exports::find(std::string_view name) const {
   for (const auto& target : all_) {
-    if (target->name == name) return target.get();
+    if (name.empty() && default_ ? target.get() == default_ : target->name == name) return target;
   }
   return nullptr;
+}
+
+void Exports::remove(const Export& target) {
+  if (default_ == &target) default_ = nullptr;
+  std::erase_if(all_, [&](const auto& other) { return other.get() == &target; });
 }
 
 Handshake::Next Handshake::option(Option option, Bytes payload, Text& out) {
@@ -105,15 +109,15 @@ Terms Handshake::terms() const {
   return terms;
 }
 
-void Handshake::enter(const Export& target) {
-  chosen_ = &target;
-  if (contexts_of_ != chosen_) contexts_ = {};
+void Handshake::enter(std::shared_ptr<const Export> target) {
+  chosen_ = std::move(target);
+  if (contexts_of_.lock() != chosen_) contexts_ = {};
 }
 
 Handshake::Next Handshake::choose_export(Bytes name, Text& out) {
-  const Export* target = exports_.find(text_of(name));
+  const std::shared_ptr<const Export> target = exports_.find(text_of(name));
   if (!target) return Next::end;
-  enter(*target);
+  enter(target);
   const Terms terms = terms_for(*target);
   append_export(out, {.size = terms.size, .flags = terms.flags}, zeroes_);
   return Next::transmission;
@@ -125,7 +129,7 @@ Handshake::Next Handshake::info(Option option, Bytes payload, Text& out) {
     append_reply(out, option, OptionReply::invalid, request.error().message());
     return Next::option;
   }
-  const Export* target = exports_.find(request->name);
+  const std::shared_ptr<const Export> target = exports_.find(request->name);
   if (!target) {
     append_reply(out, option, OptionReply::unknown, "no such export");
     return Next::option;
@@ -139,7 +143,7 @@ Handshake::Next Handshake::info(Option option, Bytes payload, Text& out) {
     append_info(out, option, block_sizes_of(*target));
   append_reply(out, option, OptionReply::ack);
   if (option == Option::info) return Next::option;
-  enter(*target);
+  enter(target);
   return Next::transmission;
 }
 
@@ -176,13 +180,13 @@ void Handshake::meta_context(Option option, Bytes payload, Text& out) {
   const bool listing = option == Option::list_meta_context;
   if (!listing) {  // Also when it fails (spec: NBD_OPT_SET_META_CONTEXT).
     contexts_ = {};
-    contexts_of_ = nullptr;
+    contexts_of_.reset();
   }
   if (!structured_)
     return append_reply(out, option, OptionReply::invalid, "negotiate structured replies first");
   const Result<MetaRequest> request = parse_meta_request(payload);
   if (!request) return append_reply(out, option, OptionReply::invalid, request.error().message());
-  const Export* target = exports_.find(request->name);
+  const std::shared_ptr<const Export> target = exports_.find(request->name);
   if (!target) return append_reply(out, option, OptionReply::unknown, "no such export");
 
   Contexts found;

@@ -63,12 +63,14 @@ class Exports {
   /// Names are unique and no longer than kStringMax; errors say so.  `is_default`: the one that a
   /// client gets that names none.
   Result<void> add(Export target, bool is_default = false);
-  /// "" finds the default export.  What is found stays where it is.
-  const Export* find(std::string_view name) const;
-  const std::vector<std::unique_ptr<Export>>& all() const { return all_; }
+  /// "" finds the default export.  Who holds what was found need not care whether it is removed.
+  std::shared_ptr<const Export> find(std::string_view name) const;
+  /// No new client finds it.
+  void remove(const Export& target);
+  const std::vector<std::shared_ptr<const Export>>& all() const { return all_; }
 
  private:
-  std::vector<std::unique_ptr<Export>> all_;
+  std::vector<std::shared_ptr<const Export>> all_;
   const Export* default_ = nullptr;
 };
 
@@ -104,6 +106,8 @@ class Handshake {
 
   /// Valid once option() said `transmission`.
   const Export& chosen() const { return *chosen_; }
+  /// Null before.
+  const Export* chosen_export() const { return chosen_.get(); }
   Terms terms() const;
   Contexts contexts() const { return contexts_; }
 
@@ -113,7 +117,7 @@ class Handshake {
   void list(Bytes payload, Text& out);
   void structured_reply(Bytes payload, Text& out);
   void meta_context(Option option, Bytes payload, Text& out);
-  void enter(const Export& target);
+  void enter(std::shared_ptr<const Export> target);
   Terms terms_for(const Export& target) const {
     return terms_of(target, {.structured = structured_, .clients_max = policy_.clients_max});
   }
@@ -123,8 +127,8 @@ class Handshake {
   bool zeroes_ = true;
   bool structured_ = false;
   Contexts contexts_;
-  const Export* contexts_of_ = nullptr;  ///< The export that they were selected for.
-  const Export* chosen_ = nullptr;
+  std::weak_ptr<const Export> contexts_of_;  ///< The export that they were selected for.
+  std::shared_ptr<const Export> chosen_;
 };
 
 }  // namespace byre::nbd

@@ -12,7 +12,8 @@ Server::Server(Reactor& reactor, ServerOptions options)
       shared_{exports_, statistics_, memory_, options_.report},
       doors_open_(reactor.ready()),
       clients_(reactor.ready()),
-      place_free_(reactor.ready()) {
+      place_free_(reactor.ready()),
+      session_ended_(reactor.ready()) {
   BYRE_ASSERT(options_.connections_max > 0);
 }
 
@@ -37,10 +38,33 @@ void Server::stop() {
   stopping_ = true;
   place_free_.notify();
   for (const auto& door : doors_) door->listener.cancel();
+  stop_sessions([](const Session&) { return true; });
+}
+
+template <class Which>
+void Server::stop_sessions(Which which) {
   // A session that ends at once leaves the list while we walk it.
   const std::vector<Session*> sessions = sessions_;
   for (Session* session : sessions) {
-    if (std::ranges::find(sessions_, session) != sessions_.end()) session->stop();
+    const bool is_there = std::ranges::find(sessions_, session) != sessions_.end();
+    if (is_there && which(*session)) session->stop();
+  }
+}
+
+size_t Server::clients_of(std::string_view name) const {
+  const std::shared_ptr<const Export> target = exports_.find(name);
+  return static_cast<size_t>(std::ranges::count_if(
+      sessions_, [&](const Session* session) { return target && session->uses(*target); }));
+}
+
+Task<void> Server::remove_export(std::string name) {
+  const std::shared_ptr<const Export> target = exports_.find(name);
+  if (!target) co_await fail(Error(Errc::not_found, cat("no export ", byre::quoted(name))));
+  exports_.remove(*target);
+  const auto uses = [&](const Session& session) { return session.uses(*target); };
+  stop_sessions(uses);
+  while (std::ranges::any_of(sessions_, [&](const Session* one) { return uses(*one); })) {
+    co_await session_ended_.wait();
   }
 }
 
@@ -95,6 +119,7 @@ Task<void> Server::attend(Socket socket, DoorOptions options) {
   }
   --statistics_.connections_open;
   place_free_.notify();
+  session_ended_.notify();
   if (last) stop();
 }
 

@@ -60,6 +60,11 @@ class Server {
   Result<void> add_export(Export target, bool is_default = false) {
     return exports_.add(std::move(target), is_default);
   }
+  /// How many have chosen it.
+  size_t clients_of(std::string_view name) const;
+  /// No new client finds it, and those that have chosen it are ended as by stop().  Ends when they
+  /// have gone; nothing here leads to the device then.
+  Task<void> remove_export(std::string name);
   /// Before serve().
   void add_listener(Listener listener, DoorOptions options = {});
   /// A client that is connected already (a socket pair, a passed descriptor); also during serve().
@@ -79,6 +84,8 @@ class Server {
     Listener listener;
     DoorOptions options;
   };
+  template <class Which>
+  void stop_sessions(Which which);
   Task<void> accept_from(Door& door);
   bool full() const { return statistics_.connections_open >= options_.connections_max; }
   /// Ends when there is one, or the server stops.
@@ -97,6 +104,7 @@ class Server {
   Scope doors_open_;
   Scope clients_;
   Event place_free_;
+  Event session_ended_;
   Socket last_client_;  ///< See end_with_last_client.
   bool stopping_ = false;
 };

@@ -74,6 +74,28 @@ TEST_P(NbdServer, ServesItsExportsByName) {
   EXPECT_EQ(server->statistics().connections_failed, 0u);
 }
 
+TEST_P(NbdServer, AnExportIsRemovedWithItsClientsAndNoOthers) {
+  serve_for([](NbdServer& t) -> Task<void> {
+    const std::unique_ptr<TestClient> one = co_await connect(t);
+    co_await one->attach({.name = "disk"});
+    const std::unique_ptr<TestClient> other = co_await connect(t);
+    co_await other->attach({.name = "frozen"});
+    EXPECT_EQ(t.server->clients_of("disk"), 1u);
+    EXPECT_EQ(t.server->clients_of("nosuch"), 0u);
+    const size_t edges = t.disk->node()->parents().size();
+    co_await t.server->remove_export("disk");
+    EXPECT_EQ(t.disk->node()->parents().size(), edges - 1);  // Nothing here leads there any more.
+    EXPECT_TRUE(co_await one->at_end());
+    co_await check_read(*other);
+    EXPECT_EQ(t.server->clients_of("disk"), 0u);
+    const std::unique_ptr<TestClient> late = co_await connect(t);
+    const Result<void> attached = co_await late->attach({.name = "disk"}).result();
+    EXPECT_FALSE(attached);
+    const Result<void> again = co_await t.server->remove_export("disk").result();
+    EXPECT_FALSE(again);
+  });
+}
+
 TEST_P(NbdServer, ADoorDecidesAboutListing) {
   const Body list = [](NbdServer& t) -> Task<void> {
     const std::unique_ptr<TestClient> client = co_await connect(t);

@@ -90,6 +90,8 @@ class Session {
   void hurry(int64_t ns);
   /// It got as far as the transmission phase.
   bool attached() const { return transmitting_; }
+  /// Has it chosen this export?
+  bool uses(const Export& target) const { return handshake_.chosen_export() == &target; }
   /// Asked when a client has taken its leave in order: should its connection stay open after run()?
   void leave_open_if(std::function<bool()> wanted) { leave_open_ = std::move(wanted); }
   /// After run(): the connection that stays open.

@@ -45,7 +45,9 @@ Result<Address> unix_address(const std::string& path) {
   }
   un->sun_family = AF_UNIX;
   std::memcpy(un->sun_path, path.data(), path.size());
-  address.length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size() + 1);
+  // A name of the abstract namespace ends where its length says.
+  const size_t length = path.size() + (path[0] == '\0' ? 0 : 1);
+  address.length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + length);
   return address;
 }
 
@@ -73,6 +75,8 @@ std::string text_of(const Address& address) {
   if (address.family() == AF_UNIX) {
     const auto* const un = c_cast<const sockaddr_un>(&address.storage);
     const size_t length = address.length - offsetof(sockaddr_un, sun_path);
+    const bool is_abstract = length > 1 && un->sun_path[0] == '\0';
+    if (is_abstract) return cat("@", std::string_view(un->sun_path + 1, length - 1));
     return {un->sun_path, strnlen(un->sun_path, length)};
   }
   char host[NI_MAXHOST];
@@ -293,6 +297,10 @@ Result<Listener> Listener::listen_unix(Reactor& reactor, const std::string& path
   // Linux gives the file the mode of the socket, so that it is never open to others.
   if (fchmod(fd.get(), 0600) != 0) return problem(errno);
   int bound = bind(fd.get(), address.get(), address.length);
+  if (bound != 0 && errno == EADDRINUSE && path[0] == '\0') {
+    return Error(Errc::busy, cat("listen on ", quoted(path), ": another server listens there"),
+                 EADDRINUSE);
+  }
   if (bound != 0 && errno == EADDRINUSE) {
     struct stat status;
     if (lstat(path.c_str(), &status) == 0 && !S_ISSOCK(status.st_mode)) {
@@ -309,7 +317,7 @@ Result<Listener> Listener::listen_unix(Reactor& reactor, const std::string& path
   if (bound != 0 || listen(fd.get(), kBacklog) != 0) return problem(errno);
   Listener listener(reactor, std::move(fd));
   struct stat status;
-  if (lstat(path.c_str(), &status) == 0) {
+  if (path[0] != '\0' && lstat(path.c_str(), &status) == 0) {
     listener.path_ = path;
     listener.device_ = status.st_dev;
     listener.inode_ = status.st_ino;

@@ -41,7 +41,8 @@ class Socket {
   Socket& operator=(Socket&& other) noexcept;
   ~Socket();
 
-  /// `attempt`, which may be null, lives until this ends.
+  /// `attempt`, which may be null, lives until this ends.  A path that begins with a zero byte is a
+  /// name of Linux's abstract namespace.
   static Task<Socket> connect_unix(Reactor& reactor, std::string path,
                                    ConnectAttempt* attempt = nullptr);
   /// Tries each address that `host` has.
@@ -75,6 +76,8 @@ class Listener {
  public:
   /// A socket in the file system that only its owner may use (mode 0600).  One that a dead server
   /// left behind is replaced; where a server still answers, Errc::busy.  Removed on destruction.
+  /// An abstract name (a zero byte first) has no mode: whoever shares the network namespace may
+  /// connect.
   static Result<Listener> listen_unix(Reactor& reactor, const std::string& path);
   /// Port 0: one that is free (see port()).
   static Result<Listener> listen_tcp(Reactor& reactor, const std::string& address, uint16_t port);

@@ -387,6 +387,17 @@ Result<DeviceTree> parse_device_list(std::span<const std::string> texts, std::st
   return found->second;
 }
 
+Result<DeviceTree> parse_named_tree(OptionTree options, const OpenNodes& known) {
+  const OptionTree nothing;
+  TreeParser parser(nothing);
+  if (!options.find("driver")) return invalid("Parameter 'driver' is missing");
+  if (!options.find("node-name")) {
+    return invalid("'node-name' must be specified for the root node");
+  }
+  parser.names() = known;
+  return parser.read(std::move(options), nullptr);
+}
+
 // --- For people ----------------------------------------------------------------------------------
 
 namespace {

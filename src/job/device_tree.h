@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "block/detect_zeroes.h"
+#include "block/graph.h"
 #include "job/driver.h"
 #include "job/option_tree.h"
 
@@ -45,6 +46,8 @@ class DeviceNode {
   bool is_implied = false;         ///< Nobody named the driver: a path, which may be a device's.
   bool was_decided = false;        ///< Its first bytes have decided, and it is opened again.
   std::string node_name;
+  /// The node is open already, and this is it: what follows says nothing.
+  std::shared_ptr<Node> open;
 
   // What every node may be told; none: as its parent has it.
   std::optional<bool> read_only;
@@ -130,6 +133,11 @@ class TreeChange {
 
   std::vector<std::pair<DeviceTree, DeviceNode>> before_;
 };
+
+/// Nodes that are open, by name: what a tree may refer to.
+using OpenNodes = std::map<std::string, DeviceTree, std::less<>>;
+/// One tree with a node-name, whose nodes may refer to `known` ones (DeviceNode::open).
+Result<DeviceTree> parse_named_tree(OptionTree options, const OpenNodes& known);
 
 /// For people: all drivers; the options of one.
 std::string describe_drivers();

@@ -366,6 +366,21 @@ TEST(TreeChange, SettingsChangeAndDevicesDoNot) {
   EXPECT_EQ(changed("driver=raw,file.driver=null-co", "size=512,file.size=1G"),
             "error: Cannot change the option 'size'");
   EXPECT_EQ(changed("driver=raw,file.driver=null-co", "size=512"), "raw size=512 (file: null-co)");
+TEST(NamedTree, MayReferToNodesThatAreKnown) {
+  OpenNodes known;
+  known.emplace("f", std::make_shared<DeviceNode>());
+  known.at("f")->node_name = "f";
+  const auto parse = [&](std::string_view text) {
+    return parse_named_tree(*parse_option_list(text), known);
+  };
+  const Result<DeviceTree> tree = parse("driver=raw,node-name=r,file=f");
+  ASSERT_TRUE(tree) << tree.error().message();
+  EXPECT_EQ((*tree)->child("file"), known.at("f").get());
+  const auto refused = [&](std::string_view text) { return parse(text).error().message(); };
+  EXPECT_EQ(refused("driver=raw,node-name=r,file=g"), "Cannot find device='g' nor node-name='g'");
+  EXPECT_EQ(refused("driver=null-co,node-name=f"), "Duplicate nodes with node-name='f'");
+  EXPECT_EQ(refused("driver=null-co"), "'node-name' must be specified for the root node");
+  EXPECT_EQ(refused("node-name=x"), "Parameter 'driver' is missing");
 }
 
 TEST(Drivers, EachHasHelpForAllOfItsOptions) {

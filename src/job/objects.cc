@@ -107,7 +107,7 @@ Result<void> Objects::add(std::string_view text) {
         "Parameter 'id' expects an identifier\n"
         "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.");
   }
-  const bool is_known = groups_.contains(id) || secrets_.contains(id);
+  const bool is_known = contains(id);
   const auto again = [&id] {
     return invalid("attempt to add duplicate property '", id, "' to object (type 'container')");
   };
@@ -120,6 +120,29 @@ Result<void> Objects::add(std::string_view text) {
   BYRE_TRY(limits, read_limits(options));
   if (is_known) return again();
   groups_.emplace(id, Group{.limits = limits, .group = nullptr});
+  return {};
+}
+
+Result<Objects::Named> Objects::type_and_id(std::string_view text) {
+  BYRE_TRY(options, options_of(text));
+  BYRE_TRY(type, take_text(options, "qom-type"));
+  BYRE_TRY(id, take_text(options, "id"));
+  return Named{.type = std::move(type), .id = std::move(id)};
+}
+
+Result<void> Objects::remove(std::string_view id) {
+  if (const auto group = groups_.find(id); group != groups_.end()) {
+    if (group->second.group.use_count() > 1) {
+      return Error(Errc::busy, cat("object '", id, "' is in use, can not be deleted"));
+    }
+    groups_.erase(group);
+    return {};
+  }
+  const auto secret = secrets_.find(id);
+  if (secret == secrets_.end()) {
+    return Error(Errc::not_found, cat("object '", id, "' not found"));
+  }
+  secrets_.erase(secret);
   return {};
 }
 

@@ -25,6 +25,15 @@ class Objects {
  public:
   /// What is wrong is said in QEMU's words, where it has some.
   Result<void> add(std::string_view text);
+  /// Without looking at the rest of the text.
+  struct Named {
+    std::string type;
+    std::string id;
+  };
+  static Result<Named> type_and_id(std::string_view text);
+  bool contains(std::string_view id) const { return groups_.contains(id) || secrets_.contains(id); }
+  /// Errc::busy while a device uses it.
+  Result<void> remove(std::string_view id);
   /// Null: there is no such group.
   std::shared_ptr<ThrottleGroup> throttle_group(std::string_view id, Reactor& reactor);
   /// Its contents; null: there is no such secret.

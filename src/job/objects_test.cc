@@ -41,6 +41,23 @@ TEST(Objects, AThrottleGroupHasTheLimitsThatWereGiven) {
   }
 }
 
+TEST(Objects, AnObjectThatIsUsedIsNotRemoved) {
+  SimReactor reactor(1);
+  Objects objects;
+  ASSERT_TRUE(objects.add("throttle-group,id=g"));
+  ASSERT_TRUE(objects.add("secret,id=s,data=x"));
+  std::shared_ptr<ThrottleGroup> user = objects.throttle_group("g", reactor);
+  const Result<void> refused = objects.remove("g");
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().message(), "object 'g' is in use, can not be deleted");
+  user.reset();
+  EXPECT_TRUE(objects.remove("g"));
+  EXPECT_TRUE(objects.remove("s"));
+  const Result<void> again = objects.remove("g");
+  ASSERT_FALSE(again);
+  EXPECT_EQ(again.error().message(), "object 'g' not found");
+}
+
 TEST(Objects, WhatIsWrongIsNamed) {
   const std::pair<std::string_view, std::string_view> cases[] = {
       {"", "Parameter 'qom-type' is missing"},

@@ -48,6 +48,7 @@ class TreeOpener {
       : files_(files), options_(options) {}
 
   Task<OpenedNode> open(DeviceNode& node, NodeUse use) {
+    if (node.open) co_return co_await refer_to(node, use);
     if (node.parents < 2) co_return co_await open_alone(node, use);
     Shared& shared = shared_[&node];
     use = *shared.use;
@@ -68,6 +69,7 @@ class TreeOpener {
   /// Before anything is opened: what all parents of each node that has several want of it.  It is
   /// walked again only where that has become more, so each node few times.
   void gather(const DeviceNode& node, NodeUse use) {
+    if (node.open) return;
     if (node.parents > 1) {
       std::optional<NodeUse>& all = shared_[&node].use;
       const std::optional<NodeUse> before = all;
@@ -126,6 +128,20 @@ class TreeOpener {
     return use;
   }
 
+  /// Another edge to a node that is open.
+  static Task<OpenedNode> refer_to(const DeviceNode& node, const NodeUse& use) {
+    Device& device = node.open->device();
+    if (use.writable && !device.writable()) {
+      co_return Error(Errc::read_only, cat("Block node is read-only: ", node.open->name()));
+    }
+    OpenedNode opened;
+    opened.device = Child::to(device);
+    for (const DiskFormat format : {DiskFormat::qcow2, DiskFormat::qcow}) {
+      if (node.driver == &driver_of(format)) opened.format = format;
+    }
+    co_return std::move(opened);
+  }
+
   Task<OpenedNode> open_alone(DeviceNode& node, NodeUse use) {
     co_await apply(node, use);
     NodeParts parts{.node = node,
@@ -139,7 +155,14 @@ class TreeOpener {
       co_await close_children(parts);
       co_return std::move(opened).error();
     }
+    // A raw disk that is all of its file is no device of its own otherwise.
+    const bool passes =
+        node.driver == &kRawDriver && !node.number("offset") && !node.number("size");
+    if (options_.keep_nodes && passes) {
+      opened->device = std::make_unique<Filter>(std::move(opened->device));
+    }
     put_filters(node, *opened);
+    if (options_.on_node) options_.on_node(node, opened->device.node());
     if (!node.node_name.empty()) opened->device.node().set_name(node.node_name);
     co_return std::move(opened);
   }
@@ -306,6 +329,12 @@ OpenedNode& NodeParts::child(std::string_view role) {
 }
 
 Task<Disk> open_tree(FileOpener& opener, DeviceTree tree, OpenTreeOptions options) {
+  Disk disk = co_await open_node(opener, std::move(tree), std::move(options));
+  make_whole(disk);
+  co_return std::move(disk);
+}
+
+Task<Disk> open_node(FileOpener& opener, DeviceTree tree, OpenTreeOptions options) {
   TreeOpener nodes(opener, options);
   nodes.gather(*tree, use_of(options));
   OpenedNode opened = co_await nodes.open(*tree, use_of(options));
@@ -324,7 +353,6 @@ Task<Disk> open_tree(FileOpener& opener, DeviceTree tree, OpenTreeOptions option
             .guessed = opened.guessed,
             .image = opened.image,
             .without_backing = opened.without_backing};
-  make_whole(disk);
   co_return std::move(disk);
 }
 

@@ -35,10 +35,17 @@ struct OpenTreeOptions {
   /// Told, before anything else is found wrong, that raw was guessed for a disk to be written.
   std::function<void()> on_guessed_raw = {};
   std::function<Child(Child)> over_file = {};
+  /// Each node is a node of the graph: also one that only passes through.
+  bool keep_nodes = false;
+  /// Told of each node once it is open, from the bottom up.
+  std::function<void(const DeviceNode&, Node&)> on_node = {};
 };
 
 /// The caller must close() the device.
 Task<Disk> open_tree(FileOpener& opener, DeviceTree tree, OpenTreeOptions options);
+
+/// The same without what guests need over a disk (whole sectors): a node for others to use.
+Task<Disk> open_node(FileOpener& opener, DeviceTree tree, OpenTreeOptions options);
 
 /// What an image lies in: the device below the format at the top, or all of it where that is raw.
 struct Storage {

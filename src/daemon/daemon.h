@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Daemon: what `byre daemon` is: nodes, exports and objects, and the monitors by which clients
+/// change them.
+///
+///     Daemon daemon(reactor, options);
+///     co_await daemon.add_chardev(...); co_await daemon.add_monitor(...);   // in any order that
+///     fits co_await daemon.run();    // until quit(): a command, or a signal co_await
+///     daemon.end();
+///
+/// Commands run one at a time, whichever monitor they come by, so that none sees what another has
+/// half done.  The end, in this order: no command begins any more; exports end, with the requests
+/// that run answered; jobs and others that use nodes end (NodeUser); nodes are flushed
+/// and closed; monitors have said what they had to say, and their sockets go.
+/// Invariant: everything that was answered is durable when end() has succeeded.
+/// Not here: words of a command line (cli/daemon.cc), commands (modules.h).
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "coro/event.h"
+#include "coro/scope.h"
+#include "coro/semaphore.h"
+#include "daemon/chardev.h"
+#include "daemon/descriptors.h"
+#include "daemon/exports.h"
+#include "daemon/nodes.h"
+#include "daemon/qmp_session.h"
+
+namespace byre {
+
+/// `--monitor`
+struct MonitorOptions {
+  std::string chardev;
+  std::string mode = "control";
+  std::optional<std::string> id;
+  bool pretty = false;
+};
+const qmp::Struct& definition_of(const MonitorOptions*);
+
+/// Does one command of `byre io` on a node, and says what it printed.
+class IoRunner {
+ public:
+  virtual Task<std::string> run_io(NamedNode& node, std::string command) = 0;
+
+ protected:
+  ~IoRunner() = default;
+};
+
+/// What uses nodes by itself, beside exports: jobs.
+class NodeUser {
+ public:
+  /// The daemon is about to close the nodes: nothing of it runs any more when this has ended.
+  virtual Task<void> end() = 0;
+
+ protected:
+  ~NodeUser() = default;
+};
+
+class Daemon {
+ public:
+  struct Options {
+    FileOpener& files;
+    std::string qemu_version;  ///< "10.0.0"
+    std::string package;       ///< Who it really is.
+    bool allow_remote = false;
+    /// Told what users should know.
+    std::function<void(const std::string&)> note;
+    std::function<void(const std::string&)> warn;
+    IoRunner* io = nullptr;  ///< Null: human-monitor-command is refused.
+  };
+  Daemon(Reactor& reactor, Options options);
+  Daemon(const Daemon&) = delete;
+  ~Daemon();
+
+  // What options of the command line and commands do alike.
+  Task<void> add_chardev(qmp::ChardevOptions options);
+  Task<void> add_monitor(MonitorOptions options);
+  Result<void> add_object(const std::string& text);
+  Result<void> remove_object(const std::string& id);
+
+  Task<void> run();
+  /// Safe to call at any time, and again.
+  void quit();
+  bool quitting() const { return quitting_; }
+  Task<void> end();
+
+  Reactor& reactor() { return reactor_; }
+  Nodes& nodes() { return nodes_; }
+  BlockExports& exports() { return exports_; }
+  qmp::DescriptorSets& descriptor_sets() { return sets_; }
+  const qmp::CommandSet& commands() const { return commands_; }
+  const Options& options() const { return options_; }
+  const qmp::Json& version() const { return realm_.version; }
+  qmp::AddressContext addresses(qmp::Descriptors* descriptors) {
+    return {.reactor = reactor_, .descriptors = descriptors, .allow_remote = options_.allow_remote};
+  }
+
+  /// Tells all clients that have negotiated.  The event is one of the command set's.
+  void emit(std::string_view event, qmp::Json data);
+  /// It is ended before the nodes are closed.
+  void add_user(NodeUser& user) { users_.push_back(&user); }
+
+ private:
+  struct Monitor;
+  Task<void> serve(Monitor& monitor);
+
+  Reactor& reactor_;
+  const Options options_;
+  qmp::DescriptorSets sets_;
+  qmp::FdsetOpener files_;
+  std::shared_ptr<Objects> objects_;
+  std::set<std::string, std::less<>> io_threads_;
+  Nodes nodes_;
+  BlockExports exports_;
+  qmp::CommandSet commands_;
+  Mutex turn_;
+  qmp::Realm realm_;
+  std::vector<std::unique_ptr<qmp::Chardev>> chardevs_;
+  std::vector<std::unique_ptr<Monitor>> monitors_;
+  std::vector<NodeUser*> users_;
+  Scope serving_;
+  Event asked_to_quit_;
+  bool quitting_ = false;
+};
+
+}  // namespace byre

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/exports.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "block/whole_sectors.h"
+
+namespace byre {
+
+namespace {
+
+/// Identifiers of QEMU begin with a letter.
+bool is_identifier(std::string_view id) {
+  const auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
+  return !id.empty() && is_letter(id[0]) && std::ranges::all_of(id, [&](char c) {
+    return is_letter(c) || (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_';
+  });
+}
+
+constexpr size_t kExportsMax = 1024;
+constexpr size_t kContextNameMax = 255;
+
+}  // namespace
+
+BlockExports::BlockExports(Reactor& reactor, Nodes& nodes, Options options)
+    : reactor_(reactor),
+      nodes_(nodes),
+      options_(std::move(options)),
+      serving_(reactor.ready()),
+      leaving_(reactor.ready()) {}
+
+BlockExports::~BlockExports() { BYRE_ASSERT(!server_ && exports_.empty()); }
+
+Result<void> BlockExports::start(Listener listener, uint32_t connections_max, bool allow_list) {
+  if (server_) return invalid("NBD server already running");
+  nbd::ServerOptions options;
+  options.connections_max =
+      connections_max == 0 ? std::numeric_limits<uint32_t>::max() : connections_max;
+  options.report = options_.report;
+  server_ = std::make_unique<nbd::Server>(reactor_, std::move(options));
+  server_->add_listener(std::move(listener), {.allow_list = allow_list});
+  serving_.spawn(server_->serve());
+  return {};
+}
+
+Task<void> BlockExports::stop() {
+  if (!server_) co_await fail(invalid("NBD server not running"));
+  std::vector<std::string> ids;
+  for (const auto& one : exports_) ids.push_back(one->said.id);
+  for (std::string& id : ids) {
+    if (find(id)) (void)co_await remove(std::move(id), Mode::hard).result();
+  }
+  co_await leaving_.join();
+  server_->stop();
+  const Result<void> served = co_await serving_.join().result();
+  server_.reset();
+  if (!served && options_.report) options_.report(served.error());
+}
+
+BlockExports::One* BlockExports::find(const std::string& id) {
+  const auto found =
+      std::ranges::find_if(exports_, [&](const auto& one) { return one->said.id == id; });
+  return found == exports_.end() ? nullptr : found->get();
+}
+
+NamedNode* BlockExports::holder(const NewExport& said, const std::optional<std::string>& node) {
+  return nodes_.find(node.value_or(said.node_name));
+}
+
+void BlockExports::release(const NewExport& said, size_t bitmaps) {
+  for (size_t i = 0; i < bitmaps; ++i) {
+    NamedNode* const node = holder(said, said.bitmaps[i].first);
+    if (node) release_bitmap(*node, said.bitmaps[i].second);
+  }
+}
+
+Result<void> BlockExports::check(const NewExport& wanted, const NamedNode& node) {
+  if (exports_.size() >= kExportsMax) return invalid("There are ", kExportsMax, " exports already");
+  for (const auto& one : exports_) {
+    if (one->said.name == wanted.name) {
+      return Error(Errc::exists, cat("NBD server already has export named '", wanted.name, "'"));
+    }
+  }
+  if (wanted.name.size() > nbd::kStringMax) {
+    return invalid("export name '", wanted.name.substr(0, 64), "...' too long");
+  }
+  if (wanted.writable && !node.device().writable()) {
+    return Error(Errc::read_only, "Cannot export read-only node as writable");
+  }
+  for (const auto& [other, bitmap] : wanted.bitmaps) {
+    if (bitmap.size() > kContextNameMax) return invalid("bitmap name '", bitmap, "' too long");
+    NamedNode* const holder_node = holder(wanted, other);
+    if (!holder_node) return no_such_node("", other.value_or(wanted.node_name));
+    const Result<BitmapFacts> facts = look_at_bitmap(*holder_node, bitmap);
+    if (!facts) return Error(Errc::not_found, cat("Bitmap '", bitmap, "' is not found"));
+    if (facts->recording && !wanted.writable && node.device().writable()) {
+      return invalid("Enabled bitmap '", bitmap, "' incompatible with readonly export");
+    }
+  }
+  return {};
+}
+
+Task<nbd::Export> BlockExports::make(const NewExport& wanted, NamedNode& node) {
+  nbd::Export made{.name = wanted.name,
+                   .description = wanted.description,
+                   .writable = wanted.writable,
+                   .depth = wanted.depth};
+  Child edge = Child::to(node.entry());
+  const Access uses{.read = true, .write = wanted.writable};
+  Permissions permissions{.uses = uses, .shares = Access::all()};
+  permissions.shares.resize = false;
+  co_await edge.set_permissions(permissions);
+  if (edge->size() % kSectorSize != 0) edge = std::make_unique<WholeSectors>(std::move(edge));
+  size_t used = 0;
+  for (const auto& [other, bitmap] : wanted.bitmaps) {
+    Result<nbd::ExportContext> context =
+        co_await use_bitmap(*holder(wanted, other), bitmap).result();
+    if (!context) {
+      release(wanted, used);
+      co_return std::move(context).error();
+    }
+    ++used;
+    made.contexts.push_back(*std::move(context));
+  }
+  made.disk = std::make_shared<Entrance>(std::move(edge));
+  co_return std::move(made);
+}
+
+Task<void> BlockExports::add(NewExport wanted) {
+  if (!is_identifier(wanted.id)) co_await fail(invalid("Invalid block export id"));
+  if (find(wanted.id)) {
+    co_await fail(Error(Errc::exists, cat("Block export id '", wanted.id, "' is already in use")));
+  }
+  NamedNode* const node = co_await nodes_.need(wanted.node_name);
+  if (!server_) co_await fail(invalid("NBD server not running"));
+  co_await check(wanted, *node);
+  nbd::Export made = co_await make(wanted, *node);
+  auto one = std::make_unique<One>();
+  one->entrance = made.disk;
+  Result<void> added = server_->add_export(std::move(made));
+  if (!added) {
+    release(wanted, wanted.bitmaps.size());
+    co_await one->entrance->edge().close();
+    co_await std::move(added);
+  }
+  one->said = std::move(wanted);
+  exports_.push_back(std::move(one));
+}
+
+Task<void> BlockExports::remove(std::string id, Mode mode) {
+  One* const one = find(id);
+  if (!one) co_await fail(Error(Errc::not_found, cat("Export '", id, "' is not found")));
+  if (one->shutting_down) {
+    co_await fail(invalid("Export '", id, "' is already shutting down"));
+  }
+  if (mode == Mode::safe && server_->clients_of(one->said.name) != 0) {
+    co_await fail(Error(Errc::busy, cat("export '", id,
+                                        "' still in use; mode 'hard' ends its "
+                                        "clients' connections")));
+  }
+  one->shutting_down = true;
+  leaving_.spawn(take_down(*one));
+}
+
+/// Without clients it has ended when remove() does.
+Task<void> BlockExports::take_down(One& one) {
+  const Result<void> removed = co_await server_->remove_export(one.said.name).result();
+  if (!removed && options_.report) options_.report(removed.error());
+  release(one.said, one.said.bitmaps.size());
+  const Result<void> closed = co_await one.entrance->edge().close().result();
+  if (!closed && options_.report) options_.report(closed.error());
+  const std::string id = one.said.id;
+  std::erase_if(exports_, [&](const auto& other) { return other.get() == &one; });
+  options_.deleted(id);
+}
+
+qmp::Json BlockExports::describe() const {
+  qmp::Json all = qmp::Json::array();
+  for (const auto& one : exports_) {
+    all.push_back({{"id", one->said.id},
+                   {"type", "nbd"},
+                   {"node-name", one->said.node_name},
+                   {"shutting-down", one->shutting_down}});
+  }
+  return all;
+}
+
+HoldClients::HoldClients(BlockExports& exports) : idle_(exports.reactor_.ready()) {
+  for (const auto& one : exports.exports_) entrances_.push_back(one->entrance);
+}
+
+HoldClients::~HoldClients() {
+  if (!closed_) return;
+  for (const auto& entrance : entrances_) entrance->edge().gate()->open(idle_);
+}
+
+Task<void> HoldClients::begin() {
+  closed_ = true;
+  for (const auto& entrance : entrances_) entrance->edge().gate()->close(idle_);
+  const auto is_busy = [](const auto& entrance) { return !entrance->edge().gate()->is_idle(); };
+  while (std::ranges::any_of(entrances_, is_busy)) co_await idle_.wait();
+}
+
+}  // namespace byre

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/modules.h"
+
+namespace byre::qmp {
+
+void add_all(CommandSet& set) {
+  add_control_commands(set);
+  add_descriptor_commands(set);
+  add_node_commands(set);
+  add_chain_commands(set);
+  add_export_commands(set);
+  add_bitmap_commands(set);
+  add_transaction(set);
+}
+
+}  // namespace byre::qmp

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/nodes.h"
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "daemon/blockdev_options.h"
+
+namespace byre {
+
+namespace {
+
+std::string filename_of(const DeviceNode& node) {
+  return node.driver && node.driver->is_protocol ? node.text("filename").value_or("") : "";
+}
+
+/// The edge that leads from the graph to what records, and that from the monitor, do not count as
+/// users of a node.
+bool is_user(const Child& edge, const NamedNode& node) {
+  if (edge.role() == Role::name) return false;
+  return !node.bitmaps.recorder || edge.owner() != node.bitmaps.recorder.get();
+}
+
+/// Who uses the node, in the words that QEMU has for it; none: nobody.
+Result<void> in_use(const NamedNode& node, std::span<Child* const> edges) {
+  for (const Child* edge : edges) {
+    if (!is_user(*edge, node) || edge == &node.bitmaps.recorder) continue;
+    if (!edge->owner()) return Error(Errc::busy, cat("Node ", node.name, " is in use"));
+    if (edge->role() == Role::backing) {
+      const Node* const above = edge->owner()->node();
+      return Error(Errc::busy,
+                   cat("Node '", node.name, "' is busy: node is used as backing hd of '",
+                       above ? above->name() : edge->owner()->name(), "'"));
+    }
+    return Error(Errc::busy, cat("Block device ", node.name, " is in use"));
+  }
+  return {};
+}
+
+/// A file that could not be opened, as QEMU says it.
+Error in_words(Error error) {
+  constexpr std::string_view kOpen = "open '";
+  if (!error.message().starts_with(kOpen)) return error;
+  return Error(error.code(), cat("Could not ", error.message()), error.sys_errno(), error.where());
+}
+
+}  // namespace
+
+Error no_such_node(std::string_view device, std::string_view name) {
+  return Error(Errc::not_found,
+               cat("Cannot find device='", device, "' nor node-name='", name, "'"));
+}
+
+NamedNode::NamedNode(std::string n, Node& opened, const DeviceNode& said)
+    : name(std::move(n)),
+      driver(said.driver),
+      filename(filename_of(said)),
+      detect_zeroes(said.detect_zeroes),
+      direct(said.direct.value_or(false)),
+      node_(opened.weak_from_this()) {}
+
+Device& NamedNode::device() const {
+  const std::shared_ptr<Node> node = node_.lock();
+  BYRE_ASSERT(node);
+  return node->device();
+}
+
+Device& NamedNode::entry() const { return bitmaps.recorder ? *bitmaps.recorder : device(); }
+
+Image* NamedNode::image() const {
+  for (Device* at = &device(); at;) {
+    if (auto* const image = dynamic_cast<Image*>(at)) return image;
+    const auto down = std::ranges::find(at->children(), Role::filtered, &Child::role);
+    at = down == at->children().end() ? nullptr : (*down)->get();
+  }
+  return nullptr;
+}
+
+Result<void> NamedNode::check_free() const {
+  if (blockers.empty()) return {};
+  return Error(Errc::busy, cat("Node '", name, "' is busy: ", blockers.front()));
+}
+
+NamedNode* Nodes::find(std::string_view name) {
+  const auto found = nodes_.find(name);
+  if (found == nodes_.end()) return nullptr;
+  if (found->second->is_there()) return found->second.get();
+  nodes_.erase(found);
+  return nullptr;
+}
+
+Result<NamedNode*> Nodes::need(std::string_view name, std::string_view device) {
+  NamedNode* const found = find(name);
+  if (!found) return no_such_node(device, name);
+  return found;
+}
+
+std::vector<NamedNode*> Nodes::all() {
+  std::erase_if(nodes_, [](const auto& entry) { return !entry.second->is_there(); });
+  std::vector<NamedNode*> nodes;
+  for (const auto& [name, node] : nodes_) nodes.push_back(node.get());
+  return nodes;
+}
+
+std::vector<Node*> Nodes::graph() {
+  std::vector<Node*> found;
+  std::set<const Node*> seen;
+  const auto visit = [&](const auto& self, Device& device) -> void {
+    Node* const node = device.node();
+    if (!node || !seen.insert(node).second) return;
+    found.push_back(node);
+    for (const Child* child : device.children()) self(self, **child);
+  };
+  // Tops first, so that what lies below follows.
+  const std::vector<NamedNode*> nodes = all();
+  for (const NamedNode* node : nodes) {
+    if (node->is_owned() && !in_use(*node, node->device().node()->parents())) continue;
+    if (node->is_owned()) visit(visit, node->device());
+  }
+  for (const NamedNode* node : nodes) visit(visit, node->device());
+  return found;
+}
+
+NamedNode* Nodes::named(const Node& node) {
+  for (NamedNode* one : all()) {
+    if (one->device().node() == &node) return one;
+  }
+  return nullptr;
+}
+
+OpenNodes Nodes::known() {
+  OpenNodes known;
+  for (const NamedNode* node : all()) {
+    auto open = std::make_shared<DeviceNode>();
+    open->driver = node->driver;
+    open->node_name = node->name;
+    open->open = node->entry().node()->shared_from_this();
+    known.emplace(node->name, std::move(open));
+  }
+  return known;
+}
+
+Task<Disk> Nodes::open(DeviceTree tree, std::vector<std::unique_ptr<NamedNode>>& opened) {
+  OpenTreeOptions options{.image = {.writable = !tree->read_only.value_or(false),
+                                    .scan = ImageOptions::Scan::beside_requests,
+                                    .message = options_.message}};
+  options.growable = options.image.writable;
+  options.reactor = &reactor_;
+  options.objects = options_.objects;
+  options.keep_nodes = true;
+  options.on_node = [&opened](const DeviceNode& said, Node& node) {
+    if (said.node_name.empty()) return;
+    opened.push_back(std::make_unique<NamedNode>(said.node_name, node, said));
+  };
+  follow_named_devices(options.image, reactor_);
+  const bool may_be_read_only = tree->auto_read_only && options.image.writable;
+  Result<Disk> disk = co_await open_node(options_.files, tree, options).result();
+  if (!disk && may_be_read_only) {
+    opened.clear();
+    options.image.writable = options.growable = false;
+    disk = co_await open_node(options_.files, tree, options).result();
+  }
+  if (!disk) co_return in_words(std::move(disk).error());
+  co_return *std::move(disk);
+}
+
+Task<void> Nodes::add(qmp::Json options) {
+  OptionTree tree = co_await qmp::tree_of_json(options);
+  DeviceTree parsed = co_await parse_named_tree(std::move(tree), known());
+  if (nodes_.size() >= kNodesMax) {
+    co_await fail(invalid("There are ", kNodesMax, " nodes already"));
+  }
+  co_await open_as(std::move(parsed), std::move(options));
+}
+
+Task<void> Nodes::open_as(DeviceTree tree, qmp::Json options) {
+  std::vector<std::unique_ptr<NamedNode>> opened;
+  Disk disk = co_await open(tree, opened);
+  for (std::unique_ptr<NamedNode>& node : opened) {
+    node->opened_for_ = tree->node_name;
+    if (node->name == tree->node_name) {
+      node->tree_ = tree;
+      node->options_ = options;
+      node->hold_ = disk.device.hold();
+    }
+    std::string name = node->name;
+    nodes_.insert_or_assign(std::move(name), std::move(node));
+  }
+  // The monitor's edge keeps it open; this one only ends.
+  co_await disk.device.close();
+}
+
+Result<void> Nodes::check_unused(const NamedNode& node) {
+  if (Result<void> free = node.check_free(); !free) return free;
+  if (Result<void> unused = in_use(node, node.device().node()->parents()); !unused) return unused;
+  return node.bitmaps.recorder ? in_use(node, node.entry().node()->parents()) : Result<void>();
+}
+
+/// The names of what was opened with it; what somebody else uses as well keeps its name.
+void Nodes::forget(const std::string& opened_for) {
+  std::erase_if(nodes_, [](const auto& entry) { return !entry.second->is_there(); });
+  for (auto& [name, node] : nodes_) {
+    if (node->opened_for_ == opened_for && name != opened_for) node->opened_for_ = name;
+  }
+}
+
+Task<void> Nodes::close(NamedNode& node) {
+  for (NamedNode* other : all()) {
+    if (other->opened_for_ == node.name) co_await drop_bitmaps(*other);
+  }
+  Result<void> closed = co_await node.hold_.close().result();
+  if (!closed) node.hold_.abandon();
+  node.hold_.reset();
+  const std::string name = node.name;  // It goes with the entry.
+  forget(name);
+  co_await std::move(closed);
+}
+
+Task<void> Nodes::remove(std::string name) {
+  NamedNode* const node = find(name);
+  if (!node) {
+    co_await fail(Error(Errc::not_found, cat("Failed to find node with node-name='", name, "'")));
+  }
+  if (!node->is_owned()) co_await fail(invalid("Node ", name, " is not owned by the monitor"));
+  co_await check_unused(*node);
+  for (const NamedNode* other : all()) {
+    if (other->opened_for_ == name) co_await other->check_free();
+  }
+  co_await close(*node);
+}
+
+Task<void> Nodes::reopen(qmp::Json options) {
+  OptionTree tree = co_await qmp::tree_of_json(options);
+  const auto named = options.find("node-name");
+  if (named == options.end()) co_await fail(invalid("node-name not specified"));
+  const std::string name = qmp::text_in(*named);
+  NamedNode* const node = find(name);
+  if (!node) {
+    co_await fail(Error(Errc::not_found, cat("Failed to find node with node-name='", name, "'")));
+  }
+  if (!node->is_owned()) co_await fail(invalid("Node ", name, " is not owned by the monitor"));
+  if (options["driver"] != node->options_["driver"]) {
+    co_await fail(invalid("Cannot change the option 'driver'"));
+  }
+  if (options == node->options_) co_return;
+  if (Result<void> unused = check_unused(*node); !unused) {
+    co_await fail(Error(Errc::busy, cat(unused.error().message(),
+                                        ": options of a node change only while nobody uses it")));
+  }
+  if (!node->bitmaps.loose.empty()) {
+    co_await fail(Error(Errc::busy, cat("Node '", name, "' has bitmaps that are not persistent")));
+  }
+  OpenNodes others = known();
+  for (const NamedNode* other : all()) {
+    if (other->opened_for_ == name) others.erase(other->name);
+  }
+  DeviceTree wanted = co_await parse_named_tree(std::move(tree), others);
+  const qmp::Json before = node->options_;
+  OptionTree old_tree = co_await qmp::tree_of_json(before);
+  DeviceTree old = co_await parse_named_tree(std::move(old_tree), others);
+  co_await close(*node);
+  Result<void> opened = co_await open_as(std::move(wanted), std::move(options)).result();
+  if (opened) co_return;
+  Result<void> restored = co_await open_as(std::move(old), before).result();
+  if (!restored) {
+    co_await fail(std::move(opened).error().while_doing(
+        cat("Node '", name, "' is closed, and could not be opened as it was (",
+            restored.error().message(), ")")));
+  }
+  co_await std::move(opened);
+}
+
+Task<void> Nodes::close_all() {
+  Result<void> first;
+  for (bool progress = true; progress;) {
+    progress = false;
+    for (NamedNode* node : all()) {
+      if (!node->is_owned() || !check_unused(*node)) continue;
+      Result<void> closed = co_await close(*node).result();
+      if (!closed && first) first = std::move(closed);
+      progress = true;
+      break;  // The list has changed.
+    }
+  }
+  co_await std::move(first);
+}
+
+}  // namespace byre
