@@ -127,6 +127,11 @@ Task<void> IoShell::perform(IoOpen command) {
   co_await open(std::move(command));
 }
 
+void IoShell::use(Child device, Image* image) {
+  device_ = std::move(device);
+  image_ = image;
+}
+
 // Closing.
 
 /// What is held goes on, and what runs ends.
@@ -191,6 +196,9 @@ Task<void> IoShell::mount_again(IoOpen next, TreeChange& change) {
 }
 
 Task<void> IoShell::reopen(IoReopen wanted) {
+  if (!tree_) {
+    co_await fail(unsupported("The node was opened elsewhere: blockdev-reopen changes it"));
+  }
   IoOpen next = how_;
   OptionTree options;
   if (!wanted.options.empty()) options = co_await parse_option_list(wanted.options);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/option_text.h"
+#include "daemon/jobs.h"
 #include "daemon/modules.h"
 #include "daemon/qmp_stream.h"
 #include "io/wall_clock.h"
@@ -64,6 +65,8 @@ Daemon::Daemon(Reactor& reactor, Options options)
       serving_(reactor.ready()),
       asked_to_quit_(reactor.ready()) {
   qmp::add_all(commands_);
+  jobs_ = std::make_unique<DaemonJobs>(*this);
+  add_user(*jobs_);
 }
 
 Daemon::~Daemon() = default;

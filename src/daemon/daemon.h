@@ -60,6 +60,8 @@ class NodeUser {
   ~NodeUser() = default;
 };
 
+class DaemonJobs;
+
 class Daemon {
  public:
   struct Options {
@@ -91,6 +93,7 @@ class Daemon {
   Reactor& reactor() { return reactor_; }
   Nodes& nodes() { return nodes_; }
   BlockExports& exports() { return exports_; }
+  DaemonJobs& jobs() { return *jobs_; }
   qmp::DescriptorSets& descriptor_sets() { return sets_; }
   const qmp::CommandSet& commands() const { return commands_; }
   const Options& options() const { return options_; }
@@ -122,6 +125,7 @@ class Daemon {
   std::vector<std::unique_ptr<qmp::Chardev>> chardevs_;
   std::vector<std::unique_ptr<Monitor>> monitors_;
   std::vector<NodeUser*> users_;
+  std::unique_ptr<DaemonJobs> jobs_;
   Scope serving_;
   Event asked_to_quit_;
   bool quitting_ = false;

@@ -242,6 +242,7 @@ class LiveRun {
     Event changed;
     std::unique_ptr<Entrance> entrance;
     Child target;  ///< Until the job has it.
+    Child kept;    ///< Keeps it open.
     Device* switched_to = nullptr;
     uint64_t guests = 0;
     bool job_ended = false;
@@ -640,6 +641,7 @@ class LiveRun {
       if (kind_ == LiveJob::backup && !target_is_fresh_) co_return;
       process.target = co_await open(process.reactor, process.opener, target_, true);
       if (kind_ == LiveJob::mirror) process.switched_to = process.target.get();
+      if (kind_ == LiveJob::backup) process.kept = process.target.hold();
     } else if (kind_ == LiveJob::commit) {
       process.switched_to = layers_of(*process.entrance->edge())[depth_];
     }
@@ -720,6 +722,19 @@ class LiveRun {
     }
   }
 
+  /// With no request under way, what is not dirty is alike (J3).
+  Task<void> compare_with_target(const MirrorFilter& filter) {
+    Contents source(size_);
+    Contents target(size_);
+    Result<void> read = co_await filter.below().read(0, source, IoTag::read_guest).result();
+    if (read) read = co_await filter.target().read(0, target, IoTag::read_guest).result();
+    if (!read) co_return;  // A disk with errors.
+    const auto [at, other] = std::ranges::mismatch(source, target);
+    if (at == source.end()) co_return;
+    fail_with("nothing is dirty, and the target differs from ",
+              hex(static_cast<uint64_t>(at - source.begin())), " on");
+  }
+
   Task<void> meddle(Process& process, Job& job, bool is_to_end) {
     switch (prng_.below(14)) {
       case 0:
@@ -743,6 +758,8 @@ class LiveRun {
           Drain drain(hold.node());
           co_await drain.begin();
           co_await process.reactor.sleep(static_cast<int64_t>(prng_.below(4)) * kMillisecond);
+          const MirrorFilter* filter = mirror_ ? mirror_->filter_in_use() : nullptr;
+          if (filter && !filter->is_dirty()) co_await compare_with_target(*filter);
         }
         co_await hold.close();
         break;
@@ -755,6 +772,7 @@ class LiveRun {
           if (!copy_began_) copy_began_ = oracle_.begin_read();
           (void)job.cancel(false);
         }
+        if (!is_to_end && job.status() == JobStatus::pending) (void)job.cancel(true);
         break;
       default:
         (void)job.complete();
@@ -796,6 +814,7 @@ class LiveRun {
       closed = co_await process.entrance->edge().close().result();
     }
     if (process.target) (void)co_await process.target.close().result();
+    if (process.kept) (void)co_await process.kept.close().result();
     co_await process.jobs.close();
     process.result.emplace(used ? std::move(closed) : std::move(used));
     process.ended = true;

@@ -78,6 +78,20 @@ class Monitor:
             assert "event" in line, line
             self.events.append(line)
 
+    def until_event(self, name, data):
+        """All events up to the next of that name that has this data at least; they are taken."""
+        seen = 0
+        while True:
+            for place in range(seen, len(self.events)):
+                found = self.events[place]
+                if found["event"] == name and data.items() <= found["data"].items():
+                    taken, self.events = self.events[:place + 1], self.events[place + 1:]
+                    return taken
+            seen = len(self.events)
+            line = self.line()
+            assert "event" in line, line
+            self.events.append(line)
+
     def close(self):
         self.file.close()
         self.socket.close()

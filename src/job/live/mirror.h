@@ -59,10 +59,14 @@ class Mirror final : public JobWork {
   MirrorMode mode() const { return filter().mode(); }
   /// background to write_blocking, also while it runs; the other way is refused.
   Result<void> set_mode(MirrorMode mode);
+  /// While it is in the graph, else null.
+  const MirrorFilter* filter_in_use() const { return entered_ ? &filter() : nullptr; }
   /// Did guests change more than could be copied?
   bool is_overtaken() const { return overtaken_; }
-  /// Do both hold the same, but for what is under way?
-  bool is_in_sync() const { return filter_ && !filter().is_dirty(); }
+  /// Do both hold the same, and get the same?
+  bool is_in_sync_actively() const {
+    return filter_ && !filter().is_dirty() && mode() == MirrorMode::write_blocking;
+  }
 
   JobKind kind() const override { return options_.kind; }
   std::vector<Node*> nodes() const override;

@@ -21,8 +21,8 @@ Result<std::unique_ptr<Stream>> Stream::make(Child image, StreamOptions options)
   const std::vector<Device*> layers = layers_of(*image);
   const uint64_t below = layers.size() - 1;
   const uint64_t depth = options.depth.value_or(static_cast<uint32_t>(below));
-  if (options.depth && (depth == 0 || depth >= below)) {
-    return invalid("the base must lie below ", quoted(image->name()), ", with a disk between");
+  if (options.depth && depth >= below) {
+    return invalid("the base must lie below ", quoted(image->name()));
   }
   if (options.depth && !options.base_name) return invalid("the base needs a name for the header");
   const auto first = layers.begin() + 1;
@@ -103,6 +103,7 @@ Task<void> Stream::fill(uint64_t at, uint64_t length) {
 
 Task<void> Stream::prepare(Job&) {
   co_await image().flush();
+  if (between_.empty()) co_return;  // It lies there already.
   Child next = base_ ? base_.another() : Child();
   co_await image().replace_backing(next, options_.base_name);
   if (next) (void)co_await next.close().result();  // What lay below until now.

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+/// DaemonJobs: the jobs of a daemon: which nodes they hold, and what clients hear of them.
+///
+/// A node that a job holds says so in NamedNode::blockers, from the job's creation to its end; a
+/// bitmap that it uses counts as used for as long.
+/// Not here: what jobs do (job/live), commands (job_commands.cc).
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "daemon/daemon.h"
+#include "job/live/job_list.h"
+
+namespace byre {
+
+class DaemonJobs final : public NodeUser {
+ public:
+  explicit DaemonJobs(Daemon& daemon);
+  ~DaemonJobs() = default;
+
+  /// Errc::busy when something holds one of its nodes.  `bitmap`: of `node`, which it uses.
+  Result<Job*> add(std::unique_ptr<JobWork> work, JobOptions options,
+                   const std::shared_ptr<JobTransaction>& transaction, NamedNode* node = nullptr,
+                   const std::string& bitmap = "");
+  JobList& list() { return list_; }
+  /// Cancels all, and waits.
+  Task<void> end() override;
+
+ private:
+  struct Held {
+    std::vector<NamedNode*> nodes;
+    std::string blocker;
+    NamedNode* bitmap_of = nullptr;
+    std::string bitmap;
+  };
+  void hear(const Job& job, const JobEvent& event);
+  void let_go(const std::string& id);
+
+  Daemon& daemon_;
+  JobList list_;
+  std::map<std::string, Held> held_;
+};
+
+}  // namespace byre

@@ -1,0 +1,431 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs of `byre daemon`: their answers and events beside QEMU's storage daemon, and what becomes of a disk that a client
+writes, zeroes and discards meanwhile.  The real qemu-img judges the images."""
+import json
+import os
+import random
+import sys
+import threading
+import unittest
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
+from harness import MIB, Case, main, qemu_img, run  # noqa: E402
+from qmp import Daemon, command  # noqa: E402
+import nbd  # noqa: E402
+
+SIZE = 8 * MIB
+BLOCK = 4096
+
+
+def unwrap(events):
+    return [(event["event"], event["data"]) for event in events]
+
+
+def qcow2(name, path, backing=None):
+    node = {"driver": "qcow2", "node-name": name, "file": {"driver": "file", "filename": path}}
+    return {**node, "backing": backing} if backing else node
+
+
+class Beside(Case):
+    """One script on each: requests, and names of events that are waited for."""
+
+    def both(self, *script):
+        heard = {}
+        for kind in ("qemu", "byre"):
+            folder = os.path.join(self.folder, kind)
+            os.makedirs(folder)
+            for name, below in (("base", None), ("mid", "base"), ("top", "mid"), ("target", None)):
+                over = ("-b", os.path.join(folder, f"{below}.qcow2"), "-F", "qcow2") if below else ()
+                qemu_img("create", "-q", "-f", "qcow2", *over, os.path.join(folder, f"{name}.qcow2"), "1M")
+            daemon = Daemon(folder, kind)
+            self.addCleanup(daemon.kill)
+            monitor = daemon.monitor()
+            for name, below in (("base", None), ("mid", "base"), ("top", "mid"), ("target", None)):
+                monitor.do("blockdev-add", qcow2(name, os.path.join(folder, f"{name}.qcow2"), below))
+            answers, events = [], []
+            for step in script:
+                if isinstance(step, tuple):
+                    events.append([*unwrap(monitor.until_event(*step))])
+                else:
+                    answers.append((step, monitor.ask(step)))
+            heard[kind] = answers, events
+            monitor.do("quit")
+            self.assertEqual(daemon.end(None), 0, kind)
+        for (request, theirs), (_, ours) in zip(heard["qemu"][0], heard["byre"][0]):
+            with self.subTest(request=json.dumps(request)):
+                self.assertEqual(ours, theirs)
+        self.assertEqual(heard["byre"][1], heard["qemu"][1])
+
+    def test_what_cannot_be_asked(self):
+        mirror = {"job-id": "j", "device": "top", "target": "target", "sync": "full"}
+        self.both(
+            command("job-pause", id="x"), command("job-dismiss", id="x"), command("block-job-pause", device="x"),
+            command("block-job-cancel", device="x"), command("block-job-set-speed", device="x", speed=1),
+            command("block-job-finalize", id="x"),
+            command("blockdev-mirror", {**mirror, "device": "nosuch"}), command("blockdev-mirror", {**mirror, "target": "nosuch"}),
+            command("blockdev-mirror", {**mirror, "target": "top"}), command("blockdev-mirror", {**mirror, "granularity": 1000}),
+            command("blockdev-mirror", {**mirror, "granularity": 256}), command("blockdev-mirror", {**mirror, "sync": "incremental"}),
+            command("blockdev-mirror", {**mirror, "job-id": "1j"}), command("blockdev-mirror", device="top", target="target", sync="full"),
+            command("block-commit", {"job-id": "c", "device": "top", "base-node": "nosuch"}),
+            command("block-commit", {"job-id": "c", "device": "top", "top-node": "base"}),
+            command("block-commit", {"job-id": "c", "device": "top", "base-node": "top"}),
+            command("block-stream", {"job-id": "s", "device": "top", "base-node": "base", "base": "x"}),
+            command("block-stream", {"job-id": "s", "device": "top", "base-node": "nosuch"}),
+            command("blockdev-backup", {"job-id": "b", "device": "top", "target": "target", "sync": "incremental"}),
+            command("blockdev-backup", {"job-id": "b", "device": "top", "target": "target", "sync": "incremental", "bitmap": "x"}),
+            command("blockdev-backup", {"job-id": "b", "device": "nosuch", "target": "target", "sync": "full"}),
+            command("query-jobs"), command("query-block-jobs"))
+
+    def test_the_life_of_a_mirror(self):
+        self.both(
+            command("blockdev-mirror", {"job-id": "j", "device": "top", "target": "target", "sync": "full", "auto-finalize": False,
+                                        "auto-dismiss": False}),
+            ("BLOCK_JOB_READY", {}), command("query-jobs"), command("query-block-jobs"),
+            command("block_resize", {"node-name": "top", "size": 2 * MIB}), command("blockdev-del", {"node-name": "top"}),
+            command("job-finalize", id="j"), command("job-dismiss", id="j"), command("job-pause", id="j"),
+            ("JOB_STATUS_CHANGE", {"status": "standby"}), command("job-pause", id="j"), command("job-complete", id="j"),
+            command("block-job-cancel", device="j"), command("job-resume", id="j"), command("job-resume", id="j"),
+            command("block-job-change", {"id": "j", "type": "mirror", "copy-mode": "background"}),
+            command("job-complete", id="j"), ("BLOCK_JOB_PENDING", {}), command("job-complete", id="j"), command("job-finalize", id="j"),
+            ("JOB_STATUS_CHANGE", {"status": "concluded"}), command("job-finalize", id="j"), command("job-dismiss", id="j"),
+            ("JOB_STATUS_CHANGE", {"status": "null"}), command("query-jobs"))
+
+    def test_how_other_jobs_end(self):
+        concluded, gone = ("JOB_STATUS_CHANGE", {"status": "concluded"}), ("JOB_STATUS_CHANGE", {"status": "null"})
+        self.both(
+            command("block-commit", {"job-id": "c", "device": "top", "top-node": "mid", "base-node": "base", "auto-dismiss": False}),
+            concluded, command("job-dismiss", id="c"), gone,
+            command("block-stream", {"job-id": "s", "device": "top", "auto-dismiss": False}), concluded,
+            command("job-dismiss", id="s"), gone,
+            command("blockdev-backup", {"job-id": "n", "device": "top", "target": "target", "sync": "none", "auto-dismiss": False}),
+            ("JOB_STATUS_CHANGE", {"status": "running"}),
+            command("block-job-complete", device="n"), command("block-job-cancel", device="n"), concluded, command("job-dismiss", id="n"))
+
+
+class Client:
+    """Writes, zeroes and discards blocks of a disk until it is stopped; knows what each must hold."""
+
+    def __init__(self, uri, seed=1):
+        self.uri = uri
+        self.model = bytearray(SIZE)
+        self.prng = random.Random(seed)
+        self.stopped = threading.Event()
+        self.failure = None
+        self.requests = 0
+        self.held = threading.Lock()
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self):
+        try:
+            handle = nbd.NBD()
+            handle.connect_uri(self.uri)
+            while not self.stopped.is_set():
+                with self.held:
+                    self.step(handle)
+            handle.flush()
+            handle.shutdown()
+        except Exception as error:  # pylint: disable=broad-exception-caught
+            self.failure = error
+
+    def step(self, handle):
+        self.requests += 1
+        at = self.prng.randrange(SIZE // BLOCK) * BLOCK
+        length = min(self.prng.randrange(1, 24) * BLOCK, SIZE - at)
+        what = self.prng.randrange(10)
+        if what < 5:
+            data = bytes([self.prng.randrange(1, 256)]) * length
+            handle.pwrite(data, at)
+            self.model[at:at + length] = data
+        elif what < 7:
+            handle.zero(length, at, nbd.CMD_FLAG_NO_HOLE if what == 5 else 0)
+            self.model[at:at + length] = bytes(length)
+        elif what < 8:
+            # What reads there afterwards is the disk's choice: it stays what it was just then.
+            handle.trim(length, at)
+            self.model[at:at + length] = handle.pread(length, at)
+        elif what < 9:
+            if handle.pread(length, at) != self.model[at:at + length]:
+                raise AssertionError(f"the disk differs at {at:#x}")
+        else:
+            handle.flush()
+
+    def start(self):
+        self.thread.start()
+        return self
+
+    def pause(self):
+        """Nothing of it is under way from here to resume()."""
+        self.held.acquire()
+        return bytes(self.model)
+
+    def resume(self):
+        self.held.release()
+
+    def stop(self):
+        self.stopped.set()
+        self.thread.join()
+        if self.failure:
+            raise self.failure
+        return bytes(self.model)
+
+
+class Live(Case):
+    def setUp(self):
+        super().setUp()
+        self.daemon = Daemon(self.folder, "byre", "--nbd-server", f"addr.type=unix,addr.path={self.path('nbd')}")
+        self.addCleanup(self.daemon.kill)
+        self.monitor = self.daemon.monitor()
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def add(self, name, below=None, options=(), **more):
+        over = ("-b", self.path(f"{below}.qcow2"), "-F", "qcow2") if below else ()
+        qemu_img("create", "-q", "-f", "qcow2", *options, *over, self.path(f"{name}.qcow2"), str(SIZE))
+        self.monitor.do("blockdev-add", qcow2(name, self.path(f"{name}.qcow2"), below), **more)
+
+    def serve(self, name):
+        self.monitor.do("block-export-add", {"type": "nbd", "id": "disk", "node-name": name, "name": "disk", "writable": True})
+        client = Client(f"nbd+unix:///disk?socket={self.path('nbd')}").start()
+        self.addCleanup(client.stopped.set)
+        return client
+
+    def ended(self, job):
+        while True:
+            data = self.monitor.event("JOB_STATUS_CHANGE")["data"]
+            if data == {"status": "concluded", "id": job}:
+                break
+        info = [one for one in self.monitor.do("query-jobs") if one["id"] == job][0]
+        self.monitor.do("job-dismiss", id=job)
+        return info.get("error")
+
+    def settle(self, client, requests):
+        """So many requests more."""
+        wanted = client.requests + requests
+        while client.requests < wanted and not client.failure:
+            threading.Event().wait(0.01)
+
+    def finish(self, client):
+        model = client.stop()
+        self.monitor.do("quit")
+        self.assertEqual(self.daemon.end(None), 0, self.daemon.log)
+        return model
+
+    def expect(self, name, model):
+        self.assertIn("No errors were found", qemu_img("check", self.path(f"{name}.qcow2")).text)
+        qemu_img("convert", "-O", "raw", self.path(f"{name}.qcow2"), self.path("found"))
+        with open(self.path("found"), "rb") as file:
+            found = file.read()
+        self.assertEqual(len(found), len(model))
+        self.assertTrue(found == model, f"{name} differs")
+
+    def test_a_mirror_and_its_pivot(self):
+        for mode, sync in (("background", "full"), ("write-blocking", "full"), ("background", "top")):
+            with self.subTest(mode=mode, sync=sync):
+                self.add("base")
+                self.add("disk", "base")
+                self.add("copy", "base" if sync == "top" else None)
+                client = self.serve("disk")
+                self.settle(client, 100)
+                self.monitor.do("blockdev-mirror", {"job-id": "j", "device": "disk", "target": "copy", "sync": sync, "copy-mode": mode,
+                                                    "auto-dismiss": False})
+                self.monitor.event("BLOCK_JOB_READY")
+                self.settle(client, 300)
+                if mode == "background":
+                    self.monitor.do("block-job-change", {"id": "j", "type": "mirror", "copy-mode": "write-blocking"})
+                    self.settle(client, 100)
+                self.monitor.do("job-complete", id="j")
+                self.assertIsNone(self.ended("j"))
+                self.settle(client, 100)
+                self.monitor.do("blockdev-del", {"node-name": "disk"})  # Nobody uses it any more.
+                self.settle(client, 100)
+                self.expect("copy", self.finish(client))
+            self.daemon.kill()
+            for name in ("base", "disk", "copy"):
+                os.unlink(self.path(f"{name}.qcow2"))
+            self.setUp()
+
+    def test_a_mirror_that_is_left_as_a_copy(self):
+        self.add("disk")
+        self.add("copy")
+        client = self.serve("disk")
+        self.monitor.do("blockdev-mirror", {"job-id": "j", "device": "disk", "target": "copy", "sync": "full", "auto-dismiss": False})
+        self.monitor.event("BLOCK_JOB_READY")
+        self.settle(client, 200)
+        model = client.pause()
+        self.monitor.do("block-job-cancel", device="j")
+        self.assertIsNone(self.ended("j"))
+        client.resume()
+        self.settle(client, 200)
+        self.expect("disk", self.finish(client))
+        self.expect("copy", model)
+
+    def test_a_commit_of_the_disk_itself(self):
+        self.add("base", options=("-o", "cluster_size=4k"))
+        self.add("mid", "base")
+        self.add("disk", "mid")
+        client = self.serve("disk")
+        self.settle(client, 200)
+        self.monitor.do("block-commit", {"job-id": "c", "device": "disk", "base-node": "base", "auto-dismiss": False})
+        self.monitor.event("BLOCK_JOB_READY")
+        self.settle(client, 300)
+        self.monitor.do("job-complete", id="c")
+        self.assertIsNone(self.ended("c"))
+        self.settle(client, 200)
+        self.expect("base", self.finish(client))
+
+    def test_a_commit_of_disks_below(self):
+        for name, below in (("base", None), ("mid", "base"), ("high", "mid"), ("disk", "high")):
+            self.add(name, below)
+        client = self.serve("disk")
+        self.settle(client, 100)
+        self.monitor.do("block-commit", {"job-id": "c", "device": "disk", "top-node": "high", "base-node": "base", "auto-dismiss": False,
+                                         "backing-file": self.path("base.qcow2")})
+        self.assertIsNone(self.ended("c"))
+        self.settle(client, 100)
+        self.monitor.do("blockdev-del", {"node-name": "high"})
+        self.expect("disk", self.finish(client))
+        info = json.loads(qemu_img("info", "--output=json", self.path("disk.qcow2")).out)
+        self.assertEqual(info["backing-filename"], self.path("base.qcow2"))
+
+    def test_a_stream(self):
+        for base in (None, "base"):
+            with self.subTest(base=base):
+                qemu_img("create", "-q", "-f", "qcow2", self.path("base.qcow2"), str(SIZE))
+                run("qemu-io", "-f", "qcow2", "-c", "write -P 9 1M 2M", self.path("base.qcow2"))
+                qemu_img("create", "-q", "-f", "qcow2", "-b", self.path("base.qcow2"), "-F", "qcow2", self.path("mid.qcow2"))
+                run("qemu-io", "-f", "qcow2", "-c", "write -P 8 2M 2M", self.path("mid.qcow2"))
+                self.monitor.do("blockdev-add", qcow2("base", self.path("base.qcow2")), {"read-only": True})
+                self.monitor.do("blockdev-add", qcow2("mid", self.path("mid.qcow2"), "base"), {"read-only": True})
+                self.add("disk", "mid")
+                self.monitor.do("block-export-add", {"type": "nbd", "id": "disk", "node-name": "disk", "writable": True})
+                client = Client(f"nbd+unix:///disk?socket={self.path('nbd')}")
+                client.model[1 * MIB:2 * MIB] = b"\x09" * MIB
+                client.model[2 * MIB:4 * MIB] = b"\x08" * (2 * MIB)
+                client.start()
+                self.settle(client, 50)
+                self.monitor.do("block-stream", {"job-id": "s", "device": "disk", "auto-dismiss": False, "speed": 32 * MIB,
+                                                 **({"base-node": base} if base else {})})
+                self.assertIsNone(self.ended("s"))
+                self.settle(client, 100)
+                self.monitor.do("blockdev-del", {"node-name": "mid"})
+                self.expect("disk", self.finish(client))
+                info = json.loads(qemu_img("info", "--output=json", self.path("disk.qcow2")).out)
+                self.assertEqual(info.get("backing-filename"), self.path("base.qcow2") if base else None)
+            self.daemon.kill()
+            for name in ("base", "mid", "disk"):
+                os.unlink(self.path(f"{name}.qcow2"))
+            self.setUp()
+
+    def test_backups_full_and_incremental(self):
+        self.add("disk")
+        self.add("full")
+        self.monitor.do("block-dirty-bitmap-add", {"node": "disk", "name": "b", "persistent": True})
+        client = self.serve("disk")
+        self.settle(client, 200)
+        model = client.pause()
+        self.monitor.do("transaction", actions=[
+            {"type": "block-dirty-bitmap-clear", "data": {"node": "disk", "name": "b"}},
+            {"type": "blockdev-backup", "data": {"job-id": "f", "device": "disk", "target": "full", "sync": "full", "auto-dismiss": False}}])
+        client.resume()
+        self.assertIsNone(self.ended("f"))
+        self.settle(client, 100)
+        self.monitor.do("blockdev-del", {"node-name": "full"})
+        self.expect("full", model)
+        for number, compress in ((1, False), (2, True)):
+            name, below = f"inc{number}", "full" if number == 1 else "inc1"
+            qemu_img("create", "-q", "-f", "qcow2", "-b", self.path(f"{below}.qcow2"), "-F", "qcow2", self.path(f"{name}.qcow2"))
+            self.monitor.do("blockdev-add", {**qcow2(name, self.path(f"{name}.qcow2")), "backing": None})
+            model = client.pause()
+            self.monitor.do("blockdev-backup", {"job-id": "i", "device": "disk", "target": name, "sync": "incremental", "bitmap": "b",
+                                                "compress": compress, "auto-dismiss": False})
+            client.resume()
+            self.assertIsNone(self.ended("i"))
+            self.settle(client, 100)
+            self.monitor.do("blockdev-del", {"node-name": name})
+            self.expect(name, model)
+        # One that is cancelled costs nothing.
+        qemu_img("create", "-q", "-f", "qcow2", "-b", self.path("inc2.qcow2"), "-F", "qcow2", self.path("inc3.qcow2"))
+        self.monitor.do("blockdev-add", {**qcow2("inc3", self.path("inc3.qcow2")), "backing": None})
+        self.monitor.do("blockdev-backup", {"job-id": "x", "device": "disk", "target": "inc3", "sync": "incremental", "bitmap": "b",
+                                            "speed": 65536, "auto-dismiss": False})
+        self.settle(client, 100)
+        self.monitor.do("block-job-cancel", device="x")
+        self.assertIsNotNone(self.ended("x"))
+        model = client.pause()
+        self.monitor.do("blockdev-backup", {"job-id": "y", "device": "disk", "target": "inc3", "sync": "incremental", "bitmap": "b",
+                                            "auto-dismiss": False})
+        client.resume()
+        self.assertIsNone(self.ended("y"))
+        self.monitor.do("blockdev-del", {"node-name": "inc3"})
+        self.expect("inc3", model)
+        self.expect("disk", self.finish(client))
+
+    def test_disks_of_one_moment(self):
+        for name in ("disk", "other", "disk-copy", "other-copy"):
+            self.add(name)
+        client = self.serve("disk")
+        self.settle(client, 100)
+        model = client.pause()
+        data = {"sync": "full", "auto-dismiss": False}
+        self.monitor.do("transaction", actions=[
+            {"type": "blockdev-backup", "data": {**data, "job-id": "a", "device": "disk", "target": "disk-copy"}},
+            {"type": "blockdev-backup", "data": {**data, "job-id": "b", "device": "other", "target": "other-copy"}}])
+        client.resume()
+        for job in ("a", "b"):
+            self.assertIsNone(self.ended(job))
+        refused = self.monitor.ask(command("transaction", actions=[
+            {"type": "blockdev-backup", "data": {**data, "job-id": "a", "device": "disk", "target": "disk-copy"}},
+            {"type": "blockdev-backup", "data": {**data, "job-id": "b", "device": "other", "target": "nosuch"}}]))
+        self.assertIn("nosuch", refused["error"]["desc"])
+        self.assertEqual(self.monitor.do("query-jobs"), [])
+        self.settle(client, 100)
+        self.expect("disk", self.finish(client))
+        self.expect("disk-copy", model)
+
+    def test_nobody_writes_past_a_job(self):
+        self.add("disk")
+        self.add("copy")
+        self.monitor.do("blockdev-mirror", {"job-id": "j", "device": "disk", "target": "copy", "sync": "full"})
+        refused = self.monitor.ask(command("block-export-add", {"type": "nbd", "id": "e", "node-name": "disk", "writable": True}))
+        self.assertIn("Permission conflict on node 'disk'", refused["error"]["desc"])
+        refused = self.monitor.ask(command("block-export-add", {"type": "nbd", "id": "e", "node-name": "copy", "writable": True}))
+        self.assertIn("Permission conflict on node 'copy'", refused["error"]["desc"])
+        for name in ("disk", "copy"):
+            refused = self.monitor.ask(command("block_resize", {"node-name": name, "size": 2 * SIZE}))
+            self.assertIn("in use by block job: mirror", refused["error"]["desc"])
+
+    def test_a_base_that_is_only_read_is_refused_with_what_to_do(self):
+        self.add("base", **{"read-only": True})
+        self.add("disk", "base")
+        refused = self.monitor.ask(command("block-commit", {"job-id": "c", "device": "disk"}))
+        self.assertIn("read-only=false", refused["error"]["desc"])
+
+    def test_sigterm_and_sigkill_during_jobs(self):
+        for number in (15, 9):
+            with self.subTest(signal=number):
+                self.add("disk")
+                self.add("copy")
+                client = self.serve("disk")
+                self.monitor.do("blockdev-mirror", {"job-id": "j", "device": "disk", "target": "copy", "sync": "full",
+                                                    "copy-mode": "write-blocking"})
+                self.settle(client, 200)
+                model = client.pause()
+                client.stopped.set()
+                code = self.daemon.end(number)
+                client.resume()
+                client.thread.join()
+                self.assertEqual(code, 0 if number == 15 else -9)
+                for name in ("disk", "copy"):
+                    qemu_img("check", "-r", "leaks", self.path(f"{name}.qcow2"), ok=(0, 3))
+                if number == 15:
+                    self.expect("disk", model)
+            self.daemon.kill()
+            for name in ("disk", "copy"):
+                os.unlink(self.path(f"{name}.qcow2"))
+            self.setUp()
+
+
+if __name__ == "__main__":
+    main()
