@@ -89,7 +89,7 @@ Task<std::string> receive_until_stopped(Reactor& reactor, Channel& channel) {
   Scope scope(reactor.ready());
   scope.spawn(stop_later(reactor, channel));
   const std::string got = co_await receive(channel);
-  co_await channel.send_all(bytes_of("bye"));
+  co_await channel.send_all(bytes_of(std::string_view("bye")));
   co_await scope.join();
   co_return got;
 }
@@ -115,7 +115,7 @@ TEST_P(ChannelTest, PipesAreReadAndWritten) {
   const auto channel = Channel::over_streams(*reactor, in[0], out[1]);
   ASSERT_EQ(write(writer.get(), "abc", 3), 3);
   EXPECT_EQ(*reactor->run(receive(*channel)), "abc");
-  ASSERT_TRUE(reactor->run(channel->send_all(bytes_of("defg"))).has_value());
+  ASSERT_TRUE(reactor->run(channel->send_all(bytes_of(std::string_view("defg")))).has_value());
   char buffer[8];
   EXPECT_EQ(read(out[0], buffer, sizeof buffer), 4);
   writer.reset();
