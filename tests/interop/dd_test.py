@@ -50,9 +50,8 @@ class Dd(Case):
                      for folder in (self.theirs, self.ours)]
             self.assertEqual(*sizes)
             # All of it is data, zeros as well.
-            maps = [[(part["start"], part["length"], part["present"], part["data"])
-                     for part in json.loads(qemu("map", "--output=json", "out", cwd=folder))] for folder in (self.theirs, self.ours)]
-            self.assertEqual(*maps)
+            self.assertEqual([all(part["present"] and part["data"] for part in json.loads(qemu("map", "--output=json", "out", cwd=folder)))
+                              for folder in (self.theirs, self.ours)], [True, True])
 
     def test_operands(self):
         for words in (
