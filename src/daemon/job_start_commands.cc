@@ -225,7 +225,7 @@ Result<size_t> layer_by(Call& call, const std::vector<Device*>& layers,
                         const std::optional<std::string>& file, std::string_view what,
                         size_t otherwise) {
   if (node && file) {
-    return invalid("'", what, "-node' and '", what, "' cannot be specified at the same time");
+    return invalid("'", what, "-node' and '", what, "' are mutually exclusive");
   }
   if (node) {
     BYRE_TRY(found, call.daemon().nodes().need(*node, ""));
@@ -305,6 +305,9 @@ Task<Json> block_stream(Call& call, StreamArgs args) {
   Image* const image = device->image();
   if (!image) co_return unsupported("Node '", args.device, "' is no image that could be filled");
   const std::vector<Device*> layers = layers_of(*image);
+  if (args.base_node && args.base) {
+    co_return invalid("'base' and 'base-node' cannot be specified at the same time");
+  }
   size_t base = co_await layer_by(call, layers, args.base_node, args.base, "base", layers.size());
   if (args.bottom) {
     if (args.base_node || args.base) {
@@ -321,7 +324,8 @@ Task<Json> block_stream(Call& call, StreamArgs args) {
     co_return invalid("backing file specified, but streaming the entire chain");
   }
   JobOptions job = co_await options_of(args, args.on_error, args.on_error);
-  std::unique_ptr<byre::Stream> work = co_await byre::Stream::make(Child::to(*image), std::move(options));
+  std::unique_ptr<byre::Stream> work =
+      co_await byre::Stream::make(Child::to(*image), std::move(options));
   co_return co_await start(call, std::move(work), std::move(job));
 }
 const Command<StreamArgs> kStream({.name = "block-stream",

@@ -366,6 +366,8 @@ TEST(TreeChange, SettingsChangeAndDevicesDoNot) {
   EXPECT_EQ(changed("driver=raw,file.driver=null-co", "size=512,file.size=1G"),
             "error: Cannot change the option 'size'");
   EXPECT_EQ(changed("driver=raw,file.driver=null-co", "size=512"), "raw size=512 (file: null-co)");
+}
+
 TEST(NamedTree, MayReferToNodesThatAreKnown) {
   OpenNodes known;
   known.emplace("f", std::make_shared<DeviceNode>());

@@ -122,10 +122,6 @@ void Job::open_gate() {
 }
 
 Result<void> Job::resume() {
-  using enum JobStatus;
-  if (Result<void> can = check("resume", {created, running, paused, ready, standby}); !can) {
-    return can;
-  }
   if (!user_paused_) return invalid("Can't resume a job that was not paused");
   open_gate();
   wake();
@@ -154,9 +150,9 @@ Result<void> Job::cancel(bool force) {
 }
 
 Result<void> Job::complete() {
-  if (Result<void> can = check("complete", {JobStatus::ready}); !can) return can;
-  if (completing_ || cancelled_)
-    return invalid("The active block job '", id(), "' cannot be completed");
+  if (Result<void> can = check("complete", {JobStatus::ready, JobStatus::standby}); !can)
+    return can;
+  if (cancelled_) return refused("complete");
   completing_ = true;
   wake();
   return {};

@@ -10,8 +10,6 @@
 namespace byre {
 namespace {
 
-/// So often what is dirty is copied while guests write to both devices, before they are drained.
-constexpr int kLastRounds = 3;
 /// Rounds that begin with less are not looked at.
 constexpr uint64_t kRoundMin = 4 * MiB;
 
@@ -136,8 +134,14 @@ std::vector<Move> Mirror::switch_moves() const {
 
 // --- Copying -------------------------------------------------------------------------------------
 
+/// As much as is copied while guests are drained.
+bool Mirror::is_nearly_in_sync() const {
+  return filter().dirty_bytes() <= options_.requests_max * options_.filter.request_size;
+}
+
 /// A round has ended.
-void Mirror::look_at_round() {
+void Mirror::look_at_round(Job& job) {
+  if (is_nearly_in_sync()) job.set_ready();
   const uint64_t dirty = filter().dirty_bytes();
   const uint64_t before = std::exchange(round_began_, dirty);
   if (++rounds_ < 3 || dirty < kRoundMin) return;
@@ -149,23 +153,23 @@ void Mirror::look_at_round() {
 
 Task<void> Mirror::run(Job& job) {
   co_await enter_graph(job);
-  copy_ =
-      std::make_unique<MirrorCopy>(filter(), options_.requests_max, [this] { look_at_round(); });
+  copy_ = std::make_unique<MirrorCopy>(filter(), options_.requests_max,
+                                       [this, &job] { look_at_round(job); });
   job.progress().set_total(filter().dirty_bytes());
   while (true) {
-    co_await copy_->run(job);
+    co_await copy_->run(job, [&job] { return job.shall_complete(); });
+    if (job.shall_complete()) co_return;
     job.progress().set(job.progress().total(), job.progress().total());
     job.set_ready();
-    if (job.shall_complete()) co_return;
     if (job.is_cancelled()) co_await fail(job.cancelled_error());
-    if (filter().is_dirty()) continue;
+    if (filter().is_dirty() || job.shall_complete()) continue;
     co_await job.changed().wait();
   }
 }
 
 Task<void> Mirror::prepare(Job& job) {
   filter().set_mode(MirrorMode::write_blocking);
-  for (int i = 0; i < kLastRounds && filter().is_dirty(); ++i) co_await copy_->run(job);
+  co_await copy_->run(job, [this] { return is_nearly_in_sync(); });
   drain_ = std::make_unique<Drain>(filter_.node());
   co_await drain_->begin();
   co_await copy_->run_alone();

@@ -3,8 +3,9 @@
 /// and the commit of the disk that is written: into a disk below it.
 ///
 ///   1. A MirrorFilter enters above the source.  From here on it knows what the target lacks.
-///   2. Dirty pieces are copied, in the order of the disk, round after round.  When none is left
-///      the job is ready; it goes on copying what guests change.
+///   2. Dirty pieces are copied, in the order of the disk, round after round.  The job is ready when
+///      a round has left no more than what may be copied in step 3 while guests wait: so also where
+///      they write faster than is copied.  It goes on copying what they change.
 ///   3. Somebody completes it: guests write to both devices from now on; what is dirty is copied.
 ///      Then they are drained: no request is under way.  The rest is copied, the target is flushed,
 ///      and all who used the source (or another node, `replaces`) are led to the target.  The gates
@@ -84,7 +85,8 @@ class Mirror final : public JobWork {
   void give_back_permissions();
   Task<void> enter_graph(Job& job);
   Task<void> leave_graph();
-  void look_at_round();
+  bool is_nearly_in_sync() const;
+  void look_at_round(Job& job);
   std::vector<Move> switch_moves() const;
   bool switches(const Job& job) const { return job.shall_switch(); }
 

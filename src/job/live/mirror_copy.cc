@@ -7,15 +7,15 @@
 
 namespace byre {
 
-Task<void> MirrorCopy::run(Job& job) {
+Task<void> MirrorCopy::run(Job& job, std::function<bool()> enough) {
   failed_ = false;
   Scope workers(job.reactor().ready());
-  for (unsigned i = 0; i < requests_max_; ++i) workers.spawn(worker(job));
+  for (unsigned i = 0; i < requests_max_; ++i) workers.spawn(worker(job, enough));
   co_await workers.join();
 }
 
-Task<void> MirrorCopy::worker(Job& job) {
-  while (!failed_) {
+Task<void> MirrorCopy::worker(Job& job, const std::function<bool()>& enough) {
+  while (!failed_ && !(enough && enough())) {
     MirrorFilter::Copied copied;
     {
       const Gate::Pass pass = co_await job.enter();

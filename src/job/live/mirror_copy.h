@@ -19,13 +19,13 @@ class MirrorCopy {
   MirrorCopy(MirrorFilter& filter, unsigned requests_max, std::function<void()> on_round = {})
       : filter_(filter), requests_max_(requests_max), on_round_(std::move(on_round)) {}
 
-  /// Until nothing is dirty; the first error that the job does not try again.
-  Task<void> run(Job& job);
+  /// Until nothing is dirty, or `enough` says so; the first error that the job does not try again.
+  Task<void> run(Job& job, std::function<bool()> enough = {});
   /// The same for whoever has drained the graph: no passes, nothing is waited for or tried again.
   Task<void> run_alone();
 
  private:
-  Task<void> worker(Job& job);
+  Task<void> worker(Job& job, const std::function<bool()>& enough);
 
   MirrorFilter& filter_;
   const unsigned requests_max_;
