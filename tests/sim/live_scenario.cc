@@ -796,6 +796,8 @@ class LiveRun {
     {
       Child disk = co_await open(process.reactor, process.opener, top_, true, written);
       process.entrance = std::make_unique<Entrance>(std::move(disk));
+      co_await process.entrance->edge().set_permissions(
+          {.uses = {.read = true, .write = true}, .shares = {.read = true, .write = true}});
     }
     if (prng_.one_in(3)) plan_faults();
     process.guests = prng_.between(1, 3);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "coro/scope.h"
+#include "job/live/filter_use.h"
 
 namespace byre {
 
@@ -85,7 +86,6 @@ Task<void> Backup::enter_graph(Job& job, const Drain& drain) {
   CopyBeforeWrite& entered = *filter;
   filter_ = std::move(filter);
   filter_.set_gate(&job.gate());
-  co_await entered.claim();
   std::vector<Move> moves;
   for (Child* edge : source_.node().parents()) {
     if (edge->owner() == &entered || edge->role() == Role::name) continue;
@@ -94,6 +94,7 @@ Task<void> Backup::enter_graph(Job& job, const Drain& drain) {
   co_await check_moves(moves);
   repoint(drain, moves);
   entered_ = true;
+  co_await entered.claim();
 }
 
 // --- Copying -------------------------------------------------------------------------------------
@@ -201,7 +202,7 @@ Task<void> Backup::leave_graph(bool succeeded) {
   // it need.
   if (settled) settled = co_await settle_bitmap(succeeded).result();
   drain_.reset();
-  co_await remove_filter(filter_);
+  co_await byre::leave_graph(filter_);
   co_await std::move(settled);
 }
 

@@ -6,6 +6,7 @@
 
 #include "base/units.h"
 #include "job/layers.h"
+#include "job/live/filter_use.h"
 
 namespace byre {
 namespace {
@@ -71,13 +72,6 @@ Result<void> Mirror::set_mode(MirrorMode mode) {
 /// that happen: it hides what is changed.
 Result<void> Mirror::claim() {
   Child& target = filter().target_edge();
-  // Nobody writes past the filter.
-  for (Child* edge : filter().children()) {
-    if (edge->role() != Role::filtered) continue;
-    Result<void> allowed =
-        edge->set_permissions({.uses = Access::reading(), .shares = Access::reading()});
-    if (!allowed) return allowed;
-  }
   const auto change = [&](Child& edge, Permissions permissions) {
     const Permissions before = edge.permissions();
     Result<void> allowed = edge.set_permissions(permissions);
@@ -113,11 +107,12 @@ Task<void> Mirror::enter_graph(Job& job) {
   source_ = source_.hold();  // It stays where it is.
   co_await insert_above(source_.node(), filter_);
   entered_ = true;
+  co_await keep_writers_out(filter());
 }
 
 Task<void> Mirror::leave_graph() {
   drain_.reset();
-  if (std::exchange(entered_, false)) co_await remove_filter(filter_);
+  if (std::exchange(entered_, false)) co_await byre::leave_graph(filter_);
   if (filter_) give_back_permissions();
 }
 

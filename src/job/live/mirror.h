@@ -3,7 +3,8 @@
 /// and the commit of the disk that is written: into a disk below it.
 ///
 ///   1. A MirrorFilter enters above the source.  From here on it knows what the target lacks.
-///   2. Dirty pieces are copied, in the order of the disk, round after round.  The job is ready when
+///   2. Dirty pieces are copied, in the order of the disk, round after round.  The job is ready
+///   when
 ///      a round has left no more than what may be copied in step 3 while guests wait: so also where
 ///      they write faster than is copied.  It goes on copying what they change.
 ///   3. Somebody completes it: guests write to both devices from now on; what is dirty is copied.

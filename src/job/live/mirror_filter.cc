@@ -228,22 +228,20 @@ Task<void> MirrorFilter::write_both(uint64_t offset, Bytes data, WriteOptions op
   }
   RangeLock::Request held(locks_, pieces.first, pieces.end, RangeLock::Mode::exclusive);
   co_await held;
-  Result<void> done = co_await below().write(offset, data, options).result();
-  if (!done) {
-    mark(pieces);
-    co_await std::move(done);
-    co_return;
-  }
   // What is dirty all over is copied later anyway.
-  if (dirty_.next(false, pieces.first, pieces.end) == pieces.end) co_return;
-  given_.insert(pieces.first, pieces.end);
-  const Result<void> copied = co_await target_->write(offset, data, {}).result();
+  const bool is_copied_later = dirty_.next(false, pieces.first, pieces.end) == pieces.end;
+  // Before it goes down: what makes them dirty meanwhile counts.
   const Pieces whole = within(offset, data.size());
-  if (!copied) {
-    mark(pieces);
-  } else {
-    dirty_.erase(whole.first, whole.end);
+  if (!is_copied_later) dirty_.erase(whole.first, whole.end);
+  Result<void> done = co_await below().write(offset, data, options).result();
+  if (done && is_copied_later) co_return;
+  if (done) {
+    given_.insert(pieces.first, pieces.end);
+    const Result<void> copied = co_await target_->write(offset, data, {}).result();
+    if (copied) co_return;
   }
+  mark(pieces);
+  co_await std::move(done);
 }
 
 Task<void> MirrorFilter::zero_both(uint64_t offset, uint64_t length, ZeroOptions options) {
@@ -254,19 +252,16 @@ Task<void> MirrorFilter::zero_both(uint64_t offset, uint64_t length, ZeroOptions
   }
   RangeLock::Request held(locks_, pieces.first, pieces.end, RangeLock::Mode::exclusive);
   co_await held;
+  const bool is_copied_later = dirty_.next(false, pieces.first, pieces.end) == pieces.end;
   Result<void> done = co_await below().zero(offset, length, options).result();
-  if (!done) {
-    mark(pieces);
-    co_await std::move(done);
-    co_return;
-  }
-  if (dirty_.next(false, pieces.first, pieces.end) == pieces.end) co_return;
-  const Result<Copied> copied = co_await copy_locked(pieces).result();
-  if (!copied || copied->error) {
-    mark(pieces);
-  } else {
+  if (done && is_copied_later) co_return;
+  if (done) {
     dirty_.erase(pieces.first, pieces.end);
+    const Result<Copied> copied = co_await copy_locked(pieces).result();
+    if (copied && !copied->error) co_return;
   }
+  mark(pieces);
+  co_await std::move(done);
 }
 
 Task<void> MirrorFilter::resize(uint64_t) {

@@ -6,6 +6,7 @@
 
 #include "coro/scope.h"
 #include "job/layers.h"
+#include "job/live/filter_use.h"
 
 namespace byre {
 
@@ -54,10 +55,7 @@ Task<void> Stream::run(Job& job) {
   filter_.set_gate(&job.gate());
   co_await insert_above(image_.node(), filter_);
   entered_ = true;
-  // Nobody writes past the filter.
-  for (Child* edge : filter_->children()) {
-    co_await edge->set_permissions({.uses = Access::reading(), .shares = Access::reading()});
-  }
+  co_await keep_writers_out(filter());
   job.progress().set_total(image_->size());
   Scope workers(job.reactor().ready());
   for (unsigned i = 0; i < options_.requests_max; ++i) workers.spawn(worker(job));
@@ -110,7 +108,7 @@ Task<void> Stream::prepare(Job&) {
 }
 
 Task<void> Stream::leave_graph() {
-  if (std::exchange(entered_, false)) co_await remove_filter(filter_);
+  if (std::exchange(entered_, false)) co_await byre::leave_graph(filter_);
 }
 
 Task<void> Stream::commit(Job&) { co_await leave_graph(); }
