@@ -10,7 +10,7 @@ import threading
 import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
-from harness import MIB, Case, main, qemu_img, run  # noqa: E402
+from harness import MIB, Case, main, qemu_img, run, until  # noqa: E402
 from qmp import Daemon, command  # noqa: E402
 import nbd  # noqa: E402
 
@@ -203,11 +203,10 @@ class Live(Case):
         return client
 
     def ended(self, job):
-        while True:
-            data = self.monitor.event("JOB_STATUS_CHANGE")["data"]
-            if data == {"status": "concluded", "id": job}:
-                break
-        info = [one for one in self.monitor.do("query-jobs") if one["id"] == job][0]
+        def look():
+            return next(one for one in self.monitor.do("query-jobs") if one["id"] == job)
+        until(lambda: look()["status"] == "concluded", f"the end of {job}")
+        info = look()
         self.monitor.do("job-dismiss", id=job)
         return info.get("error")
 
@@ -399,6 +398,7 @@ class Live(Case):
         self.add("disk")
         self.add("copy")
         self.monitor.do("blockdev-mirror", {"job-id": "j", "device": "disk", "target": "copy", "sync": "full"})
+        self.monitor.event("BLOCK_JOB_READY")
         refused = self.monitor.ask(command("block-export-add", {"type": "nbd", "id": "e", "node-name": "disk", "writable": True}))
         self.assertIn("Permission conflict on node 'disk'", refused["error"]["desc"])
         refused = self.monitor.ask(command("block-export-add", {"type": "nbd", "id": "e", "node-name": "copy", "writable": True}))
