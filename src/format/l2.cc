@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "format/l2.h"
 
+#include <algorithm>
+
 namespace byre {
 
 namespace {
@@ -124,6 +126,25 @@ Mapping compressed_mapping(HostOffset at, uint64_t length) {
 L2Entry encode_compressed(HostOffset at, uint64_t length, const Geometry& geometry) {
   BYRE_ASSERT(can_describe_compressed(at, length, geometry));
   return encode_l2(compressed_mapping(at, length), geometry);
+}
+
+size_t count_alike(Bytes table, size_t first, size_t count, const Mapping& mapping,
+                   const Geometry& geometry) {
+  BYRE_ASSERT(count > 0 && !mapping.compressed);
+  L2Entry expected = load_l2(table, first, geometry);
+  const uint64_t step = mapping.host ? geometry.cluster_size() : 0;
+  if (step != 0) {
+    // Behind the last offset that an entry can hold a sum would carry into its flags.
+    const uint64_t offset = expected.descriptor & kOffsetMask;
+    count = std::min<uint64_t>(count, (kOffsetMask - offset) / step + 1);
+  }
+  size_t found = 1;
+  while (found < count) {
+    expected.descriptor += step;
+    if (load_l2(table, first + found, geometry) != expected) break;
+    ++found;
+  }
+  return found;
 }
 
 bool has_stray_copied(L2Entry entry, const Geometry& geometry) {

@@ -108,6 +108,12 @@ inline L2Entry load_l2(Bytes table, size_t index, const Geometry& geometry) {
   if (!geometry.extended_l2) return {load_be<uint64_t>(table, index * 8), 0};
   return {load_be<uint64_t>(table, index * 16), load_be<uint64_t>(table, index * 16 + 8)};
 }
+/// How many entries from `first` on, of `count`, go on as it does: the same, but that each has the
+/// host cluster behind the one before, where `first` has a host.  At least 1.  `mapping` is what
+/// decode_l2() made of `first`, and no stream; what is counted decodes as soundly as that.
+size_t count_alike(Bytes table, size_t first, size_t count, const Mapping& mapping,
+                   const Geometry& geometry);
+
 inline void store_l2(MutableBytes table, size_t index, L2Entry entry, const Geometry& geometry) {
   if (!geometry.extended_l2) return store_be(table, index * 8, entry.descriptor);
   store_be(table, index * 16, entry.descriptor);

@@ -327,5 +327,62 @@ TEST(DecodeL2, WhateverIsAcceptedIsSoundAndComesBack) {
   EXPECT_GT(accepted, 10'000u);
 }
 
+/// Does the second entry go on as the first, by what they decode to?
+bool goes_on(L2Entry first, L2Entry second, const Geometry& geometry) {
+  const Result<Mapping> one = decode_l2(first, geometry);
+  const Result<Mapping> two = decode_l2(second, geometry);
+  if (!one || !two || one->compressed) return false;
+  Mapping expected = *one;
+  if (expected.host) expected.host = *expected.host + 1;
+  return *two == expected;
+}
+
+// Tables of runs with a fault here and there: what is counted goes on by its decoding as well.
+TEST(CountAlike, CountsWhatDecodesAsTheNext) {
+  Prng random(2);
+  size_t long_runs = 0;
+  for (int i = 0; i < 20'000; ++i) {
+    Geometry geometry = kShapes[random.below(std::size(kShapes))];
+    std::byte bytes[16 * 16];
+    const size_t count = 16;
+    L2Entry entry{random.below(200) << geometry.cluster_bits, 0};
+    if (random.one_in(2)) entry.descriptor |= kCopied;
+    if (random.one_in(4) && !geometry.extended_l2 && geometry.version > 2) entry.descriptor |= 1;
+    if (random.one_in(8))
+      entry.descriptor |= (kOffsetMask >> 3 << 3) - (3u << geometry.cluster_bits);
+    if (geometry.extended_l2 && entry.descriptor != 0) entry.bitmap = random.next() & 0xffff;
+    const bool has_host = (entry.descriptor & kOffsetMask) != 0;
+    for (size_t n = 0; n < count; ++n) {
+      if (random.one_in(20)) entry.descriptor ^= uint64_t{1} << random.below(64);
+      if (random.one_in(40)) entry.bitmap ^= geometry.extended_l2 ? 1 : 0;
+      store_l2(bytes, n, entry, geometry);
+      if (has_host) entry.descriptor += geometry.cluster_size();
+    }
+    const Result<Mapping> first = decode_l2(load_l2(bytes, 0, geometry), geometry);
+    if (!first || first->compressed) continue;
+    const size_t found = count_alike(bytes, 0, count, *first, geometry);
+    long_runs += found > 4;
+    ASSERT_GE(found, 1u);
+    for (size_t n = 1; n < found; ++n) {
+      ASSERT_TRUE(goes_on(load_l2(bytes, n - 1, geometry), load_l2(bytes, n, geometry), geometry))
+          << hex(load_l2(bytes, n, geometry).descriptor);
+    }
+    // It stops no earlier than where the entries, COPIED among them, do not go on.
+    if (found == count) continue;
+    const L2Entry last = load_l2(bytes, found - 1, geometry);
+    const L2Entry next = load_l2(bytes, found, geometry);
+    ASSERT_TRUE(!goes_on(last, next, geometry) || (last.descriptor ^ next.descriptor) >> 63 != 0);
+  }
+  EXPECT_GT(long_runs, 1000u);
+}
+
+TEST(CountAlike, NoSumCarriesIntoTheFlags) {
+  const uint64_t last = kOffsetMask & ~uint64_t{0xffff};
+  std::byte bytes[16];
+  store_l2(bytes, 0, {last}, kStandard);
+  store_l2(bytes, 1, {last + 0x10000}, kStandard);
+  EXPECT_EQ(count_alike(bytes, 0, 2, *decode_l2({last}, kStandard), kStandard), 1u);
+}
+
 }  // namespace
 }  // namespace byre

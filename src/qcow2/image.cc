@@ -3,6 +3,7 @@
 
 #include "qcow2/guest/guest_disk.h"
 #include "qcow2/guest/read.h"
+#include "qcow2/guest/status.h"
 #include "qcow2/guest/write.h"
 #include "qcow2/guest/zero.h"
 #include "qcow2/ops/empty.h"

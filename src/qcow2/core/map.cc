@@ -96,6 +96,48 @@ Task<Map::Found> Map::find(GuestCluster cluster) {
   }
 }
 
+/// What a walk over the tables reads of one at a time.
+static constexpr uint64_t kReadAhead = 64 * KiB;
+
+Result<std::optional<Map::Run>> Map::find_run_now(GuestCluster cluster, uint64_t count) {
+  BYRE_TRY(found, find_now(cluster));
+  if (!found) return std::optional<Run>();
+  Run run{found->mapping};
+  // What is staged lies over the entries, and what is lost over both: those go one by one.
+  const bool is_plain = stages_.no_entries() && lost_.empty() && !run.mapping.compressed;
+  if (!is_plain || count <= 1) return std::optional(run);
+  BYRE_TRY(table, table_of(geometry_.l1_index(cluster)));
+  if (!table.l2) return std::optional(run);
+  const TableCache::Ref slice = cache_.find(slice_of(*table.l2, cluster));
+  const size_t first = index_in_slice(cluster);
+  count = std::min(count, cache_.slice_size() / geometry_.l2_entry_size() - first);
+  if (run.mapping.host && !geometry_.data_file && !ends_known_) {
+    // Those that lead behind the end of the file are asked for by themselves, and refused.
+    const uint64_t there = file_.size() - geometry_.start_of(*run.mapping.host).value;
+    count = std::min(count, geometry_.clusters_for(there));
+  }
+  run.clusters = count_alike(slice.bytes(), first, count, run.mapping, geometry_);
+  return std::optional(run);
+}
+
+Task<Map::Run> Map::find_run(GuestCluster cluster, uint64_t count) {
+  for (;;) {
+    Result<std::optional<Run>> run = find_run_now(cluster, count);
+    if (!run) co_return std::move(run).error();
+    if (*run) co_return **run;
+    // As in find().
+    const Result<L1Entry> table = table_of(geometry_.l1_index(cluster));
+    const HostOffset at = slice_of(*table->l2, cluster);
+    const uint64_t left = geometry_.start_of(*table->l2) + geometry_.cluster_size() - at;
+    const uint64_t asked =
+        (index_in_slice(cluster) + std::min(count, left)) * geometry_.l2_entry_size();
+    const TableCache::Ref slice = co_await cache_.get(at, std::min({left, asked, kReadAhead}));
+    run = find_run_now(cluster, count);
+    if (!run) co_return std::move(run).error();
+    if (*run) co_return **run;
+  }
+}
+
 bool Map::table_missing(GuestCluster cluster) const {
   const uint64_t index = geometry_.l1_index(cluster);
   return (index >= l1_.size() || (l1_[index] & kOffsetMask) == 0) &&

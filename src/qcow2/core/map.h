@@ -8,8 +8,9 @@
 /// the disk learns of it with the next commit.
 /// Invariant: every entry that is handed out has been checked against the format and the file's
 /// size, by the lookup or, once set_ends_known() was called, by the scan before it.
-/// Cost: a lookup in memory is two or three hash probes and one decode.
-/// Not here: reference counts (allocator.h), who may change what (image.h).
+/// Cost: a lookup in memory is two or three hash probes and one decode; a run of plain entries
+/// costs that once for each slice, and a comparison for each entry. Not here: reference counts
+/// (allocator.h), who may change what (image.h).
 #pragma once
 
 #include <optional>
@@ -44,6 +45,15 @@ class Map {
   Result<std::optional<Found>> find_now(GuestCluster cluster);
   /// Awaits table loads only.
   Task<Found> find(GuestCluster cluster);
+  /// A cluster and those behind it that go on as it does: the same mapping, but for the host, which
+  /// is the one behind that of the cluster before.
+  struct Run {
+    Mapping mapping;
+    uint64_t clusters = 1;
+  };
+  /// The run at `cluster`, of `count` clusters at most.  It may be cut short anywhere: at the end
+  /// of a slice, and to one cluster where something is staged or lost.  Loads ahead in its table.
+  Task<Run> find_run(GuestCluster cluster, uint64_t count);
   /// True when the whole table of `cluster` is missing, so that everything in it is unallocated.
   bool table_missing(GuestCluster cluster) const;
 
@@ -76,6 +86,8 @@ class Map {
 
  private:
   Result<L1Entry> table_of(uint64_t l1_index) const;
+  /// None: the slice is not in memory.
+  Result<std::optional<Run>> find_run_now(GuestCluster cluster, uint64_t count);
   Task<void> stage_copy(uint64_t l1_index, const L1Entry& old, Allocator& allocator);
   Result<Mapping> decode(GuestCluster cluster, L2Entry entry, bool copied) const;
 

@@ -74,6 +74,9 @@ struct Stages {
     }
     return {};
   }
+  bool no_entries() const {
+    return open.entries.empty() && (!committing || committing->entries.empty());
+  }
   bool has_new_l2_table(uint64_t l1_index) const {
     return open.l2_tables.contains(l1_index) ||
            (committing && committing->l2_tables.contains(l1_index));

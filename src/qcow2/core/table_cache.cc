@@ -53,7 +53,11 @@ TableCache::Slot* TableCache::free_slot() {
   return nullptr;
 }
 
-Task<TableCache::Ref> TableCache::get(HostOffset at) {
+BYRE_CORO_WRAPPER Task<TableCache::Ref> TableCache::get(HostOffset at) {
+  return get(at, slice_size_);
+}
+
+Task<TableCache::Ref> TableCache::get(HostOffset at, uint64_t length) {
   for (;;) {
     const auto it = index_.find(at);
     if (it != index_.end()) {
@@ -63,28 +67,58 @@ Task<TableCache::Ref> TableCache::get(HostOffset at) {
       if (slot.state == Slot::State::ready) co_return std::move(ref);
       continue;
     }
-    Slot* slot = free_slot();
-    if (!slot) {
+    std::vector<Ref> slices = begin_load(at, length);
+    if (slices.empty()) {
       co_await room_.wait();
       continue;  // Another may have loaded it meanwhile.
     }
-    slot->at = at;
+    ++loads_;
+    Result<void> read = co_await read_slices(at, slices).result();
+    // What fails further on is no fault of this slice.
+    const bool is_alone = slices.size() == 1;
+    for (size_t i = 1; i < slices.size(); ++i) end_load(*slices[i].slot_, read.has_value());
+    slices.resize(1);
+    if (!read && !is_alone) read = co_await read_slices(at, slices).result();
+    end_load(*slices[0].slot_, read.has_value());
+    if (!read) co_return std::move(read).error().while_doing(cat("L2 table slice at ", at));
+    co_return std::move(slices[0]);
+  }
+}
+
+std::vector<TableCache::Ref> TableCache::begin_load(HostOffset at, uint64_t length) {
+  std::vector<Ref> slices;
+  const uint64_t count = std::clamp<uint64_t>(length / slice_size_, 1, slots_max_ / 2);
+  while (slices.size() < count) {
+    const HostOffset next = at + slices.size() * slice_size_;
+    Slot* slot = index_.contains(next) ? nullptr : free_slot();
+    if (!slot) break;
+    slot->at = next;
     slot->indexed = true;
     slot->state = Slot::State::loading;
     slot->loaded.reset();
-    index_[at] = slot;
-    Ref ref(*this, *slot);
-    ++loads_;
-    Result<void> read = co_await file_.read(at.value, ref.mutable_bytes(), IoTag::l2_load).result();
-    slot->state = read ? Slot::State::ready : Slot::State::failed;
-    if (!read && slot->indexed) {
-      index_.erase(at);
-      slot->indexed = false;
-    }
-    slot->loaded.set();
-    if (!read) co_return std::move(read).error().while_doing(cat("L2 table slice at ", at));
-    co_return std::move(ref);
+    index_[next] = slot;
+    slices.push_back(Ref(*this, *slot));
   }
+  return slices;
+}
+
+Task<void> TableCache::read_slices(HostOffset at, std::span<Ref> slices) {
+  if (slices.size() == 1) {
+    co_await file_.read(at.value, slices[0].mutable_bytes(), IoTag::l2_load);
+    co_return;
+  }
+  std::vector<iovec> pieces;
+  for (Ref& slice : slices) pieces.push_back(piece_of(slice.bytes()));
+  co_await file_.read_pieces(at.value, pieces, IoTag::l2_load);
+}
+
+void TableCache::end_load(Slot& slot, bool loaded) {
+  slot.state = loaded ? Slot::State::ready : Slot::State::failed;
+  if (!loaded && slot.indexed) {
+    index_.erase(slot.at);
+    slot.indexed = false;
+  }
+  slot.loaded.set();
 }
 
 void TableCache::put(HostOffset at, Bytes bytes) {

@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -65,6 +66,9 @@ class TableCache {
   Ref find(HostOffset at);
   /// Loads it if it is not.
   Task<Ref> get(HostOffset at);
+  /// The same; if it is not there, those behind it, up to `length` bytes in all, come with it in
+  /// one read, up to the first that is there and to half of the cache.  The caller wants them next.
+  Task<Ref> get(HostOffset at, uint64_t length);
   /// What is on the disk at `at`, read by somebody else: slices that are not here are added, while
   /// there is room without an eviction.  Nobody has changed the place since it was read.
   void put(HostOffset at, Bytes bytes);
@@ -85,6 +89,10 @@ class TableCache {
     Event loaded;
   };
   Slot* free_slot();
+  /// The slices at `at` and behind it, which begin to load; empty: no slot is free.
+  std::vector<Ref> begin_load(HostOffset at, uint64_t length);
+  Task<void> read_slices(HostOffset at, std::span<Ref> slices);
+  void end_load(Slot& slot, bool loaded);
 
   ReadyQueue& ready_;
   Device& file_;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Reading the disk, and telling what its ranges are.
+/// Reading the disk.
 ///
 /// A read holds one pin from before its first lookup until its last I/O has ended, and takes no
 /// lock (docs/engine.md, H1).  Clusters that follow each other on the host are one I/O.
@@ -7,7 +7,8 @@
 /// ended.
 /// Cost: for plain data one I/O for each run of clusters on the host, and a table load where a
 /// slice is not in memory.
-/// Not here: the VM state (vm_state.h), the cache of decompressed clusters (decompressed_cache.h).
+/// Not here: what its ranges are (status.h), the VM state (vm_state.h), the cache of decompressed
+/// clusters (decompressed_cache.h).
 #pragma once
 
 #include "block/device.h"
@@ -19,8 +20,6 @@ namespace byre {
 class GuestDisk;
 
 Task<void> read_disk(GuestDisk& disk, GuestOffset offset, MutableBytes data, IoTag tag);
-/// What the first part of the range is: data, zeros, unallocated, and where.
-Task<Extent> status_of_disk(GuestDisk& disk, GuestOffset offset, uint64_t length);
 
 // For those who write.
 /// What a read is for.
