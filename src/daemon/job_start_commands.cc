@@ -449,7 +449,7 @@ class StartingBackup final : public ActionRun {
         Child::to(source->entry()), Child::to(target->entry()), std::move(options));
     backup_ = work.get();
     DaemonJobs& jobs = call_.daemon().jobs();
-    transaction_ = jobs.list().begin_transaction();
+    transaction_ = call_.jobs ? call_.jobs : jobs.list().begin_transaction();
     Job* const made = co_await jobs.add(std::move(work), std::move(job), transaction_, source,
                                         args_.bitmap.value_or(""));
     Result<void> taken = co_await backup_->take_moment(*made, nullptr).result();

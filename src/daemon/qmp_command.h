@@ -24,7 +24,8 @@
 
 namespace byre {
 class Daemon;
-}
+class JobTransaction;
+}  // namespace byre
 
 namespace byre::qmp {
 
@@ -36,6 +37,8 @@ struct Call {
   Descriptors& descriptors;  ///< Of the monitor that it came by.
   /// The class of the error, should it fail: "DeviceNotActive" and the like.
   std::string_view failure_class = "GenericError";
+  /// Jobs that it starts end together; null: each by itself.
+  std::shared_ptr<JobTransaction> jobs = {};
 
   Daemon& daemon() const {
     BYRE_ASSERT(owner);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "daemon/daemon.h"
+#include "daemon/jobs.h"
 #include "daemon/modules.h"
 
 namespace byre::qmp {
@@ -70,6 +71,10 @@ class Transaction final : public AnyCommand {
       const AnyAction* const action = set_.find_action(text_in(one["type"]));
       std::unique_ptr<ActionRun> run = co_await action->start(call, one["data"]);
       actions.push_back(std::move(run));
+    }
+    const auto properties = given.find("properties");
+    if (properties != given.end() && properties->value("completion-mode", "") == "grouped") {
+      call.jobs = call.daemon().jobs().list().begin_transaction();
     }
     HoldClients hold(call.daemon().exports());
     co_await hold.begin();

@@ -385,6 +385,21 @@ class Live(Case):
         client.resume()
         for job in ("a", "b"):
             self.assertIsNone(self.ended(job))
+        # They end together: the one that is cancelled takes the other with it.
+        self.monitor.do("transaction", properties={"completion-mode": "grouped"}, actions=[
+            {"type": "blockdev-backup", "data": {**data, "job-id": "a", "device": "disk", "target": "disk-copy", "speed": 65536}},
+            {"type": "blockdev-backup", "data": {**data, "job-id": "b", "device": "other", "target": "other-copy"}}])
+        until(lambda: {one["id"]: one["status"] for one in self.monitor.do("query-jobs")}["b"] == "waiting", "b, which waits for a")
+        self.monitor.do("job-cancel", id="a")
+        for job in ("a", "b"):
+            self.assertIsNotNone(self.ended(job))
+        model = client.pause()
+        self.monitor.do("transaction", properties={"completion-mode": "grouped"}, actions=[
+            {"type": "blockdev-backup", "data": {**data, "job-id": "a", "device": "disk", "target": "disk-copy"}},
+            {"type": "blockdev-backup", "data": {**data, "job-id": "b", "device": "other", "target": "other-copy"}}])
+        client.resume()
+        for job in ("a", "b"):
+            self.assertIsNone(self.ended(job))
         refused = self.monitor.ask(command("transaction", actions=[
             {"type": "blockdev-backup", "data": {**data, "job-id": "a", "device": "disk", "target": "disk-copy"}},
             {"type": "blockdev-backup", "data": {**data, "job-id": "b", "device": "other", "target": "nosuch"}}]))

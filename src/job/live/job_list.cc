@@ -115,11 +115,13 @@ Result<Job*> JobList::add(std::unique_ptr<JobWork> work, JobOptions options,
 }
 
 void JobList::start(JobTransaction& transaction) {
+  std::vector<Job*> begun;
   for (Job* job : transaction.jobs_) {
-    job->started_ = true;
+    if (std::exchange(job->started_, true)) continue;
     job->set_status(JobStatus::running);
+    begun.push_back(job);
   }
-  for (Job* job : transaction.jobs_) scope_.spawn(job->live());
+  for (Job* job : begun) scope_.spawn(job->live());
 }
 
 Task<void> JobList::drop(JobTransaction& transaction) {

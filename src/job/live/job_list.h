@@ -60,6 +60,7 @@ class JobList {
   /// when another job holds one of its nodes.
   Result<Job*> add(std::unique_ptr<JobWork> work, JobOptions options,
                    const std::shared_ptr<JobTransaction>& transaction);
+  /// Those of its jobs that were not started yet.
   void start(JobTransaction& transaction);
   /// Of a transaction that does not begin after all: its jobs are gone, without an event.
   Task<void> drop(JobTransaction& transaction);
