@@ -179,7 +179,8 @@ Arguments daemon_arguments() {
       step("--blockdev", Step::Kind::blockdev, "DEVICE",
            "open a node: driver=...,node-name=NAME,... or {...}; `byre drivers` has the options"),
       step("--chardev", Step::Kind::chardev, "CHARDEV",
-           "where clients come from: socket,id=ID,path=PATH,server=on,wait=off (or abstract=on, "
+           "where clients come from: socket,id=ID,path=PATH and ,server=on,wait=off (or "
+           "abstract=on, "
            "host= and port=, fd=N; without server=on it connects), or stdio,id=ID"),
       step("--monitor", Step::Kind::monitor, "MONITOR",
            "clients of a chardev speak QMP: chardev=ID, and pretty=on"),
@@ -187,8 +188,8 @@ Arguments daemon_arguments() {
            "nbd,id=ID,node-name=NODE, and name=NAME, writable=on, allocation-depth=on, "
            "bitmaps.0=BITMAP"),
       step("--nbd-server", Step::Kind::nbd_server, "SERVER",
-           "start the NBD server: addr.type=unix,addr.path=PATH, or addr.type=inet,"
-           "addr.host=HOST,addr.port=PORT, and max-connections=N"),
+           "start the NBD server: addr.type=unix,addr.path=PATH, or addr.type=inet with "
+           "addr.host=HOST and addr.port=PORT; max-connections=N"),
       step("--object", Step::Kind::object, "OBJECT",
            "secret, throttle-group or iothread (whose name is all there is to it: one thread "
            "serves everything)"),
