@@ -103,21 +103,21 @@ class Watched final : public Filter {
   Changed changed_;
 };
 
-/// Steps of the work.
+/// What counts for the progress of a resize: bytes that its file is given.  Tables are not counted
+/// beforehand, and the end is when all of it is durable: so it is not all done before finish().
 class Steps {
  public:
-  explicit Steps(Session& session, bool enabled) : progress_(session, enabled) {}
+  Steps(Session& session, bool enabled) : line_(session, enabled) { line_.follow(progress_); }
   void expect(uint64_t bytes) { total_ = bytes; }
   void add(uint64_t bytes) {
-    done_ += bytes;
-    // Tables are not counted beforehand, and the end is when all of it is durable.
-    if (total_ != 0) progress_.update(std::min(done_, total_ - total_ / 100), total_);
+    if (total_ == 0) return;
+    progress_.set(std::min(progress_.done() + bytes, total_ - total_ / 100), total_);
   }
-  void finish() { progress_.update(1, 1); }
+  void finish() { progress_.set(std::max<uint64_t>(total_, 1), std::max<uint64_t>(total_, 1)); }
 
  private:
-  ProgressLine progress_;
-  uint64_t done_ = 0;
+  ProgressLine line_;
+  Progress progress_;
   uint64_t total_ = 0;
 };
 
