@@ -49,6 +49,8 @@ class Dd(Case):
             sizes = [json.loads(qemu("info", "--output=json", "out", cwd=folder))["virtual-size"]
                      for folder in (self.theirs, self.ours)]
             self.assertEqual(*sizes)
+            if sizes[0] == 0:
+                return  # Nothing was left to copy.
             # All of it is data, zeros as well.
             self.assertEqual([all(part["present"] and part["data"] for part in json.loads(qemu("map", "--output=json", "out", cwd=folder)))
                               for folder in (self.theirs, self.ours)], [True, True])
