@@ -418,6 +418,12 @@ class Live(Case):
         self.assertIn("Permission conflict on node 'disk'", refused["error"]["desc"])
         refused = self.monitor.ask(command("block-export-add", {"type": "nbd", "id": "e", "node-name": "copy", "writable": True}))
         self.assertIn("Permission conflict on node 'copy'", refused["error"]["desc"])
+        self.add("other")
+        self.add("another")
+        self.add("third")
+        self.monitor.do("blockdev-mirror", {"job-id": "r", "device": "other", "target": "another", "sync": "full", "replaces": "third"})
+        refused = self.monitor.ask(command("blockdev-del", {"node-name": "third"}))
+        self.assertIn("in use by block job: mirror", refused["error"]["desc"])
         for name in ("disk", "copy"):
             refused = self.monitor.ask(command("block_resize", {"node-name": name, "size": 2 * SIZE}))
             self.assertIn("in use by block job: mirror", refused["error"]["desc"])

@@ -44,7 +44,9 @@ Result<std::unique_ptr<Mirror>> Mirror::commit_into(Child source, uint32_t depth
 }
 
 Mirror::Mirror(Child source, Child target, MirrorOptions options)
-    : options_(std::move(options)), source_(std::move(source)), target_(std::move(target)) {}
+    : options_(std::move(options)), source_(std::move(source)), target_(std::move(target)) {
+  if (options_.replaces) replaced_ = Child::to(options_.replaces->device()).hold();
+}
 
 Mirror::~Mirror() = default;
 
@@ -53,6 +55,7 @@ std::vector<Node*> Mirror::nodes() const {
   if (source_) nodes.push_back(&source_.node());
   if (target_) nodes.push_back(&target_.node());
   if (filter_) nodes.push_back(&filter().target_edge().node());
+  if (replaced_) nodes.push_back(&replaced_.node());
   return nodes;
 }
 
@@ -196,6 +199,8 @@ Task<void> Mirror::clean(Job&) {
   if (filter_) (void)co_await filter_.close().result();
   if (target_) (void)co_await target_.close().result();
   if (source_) (void)co_await source_.close().result();
+  if (replaced_) (void)co_await replaced_.close().result();
+  replaced_ = {};
   filter_ = {};
   target_ = {};
   source_ = {};

@@ -95,6 +95,7 @@ class Mirror final : public JobWork {
   Child source_;
   Child target_;  ///< Until the filter has it.
   Child filter_;
+  Child replaced_;  ///< Keeps options_.replaces there; or none.
   bool entered_ = false;
   std::unique_ptr<MirrorCopy> copy_;
   std::unique_ptr<Drain> drain_;
