@@ -94,6 +94,11 @@ Task<void> RawDevice::allocate(uint64_t offset, uint64_t length) {
 
 Task<void> RawDevice::resize(uint64_t size) { return file_->truncate(size); }
 
+Task<void> RawDevice::reopen(bool writable) {
+  co_await file_->reopen(writable);
+  growable_ = writable && !file_->properties().block_device;
+}
+
 Task<void> RawDevice::close() {
   if (writable() && !file_->latched()) co_await file_->sync();
 }

@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "block/device.h"
+#include "block/reopen.h"
 #include "io/file.h"
 
 namespace byre {
@@ -18,7 +19,7 @@ struct RawOptions {
   bool growable = false;
 };
 
-class RawDevice final : public Device {
+class RawDevice final : public Device, public Reopens {
  public:
   explicit RawDevice(std::unique_ptr<File> file, RawOptions options = {})
       : file_(std::move(file)), growable_(options.growable && !file_->properties().block_device) {}
@@ -43,6 +44,8 @@ class RawDevice final : public Device {
   bool new_space_is_zero() const override { return !file_->properties().block_device; }
   bool can_grow() const override { return growable_; }
   Task<void> close() override;
+  /// Who may write may grow it, as for the file of an image.
+  Task<void> reopen(bool writable) override;
 
   File& file() { return *file_; }
 
@@ -50,7 +53,7 @@ class RawDevice final : public Device {
   Result<void> check(std::string_view what, uint64_t offset, uint64_t length) const;
 
   std::unique_ptr<File> file_;
-  const bool growable_;
+  bool growable_;
 };
 
 }  // namespace byre

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/option_text.h"
+#include "block/gives_up.h"
 #include "daemon/jobs.h"
 #include "daemon/modules.h"
 #include "daemon/qmp_stream.h"
@@ -168,9 +169,25 @@ void Daemon::quit() {
   asked_to_quit_.notify();
 }
 
+/// So long may what is under way take when the daemon ends.
+constexpr int64_t kGiveUpAfter = 5 * kSecond;
+
+/// Again and again: a command that waited may begin another request.
+Task<void> Daemon::give_up_later(Op& timer) {
+  while (true) {
+    timer = Op{.kind = Op::Kind::timer, .deadline = reactor_.now() + kGiveUpAfter};
+    co_await reactor_.perform(timer);
+    if (ended_) co_return;
+    for (Node* node : nodes_.graph()) give_up_requests(node->device());
+  }
+}
+
 Task<void> Daemon::end() {
   quitting_ = true;
   Result<void> closed;
+  Scope watch(reactor_.ready());
+  Op timer;
+  watch.spawn(give_up_later(timer));
   {
     const auto turn = co_await turn_.lock();
     realm_.ending = true;
@@ -178,6 +195,9 @@ Task<void> Daemon::end() {
     for (NodeUser* user : users_) (void)co_await user->end().result();
     closed = co_await nodes_.close_all().result();
   }
+  ended_ = true;
+  reactor_.cancel(timer);
+  co_await watch.join();
   for (const auto& chardev : chardevs_) chardev->stop();
   for (const auto& monitor : monitors_) {
     if (monitor->session) monitor->session->stop();

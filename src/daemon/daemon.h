@@ -11,6 +11,8 @@
 /// half done.  The end, in this order: no command begins any more; exports end, with the requests
 /// that run answered; jobs and others that use nodes end (NodeUser); nodes are flushed
 /// and closed; monitors have said what they had to say, and their sockets go.
+/// Commands and requests that wait for another server are given up (block/gives_up.h) when the end
+/// has taken kGiveUpAfter: it is bounded.
 /// Invariant: everything that was answered is durable when end() has succeeded.
 /// Not here: words of a command line (cli/daemon.cc), commands (modules.h).
 #pragma once
@@ -110,6 +112,7 @@ class Daemon {
  private:
   struct Monitor;
   Task<void> serve(Monitor& monitor);
+  Task<void> give_up_later(Op& timer);
 
   Reactor& reactor_;
   const Options options_;
@@ -129,6 +132,7 @@ class Daemon {
   Scope serving_;
   Event asked_to_quit_;
   bool quitting_ = false;
+  bool ended_ = false;  ///< All nodes are closed.
 };
 
 }  // namespace byre

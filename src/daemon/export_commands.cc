@@ -49,7 +49,10 @@ const Command<> kStop({.name = "nbd-server-stop",
                        .run = nbd_server_stop});
 
 Task<Json> block_export_add(Call& call, ExportOptions args) {
-  co_await call.daemon().exports().add(export_of(std::move(args)));
+  NewExport wanted = export_of(std::move(args));
+  NamedNode* const node = call.daemon().nodes().find(wanted.node_name);
+  if (node && wanted.writable) co_await call.daemon().nodes().prepare_to_write(*node);
+  co_await call.daemon().exports().add(std::move(wanted));
   co_return Json();
 }
 const Command<ExportOptions> kExportAdd({.name = "block-export-add",

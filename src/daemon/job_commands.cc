@@ -11,15 +11,15 @@ namespace byre::qmp {
 
 namespace {
 
-Error no_job(Call& call, const std::string& id, bool is_block_job) {
-  if (!is_block_job) return Error(Errc::not_found, "Job not found");
+Error no_job(Call& call, const std::string& id, bool wants_block_job) {
+  if (!wants_block_job) return Error(Errc::not_found, "Job not found");
   call.failure_class = "DeviceNotActive";
   return Error(Errc::not_found, cat("Block job '", id, "' not found"));
 }
 
-Result<Job*> need_job(Call& call, const std::string& id, bool is_block_job) {
+Result<Job*> need_job(Call& call, const std::string& id, bool wants_block_job) {
   Job* const job = call.daemon().jobs().list().find(id);
-  if (!job) return no_job(call, id, is_block_job);
+  if (!job || (wants_block_job && !is_block_job(*job))) return no_job(call, id, wants_block_job);
   return job;
 }
 
@@ -259,7 +259,9 @@ const Type& list_of_block_jobs() {
 }
 Task<Json> query_block_jobs(Call& call, Nothing) {
   Json list = Json::array();
-  for (const Job* job : call.daemon().jobs().list().jobs()) list.push_back(describe(*job));
+  for (const Job* job : call.daemon().jobs().list().jobs()) {
+    if (is_block_job(*job)) list.push_back(describe(*job));
+  }
   co_return std::move(list);
 }
 const Command<> kQueryBlockJobs({.name = "query-block-jobs",

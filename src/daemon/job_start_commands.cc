@@ -3,6 +3,7 @@
 /// is an action of transactions as well: all backups of one are of one moment.
 #include <algorithm>
 #include <bit>
+#include <functional>
 #include <utility>
 
 #include "daemon/addresses.h"
@@ -42,6 +43,7 @@ struct JobArgs {
   int64_t speed = 0;
   bool auto_finalize = true;
   bool auto_dismiss = true;
+  std::optional<std::string> filter_name;
 };
 
 /// Fields of `Args`, which derives from JobArgs, and what is common to all jobs.
@@ -53,7 +55,7 @@ std::vector<Field> with_job_fields(std::vector<Field> fields) {
                                 "it ends by itself; else it waits for job-finalize"));
   fields.push_back(with_default("auto-dismiss", &JobArgs::auto_dismiss,
                                 "it goes by itself; else its result stays until job-dismiss"));
-  fields.push_back(refused_field("filter-node-name", "the job's own node has no name here"));
+  fields.push_back(field("filter-node-name", &JobArgs::filter_name, "of the job's own node"));
   return fields;
 }
 
@@ -67,6 +69,15 @@ Result<JobOptions> options_of(const JobArgs& args, OnErrorWord source, OnErrorWo
                     .on_target_error = on_error_of(target, JobSide::target)};
 }
 
+/// What the filter is to be called.
+Result<std::string> filter_name_of(Call& call, const JobArgs& args) {
+  if (!args.filter_name) return std::string();
+  if (Result<void> free = call.daemon().nodes().check_new_name(*args.filter_name); !free) {
+    return std::move(free).error();
+  }
+  return *args.filter_name;
+}
+
 Result<NamedNode*> node_of(Call& call, const std::string& name) {
   return call.daemon().nodes().need(name, name);
 }
@@ -77,6 +88,50 @@ Task<Json> start(Call& call, std::unique_ptr<JobWork> work, JobOptions options) 
   const auto transaction = jobs.list().begin_transaction();
   (void)co_await jobs.add(std::move(work), std::move(options), transaction);
   jobs.list().start(*transaction);
+  co_return Json();
+}
+
+/// Errc::busy when the disk, or what it is a filter over, is held by something.
+Result<void> check_free(Call& call, Device& device) {
+  for (Device* at = &device; at;) {
+    const NamedNode* const named = at->node() ? call.daemon().nodes().named(*at->node()) : nullptr;
+    if (named) {
+      if (Result<void> free = named->check_free(); !free) return free;
+    }
+    const auto down = std::ranges::find(at->children(), Role::filtered, &Child::role);
+    at = down == at->children().end() ? nullptr : (*down)->get();
+  }
+  return {};
+}
+
+using MakeWork = std::function<Result<std::unique_ptr<JobWork>>()>;
+
+/// A job that writes `written`, which may be open for reading only: then they are opened for
+/// writing first, until the job has ended.
+Task<void> start_writing(Call& call, std::vector<Device*> written, JobOptions options,
+                         MakeWork make, WriteLoans& loans) {
+  Nodes& nodes = call.daemon().nodes();
+  const auto may = [&nodes](const Node& below) { return nodes.may_reopen(below); };
+  for (Device* device : written) {
+    if (device->writable()) continue;
+    co_await check_free(call, *device);
+    co_await loans.take(*device->node(), may);
+  }
+  DaemonJobs& jobs = call.daemon().jobs();
+  const auto transaction = jobs.list().begin_transaction();
+  Job* const job = co_await jobs.add(co_await make(), std::move(options), transaction);
+  job->work().loans = std::move(loans);
+  jobs.list().start(*transaction);
+}
+
+Task<Json> start_writing(Call& call, std::vector<Device*> written, JobOptions options,
+                         MakeWork make) {
+  WriteLoans loans;
+  Result<void> started =
+      co_await start_writing(call, std::move(written), std::move(options), std::move(make), loans)
+          .result();
+  if (!started) (void)co_await loans.give_back().result();
+  co_await std::move(started);
   co_return Json();
 }
 
@@ -155,7 +210,8 @@ Task<bool> reads_as_zeros(Device& device) {
 
 Task<Json> blockdev_mirror(Call& call, MirrorArgs args) {
   const NamedNode* const source = co_await node_of(call, args.device);
-  const NamedNode* const target = co_await node_of(call, args.target);
+  NamedNode* const target = co_await node_of(call, args.target);
+  co_await call.daemon().nodes().prepare_to_write(*target);
   if (args.sync == SyncWord::incremental || args.sync == SyncWord::bitmap) {
     co_return invalid("Sync mode '", args.sync == SyncWord::bitmap ? "bitmap" : "incremental",
                       "' not supported");
@@ -187,6 +243,7 @@ Task<Json> blockdev_mirror(Call& call, MirrorArgs args) {
     if (replaced != source) options.replaces = replaced->entry().node();
   }
   JobOptions job = co_await options_of(args, args.on_source_error, args.on_target_error);
+  options.filter_name = co_await filter_name_of(call, args);
   std::unique_ptr<Mirror> work = co_await Mirror::make(
       Child::to(source->entry()), Child::to(target->entry()), std::move(options));
   co_return co_await start(call, std::move(work), std::move(job));
@@ -248,20 +305,18 @@ Task<Json> block_commit(Call& call, CommitArgs args) {
   const size_t base =
       co_await layer_by(call, layers, args.base_node, args.base, "base", layers.size() - 1);
   if (top >= base) co_return invalid("cannot commit an image into itself");
-  if (!layers[base]->writable()) {
-    co_return Error(Errc::read_only,
-                    cat("'", layers[base]->name(),
-                        "' is open for reading only; add it as a node of its own with "
-                        "read-only=false, and name that node as the backing of the disk above"));
-  }
   JobOptions job = co_await options_of(args, args.on_error, args.on_error);
+  const std::string filter = co_await filter_name_of(call, args);
   if (top == 0) {
     if (args.backing_file) {
       co_return invalid("'backing-file' specified, but 'top' is the active layer");
     }
-    std::unique_ptr<Mirror> work = co_await Mirror::commit_into(
-        Child::to(device->entry()), static_cast<uint32_t>(base), MirrorOptions());
-    co_return co_await start(call, std::move(work), std::move(job));
+    MakeWork make = [device, base, filter]() -> Result<std::unique_ptr<JobWork>> {
+      BYRE_TRY(work, Mirror::commit_into(Child::to(device->entry()), static_cast<uint32_t>(base),
+                                         {.filter_name = filter}));
+      return std::unique_ptr<JobWork>(std::move(work));
+    };
+    co_return co_await start_writing(call, {layers[base]}, std::move(job), std::move(make));
   }
   Device* overlay = layers[top - 1];
   while (!dynamic_cast<Image*>(overlay)) {
@@ -269,10 +324,14 @@ Task<Json> block_commit(Call& call, CommitArgs args) {
     if (edge == overlay->children().end()) co_return invalid("there is no image above the top");
     overlay = (*edge)->get();
   }
-  std::unique_ptr<CommitBelow> work = co_await CommitBelow::make(
-      Child::to(*overlay), {.depth = static_cast<uint32_t>(base - top),
-                            .base_name = backing_name_of(*layers[base], args.backing_file)});
-  co_return co_await start(call, std::move(work), std::move(job));
+  const CommitBelowOptions options{.depth = static_cast<uint32_t>(base - top),
+                                   .base_name = backing_name_of(*layers[base], args.backing_file),
+                                   .filter_name = filter};
+  MakeWork make = [overlay, options]() -> Result<std::unique_ptr<JobWork>> {
+    BYRE_TRY(work, CommitBelow::make(Child::to(*overlay), options));
+    return std::unique_ptr<JobWork>(std::move(work));
+  };
+  co_return co_await start_writing(call, {overlay, layers[base]}, std::move(job), std::move(make));
 }
 const Command<CommitArgs> kCommit({.name = "block-commit",
                                    .help = "moves what a disk, or images below it, have into one "
@@ -324,9 +383,12 @@ Task<Json> block_stream(Call& call, StreamArgs args) {
     co_return invalid("backing file specified, but streaming the entire chain");
   }
   JobOptions job = co_await options_of(args, args.on_error, args.on_error);
-  std::unique_ptr<byre::Stream> work =
-      co_await byre::Stream::make(Child::to(*image), std::move(options));
-  co_return co_await start(call, std::move(work), std::move(job));
+  options.filter_name = co_await filter_name_of(call, args);
+  MakeWork make = [image, options]() -> Result<std::unique_ptr<JobWork>> {
+    BYRE_TRY(work, byre::Stream::make(Child::to(*image), options));
+    return std::unique_ptr<JobWork>(std::move(work));
+  };
+  co_return co_await start_writing(call, {image}, std::move(job), std::move(make));
 }
 const Command<StreamArgs> kStream({.name = "block-stream",
                                    .help = "fills an image in use with what shows of the disks "
@@ -369,7 +431,9 @@ const Struct& definition_of(const BackupArgs*) {
        with_default("compress", &BackupArgs::compress, "into compressed clusters"),
        with_default("on-source-error", &BackupArgs::on_source_error, "when a read fails"),
        with_default("on-target-error", &BackupArgs::on_target_error, "when a write fails"),
-       refused_field("discard-source", "what was copied stays in the source"),
+       refused_field(
+           "discard-source",
+           "guests may still need what was copied; discard it yourself when the backup has ended"),
        refused_field("x-perf", "requests are tuned by byre itself")}));
   return kStruct;
 }
@@ -443,8 +507,12 @@ class StartingBackup final : public ActionRun {
   Task<void> act() override {
     NamedNode* const source = co_await node_of(call_, args_.device);
     NamedNode* const target = co_await node_of(call_, args_.target);
+    co_await call_.daemon().nodes().prepare_to_write(*target);
     BackupOptions options = co_await backup_options(*source, args_);
     JobOptions job = co_await options_of(args_, args_.on_source_error, args_.on_target_error);
+    Result<std::string> filter = filter_name_of(call_, args_);
+    if (!filter) co_await fail(std::move(filter).error().while_doing("Could not create node"));
+    options.filter_name = *std::move(filter);
     std::unique_ptr<Backup> work = co_await Backup::make(
         Child::to(source->entry()), Child::to(target->entry()), std::move(options));
     backup_ = work.get();

@@ -64,6 +64,7 @@ void DaemonJobs::let_go(const std::string& id) {
 
 void DaemonJobs::hear(const Job& job, const JobEvent& event) {
   using Kind = JobEvent::Kind;
+  if (event.kind != Kind::status && !is_block_job(job)) return;
   qmp::Json data;
   switch (event.kind) {
     case Kind::status:

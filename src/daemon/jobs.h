@@ -16,6 +16,9 @@
 
 namespace byre {
 
+/// The others have no block-job-* commands and events.
+inline bool is_block_job(const Job& job) { return job.kind() < JobKind::create; }
+
 class DaemonJobs final : public NodeUser {
  public:
   explicit DaemonJobs(Daemon& daemon);

@@ -117,6 +117,7 @@ Task<Json> block_resize(Call& call, Resize args) {
   NamedNode* const node = co_await nodes.need(args.node.value_or(""), args.device.value_or(""));
   if (args.size < 0) co_return invalid("Parameter 'size' expects a >0 size");
   co_await node->check_free();
+  co_await nodes.prepare_to_write(*node);
   Entrance entrance(Child::to(node->entry()));
   co_await entrance.edge().set_permissions(
       {.uses = {.read = true, .write = true, .resize = true}, .shares = Access::all()});

@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <map>
 
+#include "block/copy_before_write.h"
+#include "block/copy_on_read.h"
 #include "block/raw.h"
 #include "daemon/nodes.h"
+#include "job/live/mirror_filter.h"
 
 namespace byre {
 
@@ -31,6 +34,9 @@ std::string_view name_of_mode(DetectZeroesMode mode) {
 std::string driver_of_node(const Device& device, const NamedNode* named) {
   if (named && named->driver) return std::string(named->driver->name);
   if (dynamic_cast<const Image*>(&device)) return "qcow2";
+  if (dynamic_cast<const MirrorFilter*>(&device)) return "mirror_top";
+  if (dynamic_cast<const CopyOnRead*>(&device)) return "copy-on-read";
+  if (dynamic_cast<const CopyBeforeWrite*>(&device)) return "copy-before-write";
   if (!device.children().empty() && device.children().front()->role() == Role::filtered)
     return "filter";
   return device.children().empty() ? "file" : "raw";
@@ -139,7 +145,7 @@ Task<Json> describe_nodes(Nodes& nodes, bool flat) {
     Json one = {{"node-name", node->name()},
                 {"file", device.name()},
                 {"drv", driver},
-                {"ro", !device.writable()},
+                {"ro", !device.writable() && !(named && named->follows_use)},
                 {"encrypted", false},
                 {"active", true},
                 {"backing_file_depth", depth_of(device)},

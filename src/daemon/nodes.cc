@@ -5,6 +5,7 @@
 #include <set>
 #include <utility>
 
+#include "block/reopen.h"
 #include "daemon/blockdev_options.h"
 
 namespace byre {
@@ -58,6 +59,7 @@ NamedNode::NamedNode(std::string n, Node& opened, const DeviceNode& said)
       filename(filename_of(said)),
       detect_zeroes(said.detect_zeroes),
       direct(said.direct.value_or(false)),
+      read_only(said.read_only.value_or(false)),
       node_(opened.weak_from_this()) {}
 
 Device& NamedNode::device() const {
@@ -119,6 +121,7 @@ std::vector<Node*> Nodes::graph() {
     if (node->is_owned()) visit(visit, node->device());
   }
   for (const NamedNode* node : nodes) visit(visit, node->device());
+  for (Node* filter : named_filters()) visit(visit, filter->device());
   return found;
 }
 
@@ -127,6 +130,38 @@ NamedNode* Nodes::named(const Node& node) {
     if (one->device().node() == &node) return one;
   }
   return nullptr;
+}
+
+std::vector<Node*> Nodes::named_filters() {
+  std::vector<Node*> found;
+  for (const NamedNode* node : all()) {
+    for (Device* device = &node->device(); device;) {
+      Device* above = nullptr;
+      for (const Child* edge : device->node()->parents()) {
+        if (edge->owner() && edge->role() == Role::filtered && edge->owner()->node()) {
+          above = edge->owner();
+        }
+      }
+      device = above;
+      if (!device || device->node()->name().starts_with('#') || named(*device->node())) continue;
+      if (std::ranges::find(found, device->node()) == found.end()) found.push_back(device->node());
+    }
+  }
+  return found;
+}
+
+Result<void> Nodes::check_new_name(const std::string& name) {
+  const auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
+  const auto may_follow = [&](char c) {
+    return is_letter(c) || (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_';
+  };
+  if (name.empty() || !is_letter(name.front()) || !std::ranges::all_of(name, may_follow)) {
+    return invalid("Invalid node-name: '", name, "'");
+  }
+  if (name.size() > 31) return invalid("Node name too long");
+  const auto is_taken = [&](const Node* node) { return node->name() == name; };
+  if (!find(name) && std::ranges::none_of(named_filters(), is_taken)) return {};
+  return invalid("Duplicate nodes with node-name='", name, "'");
 }
 
 OpenNodes Nodes::known() {
@@ -138,11 +173,52 @@ OpenNodes Nodes::known() {
     open->open = node->entry().node()->shared_from_this();
     known.emplace(node->name, std::move(open));
   }
+  for (Node* filter : named_filters()) {
+    auto open = std::make_shared<DeviceNode>();
+    open->driver = *find_driver("raw");  // What lies over it sees a disk.
+    open->node_name = filter->name();
+    open->open = filter->shared_from_this();
+    known.emplace(filter->name(), std::move(open));
+  }
   return known;
 }
 
-Task<Disk> Nodes::open(DeviceTree tree, std::vector<std::unique_ptr<NamedNode>>& opened) {
-  OpenTreeOptions options{.image = {.writable = !tree->read_only.value_or(false),
+namespace {
+
+/// Files are written when what lies above them is, as far as users did not say otherwise.
+bool follows_use(const DeviceNode& node) {
+  const bool is_file =
+      node.driver && (node.driver->name == "file" || node.driver->name == "host_device");
+  return is_file && node.auto_read_only && !node.read_only;
+}
+
+/// Open nodes that `node` refers to, and would write.
+void collect_written(const DeviceNode& node, bool writable, std::vector<Node*>& found) {
+  writable &= node.read_only != true;
+  if (!writable) return;
+  if (node.open) {
+    found.push_back(node.open.get());
+    return;
+  }
+  for (const auto& [role, child] : node.children) {
+    if (child && role != "backing") collect_written(*child, true, found);
+  }
+}
+
+/// Does something above it count on writing it?
+bool has_writer(const Node& node) {
+  return std::ranges::any_of(node.parents(), [](const Child* edge) {
+    if (edge->effective().uses.write) return true;
+    return edge->owner() && edge->role() != Role::backing &&
+           (edge->role() == Role::filtered || edge->owner()->writable());
+  });
+}
+
+}  // namespace
+
+Task<Disk> Nodes::open_once(DeviceTree tree, std::vector<std::unique_ptr<NamedNode>>& opened,
+                            bool writable) {
+  OpenTreeOptions options{.image = {.writable = writable,
                                     .scan = ImageOptions::Scan::beside_requests,
                                     .message = options_.message}};
   options.growable = options.image.writable;
@@ -154,14 +230,27 @@ Task<Disk> Nodes::open(DeviceTree tree, std::vector<std::unique_ptr<NamedNode>>&
     opened.push_back(std::make_unique<NamedNode>(said.node_name, node, said));
   };
   follow_named_devices(options.image, reactor_);
-  const bool may_be_read_only = tree->auto_read_only && options.image.writable;
-  Result<Disk> disk = co_await open_node(options_.files, tree, options).result();
-  if (!disk && may_be_read_only) {
-    opened.clear();
-    options.image.writable = options.growable = false;
-    disk = co_await open_node(options_.files, tree, options).result();
+  std::vector<Node*> written;
+  collect_written(*tree, writable, written);
+  for (Node* node : written) {
+    if (NamedNode* const below = named(*node)) co_await prepare_to_write(*below);
   }
-  if (!disk) co_return in_words(std::move(disk).error());
+  Result<Disk> disk = co_await open_node(options_.files, tree, options).result();
+  if (!disk) opened.clear();
+  co_return std::move(disk);
+}
+
+Task<Disk> Nodes::open(DeviceTree tree, std::vector<std::unique_ptr<NamedNode>>& opened) {
+  const bool follows = follows_use(*tree);
+  const bool writable = !tree->read_only.value_or(false) && !follows;
+  Result<Disk> disk = co_await open_once(tree, opened, writable).result();
+  if (!disk && writable && tree->auto_read_only) {
+    disk = co_await open_once(tree, opened, false).result();
+  }
+  if (!disk) {
+    co_await let_follow();
+    co_return in_words(std::move(disk).error());
+  }
   co_return *std::move(disk);
 }
 
@@ -182,6 +271,7 @@ Task<void> Nodes::open_as(DeviceTree tree, qmp::Json options) {
     if (node->name == tree->node_name) {
       node->tree_ = tree;
       node->options_ = options;
+      node->follows_use = follows_use(*tree);
       node->hold_ = disk.device.hold();
     }
     std::string name = node->name;
@@ -214,7 +304,33 @@ Task<void> Nodes::close(NamedNode& node) {
   node.hold_.reset();
   const std::string name = node.name;  // It goes with the entry.
   forget(name);
+  co_await let_follow();
   co_await std::move(closed);
+}
+
+Result<void> Nodes::may_reopen(const Node& node) {
+  const NamedNode* const known = named(node);
+  if (known && known->read_only) return Error(Errc::read_only, "Block node is read-only");
+  return {};
+}
+
+Task<void> Nodes::prepare_to_write(NamedNode& node) {
+  if (!node.follows_use || node.device().writable()) co_return;
+  co_await keep(co_await set_writable(*node.device().node(), true));
+}
+
+/// Files that nothing writes any more are only read.
+Task<void> Nodes::let_follow() {
+  std::vector<std::string> names;
+  for (const NamedNode* node : all()) {
+    if (node->follows_use) names.push_back(node->name);
+  }
+  for (const std::string& name : names) {
+    NamedNode* const node = find(name);
+    if (!node || !node->device().writable() || has_writer(*node->device().node())) continue;
+    Result<Reopened> reopened = co_await set_writable(*node->device().node(), false).result();
+    if (reopened) co_await keep(*std::move(reopened));
+  }
 }
 
 Task<void> Nodes::remove(std::string name) {
@@ -228,6 +344,38 @@ Task<void> Nodes::remove(std::string name) {
     if (other->opened_for_ == name) co_await other->check_free();
   }
   co_await close(*node);
+}
+
+namespace {
+
+bool says_read_only(const qmp::Json& options) { return options.value("read-only", false); }
+
+/// In that alone?
+bool differs_in_read_only(qmp::Json one, qmp::Json other) {
+  for (qmp::Json* options : {&one, &other}) {
+    options->erase("read-only");
+    options->erase("auto-read-only");
+  }
+  return one == other;
+}
+
+}  // namespace
+
+/// While others use it.
+Task<void> Nodes::change_read_only(NamedNode& node, qmp::Json options) {
+  const bool read_only = says_read_only(options);
+  if (node.device().writable() == read_only) {
+    const auto may = [this](const Node& below) { return may_reopen(below); };
+    Result<Reopened> reopened =
+        co_await set_writable(*node.device().node(), !read_only, may).result();
+    if (!reopened && read_only && reopened.error().code() == Errc::busy) {
+      co_await fail(Error(Errc::busy, cat("Read-only block node '", node.name,
+                                          "' cannot support read-write users")));
+    }
+    co_await keep(co_await std::move(reopened));
+  }
+  node.read_only = read_only;
+  node.options_ = std::move(options);
 }
 
 Task<void> Nodes::reopen(qmp::Json options) {
@@ -244,6 +392,10 @@ Task<void> Nodes::reopen(qmp::Json options) {
     co_await fail(invalid("Cannot change the option 'driver'"));
   }
   if (options == node->options_) co_return;
+  if (differs_in_read_only(options, node->options_) && !node->follows_use) {
+    co_await change_read_only(*node, std::move(options));
+    co_return;
+  }
   if (Result<void> unused = check_unused(*node); !unused) {
     co_await fail(Error(Errc::busy, cat(unused.error().message(),
                                         ": options of a node change only while nobody uses it")));

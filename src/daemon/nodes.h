@@ -42,6 +42,11 @@ class NamedNode {
   /// What keeps others from changing it: "block device is in use by block job: commit".
   std::vector<std::string> blockers;
 
+  /// Users said that it is not to be written: nothing above it makes it writable.
+  bool read_only = false;
+  /// A file that is open for reading until something above it is to write (auto-read-only).
+  bool follows_use = false;
+
   bool is_owned() const { return bool(hold_); }
   bool is_there() const { return !node_.expired(); }
   /// What it is itself.
@@ -76,8 +81,12 @@ class Nodes {
   /// `options` were checked (blockdev_options.h).
   Task<void> add(qmp::Json options);
   Task<void> remove(std::string name);
-  /// Opens it anew with other options; only where nobody uses it.
+  /// Gives it other options: read-only at any time, the others only where nobody uses it.
   Task<void> reopen(qmp::Json options);
+  /// A node that follows its use is about to be written by itself.
+  Task<void> prepare_to_write(NamedNode& node);
+  /// For what is reopened for writing below a node (block/reopen.h).
+  Result<void> may_reopen(const Node& node);
   /// All that is left, those above first.  The first error; all are tried.
   Task<void> close_all();
 
@@ -89,11 +98,19 @@ class Nodes {
   /// Every node of the graph, once, those above first.
   std::vector<Node*> graph();
   NamedNode* named(const Node& node);
+  /// Filters of jobs that users have named: they lie above nodes of theirs, and are no such nodes.
+  std::vector<Node*> named_filters();
+  /// Errc::invalid for a name that no new node may have.
+  Result<void> check_new_name(const std::string& name);
   Reactor& reactor() { return reactor_; }
 
  private:
   Task<Disk> open(DeviceTree tree, std::vector<std::unique_ptr<NamedNode>>& opened);
   Task<void> open_as(DeviceTree tree, qmp::Json options);
+  Task<Disk> open_once(DeviceTree tree, std::vector<std::unique_ptr<NamedNode>>& opened,
+                       bool writable);
+  Task<void> change_read_only(NamedNode& node, qmp::Json options);
+  Task<void> let_follow();
   OpenNodes known();
   Result<void> check_unused(const NamedNode& node);
   Task<void> close(NamedNode& node);

@@ -11,6 +11,47 @@ constexpr std::string_view kNegotiate = "qmp_capabilities";
 constexpr std::string_view kGeneric = "GenericError";
 constexpr std::string_view kNotFound = "CommandNotFound";
 
+/// Commands of QEMU's storage daemon that are not here, and why.
+std::string_view why_not(std::string_view name) {
+  struct Refused {
+    std::string_view name, why;
+  };
+  static constexpr Refused kRefused[] = {
+      {"drive-mirror", "add the target with blockdev-add, and use blockdev-mirror"},
+      {"drive-backup", "add the target with blockdev-add, and use blockdev-backup"},
+      {"blockdev-snapshot-sync",
+       "make the overlay with blockdev-create and blockdev-add, and use blockdev-snapshot"},
+      {"x-blockdev-amend", "an image is amended while nobody uses it: byre amend"},
+      {"blockdev-snapshot-internal-sync",
+       "internal snapshots are made while nobody uses the image: byre snapshot create"},
+      {"blockdev-snapshot-delete-internal-sync",
+       "internal snapshots are deleted while nobody uses the image: byre snapshot delete"},
+      {"blockdev-set-active", "nodes are not handed over to other processes: delete the node"},
+      {"block-set-write-threshold", "no writes are watched; ask query-named-block-nodes"},
+      {"x-blockdev-change", "there is no quorum"},
+      {"x-blockdev-set-iothread", "one thread serves all nodes"},
+      {"x-debug-block-dirty-bitmap-sha256", "read the bitmap through an export"},
+      {"query-blockstats", "statistics of nodes are not kept"},
+      {"chardev-add", "chardevs are options of the command line"},
+      {"chardev-change", "chardevs are options of the command line"},
+      {"chardev-remove", "chardevs are options of the command line"},
+      {"chardev-send-break", "chardevs are options of the command line"},
+      {"query-chardev", "chardevs are options of the command line"},
+      {"query-chardev-backends", "chardevs are options of the command line"},
+      {"ringbuf-read", "there is no ring buffer"},
+      {"ringbuf-write", "there is no ring buffer"},
+      {"qom-get", "there is no tree of objects"},
+      {"qom-list", "there is no tree of objects"},
+      {"qom-list-properties", "there is no tree of objects"},
+      {"qom-list-types", "there is no tree of objects"},
+      {"qom-set", "there is no tree of objects"},
+  };
+  for (const Refused& one : kRefused) {
+    if (one.name == name) return one.why;
+  }
+  return {};
+}
+
 /// What is wrong with the members of a request; empty: nothing.
 std::string find_fault(const Json& request) {
   if (!request.is_object()) return "QMP input must be a JSON object";
@@ -109,7 +150,9 @@ Task<void> Session::obey(const Json& request) {
 Task<void> Session::execute(std::string name, Json arguments, Json id) {
   const AnyCommand* const command = realm_.commands.find(name);
   if (!command) {
-    refuse(kNotFound, cat("The command ", name, " has not been found"), id);
+    const std::string_view why = why_not(name);
+    refuse(kNotFound,
+           cat("The command ", name, " has not been found", why.empty() ? "" : ": ", why), id);
     co_return;
   }
   const auto turn = co_await realm_.turn.lock();

@@ -183,6 +183,7 @@ Result<std::unique_ptr<File>> File::adopt(Reactor& reactor, int fd, std::string 
                         .size = null_device ? 0 : static_cast<uint64_t>(status.st_size),
                         .writable = options.writable,
                         .locked = options.lock,
+                        .shared = options.share_lock,
                         .block_device = block_device,
                         .device = block_device ? status.st_rdev : status.st_dev,
                         .inode = block_device ? 0 : status.st_ino};
@@ -206,6 +207,58 @@ Result<std::unique_ptr<File>> File::adopt(Reactor& reactor, int fd, std::string 
   if (options.create && !block_device) properties.wish_refused = make_wishes(fd, options);
   owned.release();
   return std::make_unique<File>(reactor, std::move(properties));
+}
+
+// --- Reopening ---------------------------------------------------------------------------------
+
+/// By the descriptor that there is, so that it is the same file whatever became of its name.
+Result<int> File::open_again(bool writable) const {
+  if (properties_.open_again) return properties_.open_again(writable);
+  const int before = fcntl(properties_.fd, F_GETFL);
+  int flags = (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY | (before & O_DIRECT);
+  if (properties_.block_device && writable && properties_.locked) flags |= O_EXCL;
+  const std::string path = cat("/proc/self/fd/", properties_.fd);
+  Descriptor fd(::open(path.c_str(), flags));
+  if (!fd) {
+    return errno_error(errno, cat("open ", quoted(properties_.name), " again for ",
+                                  writable ? "writing" : "reading"));
+  }
+  if (properties_.locked) {
+    Result<void> joined = join_image_lock(fd.get(), properties_.name, writable);
+    if (!joined) return std::move(joined).error();
+  }
+  return fd.release();
+}
+
+Result<void> File::reopen(bool writable) {
+  if (writable == properties_.writable) return {};
+  BYRE_ASSERT(blocks_.empty() && syncing_.empty());
+  if (writable && properties_.shared) {
+    return Error(Errc::read_only,
+                 cat(quoted(properties_.name), " is open with force-share: it can only be read"));
+  }
+  if (writable && latched_) {
+    return Error(Errc::io,
+                 cat(quoted(properties_.name),
+                     ": a sync has failed; it can be written when it was closed and "
+                     "opened again"),
+                 EIO);
+  }
+  const bool locks = properties_.locked && !properties_.open_again;
+  if (locks && writable) {
+    Result<void> locked = change_image_lock(properties_.fd, properties_.name, true);
+    if (!locked) return locked;
+  }
+  Result<int> fd = open_again(writable);
+  if (!fd) {
+    if (locks && writable) (void)change_image_lock(properties_.fd, properties_.name, false);
+    return std::move(fd).error();
+  }
+  if (locks) unlock_image(properties_.fd);
+  if (!properties_.open_again) ::close(properties_.fd);
+  properties_.fd = *fd;
+  properties_.writable = writable;
+  return {};
 }
 
 // --- Errors ------------------------------------------------------------------------------------

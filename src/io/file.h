@@ -15,6 +15,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -49,12 +50,15 @@ class File {
     uint32_t memory_alignment = 1;
     bool writable = false;
     bool locked = false;             ///< The image locks were taken, and go when it is closed.
+    bool shared = false;             ///< Others may write to it: those locks are not whole.
     bool block_device = false;       ///< Fixed size; holes are not known to read as zeros.
     bool can_punch = true;           ///< fallocate(PUNCH_HOLE) is worth trying.
     bool can_zero = true;            ///< fallocate(ZERO_RANGE) is worth trying.
     bool can_allocate = true;        ///< fallocate() is worth trying.
     uint64_t device = 0, inode = 0;  ///< Identity, for loops in backing chains.
     std::string wish_refused;        ///< Which wish the file system did not grant, and why.
+    /// Another descriptor of a file that is not real (the simulator's); null: it is real.
+    std::function<int(bool writable)> open_again;
   };
 
   /// Opens a real file: O_CLOEXEC, O_NONBLOCK while it is not known to be a regular file or a block
@@ -98,6 +102,11 @@ class File {
   };
   Task<Extent> extent(uint64_t offset, uint64_t length);
 
+  /// It can be written from here on, or only read: another descriptor of the same file takes the
+  /// place of this one.  Who writes has a writer's locks before this ends; at each moment nobody
+  /// else can.  No request runs.  A failure leaves it as it was.
+  Result<void> reopen(bool writable);
+
   uint64_t size() const { return properties_.size; }
   const Properties& properties() const { return properties_; }
   Reactor& reactor() { return reactor_; }
@@ -106,6 +115,7 @@ class File {
 
  private:
   Error refused() const;
+  Result<int> open_again(bool writable) const;
   Error range_error(std::string_view what, uint64_t offset, uint64_t length) const;
   Error failed(std::string_view what, uint64_t offset, uint64_t length, int64_t result) const;
   Error latch(int64_t result);

@@ -136,14 +136,34 @@ class Locker {
 
 namespace {
 
-Result<void> lock_once(Locker& locker, bool writable, bool shared) {
+Result<void> take_bytes(Locker& locker, bool writable, bool shared) {
   std::vector<int> bytes = {kUses + kRead};
   if (writable) bytes.insert(bytes.end(), {kUses + kWrite, kUses + kResize});
   if (!shared) bytes.insert(bytes.end(), {kForbids + kWrite, kForbids + kResize});
   for (int byte : bytes) {
     if (Result<void> taken = locker.take(byte); !taken) return taken;
   }
+  return {};
+}
 
+void unlock(int fd, int first, int count) {
+  struct flock lock{};
+  lock.l_type = F_UNLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_start = first;
+  lock.l_len = count;
+  // It cannot fail in a way that anybody could repair.
+  (void)fcntl(fd, F_OFD_SETLK, &lock);
+}
+
+/// A writer is a reader again.
+void unlock_writing(int fd) {
+  unlock(fd, kUses + kWrite, 1);
+  unlock(fd, kUses + kResize, 1);
+}
+
+Result<void> lock_once(Locker& locker, bool writable, bool shared) {
+  if (Result<void> taken = take_bytes(locker, writable, shared); !taken) return taken;
   if (!shared) {
     for (int byte : {kUses + kWrite, kUses + kResize}) {
       if (!locker.held(byte)) continue;
@@ -180,14 +200,22 @@ Result<void> lock_image(int fd, std::string_view name, bool writable, bool share
   }
 }
 
-void unlock_image(int fd) {
-  struct flock lock{};
-  lock.l_type = F_UNLCK;
-  lock.l_whence = SEEK_SET;
-  lock.l_start = kUses;
-  lock.l_len = kForbids + 100 - kUses;
-  // It cannot fail in a way that anybody could repair, and close() follows.
-  (void)fcntl(fd, F_OFD_SETLK, &lock);
+Result<void> change_image_lock(int fd, std::string_view name, bool writable) {
+  if (!writable) {
+    unlock_writing(fd);
+    return {};
+  }
+  // Its own locks are in nobody's way: it holds what a reader has all the time.
+  Result<void> locked = lock_image(fd, name, true, false);
+  if (!locked) unlock_writing(fd);
+  return locked;
 }
+
+Result<void> join_image_lock(int fd, std::string_view name, bool writable) {
+  Locker locker(fd, name);
+  return take_bytes(locker, writable, false);
+}
+
+void unlock_image(int fd) { unlock(fd, kUses, kForbids + 100 - kUses); }
 
 }  // namespace byre

@@ -27,6 +27,12 @@ namespace byre {
 /// Takes the locks, or fails with Errc::busy and names who is in the way; Errc::unsupported where
 /// the file system has no such locks.
 Result<void> lock_image(int fd, std::string_view name, bool writable, bool shared);
+/// What the holder of a reader's locks, not shared ones, has becomes what a writer has, or the
+/// other way round.  At no moment does it hold less than a reader; a failure leaves all as it was.
+Result<void> change_image_lock(int fd, std::string_view name, bool writable);
+/// The locks that this process has by another descriptor of the file, taken by `fd` as well; they
+/// are no longer looked for in others, so that `fd` can take the place of that descriptor.
+Result<void> join_image_lock(int fd, std::string_view name, bool writable);
 /// Gives them back.
 void unlock_image(int fd);
 

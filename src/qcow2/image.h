@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "block/graph.h"
+#include "block/reopen.h"
 #include "io/file_opener.h"
 #include "qcow2/bitmap/bitmap_slot.h"
 #include "qcow2/check/report.h"
@@ -32,7 +33,7 @@ namespace byre {
 class GuestDisk;
 struct ImageHealth;
 
-class Image final : public Device {
+class Image final : public Device, public Reopens {
  public:
   /// Opens the image that `opener` has under `name`, with its backing chain and data file.
   static Task<std::unique_ptr<Image>> open(Reactor& reactor, FileOpener& opener, std::string name,
@@ -110,6 +111,9 @@ class Image final : public Device {
   /// Commits until nothing is staged and limbo is empty.
   Task<void> settle() override;
   Gate* background_gate() override;
+  // As open() and close() do it; the image is scanned before it is written (docs/engine.md, V).
+  Task<void> end_own_work() override;
+  Task<void> reopen(bool writable) override;
 
   const ImageHeader& head() const;
   const Geometry& geometry() const;

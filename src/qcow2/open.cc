@@ -153,6 +153,29 @@ static Task<void> refuse_what_rebuilding_hides(GuestDisk& disk) {
   if (!damage.sound()) co_await fail(refuse_damaged(damage, disk.name(), disk.geometry()));
 }
 
+/// True when the header is another one now.
+static Task<bool> prepare_writing(GuestDisk& disk) {
+  // What a process that was killed wrote may be in the page cache alone; from here on what is
+  // read counts as durable (O4, O8).
+  co_await disk.file->flush(IoTag::none);
+  if (!disk.head.header.has(kDirty)) co_return false;
+  if (disk.options.refuse_damaged) co_await refuse_what_rebuilding_hides(disk);
+  const CheckReport report = co_await rebuild_refcounts(*disk.file).doing("rebuild refcounts");
+  if (disk.options.message) {
+    disk.options.message(cat(disk.file->name(),
+                             ": the image was not closed cleanly; its refcounts were rebuilt (",
+                             report.leaks_fixed + report.corruptions_fixed, " changed)"));
+  }
+  disk.head = co_await load_image_header(*disk.file);
+  co_return true;
+}
+
+static void make_map(GuestDisk& disk, std::vector<uint64_t> l1) {
+  disk.map =
+      std::make_unique<Map>(disk.reactor.ready(), *disk.file, disk.head.geometry, disk.stages,
+                            disk.metadata, disk.options.table_cache_size, std::move(l1));
+}
+
 static Task<void> load_tables(GuestDisk& disk, FileOpener& opener) {
   if (disk.head.header.crypt_method != CryptMethod::none)
     co_await fail(unsupported("the image is encrypted"));
@@ -183,20 +206,7 @@ static Task<void> load_tables(GuestDisk& disk, FileOpener& opener) {
   }
   if (disk.options.writable) {
     co_await check_writable(disk);
-    // What a process that was killed wrote may be in the page cache alone; from here on what is
-    // read counts as durable (O4, O8).
-    co_await disk.file->flush(IoTag::none);
-    if (disk.head.header.has(kDirty)) {
-      if (disk.options.refuse_damaged) co_await refuse_what_rebuilding_hides(disk);
-      const CheckReport report = co_await rebuild_refcounts(*disk.file).doing("rebuild refcounts");
-      if (disk.options.message) {
-        disk.options.message(cat(disk.file->name(),
-                                 ": the image was not closed cleanly; its refcounts were rebuilt (",
-                                 report.leaks_fixed + report.corruptions_fixed, " changed)"));
-      }
-      disk.head = co_await load_image_header(*disk.file);
-      l1_at = disk.head.header.l1_offset;
-    }
+    if (co_await prepare_writing(disk)) l1_at = disk.head.header.l1_offset;
   }
   std::vector<uint64_t> l1;
   if (disk.options.salvage) {
@@ -205,9 +215,7 @@ static Task<void> load_tables(GuestDisk& disk, FileOpener& opener) {
     l1 = co_await load_table(*disk.file, l1_at, l1_entries, IoTag::l1_load);
   }
   // VM state lies behind the disk; the map keeps only what the disk needs when it is not written.
-  disk.map =
-      std::make_unique<Map>(disk.reactor.ready(), *disk.file, disk.head.geometry, disk.stages,
-                            disk.metadata, disk.options.table_cache_size, std::move(l1));
+  make_map(disk, std::move(l1));
   if (disk.head.header.has(kDataFile)) co_await open_data_file(disk, opener).doing("data file");
 }
 
@@ -499,6 +507,68 @@ Task<std::unique_ptr<Image>> Image::open_over(Child file, FileOpener& opener, Im
   if (!image) co_return std::move(image).error().while_doing(cat("open ", quoted(name)));
   Opening::share_caches(**image);
   co_return std::move(image);
+}
+
+// --- Reopening ----------------------------------------------------------------------------------
+
+/// An image that is read has none of these.
+static void end_writing(GuestDisk& disk) {
+  disk.options.writable = false;
+  disk.bitmaps.reset();
+  disk.packer.reset();
+  disk.committer.reset();
+  disk.header.reset();
+  disk.latch.reset();
+  disk.allocator.reset();
+  disk.on_removed = {};
+  disk.epochs.on_quiet({});
+  disk.metadata = MetadataSet();
+  if (!disk.references.decided()) disk.references.open();
+}
+
+/// As when it is opened: nobody else could write it meanwhile, but what was read then is read anew.
+static Task<void> begin_writing_again(GuestDisk& disk, ImageHealth& health) {
+  if (!disk.options.snapshot.empty()) {
+    co_await fail(Error(Errc::read_only, "an internal snapshot can only be read"));
+  }
+  if (disk.options.salvage) co_await fail(Error(Errc::read_only, "it was opened to be salvaged"));
+  disk.head = co_await load_image_header(*disk.file);
+  co_await check_writable(disk);
+  disk.options.writable = true;
+  disk.options.scan = ImageOptions::Scan::at_open;
+  co_await disk.claim_devices();
+  (void)co_await prepare_writing(disk);
+  disk.snapshots = co_await load_snapshots(*disk.file, disk.head).doing("snapshot table");
+  disk.size = disk.head.header.size;
+  const Header& header = disk.head.header;
+  make_map(disk,
+           co_await load_table(*disk.file, header.l1_offset, header.l1_entries, IoTag::l1_load));
+  if (disk.data) co_await disk.data->flush(IoTag::none);
+  co_await begin_writing(disk, health);
+}
+
+Task<void> Image::end_own_work() { co_await disk_->end_own_work(); }
+
+Task<void> Image::reopen(bool writable) {
+  if (writable) {
+    end_writing(*disk_);
+    Result<void> begun = co_await begin_writing_again(*disk_, *health_).result();
+    if (begun) co_return;
+    end_writing(*disk_);
+    (void)disk_->claim_devices();
+    co_await std::move(begun).doing("open ", quoted(name()), " for writing");
+  }
+  const bool clean = disk_->references.refused() ||
+                     (disk_->allocator->limbo_empty() && !disk_->committer->has_work());
+  if (!clean) {
+    co_await fail(Error(Errc::io, cat(quoted(name()),
+                                      ": what was written could not be committed: "
+                                      "it stays open for writing")));
+  }
+  if (!disk_->references.refused()) co_await disk_->bitmaps->store_exact();
+  co_await disk_->commit_the_rest();
+  disk_->options.writable = false;
+  (void)disk_->claim_devices();
 }
 
 }  // namespace byre

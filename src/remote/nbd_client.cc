@@ -125,6 +125,16 @@ class NbdClient::Core {
     changed_.notify();
   }
 
+  void give_up() {
+    if (closing_ || broken_) return;
+    broken_ = Error(Errc::io, cat(name, ": given up, as the server did not answer"), ETIMEDOUT);
+    is_waiting_ = false;
+    if (link_) link_->socket.shutdown();
+    cancel_attempt();
+    for (Op* timer : timers_) reactor.cancel(*timer);
+    changed_.notify();
+  }
+
   Reactor& reactor;
   const ClientOptions options;
   const std::string name;
@@ -209,7 +219,7 @@ class NbdClient::Core {
     lost_ = std::move(why).while_doing(name);
     // It would do so again.
     if (broke_protocol) broken_ = lost_.copy();
-    is_waiting_ = options.reconnect_delay_ns > 0;
+    is_waiting_ = !broken_ && options.reconnect_delay_ns > 0;
     for (const auto& [cookie, call] : std::exchange(calls_, {})) {
       call->lost = true;
       call->end();
@@ -597,6 +607,7 @@ Task<void> NbdClient::close() {
   co_await std::move(flushed);
 }
 
+void NbdClient::give_up() { core_->give_up(); }
 void NbdClient::abandon() {
   if (std::exchange(closed_, true)) return;
   core_->stop();

@@ -39,6 +39,7 @@
 #include <string>
 
 #include "block/device.h"
+#include "block/gives_up.h"
 #include "io/socket.h"
 #include "nbd/nbd_uri.h"
 
@@ -55,7 +56,7 @@ struct ClientOptions {
   std::function<Result<Socket>()> connect = {};
 };
 
-class NbdClient final : public Device {
+class NbdClient final : public Device, public GivesUp {
  public:
   static constexpr uint64_t kRequestsMax = 64;  ///< In flight.
 
@@ -80,6 +81,8 @@ class NbdClient final : public Device {
   /// Flushes what was written, takes its leave of the server, and ends the connection.
   Task<void> close() override;
   void abandon() override;
+  /// Hangs up, and connects no more.
+  void give_up() override;
 
   /// How often it has connected anew.
   uint64_t reconnects() const;

@@ -54,6 +54,8 @@ class SimGate final : public FileOpener {
         .block_device = disk.options().block_device,
         .device = 1,
         .inode = inode_of(name),
+        .open_again = [this, &disk, block_size](
+                          bool writable) { return disk.open(reactor_, writable, block_size); },
     };
     return std::make_unique<File>(reactor_, std::move(properties));
   }

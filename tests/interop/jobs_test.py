@@ -5,8 +5,12 @@ writes, zeroes and discards meanwhile.  The real qemu-img judges the images."""
 import json
 import os
 import random
+import shutil
+import signal
+import subprocess
 import sys
 import threading
+import time
 import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
@@ -27,10 +31,17 @@ def qcow2(name, path, backing=None):
     return {**node, "backing": backing} if backing else node
 
 
+def chain_of_files(name, path, backing, files):
+    """Two commands: the file as a node of its own with the options `files`, and a qcow2 node over it that is only read."""
+    node = {"driver": "qcow2", "node-name": name, "file": f"{name}-file", "read-only": True}
+    return ({"driver": "file", "node-name": f"{name}-file", "filename": path, **files}, {**node, "backing": backing} if backing else node)
+
+
 class Beside(Case):
     """One script on each: requests, and names of events that are waited for."""
 
-    def both(self, *script):
+    def both(self, *script, files=None):
+        """With `files` the disks below the top are only read, over files that were added with these options."""
         heard = {}
         for kind in ("qemu", "byre"):
             folder = os.path.join(self.folder, kind)
@@ -42,13 +53,17 @@ class Beside(Case):
             self.addCleanup(daemon.kill)
             monitor = daemon.monitor()
             for name, below in (("base", None), ("mid", "base"), ("top", "mid"), ("target", None)):
+                if files is not None and name in ("base", "mid"):
+                    for node in chain_of_files(name, os.path.join(folder, f"{name}.qcow2"), below, files):
+                        monitor.do("blockdev-add", node)
+                    continue
                 monitor.do("blockdev-add", qcow2(name, os.path.join(folder, f"{name}.qcow2"), below))
             answers, events = [], []
             for step in script:
                 if isinstance(step, tuple):
                     events.append(self.without_pauses(unwrap(monitor.until_event(*step))))
                 else:
-                    answers.append((step, monitor.ask(step)))
+                    answers.append((step, self.what_is_read_only(step, monitor.ask(step))))
             heard[kind] = answers, events
             monitor.do("quit")
             self.assertEqual(daemon.end(None), 0, kind)
@@ -101,6 +116,84 @@ class Beside(Case):
             command("blockdev-backup", {"job-id": "n", "device": "top", "target": "target", "sync": "none", "auto-dismiss": False}),
             ("JOB_STATUS_CHANGE", {"status": "running"}),
             command("block-job-complete", device="n"), command("block-job-cancel", device="n"), concluded, command("job-dismiss", id="n"))
+
+    def test_disks_that_are_only_read_are_written_as_long_as_a_commit_needs_it(self):
+        look = command("query-named-block-nodes", flat=True)
+        concluded = ("JOB_STATUS_CHANGE", {"status": "concluded"})
+        for number, files in enumerate(({"auto-read-only": True}, {})):
+            with self.subTest(files=files):
+                self.folder = os.path.join(self.folder, str(number))
+                self.both(
+                    look, command("block-commit", {"job-id": "m", "device": "top", "top-node": "mid", "base-node": "base",
+                                                   "auto-finalize": False, "auto-dismiss": False}),
+                    ("BLOCK_JOB_PENDING", {}), look, command("job-finalize", id="m"), concluded, look, command("job-dismiss", id="m"),
+                    ("JOB_STATUS_CHANGE", {"status": "null"}),
+                    command("block-commit", {"job-id": "x", "device": "top", "base-node": "base", "auto-dismiss": False}),
+                    ("BLOCK_JOB_READY", {}), look, command("block-job-cancel", device="x", force=True), concluded, look,
+                    command("job-dismiss", id="x"), ("JOB_STATUS_CHANGE", {"status": "null"}),
+                    command("block-commit", {"job-id": "c", "device": "top", "auto-dismiss": False}),
+                    ("BLOCK_JOB_READY", {}), look, command("job-complete", id="c"), concluded, look, files=files)
+
+    def test_files_that_nobody_may_write_stay_so(self):
+        self.both(command("block-commit", {"job-id": "c", "device": "top"}), command("query-jobs"),
+                  command("block-stream", {"job-id": "s", "device": "mid"}), command("query-jobs"),
+                  command("query-named-block-nodes", flat=True), files={"read-only": True})
+
+    def test_nodes_are_reopened(self):
+        look = command("query-named-block-nodes", flat=True)
+
+        def reopen(node, **more):
+            return command("blockdev-reopen", options=[{"driver": "qcow2", "node-name": node, "file": f"{node}-file", **more}])
+        self.both(
+            look, reopen("base", **{"read-only": False}), look, reopen("base", **{"read-only": True}), look, reopen("base"), look,
+            reopen("base", **{"read-only": True}), reopen("nosuch"), command("blockdev-reopen", options=[{"driver": "qcow2"}]),
+            command("blockdev-reopen", options=[{"driver": "raw", "node-name": "base", "file": "base-file"}]),
+            reopen("mid", backing="nosuch"), reopen("base", file="nosuch"), reopen("mid", backing="base", **{"read-only": False}), look,
+            files={"auto-read-only": True})
+
+    def test_filters_have_names(self):
+        mirror = {"job-id": "j", "device": "top", "target": "target", "sync": "full", "filter-node-name": "filter"}
+        ended = ("JOB_STATUS_CHANGE", {"status": "null"})
+        look, cancel = command("query-named-block-nodes", flat=True), command("block-job-cancel", device="j", force=True)
+        self.both(
+            command("blockdev-mirror", {**mirror, "filter-node-name": "base"}), command("blockdev-mirror", {**mirror, "filter-node-name": "1x"}),
+            command("block-commit", {"job-id": "j", "device": "top", "filter-node-name": "mid"}),
+            command("block-stream", {"job-id": "j", "device": "top", "filter-node-name": "target"}),
+            command("blockdev-backup", {**mirror, "filter-node-name": "top"}),
+            command("blockdev-mirror", mirror), ("BLOCK_JOB_READY", {}), look, command("blockdev-add", {"driver": "null-co", "node-name": "filter"}),
+            command("block-stream", {"job-id": "s", "device": "mid", "filter-node-name": "filter"}), cancel, ended, look,
+            command("blockdev-backup", {**mirror, "sync": "none"}), ("JOB_STATUS_CHANGE", {"status": "running"}), look, cancel, ended, look)
+
+    def test_images_are_created(self):
+        done, gone = ("JOB_STATUS_CHANGE", {"status": "concluded"}), ("JOB_STATUS_CHANGE", {"status": "null"})
+
+        def create(**options):
+            return command("blockdev-create", {"job-id": "j"}, options=options), done, command("query-jobs"), command("query-block-jobs"), \
+                command("block-job-cancel", device="j"), command("job-dismiss", id="j"), gone
+        image = {"driver": "qcow2", "file": "new", "size": 3 * MIB}
+        self.both(
+            *create(driver="file", filename="made.qcow2", size=0),
+            command("blockdev-add", {"driver": "file", "node-name": "new", "filename": "made.qcow2"}),
+            *create(**image, **{"cluster-size": 1000}), *create(**{**image, "file": "nosuch"}),
+            *create(driver="file", filename="/nosuch/x", size=0),
+            *create(**image, **{"backing-file": "base.qcow2", "backing-fmt": "qcow2", "cluster-size": 4096, "version": "v3",
+                                "lazy-refcounts": True, "refcount-bits": 8, "preallocation": "off"}),
+            command("blockdev-create", {"job-id": "j"}, options={"driver": "file", "size": 1}),
+            command("blockdev-create", {"job-id": "j"}, options={"driver": "qcow2", "file": "new"}),
+            command("blockdev-create", {"job-id": "j"}, options={**image, "nonsense": 1}))
+        infos = []
+        for kind in ("qemu", "byre"):
+            info = json.loads(qemu_img("info", "--output=json", os.path.join(self.folder, kind, "made.qcow2")).out)
+            infos.append({key: info[key] for key in ("virtual-size", "cluster-size", "backing-filename", "backing-filename-format", "format-specific")})
+            self.assertIn("No errors", qemu_img("check", os.path.join(self.folder, kind, "made.qcow2")).text)
+        self.assertEqual(infos[1], infos[0])
+
+    @staticmethod
+    def what_is_read_only(request, answer):
+        """Of an answer about nodes no more than that."""
+        if request["execute"] != "query-named-block-nodes":
+            return answer
+        return {node["node-name"]: node["ro"] for node in answer["return"] if not node["node-name"].startswith("#")}
 
     @staticmethod
     def without_pauses(events):
@@ -428,14 +521,164 @@ class Live(Case):
             refused = self.monitor.ask(command("block_resize", {"node-name": name, "size": 2 * SIZE}))
             self.assertIn("in use by block job: mirror", refused["error"]["desc"])
 
-    def test_a_base_that_is_only_read_is_refused_with_what_to_do(self):
-        self.add("base", **{"read-only": True})
-        self.add("disk", "base")
-        refused = self.monitor.ask(command("block-commit", {"job-id": "c", "device": "disk"}))
-        self.assertIn("read-only=false", refused["error"]["desc"])
+    def read_only_chain(self):
+        """base <- mid, which are only read, <- disk, which a client writes; what it shows to begin with."""
+        model = bytearray(SIZE)
+        for name, below, pattern, at in (("base", None, 9, 1), ("mid", "base", 8, 2)):
+            over = ("-b", self.path(f"{below}.qcow2"), "-F", "qcow2") if below else ()
+            qemu_img("create", "-q", "-f", "qcow2", *over, self.path(f"{name}.qcow2"), str(SIZE))
+            run("qemu-io", "-f", "qcow2", "-c", f"write -P {pattern} {at}M 2M", self.path(f"{name}.qcow2"))
+            model[at * MIB:(at + 2) * MIB] = bytes([pattern]) * (2 * MIB)
+            for node in chain_of_files(name, self.path(f"{name}.qcow2"), below, {"auto-read-only": True}):
+                self.monitor.do("blockdev-add", node)
+        self.add("disk", "mid")
+        return model
 
-    def test_sigterm_and_sigkill_during_jobs(self):
-        for number in (15, 9):
+    def serve_from(self, model):
+        self.monitor.do("block-export-add", {"type": "nbd", "id": "disk", "node-name": "disk", "name": "disk", "writable": True})
+        client = Client(f"nbd+unix:///disk?socket={self.path('nbd')}")
+        client.model[:] = model
+        self.addCleanup(client.stopped.set)
+        return client.start()
+
+    def is_read_only(self, name):
+        return {node["node-name"]: node["ro"] for node in self.monitor.do("query-named-block-nodes", flat=True)}[name]
+
+    def test_commits_into_a_base_that_is_only_read(self):
+        for top in ("mid", "disk"):
+            with self.subTest(top=top):
+                client = self.serve_from(self.read_only_chain())
+                self.settle(client, 100)
+                # Somebody else who reads it, too, lets nobody write.
+                with open(self.path("base.qcow2"), "rb") as file:
+                    before = file.read()
+                reader = subprocess.Popen([shutil.which("qemu-nbd"), "-r", "-t", "-f", "qcow2", "-k", self.path("other"),
+                                           self.path("base.qcow2")])
+                until(lambda: os.path.exists(self.path("other")), "qemu-nbd")
+                commit = {"job-id": "c", "device": "disk", "base-node": "base", "auto-dismiss": False,
+                          **({"top-node": "mid"} if top == "mid" else {})}
+                refused = self.monitor.ask(command("block-commit", commit))
+                self.assertIn("is in use by qemu-nbd", refused["error"]["desc"])
+                reader.terminate()
+                reader.wait()
+                self.settle(client, 50)
+                self.assertTrue(self.is_read_only("base"))
+                with open(self.path("base.qcow2"), "rb") as file:
+                    self.assertEqual(file.read(), before)
+                # Nobody else writes while it is only read, nor while it is written.
+                self.assertIn("lock", qemu_img("resize", self.path("base.qcow2"), "1G", ok=(1,)).text)
+                self.monitor.do("block-commit", {**commit, "speed": 65536})
+                self.assertFalse(self.is_read_only("base"))
+                self.assertIn("lock", qemu_img("check", self.path("base.qcow2"), ok=(1,)).text)
+                self.monitor.do("block-job-cancel", device="c")
+                self.assertIsNotNone(self.ended("c"))
+                self.assertTrue(self.is_read_only("base"))
+                qemu_img("check", self.path("base.qcow2"))
+                self.settle(client, 50)
+                self.monitor.do("block-commit", commit)
+                if top == "disk":
+                    self.monitor.event("BLOCK_JOB_READY")
+                    self.settle(client, 100)
+                    self.monitor.do("job-complete", id="c")
+                self.assertIsNone(self.ended("c"))
+                self.assertEqual(self.is_read_only("base"), top == "mid")
+                self.settle(client, 100)
+                self.expect("base" if top == "disk" else "disk", self.finish(client))
+            self.daemon.kill()
+            for name in ("base", "mid", "disk"):
+                os.unlink(self.path(f"{name}.qcow2"))
+            self.setUp()
+
+    def test_a_base_is_scanned_before_it_is_written(self):
+        """The refcounts of the base say that its data are free: without a scan they would be overwritten."""
+        model = self.read_only_chain()
+        with open(self.path("base.qcow2"), "r+b") as file:
+            header = file.read(64)
+            file.seek(int.from_bytes(header[48:56], "big"))
+            block = int.from_bytes(file.read(8), "big")
+            # Behind the metadata that every new image has: what was written.
+            file.seek(block + 2 * 5)
+            file.write(bytes(2 * 32))
+        client = self.serve_from(model)
+        self.settle(client, 100)
+        self.monitor.do("block-commit", {"job-id": "c", "device": "disk", "auto-dismiss": False})
+        self.monitor.event("BLOCK_JOB_READY")
+        self.monitor.do("job-complete", id="c")
+        self.assertIsNone(self.ended("c"))
+        self.settle(client, 50)
+        self.expect("base", self.finish(client))
+
+    def test_a_stream_into_a_disk_that_is_only_read(self):
+        model = self.read_only_chain()
+        self.monitor.do("block-stream", {"job-id": "s", "device": "mid", "auto-dismiss": False})
+        self.assertIsNone(self.ended("s"))
+        self.assertTrue(self.is_read_only("mid"))
+        self.monitor.do("blockdev-del", {"node-name": "base"})
+        client = self.serve_from(model)
+        self.settle(client, 50)
+        self.expect("disk", self.finish(client))
+        self.expect("mid", model)
+
+    def add_server(self, name):
+        """Another server's disk as a node."""
+        with open(self.path(f"{name}.raw"), "wb") as file:
+            file.truncate(SIZE)
+        server = subprocess.Popen([shutil.which("qemu-nbd"), "-t", "-f", "raw", "-k", self.path(f"{name}.socket"), self.path(f"{name}.raw")])
+        until(lambda: os.path.exists(self.path(f"{name}.socket")), "qemu-nbd")
+        self.addCleanup(server.wait)
+        self.addCleanup(server.kill)
+        self.monitor.do("blockdev-add", {"driver": "nbd", "node-name": name, "server": {"type": "unix", "path": self.path(f"{name}.socket")}})
+        return server
+
+    def test_a_cancel_ends_although_the_target_has_stopped(self):
+        self.add("disk")
+        client = self.serve("disk")
+        for name, start, begun in (
+                ("mirror", {"copy-mode": "write-blocking", "sync": "full"}, "BLOCK_JOB_READY"), ("backup", {"sync": "none"}, None)):
+            with self.subTest(job=name):
+                server = self.add_server(name)
+                self.monitor.do(f"blockdev-{name}", {"job-id": "j", "device": "disk", "target": name, "auto-dismiss": False, **start})
+                if begun:
+                    self.monitor.event(begun)
+                self.settle(client, 20)
+                server.send_signal(signal.SIGSTOP)
+                until(lambda: self.hangs(client), "a write that waits for the server")
+                began = time.monotonic()
+                self.monitor.do("block-job-cancel", device="j", force=True)
+                self.assertIsNotNone(self.ended("j"))
+                self.assertLess(time.monotonic() - began, 20)
+                self.settle(client, 50)
+        self.expect("disk", self.finish(client))
+
+    @staticmethod
+    def hangs(client):
+        before = client.requests
+        time.sleep(0.5)
+        return client.requests == before
+
+    def test_sigterm_ends_a_daemon_that_waits_for_a_server(self):
+        for waits in ("command", "job"):
+            with self.subTest(waits=waits):
+                self.add("disk")
+                server = self.add_server("copy")
+                mirror = command("blockdev-mirror", {"job-id": "j", "device": "disk", "target": "copy", "sync": "full"})
+                if waits == "job":
+                    self.monitor.ask(mirror)
+                    self.monitor.event("BLOCK_JOB_READY")
+                server.send_signal(signal.SIGSTOP)
+                if waits == "command":
+                    self.monitor.send(mirror)  # It asks the target whether it is empty, and gets no answer.
+                    time.sleep(0.5)
+                began = time.monotonic()
+                self.daemon.end(signal.SIGTERM)
+                self.assertLess(time.monotonic() - began, 30)
+                qemu_img("check", self.path("disk.qcow2"))
+            os.unlink(self.path("disk.qcow2"))
+            os.unlink(self.path("copy.socket"))
+            self.setUp()
+
+    def test_signals_during_jobs(self):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
             with self.subTest(signal=number):
                 self.add("disk")
                 self.add("copy")
@@ -448,10 +691,10 @@ class Live(Case):
                 code = self.daemon.end(number)
                 client.resume()
                 client.thread.join()
-                self.assertEqual(code, 0 if number == 15 else -9)
+                self.assertEqual(code, -9 if number == signal.SIGKILL else 0)
                 for name in ("disk", "copy"):
                     qemu_img("check", "-r", "leaks", self.path(f"{name}.qcow2"), ok=(0, 3))
-                if number == 15:
+                if number != signal.SIGKILL:
                     self.expect("disk", model)
             self.daemon.kill()
             for name in ("disk", "copy"):

@@ -565,11 +565,21 @@ class LiveRun {
   /// The job, created; for a backup its moment has been taken, and what the disk held then.
   Task<Job*> start_job(Process& process) {
     Child source = Child::to(*process.entrance->edge().get());
+    WriteLoans loans;
+    if (base_is_lent_) {
+      const uint32_t down = kind_ == LiveJob::commit ? depth_ : depth_ + 1;
+      const Result<void> lent = co_await loans.take(*layers_of(*source).at(down)->node()).result();
+      if (!lent) co_return lent.error().copy();
+    }
     Result<std::unique_ptr<JobWork>> work = make_work(process, std::move(source));
-    if (!work) co_return std::move(work).error();
     const auto transaction = process.jobs.begin_transaction();
-    Result<Job*> job = process.jobs.add(*std::move(work), draw_job_options(), transaction);
-    if (!job) co_return std::move(job).error();
+    Result<Job*> job = work ? process.jobs.add(*std::move(work), draw_job_options(), transaction)
+                            : Result<Job*>(std::move(work).error());
+    if (!job) {
+      (void)co_await loans.give_back().result();
+      co_return std::move(job).error();
+    }
+    (*job)->work().loans = std::move(loans);
     if (kind_ == LiveJob::backup) {
       const Result<void> taken = co_await take_moment(process, **job).result();
       if (!taken) {
@@ -793,6 +803,12 @@ class LiveRun {
       depth_ = std::min(depth_, static_cast<uint32_t>(below - 1));
       written = depth_ + 1;
     }
+    // It may be open for reading until the job begins.
+    base_is_lent_ = written != 0 && prng_.one_in(2);
+    if (base_is_lent_) {
+      written = 0;
+      note("the base is open for reading");
+    }
     {
       Child disk = co_await open(process.reactor, process.opener, top_, true, written);
       process.entrance = std::make_unique<Entrance>(std::move(disk));
@@ -899,6 +915,7 @@ class LiveRun {
   bool top_only_ = false;
   bool target_is_fresh_ = true;
   uint32_t depth_ = 0;
+  bool base_is_lent_ = false;  ///< It is opened for writing for each job.
   std::optional<LiveDisk> ended_with_;
   std::optional<uint64_t> copy_began_;  ///< When somebody asked for a copy without a switch.
   std::string faulty_;                  ///< The disk that has errors.

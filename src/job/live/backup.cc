@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "block/gives_up.h"
 #include "coro/scope.h"
 #include "job/live/filter_use.h"
 
@@ -86,6 +87,7 @@ Task<void> Backup::enter_graph(Job& job, const Drain& drain) {
   CopyBeforeWrite& entered = *filter;
   filter_ = std::move(filter);
   filter_.set_gate(&job.gate());
+  name_filter(filter_, options_.filter_name);
   std::vector<Move> moves;
   for (Child* edge : source_.node().parents()) {
     if (edge->owner() == &entered || edge->role() == Role::name) continue;
@@ -208,6 +210,10 @@ Task<void> Backup::leave_graph(bool succeeded) {
 
 Task<void> Backup::commit(Job&) { co_await leave_graph(true); }
 Task<void> Backup::abort(Job&) { co_await leave_graph(false); }
+
+void Backup::interrupt() {
+  if (filter()) give_up_requests(filter()->target());
+}
 
 Task<void> Backup::clean(Job&) {
   for (Child* edge : {&filter_, &target_, &source_}) {

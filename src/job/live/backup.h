@@ -77,6 +77,7 @@ struct BackupOptions {
   uint64_t cluster_size_min = 0;
   bool compressed = false;
   unsigned requests_max = 8;
+  std::string filter_name;  ///< Of the filter's node; empty: a made-up one.
   uint64_t request_size = 1 * MiB;
 };
 
@@ -97,6 +98,7 @@ class Backup final : public JobWork {
   Task<void> commit(Job& job) override;
   Task<void> abort(Job& job) override;
   Task<void> clean(Job& job) override;
+  void interrupt() override;
 
  private:
   Backup(Child source, Child target, BackupOptions options);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "job/layers.h"
+#include "job/live/filter_use.h"
 
 namespace byre {
 
@@ -49,6 +50,7 @@ Task<void> CommitBelow::run(Job& job) {
   Device& base = *layers_.back();
   filter_ = std::make_unique<MirrorFilter>(Child::to(top), Child::to(base), options_.filter);
   filter_.set_gate(&job.gate());
+  name_filter(filter_, options_.filter_name);
   // The disk above the base hides what is changed in it.
   shows_ = edge_in_chain(*overlay_, base);
   showed_ = shows_->permissions();

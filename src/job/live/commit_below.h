@@ -28,6 +28,7 @@ struct CommitBelowOptions {
   BackingName base_name;  ///< What the header of the image above is to say.
   MirrorFilterOptions filter;
   unsigned requests_max = 16;
+  std::string filter_name;  ///< Of the filter's node; empty: a made-up one.
 };
 
 class CommitBelow final : public JobWork {

@@ -5,6 +5,7 @@
 /// Not here: how a filter enters and leaves (block/graph.h).
 #pragma once
 
+#include <string>
 #include <utility>
 
 #include "block/graph.h"
@@ -18,6 +19,11 @@ inline Result<void> keep_writers_out(Device& filter) {
     return edge->set_permissions({.uses = Access::reading(), .shares = Access::reading()});
   }
   return {};
+}
+
+/// What users call the node of the filter, if anything.
+inline void name_filter(Child& filter, const std::string& name) {
+  if (!name.empty()) filter.node().set_name(name);
 }
 
 /// The filter leaves, and its parents use the node below again.

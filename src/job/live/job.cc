@@ -143,7 +143,7 @@ Result<void> Job::cancel(bool force) {
   }
   cancelled_ = true;
   open_gate();
-  work_->interrupt();
+  list_.interrupt_later(*this);
   wake();
   if (status_ == waiting || status_ == pending) transaction_->fails(*this);
   return {};
@@ -285,9 +285,12 @@ Task<void> Job::live() {
     (void)co_await work_->abort(*this).result();
   }
   Result<void> cleaned = co_await work_->clean(*this).result();
+  Result<void> given_back = co_await work_->loans.give_back().result();
+  if (cleaned) cleaned = std::move(given_back);
   if (!cleaned && !error_) error_ = std::move(cleaned).error();
   const bool was_cancelled = error_ && error_.code() == Errc::cancelled;
   tell({.kind = was_cancelled ? JobEvent::Kind::cancelled : JobEvent::Kind::completed});
+  list_.forget_interrupt(*this);
   set_status(JobStatus::concluded);
   if (options_.auto_dismiss) (void)dismiss();
 }

@@ -33,6 +33,7 @@
 #include "coro/event.h"
 #include "coro/gate.h"
 #include "io/reactor.h"
+#include "job/live/write_loans.h"
 
 namespace byre {
 
@@ -98,8 +99,12 @@ class JobWork {
   /// A cancel without force of a job that is ready: true ends it as complete, but the graph stays
   /// as it is.
   virtual bool ends_without_switch() { return false; }
-  /// Somebody has cancelled the job: what is under way may be given up.
+  /// The job was cancelled, and what is under way has not ended for long: it is given up, where
+  /// nobody but the job counts on the device.  May come at any time before clean() has ended.
   virtual void interrupt() {}
+
+  /// What was opened for writing for this job; given back behind clean().
+  WriteLoans loans;
 };
 
 /// What is told to those who listen.

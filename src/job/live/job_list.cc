@@ -128,6 +128,7 @@ Task<void> JobList::drop(JobTransaction& transaction) {
   for (Job* job : std::exchange(transaction.jobs_, {})) {
     (void)co_await job->work().abort(*job).result();
     (void)co_await job->work().clean(*job).result();
+    (void)co_await job->work().loans.give_back().result();
     job->set_status(JobStatus::null);
     remove(*job);
   }
@@ -156,7 +157,40 @@ void JobList::tell(const Job& job, const JobEvent& event) {
   if (listener_) listener_(job, event);
 }
 
+/// A job that was cancelled has this long to end what is under way in good order.
+constexpr int64_t kInterruptAfter = 3 * kSecond;
+
+void JobList::interrupt_later(const Job& job) {
+  if (job.started_ &&
+      std::ranges::none_of(interrupts_, [&](const auto& one) { return one.first == &job; })) {
+    scope_.spawn(interrupt_if_it_runs(&job));
+  }
+}
+
+Task<void> JobList::interrupt_if_it_runs(const Job* job) {
+  Op timer{.kind = Op::Kind::timer, .deadline = reactor_.now() + kInterruptAfter};
+  interrupts_.emplace_back(job, &timer);
+  co_await reactor_.perform(timer);
+  // The job may be gone: then it was taken out of the list.
+  const auto found =
+      std::ranges::find(interrupts_, &timer, [](const auto& one) { return one.second; });
+  if (found == interrupts_.end()) co_return;
+  interrupts_.erase(found);
+  if (job->status() < JobStatus::concluded) job->work().interrupt();
+}
+
+/// It has ended: nobody waits for it.
+void JobList::forget_interrupt(const Job& job) {
+  const auto found =
+      std::ranges::find(interrupts_, &job, [](const auto& one) { return one.first; });
+  if (found == interrupts_.end()) return;
+  Op* const timer = found->second;
+  interrupts_.erase(found);
+  reactor_.cancel(*timer);
+}
+
 void JobList::remove(Job& job) {
+  forget_interrupt(job);
   std::erase(job.transaction_->jobs_, &job);
   std::erase_if(jobs_, [&](const auto& one) { return one.get() == &job; });
   changed_.notify();
@@ -179,6 +213,7 @@ Task<void> JobList::close() {
 
 void JobList::abandon() {
   scope_.forget();
+  interrupts_.clear();
   for (const auto& job : jobs_) job->gate_.forget();
   jobs_.clear();
 }

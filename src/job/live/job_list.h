@@ -17,6 +17,7 @@
 #include <memory>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "coro/scope.h"
@@ -84,6 +85,9 @@ class JobList {
  private:
   friend class Job;
   friend class JobTransaction;
+  void interrupt_later(const Job& job);
+  Task<void> interrupt_if_it_runs(const Job* job);
+  void forget_interrupt(const Job& job);
   void tell(const Job& job, const JobEvent& event);
   void remove(Job& job);
 
@@ -92,6 +96,8 @@ class JobList {
   Event changed_;  ///< A status has changed, or a job is gone.
   Listener listener_;
   std::vector<std::unique_ptr<Job>> jobs_;
+  /// Timers of jobs that were cancelled; each goes with its job.
+  std::vector<std::pair<const Job*, Op*>> interrupts_;
 };
 
 }  // namespace byre

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/units.h"
+#include "block/gives_up.h"
 #include "job/layers.h"
 #include "job/live/filter_use.h"
 
@@ -99,6 +100,7 @@ void Mirror::give_back_permissions() {
 Task<void> Mirror::enter_graph(Job& job) {
   filter_ = std::make_unique<MirrorFilter>(source_.another(), std::move(target_), options_.filter);
   filter_.set_gate(&job.gate());
+  name_filter(filter_, options_.filter_name);
   filter().set_changed(&job.changed());
   if (options_.copies_nothing) filter().forget_dirty();
   co_await claim();
@@ -186,6 +188,7 @@ Task<void> Mirror::prepare(Job& job) {
 
 Task<void> Mirror::commit(Job& job) {
   if (switches(job)) {
+    if (source_->writable()) loans.keep(filter().target_edge().node());
     repoint(*drain_, moves_);
     entered_ = false;
   }
@@ -193,6 +196,11 @@ Task<void> Mirror::commit(Job& job) {
 }
 
 Task<void> Mirror::abort(Job&) { co_await leave_graph(); }
+
+/// The base of a commit is read by guests: it is never given up.
+void Mirror::interrupt() {
+  if (kind() == JobKind::mirror && filter_) give_up_requests(filter().target());
+}
 
 Task<void> Mirror::clean(Job&) {
   changed_.clear();

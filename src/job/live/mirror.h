@@ -47,6 +47,7 @@ struct MirrorOptions {
   /// What the source will be called in messages and events: the target is a disk below it.
   JobKind kind = JobKind::mirror;
   unsigned requests_max = 16;
+  std::string filter_name;  ///< Of the filter's node; empty: a made-up one.
 };
 
 class Mirror final : public JobWork {
@@ -77,6 +78,7 @@ class Mirror final : public JobWork {
   Task<void> commit(Job& job) override;
   Task<void> abort(Job& job) override;
   Task<void> clean(Job& job) override;
+  void interrupt() override;
   bool ends_without_switch() override { return true; }
 
  private:

@@ -53,6 +53,7 @@ Task<void> Stream::run(Job& job) {
   if (base_) base_ = base_.hold();
   filter_ = co_await CopyOnRead::make(image_.another(), bottom);
   filter_.set_gate(&job.gate());
+  name_filter(filter_, options_.filter_name);
   co_await insert_above(image_.node(), filter_);
   entered_ = true;
   co_await keep_writers_out(filter());

@@ -31,6 +31,7 @@ struct StreamOptions {
   /// What the header is to say of the base; needed with `depth`.
   std::optional<BackingName> base_name;
   unsigned requests_max = 4;
+  std::string filter_name;  ///< Of the filter's node; empty: a made-up one.
   uint64_t request_size = 1 * MiB;
 };
 

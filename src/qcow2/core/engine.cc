@@ -138,6 +138,13 @@ Task<void> Engine::settle() {
   co_await committer->flush_all();
 }
 
+Task<void> Engine::end_own_work() {
+  (void)co_await references.wait().result();
+  if (options.writable) co_await settle();
+  if (commit_scheduled_) reactor.cancel(timer_);
+  (void)co_await background_.join().result();
+}
+
 // --- The end ------------------------------------------------------------------------------------
 
 Task<void> Engine::end_requests() {

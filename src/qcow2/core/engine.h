@@ -113,6 +113,8 @@ class Engine {
   void spawn_long(Task<void> task);
   /// Commits until nothing is staged and limbo is empty.
   Task<void> settle();
+  /// The same, and what runs beside requests, or sleeps, has ended: before it is reopened.
+  Task<void> end_own_work();
   /// The device that is above: requests reach the disk through it alone.
   void belong_to(Device& image);
   /// Errc::busy when others do with its file, data file or backing device what it cannot allow.
