@@ -385,6 +385,8 @@ Task<void> make_target(Session& session, FileOpener& opener, ConvertArgs args, P
   if (plan.format == DiskFormat::qcow2) {
     ImageOptions options{.writable = true,
                          .direct = is_direct(plan.cache),
+                         .allocate_in_order = !args.out_of_order,
+                         .reuse_freed = false,
                          .scan = ImageOptions::Scan::never};  // It was made here.
     options.message = [&session](const std::string& text) { session.warn(text); };
     Result<std::unique_ptr<Image>> image =
@@ -404,7 +406,9 @@ Task<void> open_there(Session& session, FileOpener& opener, ConvertArgs args, co
   }
   OpenArgs how = target_args(args);
   if (!names_devices(plan.target, how)) how.format = std::string(name_of(plan.format));
-  ImageOptions options{.writable = true, .direct = is_direct(plan.cache)};
+  ImageOptions options{.writable = true,
+                       .direct = is_direct(plan.cache),
+                       .allocate_in_order = !args.out_of_order};
   disks.target = co_await open_named(session, opener, plan.target, how, options);
 }
 

@@ -103,8 +103,11 @@ Task<void> fill(Session& session, FileOpener& opener, DdArgs args, const Plan& p
   Child target = made.device();
   Image* image = nullptr;
   if (plan.format == DiskFormat::qcow2) {
-    std::unique_ptr<Image> opened = co_await Image::open_over(
-        std::move(target), opener, {.writable = true, .scan = ImageOptions::Scan::never});
+    std::unique_ptr<Image> opened = co_await Image::open_over(std::move(target), opener,
+                                                              {.writable = true,
+                                                               .allocate_in_order = true,
+                                                               .reuse_freed = false,
+                                                               .scan = ImageOptions::Scan::never});
     image = opened.get();
     target = std::move(opened);
   }

@@ -256,7 +256,10 @@ static Task<uint64_t> simulated_size(const MeasureTarget& target, const Disk* so
   }
   std::unique_ptr<Image> image =
       co_await Image::open_over(std::make_unique<Forwarder>(static_cast<Device&>(file)), opener,
-                                {.writable = true, .scan = ImageOptions::Scan::never},
+                                {.writable = true,
+                                 .allocate_in_order = true,
+                                 .reuse_freed = false,
+                                 .scan = ImageOptions::Scan::never},
                                 std::move(backing), std::move(data_file));
   Result<void> filled;
   if (source) filled = co_await fill(*image, target, *source, options, progress).result();
