@@ -507,26 +507,26 @@ Task<void> copy_bitmaps(Session& session, Disks& disks) {
   if (target->geometry().version < 3) {
     co_await fail(unsupported("Format driver 'qcow2' does not support bitmaps"));
   }
+  std::vector<std::unique_ptr<DirtyBits>> bits;
+  std::vector<NewBitmap> bitmaps;
   for (const auto& slot : disks.sources[0].image->bitmaps()) {
     const std::string name = printable(slot->entry.name);
     if (slot->state != BitmapState::usable) {
       session.warn(cat("Skipping inconsistent bitmap '", name, "'"));
       continue;
     }
-    const std::unique_ptr<DirtyBits> bits =
-        co_await disks.sources[0].image->read_bitmap(slot->entry.name);
     for (const auto& there : target->bitmaps()) {
       if (there->entry.name != slot->entry.name) continue;
       co_await fail(invalid("Failed to create bitmap ", name, ": Bitmap already exists: ", name));
     }
-    Result<void> added = co_await target
-                             ->add_bitmap({.name = slot->entry.name,
-                                           .granularity = slot->entry.granularity(),
-                                           .enabled = slot->entry.automatic,
-                                           .dirty = bits.get()})
-                             .result();
-    if (!added) co_await std::move(added).doing("Failed to populate bitmap ", name);
+    bits.push_back(co_await disks.sources[0].image->read_bitmap(slot->entry.name));
+    bitmaps.push_back({.name = slot->entry.name,
+                       .granularity = slot->entry.granularity(),
+                       .enabled = slot->entry.automatic,
+                       .dirty = bits.back().get()});
   }
+  if (bitmaps.empty()) co_return;
+  co_await target->add_bitmaps(std::move(bitmaps)).doing("Failed to populate bitmaps");
 }
 
 Task<void> fill_target(Session& session, FileOpener& opener, ConvertArgs args, Plan& plan,
