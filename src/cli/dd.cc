@@ -7,6 +7,7 @@
 
 #include "block/slice.h"
 #include "cli/commands.h"
+#include "cli/json.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
 #include "cli/progress_line.h"
@@ -169,6 +170,11 @@ Task<int> copy_part(Session& session, FileOpener& opener, DdArgs args, const Pla
   }
   Slice slice(Child::to(*source.device), part.offset, part.length);
   co_await make_target(session, opener, std::move(args), plan, slice);
+  if (session.json()) {
+    session.print(to_json({{"filename", plan.output},
+                           {"format", name_of(plan.format)},
+                           {"virtual-size", round_up(slice.size(), kSectorSize)}}));
+  }
   co_return 0;
 }
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "job/copy.h"
+#include "job/read_back.h"
 
 namespace byre {
 
@@ -37,6 +38,8 @@ struct ConvertOptions {
   bool fua = false;  ///< Every write is durable before it counts as done.
   unsigned requests_max = 16;
   uint64_t request_size = 2 * MiB;
+  /// Notes what the target has to hold; null: nobody asks.
+  ReadBack* record = nullptr;
   /// Called after each piece, with bytes of the disk done and in all.
   std::function<void(uint64_t done, uint64_t total)> progress;
 };
@@ -71,6 +74,7 @@ class Convert final : private CopySource {
   uint64_t size() const override { return total_; }
   Task<Stretch> look(uint64_t at) override;
   Task<Parts> read(uint64_t at, MutableBytes data) override;
+  void note(const Extent& extent, uint64_t at, uint64_t length);
   std::string names() const override;
   Kind kind_of(const Extent& extent, uint64_t at) const;
 

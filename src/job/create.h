@@ -90,6 +90,8 @@ class NewDiskFile {
     return std::make_unique<Forwarder>(static_cast<Device&>(being_made_));
   }
   Device& being_made() { return being_made_; }
+  /// What was written so far is durable, though the disk is none yet.
+  Task<void> sync() { co_await file_.flush(IoTag::flush); }
   /// Everything is written, and whoever used device() has closed it: the disk is one.
   Task<void> finish();
   /// It will not be finished: what is left of what was there, as sentences, or nothing.
