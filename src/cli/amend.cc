@@ -3,6 +3,7 @@
 #include <array>
 
 #include "cli/commands.h"
+#include "cli/json.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
 #include "cli/progress_line.h"
@@ -221,10 +222,12 @@ Task<int> amend(Session& session, AmendArgs args) {
     co_return 0;
   }
   const bool shows = args.progress && !args.quiet && session.compatibility_name();
+  const std::string image = args.images.empty() ? "" : args.images[0];
   std::optional<ProgressLine> progress;
   Result<void> done = co_await amend_image(session, std::move(args), progress).result();
   if (!done && !progress && shows) session.print("\n");  // The end of a line that never began.
   co_await std::move(done);
+  if (session.json()) session.print(to_json({{"filename", image}}));
   co_return 0;
 }
 

@@ -189,11 +189,12 @@ class AnyCommand {
 struct Parsed {
   enum class Outcome : uint8_t { run, help, version, failed } outcome = Outcome::run;
   std::string error;
-  std::string advice;   ///< "did you mean '--force'?": for people, behind the error.
-  bool usage = false;   ///< The words do not fit, so point to --help; else a value is wrong.
-  bool option = false;  ///< Of these, an option as such: getopt's words.
-  bool json = false;    ///< --output=json was given.
-  bool quiet = false;   ///< -q was given, and is not one of the command's own arguments.
+  std::string advice;          ///< "did you mean '--force'?": for people, behind the error.
+  bool usage = false;          ///< The words do not fit, so point to --help; else a value is wrong.
+  bool option = false;         ///< Of these, an option as such: getopt's words.
+  bool json = false;           ///< --output=json was given.
+  bool progress_json = false;  ///< --progress=json was given.
+  bool quiet = false;          ///< -q was given, and is not one of the command's own arguments.
 };
 
 /// Which options every command has beside its own: under the name byre --output and -q.

@@ -8,6 +8,7 @@
 #include "block/raw.h"
 #include "block/throttle.h"
 #include "cli/commands.h"
+#include "cli/json.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
 #include "cli/progress_line.h"
@@ -56,6 +57,7 @@ struct ConvertArgs : OpenArgs {
   bool skip_broken_bitmaps = false;
   bool salvage = false;
   bool offload = false;
+  bool verify = false;
 };
 
 /// All that the words say, checked, before a file is opened.
@@ -279,6 +281,8 @@ struct Disks {
   std::optional<Disk> target;
   bool target_changed = false;  ///< A target that was there has been written to.
   std::optional<ProgressLine> progress;
+  uint64_t copied = 0;  ///< Bytes of the sources.
+  ReadBack record;      ///< With --verify: what the target has to hold.
 
   Task<void> close() {
     Result<void> first;
@@ -298,11 +302,13 @@ struct Disks {
 
 /// What ctrl-C ends, whatever is being done.
 struct Stop {
-  Progress target;         ///< Of making the target.
+  Progress target;  ///< Of making the target.
+  Progress verify;
   Convert* job = nullptr;  ///< While it runs.
 
   void now() {
     target.stop();
+    verify.stop();
     if (job) job->stop();
   }
 };
@@ -395,6 +401,8 @@ Task<void> make_target(Session& session, FileOpener& opener, ConvertArgs args, P
   if (plan.format == DiskFormat::qcow2) {
     ImageOptions options{.writable = true,
                          .direct = is_direct(plan.cache),
+                         .allocate_in_order = !args.out_of_order,
+                         .reuse_freed = false,
                          .scan = ImageOptions::Scan::never};  // It was made here.
     options.message = [&session](const std::string& text) { session.warn(text); };
     Result<std::unique_ptr<Image>> image =
@@ -414,7 +422,8 @@ Task<void> open_there(Session& session, FileOpener& opener, ConvertArgs args, co
   }
   OpenArgs how = target_args(args);
   if (!names_devices(plan.target, how)) how.format = std::string(name_of(plan.format));
-  ImageOptions options{.writable = true, .direct = is_direct(plan.cache)};
+  ImageOptions options{
+      .writable = true, .direct = is_direct(plan.cache), .allocate_in_order = !args.out_of_order};
   disks.target = co_await open_named(session, opener, plan.target, how, options);
 }
 
@@ -479,7 +488,11 @@ ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks&
   options.compression_level = plan.level;
   options.in_order = !args.out_of_order;
   options.fua = is_write_through(plan.cache);
-  if (args.offload) options.on_host = on_host(plan, disks);
+  if (args.offload) {
+    options.on_host = on_host(plan, disks);
+    // What is to be verified is read as it is copied.
+    if (args.verify) options.on_host->target = nullptr;
+  }
   const bool cached = !args.compress && !is_direct(plan.cache) && !is_direct(plan.source_cache);
   options.requests_max = plan.requests.value_or(cached ? kRequestsCached : kRequestsMax);
   // No cluster of the target is in two pieces, and zeros are looked for in runs of sparse_size.
@@ -494,6 +507,7 @@ ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks&
 Task<void> copy(ConvertArgs args, const Plan& plan, Disks& disks, Stop& stop) {
   ProgressLine& progress = *disks.progress;
   ConvertOptions options = convert_options(args, plan, disks);
+  options.record = args.verify ? &disks.record : nullptr;
   options.progress = [&](uint64_t done, uint64_t total) { progress.update(done, total); };
   std::vector<Device*> sources;
   for (Disk& source : disks.sources) {
@@ -502,6 +516,7 @@ Task<void> copy(ConvertArgs args, const Plan& plan, Disks& disks, Stop& stop) {
   }
   Convert job(std::move(sources), *disks.target->device, std::move(options));
   stop.job = &job;
+  disks.copied = job.total();
   Result<void> done = co_await job.run().result();
   disks.target_changed = job.wrote();
   if (!done && job.source_failed()) {
@@ -541,26 +556,26 @@ Task<void> copy_bitmaps(Session& session, Disks& disks) {
   if (target->geometry().version < 3) {
     co_await fail(unsupported("Format driver 'qcow2' does not support bitmaps"));
   }
+  std::vector<std::unique_ptr<DirtyBits>> bits;
+  std::vector<NewBitmap> bitmaps;
   for (const auto& slot : disks.sources[0].image->bitmaps()) {
     const std::string name = printable(slot->entry.name);
     if (slot->state != BitmapState::usable) {
       session.warn(cat("Skipping inconsistent bitmap '", name, "'"));
       continue;
     }
-    const std::unique_ptr<DirtyBits> bits =
-        co_await disks.sources[0].image->read_bitmap(slot->entry.name);
     for (const auto& there : target->bitmaps()) {
       if (there->entry.name != slot->entry.name) continue;
       co_await fail(invalid("Failed to create bitmap ", name, ": Bitmap already exists: ", name));
     }
-    Result<void> added = co_await target
-                             ->add_bitmap({.name = slot->entry.name,
-                                           .granularity = slot->entry.granularity(),
-                                           .enabled = slot->entry.automatic,
-                                           .dirty = bits.get()})
-                             .result();
-    if (!added) co_await std::move(added).doing("Failed to populate bitmap ", name);
+    bits.push_back(co_await disks.sources[0].image->read_bitmap(slot->entry.name));
+    bitmaps.push_back({.name = slot->entry.name,
+                       .granularity = slot->entry.granularity(),
+                       .enabled = slot->entry.automatic,
+                       .dirty = bits.back().get()});
   }
+  if (bitmaps.empty()) co_return;
+  co_await target->add_bitmaps(std::move(bitmaps)).doing("Failed to populate bitmaps");
 }
 
 Task<void> fill_target(Session& session, FileOpener& opener, ConvertArgs args, Plan& plan,
@@ -569,6 +584,66 @@ Task<void> fill_target(Session& session, FileOpener& opener, ConvertArgs args, P
   const bool bitmaps = args.bitmaps;
   co_await copy(std::move(args), plan, disks, stop);
   if (bitmaps) co_await copy_bitmaps(session, disks);
+}
+
+/// The file of a new disk, opened once more: the sector that the disk begins with is not in it
+/// before the disk is finished.
+class NotFinished final : public Filter {
+ public:
+  NotFinished(Child file, Device& being_made) : Filter(std::move(file)), start_(being_made) {}
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override {
+    co_await below().read(offset, data, options);
+    if (offset >= kSectorSize) co_return;
+    const uint64_t here = std::min<uint64_t>(data.size(), kSectorSize - offset);
+    co_await start_.read(offset, data.first(here), options);
+  }
+
+ private:
+  Device& start_;
+};
+
+/// The new disk as it is in its file, which is opened once more.
+Task<Disk> open_made_again(FileOpener& opener, const Plan& plan, NewDiskFile& made) {
+  co_await made.sync();
+  const uint64_t size = round_up(*plan.disk.size, kSectorSize);
+  if (plan.format == DiskFormat::raw && made.being_made().can_grow())
+    co_await made.being_made().resize(size);
+  const std::string path = co_await path_of(plan.target);
+  Disk disk{.device = std::make_unique<RawDevice>(
+                co_await opener.open(path, {.direct = true, .lock = false})),
+            .format = plan.format};
+  if (plan.format == DiskFormat::raw) co_return std::move(disk);
+  Child whole = std::make_unique<NotFinished>(std::move(disk.device), made.being_made());
+  std::unique_ptr<Image> image =
+      co_await Image::open_over(std::move(whole), opener, {.direct = true, .lock = false});
+  disk.image = image.get();
+  disk.device = std::move(image);
+  co_return std::move(disk);
+}
+
+/// The target as it is on the disk: opened anew, past the page cache where its file system can.
+Task<Disk> open_again(Session& session, FileOpener& opener, ConvertArgs args, const Plan& plan,
+                      Disks& disks) {
+  if (disks.made) co_return co_await open_made_again(opener, plan, *disks.made);
+  OpenArgs how = target_args(args);
+  how.trust_refcounts = how.free_leaks = false;  // They are about writing.
+  if (!names_devices(plan.target, how)) how.format = std::string(name_of(plan.format));
+  co_return co_await open_named(session, opener, plan.target, how, {.direct = true});
+}
+
+/// --verify: everything that was read from the sources, compared with what the target holds.
+Task<void> verify_target(Session& session, FileOpener& opener, ConvertArgs args, const Plan& plan,
+                         Disks& disks, Stop& stop) {
+  disks.progress.emplace(session, args.progress && !args.quiet, ProgressLine::Unit::bytes, 1,
+                         "verify");
+  disks.progress->follow(stop.verify);
+  Disk target = co_await open_again(session, opener, std::move(args), plan, disks).doing("verify");
+  Result<void> same =
+      co_await disks.record.check(*target.device, stop.verify, kRequestsCached).result();
+  Result<void> closed = co_await target.device.close().result();
+  co_await std::move(same);
+  co_await std::move(closed);
+  disks.progress->finish();
 }
 
 /// What is left of a target that was not finished, as a sentence; nothing when it is as it was.
@@ -588,12 +663,14 @@ Task<void> fill_and_finish(Session& session, FileOpener& opener, ConvertArgs arg
       session, {.about = std::move(about),
                 .stop = [&] { stop.now(); },
                 .waiting_for = [&] { return stop.job ? stop.job->waiting_for() : ""; }});
-  Result<void> done =
-      co_await fill_target(session, opener, std::move(args), plan, disks, stop).result();
+  Result<void> done = co_await fill_target(session, opener, args, plan, disks, stop).result();
   // What is going to be removed need not be written.
   if (!done && disks.made) stop.target.stop();
   Result<void> closed = co_await disks.close().result();
   if (done) done = std::move(closed);
+  if (done && args.verify) {
+    done = co_await verify_target(session, opener, args, plan, disks, stop).result();
+  }
   if (done && disks.made) done = co_await disks.made->finish().result();
   if (done) co_return;
   const std::string left = what_is_left(plan, disks);
@@ -651,7 +728,14 @@ Task<int> convert(Session& session, ConvertArgs args) {
       lost.push_back({.source = plan.sources[i], .range = std::move(range)});
     }
   }
-  if (args.salvage) report_lost(session, lost, plan.target);
+  if (args.salvage) {
+    report_lost(session, lost, plan.target);
+  } else if (session.json()) {
+    session.print(to_json({{"filename", plan.target},
+                           {"format", name_of(plan.format)},
+                           {"virtual-size", disks.copied},
+                           {"verified", args.verify}}));
+  }
   co_return !lost.empty() && !session.compatibility_name() ? kLostExit : 0;
 }
 
@@ -736,6 +820,10 @@ const Command<ConvertArgs> kDefinition({
          flag("--salvage", &ConvertArgs::salvage,
               "what cannot be read becomes zeros; each such range is told, and the exit code is 4 "
               "(under the name qemu-img 0)"),
+         own(flag("--verify", &ConvertArgs::verify,
+                  "when the copy is on the disk, read the target back, past the page cache where "
+                  "the file system can, and compare it with checksums of what was read; a target "
+                  "that differs is an error, and is removed if it was made here")),
          flag("--target-image-opts", &ConvertArgs::target_image_opts,
               "with -n: the target's name is a list of options"),
          scan_arguments<ConvertArgs>(),

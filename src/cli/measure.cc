@@ -146,7 +146,7 @@ struct Measured {
 };
 
 Task<Measured> measure_target(Session& session, FileOpener& opener, MeasureArgs args,
-                              MeasureTarget target, const Disk* source) {
+                              MeasureTarget target, const Disk* source, bool bitmaps) {
   ProgressLine line(session, args.progress, ProgressLine::Unit::bytes);
   Progress progress;
   progress.on_change([&](const Progress& now) { line.update(now.done(), now.total()); });
@@ -156,16 +156,17 @@ Task<Measured> measure_target(Session& session, FileOpener& opener, MeasureArgs 
     co_return measured;
   }
   measured.sizes.fully_allocated = co_await full_size(target);
-  const std::optional<uint64_t> exact =
-      co_await exact_size(target, source, opener, session.reactor(),
-                          {.read_data = args.read_data, .compressed = args.compress}, progress);
+  const std::optional<ExactSize> exact = co_await exact_size(
+      target, source, opener, session.reactor(),
+      {.read_data = args.read_data, .compressed = args.compress, .bitmaps = bitmaps}, progress);
   if (exact) {
-    measured.sizes.required = *exact;
+    measured.sizes.required = exact->file;
+    if (bitmaps) measured.sizes.bitmaps = exact->bitmaps;
   } else {
     measured.sizes = co_await bound_of(target, source, progress);
   }
   const bool knows_data = args.read_data || !source || target.format == DiskFormat::raw;
-  measured.is_exact = exact && knows_data && !args.compress;
+  measured.is_exact = exact && knows_data;
   co_return measured;
 }
 
@@ -187,9 +188,11 @@ Task<Measured> measure_disk(Session& session, FileOpener& opener, MeasureArgs ar
     target.image.size = source->size();
   }
   co_await std::move(kind);
+  // A snapshot has no bitmaps: they are those of the disk as it is now.
+  const bool exact_bitmaps = bitmaps && !args.snapshot;
   Measured measured = co_await measure_target(session, opener, std::move(args), target,
-                                              source ? &*source : nullptr);
-  measured.sizes.bitmaps = bitmaps;
+                                              source ? &*source : nullptr, exact_bitmaps);
+  if (!measured.sizes.bitmaps) measured.sizes.bitmaps = bitmaps;
   co_return measured;
 }
 

@@ -350,7 +350,8 @@ static void make_writable(GuestDisk& disk, std::vector<uint64_t> refcounts) {
       ready, *disk.file, g, disk.stages, disk.epochs, disk.metadata,
       Allocator::Options{.punch = disk.options.discard == DiscardPolicy::unmap,
                          .host_size_max = disk.options.host_size_max,
-                         .growth_step = disk.options.growth_step},
+                         .growth_step = disk.options.growth_step,
+                         .reuse_freed = disk.options.reuse_freed},
       std::move(refcounts), refcount_table(disk));
   disk.allocator->set_spawner([&disk](Task<void> task) { disk.spawn(std::move(task)); });
   disk.latch = std::make_unique<SyncLatch>(*disk.file, disk.data.get());

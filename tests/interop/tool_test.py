@@ -916,7 +916,7 @@ class Convert(Case):
             return text.decode()
         size = json.loads(must(QEMU_IMG, "info", "--output=json", "a.qcow2", cwd=self.ours))["virtual-size"] >> 20
         self.assertRegex(said(os.path.join(self.names, "byre")),
-                         rf"\r{size} MiB of {size} MiB \(100 %\), [\d.]+ [KMG]iB/s\x1b\[K\r?\n\Z")
+                         rf"\r\[=+\] 100 %, {size} MiB of {size} MiB, [\d.]+ [KMG]iB/s\x1b\[K\r?\n\Z")
         self.assertRegex(said(os.path.join(self.names, "qemu-img")), r"\(100\.00/100%\)")
 
     def test_targets_that_are_no_files(self):
