@@ -1059,6 +1059,8 @@ const std::vector<Scenario>& scenarios() {
       {"commit", "chains of images whose top goes down into a disk below, cut off anywhere (O9)",
        play_commit, 30},
       {"rebase", "overlays that get another backing disk, cut off anywhere (O9)", play_rebase, 30},
+      {"in-order", "images that allocate in the order of their requests: the same bytes",
+       play_in_order, 30},
       {"live-mirror", "guests' disk is mirrored, and they are led to the copy (J3)",
        play_live_mirror, 40},
       {"live-commit", "guests' disk goes down into one below it, and they are led there (J5)",
