@@ -171,6 +171,7 @@ Task<void> LiveRun::control(Process& process) {
     process.switched_to = layers_of(*process.entrance->edge())[depth_];
   }
   Job* job = co_await start_job(process);
+  process.job = job;
   target_is_fresh_ = false;
   const bool is_to_end = prng_.one_in(2);  // By being left alone.
   for (uint64_t steps = 0; job->status() != JobStatus::concluded; ++steps) {
@@ -187,8 +188,13 @@ Task<void> LiveRun::control(Process& process) {
       }
       continue;
     }
-    co_await meddle(process, *job, is_to_end);
+    if (intrusion_) {
+      lead_on(*job, steps);
+    } else {
+      co_await meddle(process, *job, is_to_end);
+    }
   }
+  process.job = nullptr;
   note(cat("ended ", job->error() ? job->error().message() : "well"));
   const bool may_fail = !faulty_.empty() || (kind_ == LiveJob::backup && may_break_);
   if (job->error() && job->error().code() != Errc::cancelled && !may_fail) {
@@ -258,6 +264,13 @@ Task<void> LiveRun::compare_with_target(const MirrorFilter& filter) {
             hex(static_cast<uint64_t>(at - source.begin())), " on");
 }
 
+void LiveRun::lead_on(Job& job, uint64_t steps) {
+  if (steps % 4 != 3) return;
+  if (job.is_paused()) (void)job.resume();
+  (void)job.complete();
+  (void)job.finalize();
+}
+
 Task<void> LiveRun::meddle(Process& process, Job& job, bool is_to_end) {
   switch (prng_.below(14)) {
     case 0:
@@ -322,7 +335,11 @@ Task<void> LiveRun::use(Process& process) {
     co_await process.entrance->edge().set_permissions(
         {.uses = {.read = true, .write = true}, .shares = {.read = true, .write = true}});
   }
-  if (prng_.one_in(3)) plan_faults();
+  if (intrusion_) {
+    plan_intrusion();
+  } else if (prng_.one_in(3)) {
+    plan_faults();
+  }
   process.guests = prng_.between(1, 3);
   for (uint64_t i = process.guests; i != 0; --i) process.scope.spawn(guest(process, prng_.next()));
   Result<void> controlled;

@@ -17,25 +17,93 @@ void LiveRun::plan_faults() {
   }
 }
 
+/// Counts are those since here.
+void LiveRun::plan_intrusion() {
+  for (auto& [name, disk] : disks_) {
+    FaultPlan& plan = disk.options().faults;
+    plan.clear();
+    if (name != intrusion_->disk) continue;
+    faulty_ = name;
+    if (intrusion_->kind == Intrusion::Kind::no_space) {
+      plan.no_space(intrusion_->at);
+    } else {
+      plan.add({.kind = intrusion_->operation,
+                .first = intrusion_->at,
+                .last = intrusion_->at,
+                .fault = {.kind = Fault::Kind::error,
+                          .applied = static_cast<Fault::Applied>(cut_prng_.below(4)),
+                          .drops = cut_prng_.one_in(2),
+                          .evicts = cut_prng_.one_in(2)}});
+    }
+  }
+}
+
+bool LiveRun::intrude(Process& process) {
+  Job& job = *process.job;
+  switch (intrusion_->kind) {
+    case Intrusion::Kind::pause:
+      (void)job.pause();
+      break;
+    case Intrusion::Kind::cancel:
+      (void)job.cancel(true);
+      break;
+    case Intrusion::Kind::finish_soon:
+      if (job.is_ready() && !copy_began_) copy_began_ = oracle_.begin_read();
+      (void)job.cancel(false);
+      break;
+    case Intrusion::Kind::complete:
+      (void)job.complete();
+      break;
+    case Intrusion::Kind::drain:
+      ++process.guests;
+      process.scope.spawn(hold_still(process));
+      break;
+    case Intrusion::Kind::kill:
+      return false;
+    default:
+      break;
+  }
+  return true;
+}
+
+Task<void> LiveRun::hold_still(Process& process) {
+  Child hold = process.entrance->edge().hold();  // It may be a filter that goes.
+  {
+    Drain drain(hold.node());
+    co_await drain.begin();
+    co_await process.reactor.sleep(3 * kMillisecond);
+  }
+  co_await hold.close();
+  --process.guests;
+  process.changed.notify();
+}
+
+std::string LiveRun::intruded() const {
+  if (!intrusion_) return "";
+  const auto& [kind, at, disk, operation] = *intrusion_;
+  return cat(", intrusion ", static_cast<int>(kind), " at ", at,
+             disk.empty() ? "" : cat(" of ", disk, ", operation ", static_cast<int>(operation)));
+}
+
 void LiveRun::live(bool last) {
   ++life_;
   log_ = cat("life ", life_);
   const auto process = std::make_shared<Process>(prng_.next(), disks_);
   SimReactor& reactor = process->reactor;
   faulty_.clear();
-  const bool dies = prng_.one_in(3);
+  const bool dies = !intrusion_ && prng_.one_in(3);
   const uint64_t dies_after = dies ? prng_.between(1, prng_.one_in(2) ? 300 : 3000) : UINT64_MAX;
   const uint64_t cut_one_in = prng_.between(4, 60);
   uint64_t deliveries = 0;
   uint64_t cuts = 0;
-  uint64_t lost_before = syncs_lost();
+  lost_before_ = syncs_lost();
   reactor.after_delivery = [&] {
     if (!ok()) return;
     ++verdict_.deliveries;
     ++deliveries;
     oracle_.set_time(reactor.now().ns);
-    constexpr uint64_t kCutsMax = 24;
-    if (cuts == kCutsMax || !prng_.one_in(cut_one_in) || !process->entrance) return;
+    const uint64_t cuts_max = intrusion_ ? 3 : 24;
+    if (cuts == cuts_max || !cut_prng().one_in(cut_one_in) || !process->entrance) return;
     ++cuts;
     check_cut(current(*process));
     if (!ok()) reactor.fail(verdict_.failure);
@@ -43,10 +111,13 @@ void LiveRun::live(bool last) {
   process->scope.spawn(main(*process));
   while (ok() && !process->ended && deliveries < dies_after) {
     if (!reactor.advance()) fail_with("stands still: ", reactor.failure());
+    if (process->job && ++steps_of_job_ == (intrusion_ ? intrusion_->at : 0) && !intrude(*process))
+      break;
   }
   reactor.after_delivery = nullptr;
+  for (const auto& [name, disk] : disks_) operations_[name] = disk.options().faults;
   hash_ = Prng(hash_ * 0x9e3779b97f4a7c15u + reactor.trace().hash()).next();
-  end(process, syncs_lost() != lost_before, last);
+  end(process, syncs_lost() != lost_before_, last);
 }
 
 uint64_t LiveRun::syncs_lost() const {
@@ -104,7 +175,7 @@ void LiveRun::end(const std::shared_ptr<Process>& process, bool lost, bool last)
   ended_with_.reset();
   if (!process->ended) process->reactor.kill_all();
   if (!clean || !ok()) SimReactor::bury(process);
-  const bool power = !clean && (lost || prng_.one_in(2));
+  const bool power = !clean && (lost || cut_prng().one_in(2));
   Prng prng(prng_.next());
   for (auto& [name, disk] : disks_) {
     disk.settle();
@@ -135,7 +206,7 @@ void LiveRun::end(const std::shared_ptr<Process>& process, bool lost, bool last)
 
 Task<void> LiveRun::guest(Process& process, uint64_t seed) {
   Prng prng(seed);
-  for (uint64_t i = prng.between(4, 40); ok() && i != 0; --i) {
+  for (uint64_t i = prng.between(4, intrusion_ ? 12 : 40); ok() && i != 0; --i) {
     co_await request(process, prng);
     if (prng.one_in(3)) {
       co_await process.reactor.sleep(static_cast<int64_t>(prng.below(20)) * kMillisecond / 4);
@@ -184,14 +255,18 @@ Task<void> LiveRun::request(Process& process, Prng& prng) {
     Contents bytes(length);
     const uint64_t read = oracle_.begin_read();
     done = co_await disk.read(at, bytes, IoTag::read_guest).result();
-    if (done) {
-      const Result<void> right = oracle_.end_read(read, at, bytes);
-      if (!right) {
-        fail_with("a guest reads ", disk.name(), " wrong: ", right.error().message());
-        process.reactor.fail(verdict_.failure);
-      }
+    // After a failed sync what was not durable may be gone from the page cache.
+    const bool may_be_older = syncs_lost() != lost_before_;
+    Result<void> right;
+    if (done && !may_be_older) {
+      right = oracle_.end_read(read, at, bytes);
     } else {
       oracle_.end_read(read);
+      if (done) right = oracle_.check_after_cut(at, bytes);
+    }
+    if (!right) {
+      fail_with("a guest reads ", disk.name(), " wrong: ", right.error().message());
+      process.reactor.fail(verdict_.failure);
     }
   }
   if (done) co_return;
@@ -223,7 +298,8 @@ CutChoice LiveRun::draw_choice(Prng& prng, const SimDisk& disk) {
 void LiveRun::check_cut(const LiveDisk& counts) {
   ++verdict_.cuts;
   SimDisks cut;
-  for (const auto& [name, disk] : disks_) cut.emplace(name, disk.cut(draw_choice(prng_, disk)));
+  for (const auto& [name, disk] : disks_)
+    cut.emplace(name, disk.cut(draw_choice(cut_prng(), disk)));
   check_images(cut, "at a cut");
   if (!ok()) return;
   const Result<Contents> bytes = contents(cut, counts);

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <algorithm>
+#include <map>
 #include <memory>
 
 #include "block/drain.h"
@@ -41,31 +42,62 @@ struct LiveDisk {
   bool raw = false;
 };
 
+/// What is done at one moment of a history in which nothing else goes wrong and nobody else
+/// meddles.
+struct Intrusion {
+  enum class Kind : uint8_t {
+    none,
+    pause,
+    cancel,
+    finish_soon,  ///< A cancel without force: a mirror that is ready leaves its copy.
+    complete,
+    drain,
+    kill,
+    error,     ///< Of an operation on a disk.
+    no_space,  ///< Of one that needs blocks, and all that follow.
+  };
+  Kind kind = Kind::none;
+  /// How many steps of the simulation after the job began, each one coroutine that goes on or one
+  /// operation that completes; of an error: which operation of its kind since guests began.
+  uint64_t at = 0;
+  std::string disk = {};
+  Op::Kind operation = Op::Kind::write;
+};
+
 class LiveRun {
  public:
-  LiveRun(uint64_t seed, LiveJob kind, Verdict& verdict)
+  /// With an intrusion: one process, and guests that do little on a small disk.
+  LiveRun(uint64_t seed, LiveJob kind, Verdict& verdict, std::optional<Intrusion> intrusion = {})
       : seed_(seed),
         kind_(kind),
         prng_(seed * 64 + 40 + static_cast<uint64_t>(kind)),
+        cut_prng_(seed),
         verdict_(verdict),
-        size_(prng_.between(24, 320) * KiB / 2 / kSectorSize * kSectorSize),
+        intrusion_(std::move(intrusion)),
+        size_(prng_.between(24, intrusion_ ? 96 : 320) * KiB / 2 / kSectorSize * kSectorSize),
         oracle_(size_) {}
 
   void run() {
-    verdict_.histories = 1;
+    ++verdict_.histories;
     make_disks();
-    for (uint64_t lives = prng_.between(1, 3); ok() && lives != 0; --lives) live(lives == 1);
+    for (uint64_t lives = intrusion_ ? 1 : prng_.between(1, 3); ok() && lives != 0; --lives)
+      live(lives == 1);
   }
   uint64_t hash() const { return hash_; }
+  /// Steps of the simulation while the job lived.
+  uint64_t steps_of_job() const { return steps_of_job_; }
+  /// By disk: the operations since guests began.
+  const std::map<std::string, FaultPlan>& operations() const { return operations_; }
 
  private:
   bool ok() const { return verdict_.failure.empty(); }
   template <class... Parts>
   void fail_with(const Parts&... parts) {
     if (!ok()) return;
-    verdict_.failure = cat("seed ", seed_, ": ", parts..., "; ", text_, log_);
+    verdict_.failure = cat("seed ", seed_, ": ", parts..., "; ", text_, log_, intruded());
     verdict_.disks = disks_;
   }
+  std::string intruded() const;
   void note(std::string_view what) { log_ += cat(", ", what); }
 
   // --- The disks --------------------------------------------------------------------------------
@@ -100,6 +132,7 @@ class LiveRun {
     Child target;  ///< Until the job has it.
     Child kept;    ///< Keeps it open.
     Device* switched_to = nullptr;
+    Job* job = nullptr;  ///< While it lives.
     uint64_t guests = 0;
     bool job_ended = false;
     bool ended = false;
@@ -119,6 +152,11 @@ class LiveRun {
   }
 
   void plan_faults();
+  void plan_intrusion();
+  /// False: the process dies here.
+  bool intrude(Process& process);
+  static Task<void> hold_still(Process& process);
+  Prng& cut_prng() { return intrusion_ ? cut_prng_ : prng_; }
   void live(bool last);
   uint64_t syncs_lost() const;
 
@@ -167,6 +205,8 @@ class LiveRun {
 
   /// With no request under way, what is not dirty is alike (J3).
   Task<void> compare_with_target(const MirrorFilter& filter);
+  /// All that is asked of it is that it ends.
+  static void lead_on(Job& job, uint64_t steps);
   Task<void> meddle(Process& process, Job& job, bool is_to_end);
   Task<void> use(Process& process);
   Task<void> main(Process& process);
@@ -185,7 +225,9 @@ class LiveRun {
   const uint64_t seed_;
   const LiveJob kind_;
   Prng prng_;
+  Prng cut_prng_;  ///< So that an intrusion meets the same history whatever is cut.
   Verdict& verdict_;
+  const std::optional<Intrusion> intrusion_;
   const uint64_t size_;
   Oracle oracle_;
   SimDisks disks_;
@@ -201,6 +243,9 @@ class LiveRun {
   std::string text_;
   std::string log_;
   uint64_t life_ = 0;
+  uint64_t lost_before_ = 0;  ///< Syncs that had lost something when the process began.
+  uint64_t steps_of_job_ = 0;
+  std::map<std::string, FaultPlan> operations_;
   Mirror* mirror_ = nullptr;
   Backup* backup_ = nullptr;
   uint32_t version_of_top_ = 3;

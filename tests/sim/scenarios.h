@@ -48,5 +48,7 @@ Verdict play_live_commit(uint64_t seed, const RunOptions& options);
 Verdict play_live_stream(uint64_t seed, const RunOptions& options);
 Verdict play_live_backup(uint64_t seed, const RunOptions& options);
 Verdict play_live_commit_below(uint64_t seed, const RunOptions& options);
+Verdict play_live_steps(uint64_t seed, const RunOptions& options);
+Verdict play_live_faults(uint64_t seed, const RunOptions& options);
 
 }  // namespace byre
