@@ -34,6 +34,7 @@ struct DaemonArgs {
   bool allow_remote = false;
   bool list_commands = false;
   std::optional<OpenPolicy> follow;
+  std::optional<std::string> root;
 };
 
 /// Text may be JSON, so nothing is split off it here.
@@ -140,7 +141,13 @@ Task<int> run_daemon(Session& session, DaemonArgs args) {
     words.insert(words.begin(), session.program());
     co_return co_await start_in_background(std::move(words));
   }
-  SystemGate opener(session.reactor(), session.policy(args.follow));
+  std::unique_ptr<RootedOpener> rooted;
+  if (args.root) {
+    rooted = co_await RootedOpener::make(session.reactor(), *args.root, session.policy(args.follow))
+                 .doing("--root");
+  }
+  SystemGate gate(session.reactor(), session.policy(args.follow));
+  FileOpener& opener = rooted ? static_cast<FileOpener&>(*rooted) : gate;
   NodeIo io(session.reactor(), opener);
   Daemon daemon(session.reactor(),
                 {.files = opener,
@@ -148,6 +155,7 @@ Task<int> run_daemon(Session& session, DaemonArgs args) {
                  .package = cat("byre ", BYRE_VERSION),
                  // Under QEMU's name scripts that listen on the network go on working.
                  .allow_remote = args.allow_remote || session.compatibility_name(),
+                 .root = rooted.get(),
                  .note = [&](const std::string& text) { session.note(cat(text, "\n")); },
                  .warn = [&](const std::string& text) { session.warn(text); },
                  .io = &io});
@@ -201,6 +209,9 @@ Arguments daemon_arguments() {
            flag("--allow-remote", &DaemonArgs::allow_remote,
                 "let sockets listen beyond this machine, where anybody may connect: there is "
                 "no TLS and no password"),
+           option("--root", "DIR", &DaemonArgs::root,
+                  "open and make files in or below DIR only, whatever a command, an image or a "
+                  "link names; what this command line says of sockets and --pidfile is free"),
            option("--follow", "POLICY", &DaemonArgs::follow,
                   "which files an image may name as its backing or data file: nothing, "
                   "same-directory (the default), or any (the default under QEMU's names)")})};
