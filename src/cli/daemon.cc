@@ -7,6 +7,7 @@
 
 #include <unistd.h>
 
+#include <cstdlib>
 #include <utility>
 
 #include "cli/commands.h"
@@ -16,6 +17,7 @@
 #include "daemon/export_commands.h"
 #include "daemon/modules.h"
 #include "export/background.h"
+#include "io/service_manager.h"
 
 namespace byre {
 
@@ -128,6 +130,12 @@ Task<void> set_up(Daemon& daemon, DaemonArgs& args, int ready) {
   if (ready >= 0) co_await detach(ready);
 }
 
+/// For `systemctl status`.
+std::string status_of(Daemon& daemon) {
+  return cat("ready; ", daemon.nodes().all().size(), " nodes and ",
+             daemon.exports().describe().size(), " exports by the command line");
+}
+
 Task<int> run_daemon(Session& session, DaemonArgs args) {
   if (args.list_commands) {
     qmp::CommandSet commands;
@@ -159,6 +167,8 @@ Task<int> run_daemon(Session& session, DaemonArgs args) {
                  .note = [&](const std::string& text) { session.note(cat(text, "\n")); },
                  .warn = [&](const std::string& text) { session.warn(text); },
                  .io = &io});
+  ServiceManager manager(session.reactor(), getenv);
+  Scope watchdog(session.reactor().ready());
   Result<void> ran;
   Result<void> ended;
   {
@@ -167,8 +177,15 @@ Task<int> run_daemon(Session& session, DaemonArgs args) {
                                                  .waiting_for = [] { return "exports and nodes"; },
                                                  .is_server = true});
     ran = co_await set_up(daemon, args, ready).result();
+    if (ran && !daemon.quitting()) {
+      co_await manager.tell_ready(status_of(daemon));
+      watchdog.spawn(manager.feed_watchdog());
+    }
     if (ran) ran = co_await daemon.run().result();
+    co_await manager.tell_stopping();
     ended = co_await daemon.end().result();
+    manager.stop();
+    co_await watchdog.join();
   }
   if (!args.pid_file.empty() && ran) unlink(args.pid_file.c_str());
   co_await std::move(ran);
