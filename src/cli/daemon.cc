@@ -176,6 +176,7 @@ Task<int> run_daemon(Session& session, DaemonArgs args) {
                                                  .stop = [&] { daemon.quit(); },
                                                  .waiting_for = [] { return "exports and nodes"; },
                                                  .is_server = true});
+    co_await manager.tell_status("opening what the command line asks for");
     ran = co_await set_up(daemon, args, ready).result();
     if (ran && !daemon.quitting()) {
       co_await manager.tell_ready(status_of(daemon));

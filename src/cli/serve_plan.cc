@@ -196,6 +196,8 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
   if (plan.check_on_signal) {
     signals.emplace(co_await SignalWatch::make(session.reactor(), {SIGUSR1}));
   }
+  ServiceManager manager(session.reactor(), getenv);
+  co_await manager.tell_status(cat("opening ", plan.image));
   SystemGate opener(session.reactor(), session.policy(plan.open.follow));
   co_await make_if_missing(session, opener, plan);
   Disk disk = co_await open_served(session, opener, plan);
@@ -226,7 +228,6 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
   } else {
     served = std::move(contexts).error();
   }
-  ServiceManager manager(session.reactor(), getenv);
   Scope telling(session.reactor().ready());
   const auto stop = [&] {
     run.stop();

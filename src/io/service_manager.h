@@ -3,6 +3,7 @@
 /// ends (sd_notify(3)).
 ///
 ///     ServiceManager manager(reactor, getenv);
+///     co_await manager.tell_status("opening disk.qcow2");
 ///     co_await manager.tell_ready("serving disk.qcow2");
 ///     scope.spawn(manager.feed_watchdog());       // until stop()
 ///     co_await manager.tell_stopping();
@@ -42,6 +43,7 @@ class ServiceManager {
   Task<void> tell_ready(std::string status);
   /// Once, however often it is asked.
   Task<void> tell_stopping();
+  /// Before that: what it waits for.
   Task<void> tell_status(std::string status);
   Task<void> feed_watchdog();
   /// Ends feed_watchdog().

@@ -76,8 +76,9 @@ class Notify(Case):
                     listener = self.listen(name)
                     process = self.start(*words, NOTIFY_SOCKET=name)
                     ready = listener.until("READY=1")
-                    self.assertEqual(len(ready), 1)
-                    self.assertRegex(ready[0], rf"(?m)^STATUS=.*{re.escape(status)}")
+                    self.assertEqual(len(ready), 2)
+                    self.assertRegex(ready[0], r"\ASTATUS=opening .*\n\Z")
+                    self.assertRegex(ready[1], rf"(?m)^STATUS=.*{re.escape(status)}")
                     # It is ready indeed.
                     with socket.socket(socket.AF_UNIX) as client:
                         client.connect(self.path("nbd" if words[0] == "serve" else "qmp"))
