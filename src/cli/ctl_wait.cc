@@ -138,14 +138,17 @@ class Waiting {
 
   void tell_when_held(const JobFacts& job) {
     const bool held = job.status == "paused" || job.status == "standby";
-    if (held && !held_) {
+    const bool failed = job.io_status == "nospace" || job.io_status == "failed";
+    held_looks_ = held ? held_looks_ + 1 : 0;
+    // QEMU's jobs pause for a moment when the graph changes.
+    if (held && !told_held_ && (failed || held_looks_ > 1)) {
       const std::string why = job.io_status == "nospace"  ? " because a disk is full"
                               : job.io_status == "failed" ? " because a request of it has failed"
                                                           : "";
       session_.note(cat("job ", byre::quoted(job.id), " is paused", why, ": 'byre ctl resume ",
                         job.id, "' lets it go on\n"));
     }
-    held_ = held;
+    told_held_ = held && (told_held_ || failed || held_looks_ > 1);
   }
 
   Task<int> wait() {
@@ -193,7 +196,8 @@ class Waiting {
   int64_t pause_ns_ = kFirstPause;
   bool stopped_ = false;
   bool completed_ = false;
-  bool held_ = false;
+  unsigned held_looks_ = 0;  ///< So often it was paused, one after another.
+  bool told_held_ = false;
 };
 
 }  // namespace

@@ -286,19 +286,31 @@ class Steering(Ctl):
         self.assertIn(waiting.returncode, (66, 74), out)
         self.assertRegex(out, b"no daemon can be reached|has hung up")
 
-    def test_a_job_that_fails_fails_the_command(self):
+    def add_full(self):
+        """The node `full`, on which each write fails as on a full disk."""
         self.chain()
-        bad = {"driver": "blkdebug", "node-name": "bad", "image": qcow2("deep", self.path("base2.qcow2")),
-               "inject-error": [{"event": "write_aio", "errno": 28}]}
-        qemu_img("create", "-q", "-f", "qcow2", self.path("base2.qcow2"), str(SIZE))
-        done = self.ctl("qmp", json.dumps({"execute": "blockdev-add", "arguments": bad}), ok=None)
-        if done.code:
-            bad["driver"], bad["inject-error"] = "blkdebug", [{"event": "none", "iotype": "write", "errno": 28}]
-            self.ctl("qmp", json.dumps({"execute": "blockdev-add", "arguments": bad}))
-        done = self.ctl("backup", "top", "bad", "--job", "doomed", "--wait", ok=None)
+        qemu_img("create", "-q", "-f", "qcow2", self.path("below.qcow2"), str(SIZE))
+        full = {"driver": "blkdebug", "node-name": "full", "image": qcow2("below", self.path("below.qcow2")),
+                "inject-error": [{"event": "none", "iotype": "write", "errno": 28}]}
+        self.ctl("qmp", json.dumps({"execute": "blockdev-add", "arguments": full}))
+
+    def test_a_job_that_fails_fails_the_command(self):
+        self.add_full()
+        done = self.ctl("backup", "top", "full", "--job", "doomed", "--wait", ok=None)
         self.assertEqual(done.code, 79, done)
         self.assertIn("job 'doomed' has failed: ", done.text)
         self.assertIsNone(self.status())
+
+    def test_a_job_that_is_held_says_why(self):
+        self.add_full()
+        self.ctl("backup", "top", "full", "--job", "held", "--on-target-error", "stop")
+        waiting = subprocess.Popen([BYRE, "ctl", "wait", "held", "-s", self.socket], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self.addCleanup(waiting.stderr.close)
+        self.assertIn(b"job 'held' is paused because a disk is full: 'byre ctl resume held'", waiting.stderr.readline())
+        self.refused("cancel", "held", code=64, says="paused")
+        self.ctl("cancel", "held", "--force")
+        self.assertEqual(waiting.wait(60), 1)
+        self.assertIn(b"was cancelled", waiting.stderr.read())
 
     def test_a_job_that_nobody_keeps(self):
         """The wait keeps the monitor, or the job would be gone with its result."""
