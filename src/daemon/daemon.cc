@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/option_text.h"
+#include "daemon/blockdev_options.h"
 #include "daemon/jobs.h"
 #include "daemon/modules.h"
 #include "daemon/qmp_stream.h"
@@ -127,10 +128,22 @@ Task<void> Daemon::serve(Monitor& monitor) {
   }
 }
 
+/// The object, with the real name of its file when that may be opened.
+Result<std::string> Daemon::confined(const std::string& text) const {
+  if (!options_.root) return text;
+  BYRE_TRY(words, qmp::read_words(text, "qom-type"));
+  const auto file = words.json.find("file");
+  if (file == words.json.end() || !file->is_string()) return text;
+  BYRE_TRY(name, options_.root->real_name(qmp::text_in(*file)));
+  *file = std::move(name);
+  return qmp::text_of_json(words.json);
+}
+
 Result<void> Daemon::add_object(const std::string& text) {
   BYRE_TRY(type, Objects::type_and_id(text));
   if (type.type != "iothread") {
-    if (!io_threads_.contains(type.id)) return objects_->add(text);
+    BYRE_TRY(confined_text, confined(text));
+    if (!io_threads_.contains(type.id)) return objects_->add(confined_text);
   } else if (!objects_->contains(type.id) && io_threads_.insert(type.id).second) {
     // One thread serves all; the name is kept, so that who deletes it again finds it.
     return {};

@@ -69,6 +69,8 @@ class Daemon {
     std::string qemu_version;  ///< "10.0.0"
     std::string package;       ///< Who it really is.
     bool allow_remote = false;
+    /// Beneath which all lies that commands open by path; `files` is it, then.  Null: anywhere.
+    const RootedOpener* root = nullptr;
     /// Told what users should know.
     std::function<void(const std::string&)> note;
     std::function<void(const std::string&)> warn;
@@ -99,7 +101,11 @@ class Daemon {
   const Options& options() const { return options_; }
   const qmp::Json& version() const { return realm_.version; }
   qmp::AddressContext addresses(qmp::Descriptors* descriptors) {
-    return {.reactor = reactor_, .descriptors = descriptors, .allow_remote = options_.allow_remote};
+    // Who wrote the command line may say where sockets are.
+    return {.reactor = reactor_,
+            .descriptors = descriptors,
+            .allow_remote = options_.allow_remote,
+            .root = descriptors ? options_.root : nullptr};
   }
 
   /// Tells all clients that have negotiated.  The event is one of the command set's.
@@ -109,6 +115,7 @@ class Daemon {
 
  private:
   struct Monitor;
+  Result<std::string> confined(const std::string& text) const;
   Task<void> serve(Monitor& monitor);
 
   Reactor& reactor_;
