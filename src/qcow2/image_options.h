@@ -68,7 +68,8 @@ struct ImageOptions {
       kSecond;  ///< Staged work is committed after this many ns at the latest (M6).
   uint64_t host_size_max = UINT64_MAX;  ///< The file may not grow beyond this: ENOSPC.
   /// Requests take host clusters in the order in which they came, though they run side by side:
-  /// what the image's file holds depends on them alone.  For who fills an image in order.
+  /// what the image's file holds depends on them alone, with reuse_freed off and if no compressed
+  /// cluster of theirs is written again.  For who fills an image in order.
   bool allocate_in_order = false;
   /// Off: what has been freed, at whatever moment, is used again only when the host is full.
   bool reuse_freed = true;
