@@ -140,7 +140,9 @@ Task<void> apply(Session& session, FileOpener& opener, AmendArgs args, AmendOpti
   options.without_backing = !wanted.size && wanted.version != 2;
   if (wanted.data_file && !wanted.data_file->empty()) {
     const std::string path = co_await path_of(*wanted.data_file);
-    options.data_file = resolve_name(co_await file_of(args.images[0], args), path);
+    const Result<std::string> image = file_of(args.images[0], args);
+    if (!image) co_await fail(could_not_open(args.images[0], image.error().copy()));
+    options.data_file = resolve_name(*image, path);
   }
   Disk disk = co_await open_named(session, opener, args.images[0], args, options);
   if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, args.images[0]);
@@ -175,7 +177,9 @@ Task<AmendOptions> read_options_of(Session& session, FileOpener& opener, AmendAr
   Result<AmendOptions> wanted = read_options(args.options);
   if (wanted) co_return *std::move(wanted);
   const std::string& name = args.images[0];
-  Disk disk = co_await open_named(session, opener, name, args, {.without_backing = true});
+  ImageOptions options{.writable = true, .without_backing = true};
+  options.refuse_damaged = true;
+  Disk disk = co_await open_named(session, opener, name, args, options);
   if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, name);
   const bool is_image = disk.image != nullptr;
   co_await disk.device.close();
