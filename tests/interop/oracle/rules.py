@@ -11,7 +11,7 @@ import table
 
 RULES = {}
 # An error of opening, making or changing something: who, what, and behind the colon why.
-WHAT = re.compile(r"^qemu-\w+: (?:.*?error while (?:converting \w+|creating output image): |"
+WHAT = re.compile(r"^qemu-\w+: (?:Failed to load snapshot: |.*?error while (?:converting \w+|creating output image): |"
                   r"(?:Could not open|can't open device|can't open|Failed to blk_new_open|Could not \w+ snapshot)(?: [^:']*)?(?: ?'[^']*')?: |"
                   r"Could not change the backing file to '[^']*': (?!backing format)|Cannot downgrade an image |Operation \w+ on bitmap .*? failed: |[^ ]*: Could not create '[^']*': )", re.M)
 NOTE = re.compile(r"(?:qemu-\w+: warning: |NOTE ).*\n")
@@ -192,7 +192,9 @@ def nothing_half_made_is_left(line, one, all_of_them):
         return True
     if one.aspect.startswith("contents ") and one.untouched and fails_alike(all_of_them):
         return True  # Nor was it emptied.
-    return one.aspect == "files" and not one.ours and fails_alike(all_of_them) and line.command in ("create", "convert", "dd")
+    # What byre has and QEMU removed was there before, and is as it was.
+    return one.aspect == "files" and (not one.ours or not one.theirs and one.untouched) and fails_alike(all_of_them) and \
+        line.command in ("create", "convert", "dd")
 
 
 @rule("D16")
@@ -203,7 +205,9 @@ def no_leaks_behind(_, one, __):
 @rule("D17")
 def whole_or_not_at_all(line, one, all_of_them):
     """amend: when one option cannot be, the others are not carried out."""
-    return line.command == "amend" and fails_alike(all_of_them) and one.untouched
+    # The one thing that byre has done is to close the image.
+    only_closed = one.aspect.startswith("info ") and "was not closed cleanly; its refcounts were rebuilt (0 changed)" in all_of_them.err
+    return line.command == "amend" and fails_alike(all_of_them) and (one.untouched or only_closed)
 
 
 @rule("D18")
@@ -273,8 +277,9 @@ def zeroes_in_version_2(line, one, all_of_them):
 
 
 @rule("D28")
-def check_opens_one_file(line, _, all_of_them):
-    return line.command == "check" and "Could not open backing file" in texts(all_of_them)[0] and not texts(all_of_them)[1]
+def one_image_alone(line, _, all_of_them):
+    return line.command in ("check", "snapshot", "amend") and "Could not open backing file" in texts(all_of_them)[0] and \
+        (line.command == "amend" or not texts(all_of_them)[1])
 
 
 @rule("D29")
@@ -292,8 +297,11 @@ def more_is_found(line, one, all_of_them):
 
 
 @rule("D31")
-def opening_repairs(line, one, _):
-    """What opens an image for writing corrects what is certain, so that fewer errors are left."""
+def opening_repairs(line, one, all_of_them):
+    """What opens an image for writing corrects what is certain, so that fewer errors are left, and no data are overwritten."""
+    aspect, __, name = one.aspect.partition(" ")
+    if aspect == "contents" and f"warning: {name}: the image is damaged" in all_of_them.err:
+        one = of(all_of_them, f"check {name}") or one
     if not one.aspect.startswith("check ") or not line.damaged:
         return False
     counts = [sum(map(int, re.findall(r'"(?:corruptions|leaks)": (\d+)', text))) for text in (one.theirs, one.ours)]
@@ -307,6 +315,9 @@ def data_that_are_not_there(line, _, all_of_them):
         return line.damaged and "Failed request: Input/output error" in texts(all_of_them)[1] and not texts(all_of_them)[0]
     if line.command == "compare":
         return line.damaged and "Sector allocation test failed for" in texts(all_of_them)[1] and not texts(all_of_them)[0]
+    if line.command == "rebase":
+        return line.damaged and re.search(r"leads to host offset \w+, behind the end that the file had", all_of_them.err) \
+            and not texts(all_of_them)[0] and all_of_them.code != 0
     return line.command in ("map", "dd") and "lies behind the end of the file" in texts(all_of_them)[1]
 
 
@@ -366,9 +377,10 @@ def same_file_in_another_format(line, _, all_of_them):
 
 
 @rule("D39")
-def no_death(_, __, all_of_them):
-    """An assertion of QEMU's failed."""
-    return re.search(r"Assertion `.*' failed", texts(all_of_them)[0]) and of(all_of_them, "code").theirs == "-6"
+def no_death(line, __, all_of_them):
+    """An assertion of QEMU's failed; or it waits for ever for a breakpoint that there is none of."""
+    waits = line.program == "qemu-io" and "no end after" in texts(all_of_them)[0] and "Could not wait for breakpoint" in texts(all_of_them, "out")[1]
+    return waits or re.search(r"Assertion `.*' failed", texts(all_of_them)[0]) and of(all_of_them, "code").theirs == "-6"
 
 
 @rule("D40")
@@ -384,3 +396,35 @@ def what_was_answered_stays(line, one, all_of_them):
     """bench -w: when a request fails QEMU ends without closing the image."""
     return line.command == "bench" and "Failed request: Input/output error" in all_of_them.err and \
         one.aspect.startswith(("map ", "contents ", "check ")) and fails_alike(all_of_them)
+
+
+@rule("D42")
+def this_machine_alone(line, one, all_of_them):
+    """qemu-nbd listens on 127.0.0.1 unless -b says otherwise; and a port above 65535 is none."""
+    if line.program != "qemu-nbd" or one.aspect != "err" or not fails_alike(all_of_them):
+        return False
+    port = value_of(line, "-p", "--port") or ""
+    return one.theirs.replace("0.0.0.0", "127.0.0.1") == one.ours or \
+        port.isdigit() and int(port) > 65535 and "Invalid port: " in one.ours
+
+
+@rule("D44")
+def raw_data_are_the_disk(line, one, _):
+    """Zeroes and discards of a raw data file are zeros in it, and no entry changes."""
+    return line.program == "qemu-io" and one.aspect == "map rawdata.qcow2" and \
+        re.search(r"discard|write .*-z|truncate", " ".join(line.words))
+
+
+@rule("D45")
+def nothing_is_taken_for_free(line, _, all_of_them):
+    """qemu-io: where a snapshot's tables cannot be read, nobody knows which clusters are free: none is taken."""
+    return line.program == "qemu-io" and line.damaged and all_of_them.code != 0 and \
+        re.search(r"the image is damaged: snapshot '[^']*': .* but changes that need metadata fail", all_of_them.err)
+
+
+@rule("D43")
+def compressed_over_what_is_there(line, _, all_of_them):
+    """convert -n -c: QEMU ends half-way where a cluster of the target has its place already."""
+    words = set(line.words)
+    return line.command == "convert" and words & {"-n", "--no-create"} and words & {"-c", "--compress"} and \
+        re.search(r"error while writing at byte \d+: Input/output error", texts(all_of_them)[0]) and all_of_them.code == 0
