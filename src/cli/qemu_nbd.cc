@@ -86,6 +86,24 @@ bool has_aio(const NbdArgs& args) { return args.aio.has_value(); }
 bool has_discard(const NbdArgs& args) { return args.discard.has_value(); }
 Result<void> look_at_nothing(std::string_view /*value*/) { return {}; }
 
+/// As by qemu-nbd, --discard=unmap has to stand in front of --detect-zeroes=unmap.
+Argument detect_zeroes_option() {
+  Argument argument = option("--detect-zeroes", "MODE", &NbdArgs::detect_zeroes,
+                             "off (the default); on: a write of nothing but zeros becomes a "
+                             "request to zero; unmap (behind --discard=unmap): and its space is "
+                             "given back");
+  argument.store = [store = std::move(argument.store)](void* args,
+                                                       std::string_view value) -> Result<void> {
+    const NbdArgs& before = *static_cast<NbdArgs*>(args);
+    if (Result<void> right = look_at_detect_zeroes(value); !right) return right;
+    const Result<DetectZeroesMode> mode =
+        parse_detect_zeroes(std::string(value), before.discard.value_or(DiscardPolicy::ignore));
+    if (!mode) return mode.error().copy();
+    return store(args, value);
+  };
+  return argument;
+}
+
 /// A number, where -1 is the largest one, as to strtoul(3).
 Result<uint64_t> offset_of(std::string_view value) {
   const bool negative = value.starts_with('-');
@@ -341,11 +359,7 @@ const Command<NbdArgs> kNbdDefinition({
               "-n and --cache", look_at_nothing),
          once(option("--discard", "POLICY", &NbdArgs::discard, "ignore (the default) or unmap"),
               has_discard, "--discard", look_at_discard),
-         looked_at(
-             option("--detect-zeroes", "MODE", &NbdArgs::detect_zeroes,
-                    "off (the default); on: a write of nothing but zeros becomes a request to "
-                    "zero; unmap (with --discard=unmap): and its space is given back"),
-             look_at_detect_zeroes),
+         detect_zeroes_option(),
          once(option("--aio", "MODE", &NbdArgs::aio,
                      "threads, native or io_uring; accepted, byre chooses by itself"),
               has_aio, "--aio", look_at_aio),

@@ -212,6 +212,7 @@ class Words(Case):
     def test_the_first_wrong_word_of_other_programs_is_told(self):
         lines = {"qemu-io": ("-i x -h", "-d x --version", "-t x -h", "-d x a b", "-k -i x"),
                  "qemu-nbd": ("-n -n nix", "-n --cache=x nix", "--cache=none --cache=x nix", "--aio=threads --aio=x nix", "--aio=x --aio=y nix",
+                              "--detect-zeroes=unmap --discard=unmap nix", "--detect-zeroes=unmap --foo", "--detect-zeroes=unmap -V",
                               "--discard=unmap --discard=x nix", "-L nix", "-L --fork", "-L --fork -x a", "-L -A", "-L -l x", "-L -n",
                               "-L -D x", "-L --discard=unmap", "-L -d", "-L --tls-creds t --fork", "-p x -b 127.0.0.1 nix",
                               "-p x -b 127.0.0.1 -t nix", "-b 127.0.0.1 -p= nix", "--tls-creds t -c /dev/x --tls-hostname h nix",

@@ -215,15 +215,6 @@ def short_forms(_, __, all_of_them):
     return "warning: short-form boolean option" in texts(all_of_them)[0] and of(all_of_them, "code") is None
 
 
-@rule("D19")
-def order_of_options(line, one, all_of_them):
-    """--detect-zeroes=unmap may stand in front of --discard=unmap; what else is wrong is told then.  Of several mistakes in one
-    line another one may be told first."""
-    if "Cannot mix '-l'" in texts(all_of_them)[0] and "Expecting one image" in texts(all_of_them)[1] and fails_alike(all_of_them):
-        return True
-    return line.program == "qemu-nbd" and "setting detect-zeroes to unmap is not allowed" in texts(all_of_them)[0]
-
-
 @rule("D20")
 def two_formats(line, _, all_of_them):
     return re.search(r"-f says \w+, and ", texts(all_of_them)[1])
