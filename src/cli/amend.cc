@@ -42,6 +42,11 @@ Result<AmendOptions> read_options(OptionList options) {
       return invalid("Invalid parameter '", name, "'",
                      for_making ? "\nThis option is only supported for image creation" : "");
     }
+    // The first of them that is wrong is told.
+    OptionList one;
+    one.pairs.emplace_back(name, value);
+    if (Result<void> right = check_creation_options(DiskFormat::qcow2, one); !right)
+      return std::move(right).error();
   }
   if (const auto text = options.take("compat")) {
     if (*text == "0.10" || *text == "v2") {

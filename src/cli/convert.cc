@@ -181,9 +181,6 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
   if (args.no_create && !args.options.empty()) {
     return invalid("-o has no effect when skipping image creation");
   }
-  if (args.target_image_opts && args.target_format) {
-    return invalid("--target-image-opts and -O are mutually exclusive");
-  }
   if ((args.trust_refcounts || args.free_leaks) && !args.no_create)
     return invalid("--trust-refcounts and --free-leaks are for a target that is there (-n)");
   if (args.target_is_zero && !args.no_create)
@@ -202,10 +199,6 @@ Result<void> read_images(const ConvertArgs& args, Plan& plan) {
   if (args.images.size() < 2) return invalid("Must specify image file name");
   plan.sources.assign(args.images.begin(), args.images.end() - 1);
   plan.target = args.images.back();
-  if (args.cache) {
-    BYRE_TRY(cache, cache_mode(*args.cache, "cache"));
-    plan.cache = cache;
-  }
   BYRE_TRY(source_cache, cache_mode(args.source_cache, "source cache"));
   plan.source_cache = source_cache;
   if (plan.snapshot && plan.sources.size() > 1) {
@@ -259,6 +252,12 @@ Task<DiskFormat> format_of_devices(Session& session, FileOpener& opener, Convert
 /// -n: what is there must be what the name says.
 Task<DiskFormat> format_there(Session& session, FileOpener& opener, ConvertArgs args) {
   const std::string& name = args.images.back();
+  if (args.target_image_opts && args.target_format) {
+    // qemu-img calls both by what they are for sources.
+    co_return invalid(
+        session.compatibility_name() ? "--image-opts and --format" : "--target-image-opts and -O",
+        " are mutually exclusive");
+  }
   if (names_devices(name, target_args(args))) {
     co_return co_await format_of_devices(session, opener, args);
   }
@@ -402,9 +401,7 @@ Task<void> make_target(Session& session, FileOpener& opener, ConvertArgs args, P
   const std::string doing = cat(plan.target, ": error while converting ", name_of(plan.format));
   if (plan.target.empty()) co_await fail(no_name().while_doing(doing));
   co_await check_target(args, plan).doing(doing);
-  // qemu-img says nothing here.
-  if (!session.compatibility_name() && plan.disk.backing_file &&
-      plan.disk.backing_format == "raw") {
+  if (plan.disk.backing_file && plan.disk.backing_format == "raw") {
     const std::string below = resolve_name(plan.target, *plan.disk.backing_file);
     co_await check_backing_is_raw(session, opener, below, args.force);
   }
@@ -721,6 +718,7 @@ Task<void> run(Session& session, FileOpener& opener, ConvertArgs args, Plan& pla
   if (!args.no_create && plan.target.starts_with("json:")) co_await path_of(plan.target);
   co_await plan_target(args, format, plan);
   if (args.bitmaps) co_await check_bitmaps(args, plan, disks);
+  if (args.cache) plan.cache = co_await cache_mode(*args.cache, "cache");
   co_await fill_and_finish(session, opener, std::move(args), plan, disks);
 }
 

@@ -189,6 +189,11 @@ Task<int> resize(Session& session, ResizeArgs args) {
                 .waiting_for = [&] { return cat("the new size of ", byre::quoted(args.image)); }});
 
   Result<uint64_t> total = plan(disk, args, *wanted, mode);
+  const bool is_old = disk.image && disk.image->geometry().version < 3;
+  if (total && session.compatibility_name() && is_old && !disk.image->snapshots().empty()) {
+    // Also where the size stays, which changes nothing.
+    total = invalid("Can't resize a v2 image which has snapshots");
+  }
   Result<void> done;
   if (total) {
     ProgressLine line(session, args.progress && !args.quiet, ProgressLine::Unit::bytes);

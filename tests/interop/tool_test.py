@@ -190,6 +190,11 @@ class Words(Case):
         for words in ("create new 1Q more", "create -o help json:{} 1M", "create -f qcow2 -o help nix:x 1M",
                       "amend --image-opts -o data_file=x.bin y=3", "convert -C -c --skip-broken-bitmaps a.qcow2 b",
                       "convert --bitmaps -n -O qcow2 a.qcow2 nix", "convert --bitmaps -n -O raw a.qcow2 a.raw",
+                      "amend -o lazy_refcounts=x,cluster_size=64k a.qcow2", "amend -o cluster_size=64k,lazy_refcounts=x a.qcow2",
+                      "amend -o nix=1,cluster_size=64k a.qcow2", "amend -o size=x,refcount_bits=y a.qcow2",
+                      "convert -n --target-image-opts -O raw a.raw b", "convert -n --target-image-opts -f raw -O raw nix b",
+                      "convert -t x nix b", "convert -t x -T y nix b", "convert -t x --bitmaps a.raw b", "convert -t x -c a.raw b",
+                      "convert -t x -o refcount_bits=8 a.raw b", "convert -t x -l 7 a.qcow2 b", "convert -t x a.raw b",
                       "measure -O qcow -o x=1 a.qcow2", "measure -O qcow -o size=x a.qcow2", "measure -O qcow a.qcow2",
                       "measure -O qcow -o x=1 nix", "measure -O qcow -l 1 a.qcow2"):
             with self.subTest(words=words):

@@ -86,8 +86,10 @@ def reason_in_own_words(_, one, all_of_them):
 @rule("D4")
 def damage_is_told(_, one, __):
     """Lines on stderr about an image that is damaged, and nothing else."""
-    told = re.compile(r"qemu-\w+: warning: .*(?:the image is damaged|was not closed cleanly|became right|refcount).*\n|NOTE .*\n")
-    return one.aspect == "err" and one.ours != one.theirs and told.sub("", one.ours) == one.theirs
+    told = re.compile(r"qemu-\w+: warning: .*(?:the image is damaged|was not closed cleanly|became right|refcount|"
+                      r"begins like a qcow2 image; as raw its tables would be the disk).*\n|NOTE .*\n")
+    theirs = one.theirs.replace("qcow2_free_clusters failed: Invalid argument\n", "")  # QEMU meets it later.
+    return one.aspect == "err" and one.ours != theirs and told.sub("", one.ours) == theirs
 
 
 @rule("D5")
@@ -189,6 +191,9 @@ def no_images_on_servers(line, _, all_of_them):
 def nothing_half_made_is_left(line, one, all_of_them):
     """When both fail, what byre began is gone, or is no disk; what cannot be is told before anything is written."""
     if one.aspect == "err" and "error while writing at byte" in one.theirs and "Compression not supported" in one.ours:
+        return True
+    if one.aspect == "err" and "error while converting" in one.theirs and "Could not create '" in one.theirs and \
+            "does not support bitmaps" in one.ours:
         return True
     if one.aspect.startswith("contents ") and one.untouched and fails_alike(all_of_them):
         return True  # Nor was it emptied.
