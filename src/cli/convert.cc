@@ -254,9 +254,8 @@ Task<DiskFormat> format_there(Session& session, FileOpener& opener, ConvertArgs 
   const std::string& name = args.images.back();
   if (args.target_image_opts && args.target_format) {
     // qemu-img calls both by what they are for sources.
-    co_return invalid(
-        session.compatibility_name() ? "--image-opts and --format" : "--target-image-opts and -O",
-        " are mutually exclusive");
+    if (session.compatibility_name()) co_await check_format_option(target_args(args));
+    co_return invalid("--target-image-opts and -O are mutually exclusive");
   }
   if (names_devices(name, target_args(args))) {
     co_return co_await format_of_devices(session, opener, args);

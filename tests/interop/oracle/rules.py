@@ -118,8 +118,10 @@ def no_encryption(line, one, all_of_them):
 @rule("D8")
 def bitmaps_follow_the_size(line, one, all_of_them):
     """A larger disk is dirty where it grew; a shrunken one keeps what is left."""
-    if line.command == "resize" and "is inconsistent and cannot be used" in texts(all_of_them)[0]:
+    if line.command in ("resize", "amend") and "is inconsistent and cannot be used" in texts(all_of_them)[0]:
         return True  # Nobody can use it; the disk is resized.
+    if "a disk of 0 bytes has no room for its persistent bitmaps" in all_of_them.err:
+        return True  # QEMU loses them.
     return line.command in ("resize", "amend") and one.aspect.startswith("bitmaps ")
 
 
@@ -184,7 +186,8 @@ def other_formats(line, one, all_of_them):
 @rule("D14")
 def no_images_on_servers(line, _, all_of_them):
     named = line.command in ("create", "convert", "dd") and line.words[-1].startswith("nbd://")
-    return (named or "Unknown protocol 'nbd'" in texts(all_of_them)[1]) and fails_alike(all_of_them)
+    lists = line.command == "create" and any("help" in word for word in line.words)
+    return (named or "Unknown protocol 'nbd'" in texts(all_of_them)[1]) and (fails_alike(all_of_them) or lists)
 
 
 @rule("D15")
@@ -420,7 +423,11 @@ def nothing_is_taken_for_free(line, _, all_of_them):
 
 @rule("D43")
 def compressed_over_what_is_there(line, _, all_of_them):
-    """convert -n -c: QEMU ends half-way where a cluster of the target has its place already."""
+    """convert -n -c, write -c: QEMU ends half-way where a cluster has its place already."""
+    if line.program == "qemu-io":
+        theirs, ours = texts(all_of_them, "out")
+        return any("write -c" in word for word in line.words) and "write failed: Input/output error" in theirs and \
+            "failed" not in ours and all_of_them.code == 0
     words = set(line.words)
     return line.command == "convert" and words & {"-n", "--no-create"} and words & {"-c", "--compress"} and \
         re.search(r"error while writing at byte \d+: Input/output error", texts(all_of_them)[0]) and all_of_them.code == 0
