@@ -293,7 +293,7 @@ std::optional<Parsed> take_option(const AnyCommand& command, const Accepted& acc
   if (Result<void> stored = argument->store(args, optarg ? optarg : ""); !stored) {
     return Parsed{.outcome = Parsed::Outcome::failed,
                   .error = stored.error().message(),
-                  .usage = argument->name == "output"};
+                  .usage = argument->misuse || argument->name == "output"};
   }
   return std::nullopt;
 }

@@ -46,7 +46,8 @@ struct Argument {
   std::string_view help;                  ///< For refused ones: why.
   bool optional = false;                  ///< An operand that may be left out.
   bool repeats = false;                   ///< An operand that takes every word that is left.
-  bool own = false;  ///< Byre's: the program that it stands in for has no such option.
+  bool own = false;     ///< Byre's: the program that it stands in for has no such option.
+  bool misuse = false;  ///< An error of store() is a wrong use of words, and points to --help.
   /// Puts the value into the Args struct behind the pointer.  A refused option has none, unless the
   /// command refuses it by itself.
   std::function<Result<void>(void* args, std::string_view value)> store;
@@ -157,6 +158,17 @@ inline Argument refused(std::string_view names, std::string_view metavar, std::s
 inline Argument refused_later(Argument argument) {
   argument.kind =
       argument.takes_value() ? Argument::Kind::refused_option : Argument::Kind::refused_flag;
+  return argument;
+}
+
+/// An option whose value is looked at where it stands: the first wrong one is told, as by QEMU's
+/// programs, also in front of --help.
+inline Argument looked_at(Argument argument, Result<void> (*look)(std::string_view value)) {
+  argument.store = [store = std::move(argument.store), look](
+                       void* args, std::string_view value) -> Result<void> {
+    if (Result<void> right = look(value); !right) return right;
+    return store(args, value);
+  };
   return argument;
 }
 

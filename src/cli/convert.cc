@@ -118,7 +118,7 @@ Result<void> plan_compression(const ConvertArgs& args, Plan& plan) {
   if (is_new_raw || (plan.disk.data_file && *plan.disk.data_file != "")) {
     return invalid(kCannotCompress);
   }
-  if (plan.disk.preallocation != Preallocation::off) {
+  if (plan.disk.preallocation_text.value_or("off") != "off") {
     return invalid("Compression and preallocation not supported at the same time");
   }
   if (args.level && !args.no_create) {
@@ -128,27 +128,40 @@ Result<void> plan_compression(const ConvertArgs& args, Plan& plan) {
   return {};
 }
 
+Argument sparse_size_option() {
+  Argument argument = size_option(
+      "-S, --sparse-size", "SIZE", &ConvertArgs::sparse_size, "buffer size for sparse output",
+      "zeros shorter than this are written like data (4k is the default); with 0 everything is "
+      "written and the target gets all its blocks");
+  argument.store = [store = std::move(argument.store)](void* args,
+                                                       std::string_view value) -> Result<void> {
+    if (Result<void> stored = store(args, value); !stored) return stored;
+    const uint64_t size = *static_cast<ConvertArgs*>(args)->sparse_size;
+    if (size % kSectorSize == 0 && size <= kSparseSizeMax) return {};
+    return invalid("Invalid buffer size for sparse output specified. Valid sizes are multiples of ",
+                   kSectorSize, " up to ", kSparseSizeMax,
+                   ". Select 0 to disable sparse detection (fully allocates output).");
+  };
+  return argument;
+}
+
+Result<void> look_at_requests(std::string_view value) {
+  if (parse_number(value, 1, kRequestsMax)) return {};
+  if (!parse_number(value, 0, UINT64_MAX)) {
+    return invalid("Invalid number of coroutines specified: '", value, "'.");
+  }
+  return invalid("Invalid number of coroutines specified. Must be between 1 and ", kRequestsMax,
+                 ".");
+}
+
 /// What can be wrong with the words before the images are looked at.
 Result<void> check_words(const ConvertArgs& args, Plan& plan) {
   if (args.requests) {
-    const Result<uint64_t> count = parse_number(*args.requests, 1, kRequestsMax);
-    if (!count) {
-      if (!parse_number(*args.requests, 0, UINT64_MAX)) {
-        return invalid("Invalid number of coroutines specified: '", *args.requests, "'.");
-      }
-      return invalid("Invalid number of coroutines specified. Must be between 1 and ", kRequestsMax,
-                     ".");
-    }
-    plan.requests = static_cast<unsigned>(*count);
+    plan.requests = static_cast<unsigned>(*parse_number(*args.requests, 1, kRequestsMax));
   }
-  if (args.sparse_size) {
-    plan.sparse_size = *args.sparse_size;
-    if (plan.sparse_size % kSectorSize != 0 || plan.sparse_size > kSparseSizeMax) {
-      return invalid(
-          "Invalid buffer size for sparse output specified. Valid sizes are multiples of ",
-          kSectorSize, " up to ", kSparseSizeMax,
-          ". Select 0 to disable sparse detection (fully allocates output).");
-    }
+  if (args.sparse_size) plan.sparse_size = *args.sparse_size;
+  if (args.skip_broken_bitmaps && !args.bitmaps) {
+    return invalid("Use of --skip-broken-bitmaps requires --bitmaps");
   }
   if (args.offload && args.compress) {
     return invalid("Cannot enable copy offloading when -c is used");
@@ -159,9 +172,6 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
   if (args.offload && args.salvage) {
     return invalid("Cannot use copy offloading in salvaging mode");
   }
-  if (args.skip_broken_bitmaps && !args.bitmaps) {
-    return invalid("Use of --skip-broken-bitmaps requires --bitmaps");
-  }
   if (!args.blockdevs.empty() && args.images.size() > 2) {
     return invalid("--blockdev takes one source: name a single node, and the target");
   }
@@ -170,9 +180,6 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
   }
   if (args.no_create && !args.options.empty()) {
     return invalid("-o has no effect when skipping image creation");
-  }
-  if (args.target_image_opts && args.target_format) {
-    return invalid("--target-image-opts and -O are mutually exclusive");
   }
   if ((args.trust_refcounts || args.free_leaks) && !args.no_create)
     return invalid("--trust-refcounts and --free-leaks are for a target that is there (-n)");
@@ -192,10 +199,6 @@ Result<void> read_images(const ConvertArgs& args, Plan& plan) {
   if (args.images.size() < 2) return invalid("Must specify image file name");
   plan.sources.assign(args.images.begin(), args.images.end() - 1);
   plan.target = args.images.back();
-  if (args.cache) {
-    BYRE_TRY(cache, cache_mode(*args.cache, "cache"));
-    plan.cache = cache;
-  }
   BYRE_TRY(source_cache, cache_mode(args.source_cache, "source cache"));
   plan.source_cache = source_cache;
   if (plan.snapshot && plan.sources.size() > 1) {
@@ -249,6 +252,11 @@ Task<DiskFormat> format_of_devices(Session& session, FileOpener& opener, Convert
 /// -n: what is there must be what the name says.
 Task<DiskFormat> format_there(Session& session, FileOpener& opener, ConvertArgs args) {
   const std::string& name = args.images.back();
+  if (args.target_image_opts && args.target_format) {
+    // qemu-img calls both by what they are for sources.
+    if (session.compatibility_name()) co_await check_format_option(target_args(args));
+    co_return invalid("--target-image-opts and -O are mutually exclusive");
+  }
   if (names_devices(name, target_args(args))) {
     co_return co_await format_of_devices(session, opener, args);
   }
@@ -347,8 +355,13 @@ Task<void> go_to_snapshot(Session& session, FileOpener& opener, ConvertArgs args
   disks.sources.clear();
   ImageOptions options{
       .direct = is_direct(plan.source_cache), .snapshot = *word, .salvage = args.salvage};
-  disks.sources.push_back(
-      co_await open_named(session, opener, plan.sources[0], args, std::move(options)));
+  Result<Disk> opened =
+      co_await open_named(session, opener, plan.sources[0], args, std::move(options)).result();
+  if (!opened) {
+    const std::string why = opened.error().message();
+    co_await fail(Error(opened.error().code(), cat("Failed to load snapshot: ", why)));
+  }
+  disks.sources.push_back(*std::move(opened));
 }
 
 uint64_t total_size(const Disks& disks) {
@@ -385,6 +398,7 @@ Task<void> make_target(Session& session, FileOpener& opener, ConvertArgs args, P
                        Disks& disks, Stop& stop) {
   plan.disk.size = total_size(disks);
   const std::string doing = cat(plan.target, ": error while converting ", name_of(plan.format));
+  if (plan.target.empty()) co_await fail(no_name().while_doing(doing));
   co_await check_target(args, plan).doing(doing);
   if (plan.disk.backing_file && plan.disk.backing_format == "raw") {
     const std::string below = resolve_name(plan.target, *plan.disk.backing_file);
@@ -528,6 +542,10 @@ Task<void> copy(ConvertArgs args, const Plan& plan, Disks& disks, Stop& stop) {
   progress.finish();
 }
 
+Error no_bitmaps_in(DiskFormat format) {
+  return unsupported("Format driver '", name_of(format), "' does not support bitmaps");
+}
+
 /// Before the target is made: can they be copied?
 Task<void> check_bitmaps(ConvertArgs args, const Plan& plan, Disks& disks) {
   if (plan.sources.size() > 1) {
@@ -543,9 +561,9 @@ Task<void> check_bitmaps(ConvertArgs args, const Plan& plan, Disks& disks) {
                           "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete ",
                           "it"));
   }
-  if (plan.format == DiskFormat::raw || (plan.disk.version2 && !args.no_create)) {
-    co_await fail(
-        unsupported("Format driver '", name_of(plan.format), "' does not support bitmaps"));
+  // A target that is there is asked when it is open.
+  if (!args.no_create && (plan.format == DiskFormat::raw || plan.disk.version2)) {
+    co_await fail(no_bitmaps_in(plan.format));
   }
 }
 
@@ -553,9 +571,6 @@ Task<void> check_bitmaps(ConvertArgs args, const Plan& plan, Disks& disks) {
 /// change.
 Task<void> copy_bitmaps(Session& session, Disks& disks) {
   Image* target = disks.target->image;
-  if (target->geometry().version < 3) {
-    co_await fail(unsupported("Format driver 'qcow2' does not support bitmaps"));
-  }
   std::vector<std::unique_ptr<DirtyBits>> bits;
   std::vector<NewBitmap> bitmaps;
   for (const auto& slot : disks.sources[0].image->bitmaps()) {
@@ -582,6 +597,10 @@ Task<void> fill_target(Session& session, FileOpener& opener, ConvertArgs args, P
                        Disks& disks, Stop& stop) {
   co_await open_target(session, opener, args, plan, disks, stop);
   const bool bitmaps = args.bitmaps;
+  const Image* const image = disks.target->image;
+  if (bitmaps && (!image || image->geometry().version < 3)) {
+    co_await fail(no_bitmaps_in(disks.target->format));
+  }
   co_await copy(std::move(args), plan, disks, stop);
   if (bitmaps) co_await copy_bitmaps(session, disks);
 }
@@ -698,6 +717,7 @@ Task<void> run(Session& session, FileOpener& opener, ConvertArgs args, Plan& pla
   if (!args.no_create && plan.target.starts_with("json:")) co_await path_of(plan.target);
   co_await plan_target(args, format, plan);
   if (args.bitmaps) co_await check_bitmaps(args, plan, disks);
+  if (args.cache) plan.cache = co_await cache_mode(*args.cache, "cache");
   co_await fill_and_finish(session, opener, std::move(args), plan, disks);
 }
 
@@ -772,17 +792,15 @@ const Command<ConvertArgs> kDefinition({
                 "so that only the source's own data are copied"),
          option("-F, --backing-format", "FORMAT", &ConvertArgs::backing_format,
                 "of the backing disk; it is never guessed"),
-         option("-l, --snapshot", "SNAPSHOT", &ConvertArgs::snapshot,
-                "read this internal snapshot: an id, a name, snapshot.id=ID, snapshot.name=NAME, "
-                "or the last two with a comma"),
-         size_option("-S, --sparse-size", "SIZE", &ConvertArgs::sparse_size,
-                     "buffer size for sparse output",
-                     "zeros shorter than this are written like data (4k is the default); with 0 "
-                     "everything is written and the target gets all its blocks"),
-         option(
-             "-m, --parallel", "COUNT", &ConvertArgs::requests,
-             "requests under way at a time, 1 to 16; 8 by default, and 16 past the page cache or "
-             "with -c"),
+         looked_at(option("-l, --snapshot", "SNAPSHOT", &ConvertArgs::snapshot,
+                          "read this internal snapshot: an id, a name, snapshot.id=ID, "
+                          "snapshot.name=NAME, or the last two with a comma"),
+                   look_at_snapshot),
+         sparse_size_option(),
+         looked_at(option("-m, --parallel", "COUNT", &ConvertArgs::requests,
+                          "requests under way at a time, 1 to 16; 8 by default, and 16 past the "
+                          "page cache or with -c"),
+                   look_at_requests),
          flag("-c, --compress", &ConvertArgs::compress,
               "write compressed clusters, on all cores; what does not get smaller is written as it "
               "is (qcow2 only; -o compression_type=zlib or zstd)"),

@@ -174,8 +174,7 @@ Task<void> apply(Disk& disk, uint64_t total, Preallocation mode, Progress& progr
 Task<int> resize(Session& session, ResizeArgs args) {
   Result<Wanted> wanted = parse_wanted(args.size);
   if (!wanted) co_return std::move(wanted).error();
-  const Result<Preallocation> mode = parse_preallocation(args.preallocation.value_or("off"));
-  if (!mode) co_return invalid("Invalid preallocation mode '", *args.preallocation, "'");
+  const Preallocation mode = *parse_preallocation(args.preallocation.value_or("off"));
   SystemGate opener(session.reactor(), session.policy(args.follow));
   Progress progress;
   const auto over_file = [&](Child file) -> Child {
@@ -189,12 +188,17 @@ Task<int> resize(Session& session, ResizeArgs args) {
                 .stop = [] {},
                 .waiting_for = [&] { return cat("the new size of ", byre::quoted(args.image)); }});
 
-  Result<uint64_t> total = plan(disk, args, *wanted, *mode);
+  Result<uint64_t> total = plan(disk, args, *wanted, mode);
+  const bool is_old = disk.image && disk.image->geometry().version < 3;
+  if (total && session.compatibility_name() && is_old && !disk.image->snapshots().empty()) {
+    // Also where the size stays, which changes nothing.
+    total = invalid("Can't resize a v2 image which has snapshots");
+  }
   Result<void> done;
   if (total) {
     ProgressLine line(session, args.progress && !args.quiet, ProgressLine::Unit::bytes);
     line.follow(progress);
-    done = co_await apply(disk, *total, *mode, progress).result();
+    done = co_await apply(disk, *total, mode, progress).result();
     progress.on_change(nullptr);
     if (done) line.finish();
   }
@@ -217,6 +221,11 @@ Task<int> resize(Session& session, ResizeArgs args) {
   co_return 0;
 }
 
+Result<void> look_at_preallocation(std::string_view value) {
+  if (parse_preallocation(std::string(value))) return {};
+  return invalid("Invalid preallocation mode '", value, "'");
+}
+
 const Command<ResizeArgs> kDefinition({
     .name = "resize",
     .summary = "Change the size of a disk",
@@ -224,8 +233,10 @@ const Command<ResizeArgs> kDefinition({
              operand("SIZE", &ResizeArgs::size,
                      "the new size, such as 64M; +SIZE and -SIZE change the one there is"),
              format_argument<ResizeArgs>(),
-             option("--preallocation", "MODE", &ResizeArgs::preallocation,
-                    "for what is added: off (the default), metadata (qcow2 only), falloc or full"),
+             looked_at(option("--preallocation", "MODE", &ResizeArgs::preallocation,
+                              "for what is added: off (the default), metadata (qcow2 only), falloc "
+                              "or full"),
+                       look_at_preallocation),
              flag("--shrink", &ResizeArgs::shrink, "allow a smaller size; what is cut off is lost"),
              own(flag("-p, --progress", &ResizeArgs::progress, "show how far it is")),
              flag("-q, --quiet", &ResizeArgs::quiet, "print nothing but errors"),

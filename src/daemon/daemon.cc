@@ -140,21 +140,11 @@ Result<std::string> Daemon::confined(const std::string& text) const {
 }
 
 Result<void> Daemon::add_object(const std::string& text) {
-  BYRE_TRY(type, Objects::type_and_id(text));
-  if (type.type != "iothread") {
-    BYRE_TRY(confined_text, confined(text));
-    if (!io_threads_.contains(type.id)) return objects_->add(confined_text);
-  } else if (!objects_->contains(type.id) && io_threads_.insert(type.id).second) {
-    // One thread serves all; the name is kept, so that who deletes it again finds it.
-    return {};
-  }
-  return invalid("attempt to add duplicate property '", type.id, "' to object (type 'container')");
+  BYRE_TRY(confined_text, confined(text));
+  return objects_->add(confined_text, Objects::IoThreads::taken);
 }
 
-Result<void> Daemon::remove_object(const std::string& id) {
-  if (io_threads_.erase(id) != 0) return {};
-  return objects_->remove(id);
-}
+Result<void> Daemon::remove_object(const std::string& id) { return objects_->remove(id); }
 
 void Daemon::emit(std::string_view event, Json data) {
   const auto known = std::ranges::find(commands_.events(), event, &qmp::EventDefinition::name);

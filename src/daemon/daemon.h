@@ -123,7 +123,6 @@ class Daemon {
   qmp::DescriptorSets sets_;
   qmp::FdsetOpener files_;
   std::shared_ptr<Objects> objects_;
-  std::set<std::string, std::less<>> io_threads_;
   Nodes nodes_;
   BlockExports exports_;
   qmp::CommandSet commands_;
