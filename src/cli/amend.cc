@@ -3,6 +3,7 @@
 #include <array>
 
 #include "cli/commands.h"
+#include "cli/json.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
 #include "cli/progress_line.h"
@@ -41,6 +42,11 @@ Result<AmendOptions> read_options(OptionList options) {
       return invalid("Invalid parameter '", name, "'",
                      for_making ? "\nThis option is only supported for image creation" : "");
     }
+    // The first of them that is wrong is told.
+    OptionList one;
+    one.pairs.emplace_back(name, value);
+    if (Result<void> right = check_creation_options(DiskFormat::qcow2, one); !right)
+      return std::move(right).error();
   }
   if (const auto text = options.take("compat")) {
     if (*text == "0.10" || *text == "v2") {
@@ -139,7 +145,9 @@ Task<void> apply(Session& session, FileOpener& opener, AmendArgs args, AmendOpti
   options.without_backing = !wanted.size && wanted.version != 2;
   if (wanted.data_file && !wanted.data_file->empty()) {
     const std::string path = co_await path_of(*wanted.data_file);
-    options.data_file = resolve_name(co_await file_of(args.images[0], args), path);
+    const Result<std::string> image = file_of(args.images[0], args);
+    if (!image) co_await fail(could_not_open(args.images[0], image.error().copy()));
+    options.data_file = resolve_name(*image, path);
   }
   Disk disk = co_await open_named(session, opener, args.images[0], args, options);
   if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, args.images[0]);
@@ -174,7 +182,9 @@ Task<AmendOptions> read_options_of(Session& session, FileOpener& opener, AmendAr
   Result<AmendOptions> wanted = read_options(args.options);
   if (wanted) co_return *std::move(wanted);
   const std::string& name = args.images[0];
-  Disk disk = co_await open_named(session, opener, name, args, {.without_backing = true});
+  ImageOptions options{.writable = true, .without_backing = true};
+  options.refuse_damaged = true;
+  Disk disk = co_await open_named(session, opener, name, args, options);
   if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, name);
   const bool is_image = disk.image != nullptr;
   co_await disk.device.close();
@@ -221,10 +231,12 @@ Task<int> amend(Session& session, AmendArgs args) {
     co_return 0;
   }
   const bool shows = args.progress && !args.quiet && session.compatibility_name();
+  const std::string image = args.images.empty() ? "" : args.images[0];
   std::optional<ProgressLine> progress;
   Result<void> done = co_await amend_image(session, std::move(args), progress).result();
   if (!done && !progress && shows) session.print("\n");  // The end of a line that never began.
   co_await std::move(done);
+  if (session.json()) session.print(to_json({{"filename", image}}));
   co_return 0;
 }
 

@@ -52,17 +52,18 @@ Argument ranged(std::string_view names, std::string_view metavar,
   return argument;
 }
 
-Result<CacheMode> read_cache(const Session& session, const BenchArgs& args) {
-  if (const auto mode = find_cache_mode(args.cache)) return *mode;
-  if (session.compatibility_name()) return invalid("Invalid cache mode");
-  return cache_mode(args.cache, "cache");
+Result<void> look_at_aio(std::string_view value) {
+  if (value == "threads" || value == "native" || value == "io_uring") return {};
+  return invalid("Invalid aio option: ", value);
+}
+
+Result<void> look_at_cache(std::string_view value) {
+  if (find_cache_mode(value)) return {};
+  return invalid("Invalid cache mode");
 }
 
 Result<BenchOptions> read_options(const BenchArgs& args, CacheMode cache) {
   const std::string aio = args.native ? "native" : args.aio.value_or("threads");
-  if (aio != "threads" && aio != "native" && aio != "io_uring") {
-    return invalid("Invalid aio option: ", aio);
-  }
   BenchOptions options{.write = args.write,
                        .drain = !args.no_drain,
                        .flushes = cache != CacheMode::unsafe,
@@ -186,7 +187,7 @@ Task<void> measure(Session& session, BenchArgs args, const BenchOptions& options
 }
 
 Task<int> bench(Session& session, BenchArgs args) {
-  const CacheMode cache = co_await read_cache(session, args);
+  const CacheMode cache = *find_cache_mode(args.cache);
   co_await check_format_option(args);
   const BenchOptions options = co_await read_options(args, cache);
   SystemGate opener(session.reactor(), session.policy(args.follow));
@@ -232,11 +233,13 @@ const Command<BenchArgs> kDefinition({
                     "with -w: a flush after each so many requests"),
              flag("--no-drain", &BenchArgs::no_drain,
                   "requests go on while a flush runs, instead of waiting for it"),
-             option("-t, --cache", "CACHE", &BenchArgs::cache,
-                    "writeback (the default); none: past the page cache; writethrough, directsync: "
-                    "every write is durable; unsafe: no flush is sent"),
-             option("-i, --aio", "MODE", &BenchArgs::aio,
-                    "threads, native or io_uring; byre chooses by itself"),
+             looked_at(option("-t, --cache", "CACHE", &BenchArgs::cache,
+                              "writeback (the default); none: past the page cache; writethrough, "
+                              "directsync: every write is durable; unsafe: no flush is sent"),
+                       look_at_cache),
+             looked_at(option("-i, --aio", "MODE", &BenchArgs::aio,
+                              "threads, native or io_uring; byre chooses by itself"),
+                       look_at_aio),
              flag("-n, --native", &BenchArgs::native, "as --aio native"),
              flag("-p, --progress", &BenchArgs::progress, "show how far it is (byre only)"),
              flag("-q, --quiet", &BenchArgs::quiet, "no progress"), share_argument<BenchArgs>(),

@@ -121,15 +121,7 @@ std::string sentences(const Session& session, const CheckReport& report, const C
 
 Task<int> check(Session& session, CheckArgs args) {
   Repair repair = Repair::none;
-  if (args.repair) {
-    if (*args.repair != "leaks" && *args.repair != "all") {
-      Parsed failed{.outcome = Parsed::Outcome::failed,
-                    .error = cat("--repair (-r) expects 'leaks' or 'all' not '", *args.repair, "'"),
-                    .usage = true};
-      co_return finish_parse(session, kCheck, failed);
-    }
-    repair = *args.repair == "leaks" ? Repair::leaks : Repair::all;
-  }
+  if (args.repair) repair = *args.repair == "leaks" ? Repair::leaks : Repair::all;
   if (args.findings && args.output != OutputFormat::json) {
     Parsed failed{.outcome = Parsed::Outcome::failed,
                   .error = "--findings needs --output=json",
@@ -211,6 +203,20 @@ Task<int> check(Session& session, CheckArgs args) {
   co_return report->leaks != 0 ? kLeaksOnly : kNoErrors;
 }
 
+Result<void> look_at_repair(std::string_view value) {
+  if (value == "leaks" || value == "all") return {};
+  return invalid("--repair (-r) expects 'leaks' or 'all' not '", value, "'");
+}
+
+Argument repair_option() {
+  Argument argument =
+      looked_at(option("-r, --repair", "WHAT", &CheckArgs::repair,
+                       "leaks: free clusters that nothing uses; all: repair errors, too"),
+                look_at_repair);
+  argument.misuse = true;
+  return argument;
+}
+
 const Command<CheckArgs> kDefinition({
     .name = "check",
     .summary = "Check an image for errors, and repair it",
@@ -220,8 +226,7 @@ const Command<CheckArgs> kDefinition({
                    "unless with --verify-backing.",
     .args =
         {operand("IMAGE", &CheckArgs::image, "the image file"), format_argument<CheckArgs>(),
-         option("-r, --repair", "WHAT", &CheckArgs::repair,
-                "leaks: free clusters that nothing uses; all: repair errors, too"),
+         repair_option(),
          option("--output", "FORMAT", &CheckArgs::output, "human (the default) or json"),
          own({flag("--findings", &CheckArgs::findings,
                    "with --output=json: each finding as data, with the guest ranges and snapshots "

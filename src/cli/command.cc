@@ -124,6 +124,21 @@ bool is_written_out(const std::vector<std::string>& words, std::string_view name
   });
 }
 
+/// The flag that byre lets have a value: how it is shown.
+bool is_progress(const Argument& argument) {
+  return argument.kind == Argument::Kind::flag && argument.name == "progress";
+}
+
+/// "--progress json" in two words becomes one: getopt takes an optional value no other way.
+void join_progress(const AnyCommand& command, std::vector<std::string>& words) {
+  if (!std::ranges::any_of(command.args, is_progress)) return;
+  for (size_t i = 0; i + 1 < words.size() && words[i] != "--"; ++i) {
+    if (words[i] != "--progress" || words[i + 1] != "json") continue;
+    words[i] = "--progress=json";
+    words.erase(words.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+  }
+}
+
 /// The options of a command as getopt_long(3) wants them, with those that every command has.
 struct Accepted {
   Accepted(const AnyCommand& command, const std::vector<std::string>& words, Dialect dialect) {
@@ -145,10 +160,13 @@ struct Accepted {
         letters += argument.letter;
         if (argument.takes_value()) letters += ':';
       }
+      const bool may_take_value = dialect == Dialect::byre && is_progress(argument);
       const auto add = [&](std::string_view name) {
         if (name.empty() || (hidden && !is_written_out(words, name))) return;
         longs.push_back({.name = names.emplace_back(name).c_str(),
-                         .has_arg = argument.takes_value() ? required_argument : no_argument,
+                         .has_arg = argument.takes_value() ? required_argument
+                                    : may_take_value       ? optional_argument
+                                                           : no_argument,
                          .flag = nullptr,
                          .val = kLongOnly + static_cast<int>(i)});
       };
@@ -263,11 +281,19 @@ std::optional<Parsed> take_option(const AnyCommand& command, const Accepted& acc
     return Parsed{.outcome = Parsed::Outcome::failed,
                   .error = cat("option '", spelled, "' is not supported: ", argument->help)};
   }
+  if (is_progress(*argument) && optarg) {
+    if (std::string_view(optarg) != "json") {
+      return Parsed{.outcome = Parsed::Outcome::failed,
+                    .error = cat("Invalid progress format '", optarg,
+                                 "'; --progress=json, or --progress for people")};
+    }
+    parsed.progress_json = true;
+  }
   if (argument->name == "output") parsed.json = std::string_view(optarg) == "json";
   if (Result<void> stored = argument->store(args, optarg ? optarg : ""); !stored) {
     return Parsed{.outcome = Parsed::Outcome::failed,
                   .error = stored.error().message(),
-                  .usage = argument->name == "output"};
+                  .usage = argument->misuse || argument->name == "output"};
   }
   return std::nullopt;
 }
@@ -336,6 +362,7 @@ Parsed parse(const AnyCommand& command, const std::vector<std::string>& words, v
              Dialect dialect) {
   const Accepted accepted(command, words, dialect);
   std::vector<std::string> copy = words;  // getopt reorders and wants char*.
+  if (dialect == Dialect::byre) join_progress(command, copy);
   std::optional<std::string> last = take_last_operand(command, copy, dialect);
   std::string program(command.name);
   std::vector<char*> argv{program.data()};
@@ -385,6 +412,7 @@ Parsed parse(const AnyCommand& command, const std::vector<std::string>& words, v
   }
   assigned.json = parsed.json;
   assigned.quiet = parsed.quiet;
+  assigned.progress_json = parsed.progress_json;
   return assigned;
 }
 
@@ -442,7 +470,11 @@ std::string help_of(const AnyCommand& command, std::string_view program, Dialect
   }
   out += "\noptions:\n";
   for (const Argument& argument : command.args) {
-    if (argument.is_option() && !argument.is_refused()) row(argument.spelling(), argument.help);
+    if (!argument.is_option() || argument.is_refused()) continue;
+    const bool has_form = dialect == Dialect::byre && is_progress(argument);
+    row(argument.spelling() + (has_form ? "[=json]" : ""),
+        has_form ? cat(argument.help, "; json: as lines of JSON on standard error")
+                 : std::string(argument.help));
   }
   if (dialect == Dialect::byre) {
     const auto has = [&](std::string_view name) {

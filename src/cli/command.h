@@ -46,7 +46,8 @@ struct Argument {
   std::string_view help;                  ///< For refused ones: why.
   bool optional = false;                  ///< An operand that may be left out.
   bool repeats = false;                   ///< An operand that takes every word that is left.
-  bool own = false;  ///< Byre's: the program that it stands in for has no such option.
+  bool own = false;     ///< Byre's: the program that it stands in for has no such option.
+  bool misuse = false;  ///< An error of store() is a wrong use of words, and points to --help.
   /// Puts the value into the Args struct behind the pointer.  A refused option has none, unless the
   /// command refuses it by itself.
   std::function<Result<void>(void* args, std::string_view value)> store;
@@ -160,6 +161,17 @@ inline Argument refused_later(Argument argument) {
   return argument;
 }
 
+/// An option whose value is looked at where it stands: the first wrong one is told, as by QEMU's
+/// programs, also in front of --help.
+inline Argument looked_at(Argument argument, Result<void> (*look)(std::string_view value)) {
+  argument.store = [store = std::move(argument.store), look](
+                       void* args, std::string_view value) -> Result<void> {
+    if (Result<void> right = look(value); !right) return right;
+    return store(args, value);
+  };
+  return argument;
+}
+
 /// What every command has, whatever its Args are.
 class AnyCommand {
  public:
@@ -189,11 +201,12 @@ class AnyCommand {
 struct Parsed {
   enum class Outcome : uint8_t { run, help, version, failed } outcome = Outcome::run;
   std::string error;
-  std::string advice;   ///< "did you mean '--force'?": for people, behind the error.
-  bool usage = false;   ///< The words do not fit, so point to --help; else a value is wrong.
-  bool option = false;  ///< Of these, an option as such: getopt's words.
-  bool json = false;    ///< --output=json was given.
-  bool quiet = false;   ///< -q was given, and is not one of the command's own arguments.
+  std::string advice;          ///< "did you mean '--force'?": for people, behind the error.
+  bool usage = false;          ///< The words do not fit, so point to --help; else a value is wrong.
+  bool option = false;         ///< Of these, an option as such: getopt's words.
+  bool json = false;           ///< --output=json was given.
+  bool progress_json = false;  ///< --progress=json was given.
+  bool quiet = false;          ///< -q was given, and is not one of the command's own arguments.
 };
 
 /// Which options every command has beside its own: under the name byre --output and -q.

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "cli/commands.h"
+#include "cli/ctl.h"
 
 namespace byre {
 namespace {
@@ -259,7 +260,9 @@ TEST(Help, NamesEveryArgument) {
 }
 
 TEST(Help, FitsTheWidth) {
-  for (const AnyCommand* command : byre_commands()) {
+  std::vector<const AnyCommand*> all(byre_commands().begin(), byre_commands().end());
+  all.insert(all.end(), ctl_commands().begin(), ctl_commands().end());
+  for (const AnyCommand* command : all) {
     for (const size_t width : {size_t{60}, size_t{80}, size_t{200}}) {
       size_t longest = 0;
       std::istringstream help(help_of(*command, "byre", Dialect::byre, width));
@@ -270,29 +273,41 @@ TEST(Help, FitsTheWidth) {
 }
 
 // What a man page and a completion will be made of.
+void expect_described(const AnyCommand& command) {
+  EXPECT_FALSE(command.summary.empty()) << command.name;
+  EXPECT_FALSE(command.summary.ends_with('.')) << command.name;
+  std::string letters;
+  std::vector<std::string_view> names;
+  for (const Argument& argument : command.args) {
+    const std::string where = cat(command.name, " ", argument.spelling());
+    EXPECT_FALSE(argument.help.empty()) << where;
+    EXPECT_EQ(argument.takes_value() || !argument.is_option(), !argument.metavar.empty()) << where;
+    if (!argument.is_option()) continue;
+    EXPECT_TRUE(argument.letter != 0 || !argument.name.empty()) << where;
+    if (argument.letter != 0) EXPECT_EQ(letters.find(argument.letter), std::string::npos) << where;
+    letters += argument.letter;
+    const bool taken = std::find(names.begin(), names.end(), argument.name) != names.end();
+    if (!argument.name.empty()) EXPECT_FALSE(taken) << where;
+    names.push_back(argument.name);
+  }
+}
+
 TEST(Commands, AreDescribedInFull) {
   std::string_view before;
   for (const AnyCommand* command : byre_commands()) {
     EXPECT_LT(before, command->name) << "by name";
     before = command->name;
-    EXPECT_FALSE(command->summary.empty()) << command->name;
-    EXPECT_FALSE(command->summary.ends_with('.')) << command->name;
-    std::string letters;
-    std::vector<std::string_view> names;
-    for (const Argument& argument : command->args) {
-      const std::string where = cat(command->name, " ", argument.spelling());
-      EXPECT_FALSE(argument.help.empty()) << where;
-      EXPECT_EQ(argument.takes_value() || !argument.is_option(), !argument.metavar.empty())
-          << where;
-      if (!argument.is_option()) continue;
-      EXPECT_TRUE(argument.letter != 0 || !argument.name.empty()) << where;
-      if (argument.letter != 0)
-        EXPECT_EQ(letters.find(argument.letter), std::string::npos) << where;
-      letters += argument.letter;
-      const bool taken = std::find(names.begin(), names.end(), argument.name) != names.end();
-      if (!argument.name.empty()) EXPECT_FALSE(taken) << where;
-      names.push_back(argument.name);
-    }
+    expect_described(*command);
+  }
+}
+
+TEST(Commands, ThoseOfCtlAreDescribedThereAndByThemselves) {
+  const std::string all = help_of(kCtl, "byre", Dialect::byre, 200);
+  for (const AnyCommand* command : ctl_commands()) {
+    expect_described(*command);
+    ASSERT_TRUE(command->name.starts_with("ctl ")) << command->name;
+    EXPECT_NE(all.find(command->summary), std::string::npos) << command->name;
+    EXPECT_EQ(find_command(ctl_commands(), command->name), command) << "two have one name";
   }
 }
 

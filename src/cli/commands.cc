@@ -65,7 +65,8 @@ std::string help_for_byre(const Session& session, std::span<const AnyCommand* co
       "{\"code\", \"exit-code\", \"message\"}}, {\"warning\": ...} or {\"note\": ...}.");
   paragraph(
       "Environment: BYRE_FOLLOW is the default of --follow (which files an image may name); "
-      "BYRE_CHAIN_MAX is how many images may lie below one (1024).");
+      "BYRE_CHAIN_MAX is how many images may lie below one (1024); BYRE_SOCKET is the daemon that "
+      "byre ctl talks to.");
   paragraph("Supported formats: qcow qcow2 raw");
   paragraph(
       "Called as qemu-img, qemu-io, qemu-nbd or qemu-storage-daemon (by a link), byre takes their "
@@ -146,9 +147,9 @@ int run_subcommand(Session& session, std::span<const AnyCommand* const> commands
 
 std::span<const AnyCommand* const> byre_commands() {
   static const std::array kCommands = {
-      &kAmend,  &kBench,   &kBitmap, &kCheck,   &kCommit, &kCompare, &kConvert,
-      &kCreate, &kDaemon,  &kDd,     &kDrivers, &kDump,   &kInfo,    &kIo,
-      &kMap,    &kMeasure, &kRebase, &kRepair,  &kResize, &kServe,   &kSnapshot,
+      &kAmend,   &kBench,  &kBitmap, &kCheck,   &kCommit, &kCompare,  &kConvert, &kCreate,
+      &kCtl,     &kDaemon, &kDd,     &kDrivers, &kDump,   &kInfo,     &kIo,      &kMap,
+      &kMeasure, &kRebase, &kRepair, &kResize,  &kServe,  &kSnapshot,
   };
   return kCommands;
 }

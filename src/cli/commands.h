@@ -17,6 +17,7 @@ extern const AnyCommand& kCommit;
 extern const AnyCommand& kCompare;
 extern const AnyCommand& kConvert;
 extern const AnyCommand& kCreate;
+extern const AnyCommand& kCtl;
 extern const AnyCommand& kDaemon;
 extern const AnyCommand& kDd;
 extern const AnyCommand& kDrivers;

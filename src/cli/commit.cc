@@ -16,21 +16,20 @@ struct CommitArgs : OpenArgs {
   std::string image;
   std::string cache = "writeback";
   std::optional<std::string> base;
-  std::optional<std::string> rate;
+  uint64_t rate = 0;
   bool drop = false;
   bool progress = false;
   bool quiet = false;
 };
 
-Result<uint64_t> parse_rate(const std::optional<std::string>& text) {
-  if (!text) return uint64_t{0};
-  const bool is_negative = text->starts_with('-');
-  const Result<uint64_t> rate = parse_size(is_negative ? std::string_view(*text).substr(1) : *text);
+Result<uint64_t> parse_rate(std::string_view text) {
+  const bool is_negative = text.starts_with('-');
+  const Result<uint64_t> rate = parse_size(text.substr(is_negative ? 1 : 0));
   if (rate && !is_negative) return *rate;
   if (rate || rate.error().code() == Errc::no_space) {
     return invalid("Invalid rate limit specified. Must be between 0 and ", INT64_MAX, ".");
   }
-  return invalid("Invalid rate limit specified: '", *text, "'.");
+  return invalid("Invalid rate limit specified: '", text, "'.");
 }
 
 /// Which disk of the chain the user means by -b: its depth; 0: none.  A name is taken as images
@@ -116,7 +115,7 @@ Task<Committed> run(Session& session, const CommitArgs& args, Disk& disk, Commit
 }
 
 Task<int> commit(Session& session, CommitArgs args) {
-  CommitOptions options{.rate = co_await parse_rate(args.rate)};
+  CommitOptions options{.rate = args.rate};
   const CacheMode cache = co_await cache_mode(args.cache, "cache");
   options.fua = is_write_through(cache);
   options.empty = !args.drop && !args.base;
@@ -136,6 +135,18 @@ Task<int> commit(Session& session, CommitArgs args) {
         {{"filename", args.image}, {"base", committed.base}, {"emptied", committed.emptied}}));
   }
   co_return 0;
+}
+
+/// A wrong one is told where it stands.
+Argument rate_option() {
+  Argument argument = detail::named(Argument::Kind::option, "-r, --rate", "RATE",
+                                    "at most so many bytes a second; 0: as fast as it goes");
+  argument.store = [](void* args, std::string_view value) -> Result<void> {
+    BYRE_TRY(rate, parse_rate(value));
+    static_cast<CommitArgs*>(args)->rate = rate;
+    return {};
+  };
+  return argument;
 }
 
 const Command<CommitArgs> kDefinition({
@@ -159,9 +170,7 @@ const Command<CommitArgs> kDefinition({
                 "is not emptied then"),
          flag("-d, --drop", &CommitArgs::drop,
               "do not empty the overlay: it is not wanted any more"),
-         option("-r, --rate", "RATE", &CommitArgs::rate,
-                "at most so many bytes a second; 0: as fast as it goes"),
-         flag("-p, --progress", &CommitArgs::progress, "show how far it is"),
+         rate_option(), flag("-p, --progress", &CommitArgs::progress, "show how far it is"),
          flag("-q, --quiet", &CommitArgs::quiet, "print nothing but errors"),
          scan_arguments<CommitArgs>(), follow_arguments<CommitArgs>()},
     .too_few = "Expecting one image file name",

@@ -8,6 +8,7 @@
 #include "block/raw.h"
 #include "block/throttle.h"
 #include "cli/commands.h"
+#include "cli/json.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
 #include "cli/progress_line.h"
@@ -56,6 +57,7 @@ struct ConvertArgs : OpenArgs {
   bool skip_broken_bitmaps = false;
   bool salvage = false;
   bool offload = false;
+  bool verify = false;
 };
 
 /// All that the words say, checked, before a file is opened.
@@ -116,7 +118,7 @@ Result<void> plan_compression(const ConvertArgs& args, Plan& plan) {
   if (is_new_raw || (plan.disk.data_file && *plan.disk.data_file != "")) {
     return invalid(kCannotCompress);
   }
-  if (plan.disk.preallocation != Preallocation::off) {
+  if (plan.disk.preallocation_text.value_or("off") != "off") {
     return invalid("Compression and preallocation not supported at the same time");
   }
   if (args.level && !args.no_create) {
@@ -126,27 +128,40 @@ Result<void> plan_compression(const ConvertArgs& args, Plan& plan) {
   return {};
 }
 
+Argument sparse_size_option() {
+  Argument argument = size_option(
+      "-S, --sparse-size", "SIZE", &ConvertArgs::sparse_size, "buffer size for sparse output",
+      "zeros shorter than this are written like data (4k is the default); with 0 everything is "
+      "written and the target gets all its blocks");
+  argument.store = [store = std::move(argument.store)](void* args,
+                                                       std::string_view value) -> Result<void> {
+    if (Result<void> stored = store(args, value); !stored) return stored;
+    const uint64_t size = *static_cast<ConvertArgs*>(args)->sparse_size;
+    if (size % kSectorSize == 0 && size <= kSparseSizeMax) return {};
+    return invalid("Invalid buffer size for sparse output specified. Valid sizes are multiples of ",
+                   kSectorSize, " up to ", kSparseSizeMax,
+                   ". Select 0 to disable sparse detection (fully allocates output).");
+  };
+  return argument;
+}
+
+Result<void> look_at_requests(std::string_view value) {
+  if (parse_number(value, 1, kRequestsMax)) return {};
+  if (!parse_number(value, 0, UINT64_MAX)) {
+    return invalid("Invalid number of coroutines specified: '", value, "'.");
+  }
+  return invalid("Invalid number of coroutines specified. Must be between 1 and ", kRequestsMax,
+                 ".");
+}
+
 /// What can be wrong with the words before the images are looked at.
 Result<void> check_words(const ConvertArgs& args, Plan& plan) {
   if (args.requests) {
-    const Result<uint64_t> count = parse_number(*args.requests, 1, kRequestsMax);
-    if (!count) {
-      if (!parse_number(*args.requests, 0, UINT64_MAX)) {
-        return invalid("Invalid number of coroutines specified: '", *args.requests, "'.");
-      }
-      return invalid("Invalid number of coroutines specified. Must be between 1 and ", kRequestsMax,
-                     ".");
-    }
-    plan.requests = static_cast<unsigned>(*count);
+    plan.requests = static_cast<unsigned>(*parse_number(*args.requests, 1, kRequestsMax));
   }
-  if (args.sparse_size) {
-    plan.sparse_size = *args.sparse_size;
-    if (plan.sparse_size % kSectorSize != 0 || plan.sparse_size > kSparseSizeMax) {
-      return invalid(
-          "Invalid buffer size for sparse output specified. Valid sizes are multiples of ",
-          kSectorSize, " up to ", kSparseSizeMax,
-          ". Select 0 to disable sparse detection (fully allocates output).");
-    }
+  if (args.sparse_size) plan.sparse_size = *args.sparse_size;
+  if (args.skip_broken_bitmaps && !args.bitmaps) {
+    return invalid("Use of --skip-broken-bitmaps requires --bitmaps");
   }
   if (args.offload && args.compress) {
     return invalid("Cannot enable copy offloading when -c is used");
@@ -157,9 +172,6 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
   if (args.offload && args.salvage) {
     return invalid("Cannot use copy offloading in salvaging mode");
   }
-  if (args.skip_broken_bitmaps && !args.bitmaps) {
-    return invalid("Use of --skip-broken-bitmaps requires --bitmaps");
-  }
   if (!args.blockdevs.empty() && args.images.size() > 2) {
     return invalid("--blockdev takes one source: name a single node, and the target");
   }
@@ -168,9 +180,6 @@ Result<void> check_words(const ConvertArgs& args, Plan& plan) {
   }
   if (args.no_create && !args.options.empty()) {
     return invalid("-o has no effect when skipping image creation");
-  }
-  if (args.target_image_opts && args.target_format) {
-    return invalid("--target-image-opts and -O are mutually exclusive");
   }
   if ((args.trust_refcounts || args.free_leaks) && !args.no_create)
     return invalid("--trust-refcounts and --free-leaks are for a target that is there (-n)");
@@ -190,10 +199,6 @@ Result<void> read_images(const ConvertArgs& args, Plan& plan) {
   if (args.images.size() < 2) return invalid("Must specify image file name");
   plan.sources.assign(args.images.begin(), args.images.end() - 1);
   plan.target = args.images.back();
-  if (args.cache) {
-    BYRE_TRY(cache, cache_mode(*args.cache, "cache"));
-    plan.cache = cache;
-  }
   BYRE_TRY(source_cache, cache_mode(args.source_cache, "source cache"));
   plan.source_cache = source_cache;
   if (plan.snapshot && plan.sources.size() > 1) {
@@ -247,6 +252,11 @@ Task<DiskFormat> format_of_devices(Session& session, FileOpener& opener, Convert
 /// -n: what is there must be what the name says.
 Task<DiskFormat> format_there(Session& session, FileOpener& opener, ConvertArgs args) {
   const std::string& name = args.images.back();
+  if (args.target_image_opts && args.target_format) {
+    // qemu-img calls both by what they are for sources.
+    if (session.compatibility_name()) co_await check_format_option(target_args(args));
+    co_return invalid("--target-image-opts and -O are mutually exclusive");
+  }
   if (names_devices(name, target_args(args))) {
     co_return co_await format_of_devices(session, opener, args);
   }
@@ -279,6 +289,8 @@ struct Disks {
   std::optional<Disk> target;
   bool target_changed = false;  ///< A target that was there has been written to.
   std::optional<ProgressLine> progress;
+  uint64_t copied = 0;  ///< Bytes of the sources.
+  ReadBack record;      ///< With --verify: what the target has to hold.
 
   Task<void> close() {
     Result<void> first;
@@ -298,11 +310,13 @@ struct Disks {
 
 /// What ctrl-C ends, whatever is being done.
 struct Stop {
-  Progress target;         ///< Of making the target.
+  Progress target;  ///< Of making the target.
+  Progress verify;
   Convert* job = nullptr;  ///< While it runs.
 
   void now() {
     target.stop();
+    verify.stop();
     if (job) job->stop();
   }
 };
@@ -341,8 +355,13 @@ Task<void> go_to_snapshot(Session& session, FileOpener& opener, ConvertArgs args
   disks.sources.clear();
   ImageOptions options{
       .direct = is_direct(plan.source_cache), .snapshot = *word, .salvage = args.salvage};
-  disks.sources.push_back(
-      co_await open_named(session, opener, plan.sources[0], args, std::move(options)));
+  Result<Disk> opened =
+      co_await open_named(session, opener, plan.sources[0], args, std::move(options)).result();
+  if (!opened) {
+    const std::string why = opened.error().message();
+    co_await fail(Error(opened.error().code(), cat("Failed to load snapshot: ", why)));
+  }
+  disks.sources.push_back(*std::move(opened));
 }
 
 uint64_t total_size(const Disks& disks) {
@@ -379,6 +398,7 @@ Task<void> make_target(Session& session, FileOpener& opener, ConvertArgs args, P
                        Disks& disks, Stop& stop) {
   plan.disk.size = total_size(disks);
   const std::string doing = cat(plan.target, ": error while converting ", name_of(plan.format));
+  if (plan.target.empty()) co_await fail(no_name().while_doing(doing));
   co_await check_target(args, plan).doing(doing);
   if (plan.disk.backing_file && plan.disk.backing_format == "raw") {
     const std::string below = resolve_name(plan.target, *plan.disk.backing_file);
@@ -395,6 +415,8 @@ Task<void> make_target(Session& session, FileOpener& opener, ConvertArgs args, P
   if (plan.format == DiskFormat::qcow2) {
     ImageOptions options{.writable = true,
                          .direct = is_direct(plan.cache),
+                         .allocate_in_order = !args.out_of_order,
+                         .reuse_freed = false,
                          .scan = ImageOptions::Scan::never};  // It was made here.
     options.message = [&session](const std::string& text) { session.warn(text); };
     Result<std::unique_ptr<Image>> image =
@@ -414,7 +436,8 @@ Task<void> open_there(Session& session, FileOpener& opener, ConvertArgs args, co
   }
   OpenArgs how = target_args(args);
   if (!names_devices(plan.target, how)) how.format = std::string(name_of(plan.format));
-  ImageOptions options{.writable = true, .direct = is_direct(plan.cache)};
+  ImageOptions options{
+      .writable = true, .direct = is_direct(plan.cache), .allocate_in_order = !args.out_of_order};
   disks.target = co_await open_named(session, opener, plan.target, how, options);
 }
 
@@ -479,7 +502,11 @@ ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks&
   options.compression_level = plan.level;
   options.in_order = !args.out_of_order;
   options.fua = is_write_through(plan.cache);
-  if (args.offload) options.on_host = on_host(plan, disks);
+  if (args.offload) {
+    options.on_host = on_host(plan, disks);
+    // What is to be verified is read as it is copied.
+    if (args.verify) options.on_host->target = nullptr;
+  }
   const bool cached = !args.compress && !is_direct(plan.cache) && !is_direct(plan.source_cache);
   options.requests_max = plan.requests.value_or(cached ? kRequestsCached : kRequestsMax);
   // No cluster of the target is in two pieces, and zeros are looked for in runs of sparse_size.
@@ -494,6 +521,7 @@ ConvertOptions convert_options(const ConvertArgs& args, const Plan& plan, Disks&
 Task<void> copy(ConvertArgs args, const Plan& plan, Disks& disks, Stop& stop) {
   ProgressLine& progress = *disks.progress;
   ConvertOptions options = convert_options(args, plan, disks);
+  options.record = args.verify ? &disks.record : nullptr;
   options.progress = [&](uint64_t done, uint64_t total) { progress.update(done, total); };
   std::vector<Device*> sources;
   for (Disk& source : disks.sources) {
@@ -502,6 +530,7 @@ Task<void> copy(ConvertArgs args, const Plan& plan, Disks& disks, Stop& stop) {
   }
   Convert job(std::move(sources), *disks.target->device, std::move(options));
   stop.job = &job;
+  disks.copied = job.total();
   Result<void> done = co_await job.run().result();
   disks.target_changed = job.wrote();
   if (!done && job.source_failed()) {
@@ -511,6 +540,10 @@ Task<void> copy(ConvertArgs args, const Plan& plan, Disks& disks, Stop& stop) {
   stop.job = nullptr;
   co_await std::move(done);
   progress.finish();
+}
+
+Error no_bitmaps_in(DiskFormat format) {
+  return unsupported("Format driver '", name_of(format), "' does not support bitmaps");
 }
 
 /// Before the target is made: can they be copied?
@@ -528,9 +561,9 @@ Task<void> check_bitmaps(ConvertArgs args, const Plan& plan, Disks& disks) {
                           "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete ",
                           "it"));
   }
-  if (plan.format == DiskFormat::raw || (plan.disk.version2 && !args.no_create)) {
-    co_await fail(
-        unsupported("Format driver '", name_of(plan.format), "' does not support bitmaps"));
+  // A target that is there is asked when it is open.
+  if (!args.no_create && (plan.format == DiskFormat::raw || plan.disk.version2)) {
+    co_await fail(no_bitmaps_in(plan.format));
   }
 }
 
@@ -538,37 +571,98 @@ Task<void> check_bitmaps(ConvertArgs args, const Plan& plan, Disks& disks) {
 /// change.
 Task<void> copy_bitmaps(Session& session, Disks& disks) {
   Image* target = disks.target->image;
-  if (target->geometry().version < 3) {
-    co_await fail(unsupported("Format driver 'qcow2' does not support bitmaps"));
-  }
+  std::vector<std::unique_ptr<DirtyBits>> bits;
+  std::vector<NewBitmap> bitmaps;
   for (const auto& slot : disks.sources[0].image->bitmaps()) {
     const std::string name = printable(slot->entry.name);
     if (slot->state != BitmapState::usable) {
       session.warn(cat("Skipping inconsistent bitmap '", name, "'"));
       continue;
     }
-    const std::unique_ptr<DirtyBits> bits =
-        co_await disks.sources[0].image->read_bitmap(slot->entry.name);
     for (const auto& there : target->bitmaps()) {
       if (there->entry.name != slot->entry.name) continue;
       co_await fail(invalid("Failed to create bitmap ", name, ": Bitmap already exists: ", name));
     }
-    Result<void> added = co_await target
-                             ->add_bitmap({.name = slot->entry.name,
-                                           .granularity = slot->entry.granularity(),
-                                           .enabled = slot->entry.automatic,
-                                           .dirty = bits.get()})
-                             .result();
-    if (!added) co_await std::move(added).doing("Failed to populate bitmap ", name);
+    bits.push_back(co_await disks.sources[0].image->read_bitmap(slot->entry.name));
+    bitmaps.push_back({.name = slot->entry.name,
+                       .granularity = slot->entry.granularity(),
+                       .enabled = slot->entry.automatic,
+                       .dirty = bits.back().get()});
   }
+  if (bitmaps.empty()) co_return;
+  co_await target->add_bitmaps(std::move(bitmaps)).doing("Failed to populate bitmaps");
 }
 
 Task<void> fill_target(Session& session, FileOpener& opener, ConvertArgs args, Plan& plan,
                        Disks& disks, Stop& stop) {
   co_await open_target(session, opener, args, plan, disks, stop);
   const bool bitmaps = args.bitmaps;
+  const Image* const image = disks.target->image;
+  if (bitmaps && (!image || image->geometry().version < 3)) {
+    co_await fail(no_bitmaps_in(disks.target->format));
+  }
   co_await copy(std::move(args), plan, disks, stop);
   if (bitmaps) co_await copy_bitmaps(session, disks);
+}
+
+/// The file of a new disk, opened once more: the sector that the disk begins with is not in it
+/// before the disk is finished.
+class NotFinished final : public Filter {
+ public:
+  NotFinished(Child file, Device& being_made) : Filter(std::move(file)), start_(being_made) {}
+  Task<void> read(uint64_t offset, MutableBytes data, ReadOptions options) override {
+    co_await below().read(offset, data, options);
+    if (offset >= kSectorSize) co_return;
+    const uint64_t here = std::min<uint64_t>(data.size(), kSectorSize - offset);
+    co_await start_.read(offset, data.first(here), options);
+  }
+
+ private:
+  Device& start_;
+};
+
+/// The new disk as it is in its file, which is opened once more.
+Task<Disk> open_made_again(FileOpener& opener, const Plan& plan, NewDiskFile& made) {
+  co_await made.sync();
+  const uint64_t size = round_up(*plan.disk.size, kSectorSize);
+  if (plan.format == DiskFormat::raw && made.being_made().can_grow())
+    co_await made.being_made().resize(size);
+  const std::string path = co_await path_of(plan.target);
+  Disk disk{.device = std::make_unique<RawDevice>(
+                co_await opener.open(path, {.direct = true, .lock = false})),
+            .format = plan.format};
+  if (plan.format == DiskFormat::raw) co_return std::move(disk);
+  Child whole = std::make_unique<NotFinished>(std::move(disk.device), made.being_made());
+  std::unique_ptr<Image> image =
+      co_await Image::open_over(std::move(whole), opener, {.direct = true, .lock = false});
+  disk.image = image.get();
+  disk.device = std::move(image);
+  co_return std::move(disk);
+}
+
+/// The target as it is on the disk: opened anew, past the page cache where its file system can.
+Task<Disk> open_again(Session& session, FileOpener& opener, ConvertArgs args, const Plan& plan,
+                      Disks& disks) {
+  if (disks.made) co_return co_await open_made_again(opener, plan, *disks.made);
+  OpenArgs how = target_args(args);
+  how.trust_refcounts = how.free_leaks = false;  // They are about writing.
+  if (!names_devices(plan.target, how)) how.format = std::string(name_of(plan.format));
+  co_return co_await open_named(session, opener, plan.target, how, {.direct = true});
+}
+
+/// --verify: everything that was read from the sources, compared with what the target holds.
+Task<void> verify_target(Session& session, FileOpener& opener, ConvertArgs args, const Plan& plan,
+                         Disks& disks, Stop& stop) {
+  disks.progress.emplace(session, args.progress && !args.quiet, ProgressLine::Unit::bytes, 1,
+                         "verify");
+  disks.progress->follow(stop.verify);
+  Disk target = co_await open_again(session, opener, std::move(args), plan, disks).doing("verify");
+  Result<void> same =
+      co_await disks.record.check(*target.device, stop.verify, kRequestsCached).result();
+  Result<void> closed = co_await target.device.close().result();
+  co_await std::move(same);
+  co_await std::move(closed);
+  disks.progress->finish();
 }
 
 /// What is left of a target that was not finished, as a sentence; nothing when it is as it was.
@@ -588,12 +682,14 @@ Task<void> fill_and_finish(Session& session, FileOpener& opener, ConvertArgs arg
       session, {.about = std::move(about),
                 .stop = [&] { stop.now(); },
                 .waiting_for = [&] { return stop.job ? stop.job->waiting_for() : ""; }});
-  Result<void> done =
-      co_await fill_target(session, opener, std::move(args), plan, disks, stop).result();
+  Result<void> done = co_await fill_target(session, opener, args, plan, disks, stop).result();
   // What is going to be removed need not be written.
   if (!done && disks.made) stop.target.stop();
   Result<void> closed = co_await disks.close().result();
   if (done) done = std::move(closed);
+  if (done && args.verify) {
+    done = co_await verify_target(session, opener, args, plan, disks, stop).result();
+  }
   if (done && disks.made) done = co_await disks.made->finish().result();
   if (done) co_return;
   const std::string left = what_is_left(plan, disks);
@@ -621,6 +717,7 @@ Task<void> run(Session& session, FileOpener& opener, ConvertArgs args, Plan& pla
   if (!args.no_create && plan.target.starts_with("json:")) co_await path_of(plan.target);
   co_await plan_target(args, format, plan);
   if (args.bitmaps) co_await check_bitmaps(args, plan, disks);
+  if (args.cache) plan.cache = co_await cache_mode(*args.cache, "cache");
   co_await fill_and_finish(session, opener, std::move(args), plan, disks);
 }
 
@@ -651,7 +748,14 @@ Task<int> convert(Session& session, ConvertArgs args) {
       lost.push_back({.source = plan.sources[i], .range = std::move(range)});
     }
   }
-  if (args.salvage) report_lost(session, lost, plan.target);
+  if (args.salvage) {
+    report_lost(session, lost, plan.target);
+  } else if (session.json()) {
+    session.print(to_json({{"filename", plan.target},
+                           {"format", name_of(plan.format)},
+                           {"virtual-size", disks.copied},
+                           {"verified", args.verify}}));
+  }
   co_return !lost.empty() && !session.compatibility_name() ? kLostExit : 0;
 }
 
@@ -688,17 +792,15 @@ const Command<ConvertArgs> kDefinition({
                 "so that only the source's own data are copied"),
          option("-F, --backing-format", "FORMAT", &ConvertArgs::backing_format,
                 "of the backing disk; it is never guessed"),
-         option("-l, --snapshot", "SNAPSHOT", &ConvertArgs::snapshot,
-                "read this internal snapshot: an id, a name, snapshot.id=ID, snapshot.name=NAME, "
-                "or the last two with a comma"),
-         size_option("-S, --sparse-size", "SIZE", &ConvertArgs::sparse_size,
-                     "buffer size for sparse output",
-                     "zeros shorter than this are written like data (4k is the default); with 0 "
-                     "everything is written and the target gets all its blocks"),
-         option(
-             "-m, --parallel", "COUNT", &ConvertArgs::requests,
-             "requests under way at a time, 1 to 16; 8 by default, and 16 past the page cache or "
-             "with -c"),
+         looked_at(option("-l, --snapshot", "SNAPSHOT", &ConvertArgs::snapshot,
+                          "read this internal snapshot: an id, a name, snapshot.id=ID, "
+                          "snapshot.name=NAME, or the last two with a comma"),
+                   look_at_snapshot),
+         sparse_size_option(),
+         looked_at(option("-m, --parallel", "COUNT", &ConvertArgs::requests,
+                          "requests under way at a time, 1 to 16; 8 by default, and 16 past the "
+                          "page cache or with -c"),
+                   look_at_requests),
          flag("-c, --compress", &ConvertArgs::compress,
               "write compressed clusters, on all cores; what does not get smaller is written as it "
               "is (qcow2 only; -o compression_type=zlib or zstd)"),
@@ -736,6 +838,10 @@ const Command<ConvertArgs> kDefinition({
          flag("--salvage", &ConvertArgs::salvage,
               "what cannot be read becomes zeros; each such range is told, and the exit code is 4 "
               "(under the name qemu-img 0)"),
+         own(flag("--verify", &ConvertArgs::verify,
+                  "when the copy is on the disk, read the target back, past the page cache where "
+                  "the file system can, and compare it with checksums of what was read; a target "
+                  "that differs is an error, and is removed if it was made here")),
          flag("--target-image-opts", &ConvertArgs::target_image_opts,
               "with -n: the target's name is a list of options"),
          scan_arguments<ConvertArgs>(),

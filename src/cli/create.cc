@@ -42,6 +42,9 @@ Task<uint64_t> backing_size(Session& session, FileOpener& opener, std::string na
     std::string text = error.message();
     const std::string twice = cat("Could not open '", name, "': ");
     if (text.starts_with(twice + twice)) text.erase(0, twice.size());
+    // And not at all where it is no such image.
+    constexpr std::string_view kNoImage = "Image is not in qcow2 format";
+    if (text == cat(twice, kNoImage)) text = kNoImage;
     co_return Error(error.code(), cat(text, "\nCould not open backing image."), error.sys_errno());
   }
   co_return chain->front().size;
@@ -150,12 +153,6 @@ Task<int> create(Session& session, CreateArgs args) {
         .outcome = Parsed::Outcome::failed, .error = "Expecting image file name", .usage = true};
     co_return finish_parse(session, kCreate, failed);
   }
-  if (args.size && !args.options.help) {
-    if (Result<uint64_t> size = parse_size_option(*args.size, "image size"); !size) {
-      Parsed failed{.outcome = Parsed::Outcome::failed, .error = size.error().message()};
-      co_return finish_parse(session, kCreate, failed);
-    }
-  }
   Result<DiskFormat> format = DiskFormat::raw;
   if (args.format) {
     format = parse_format(*args.format);
@@ -170,6 +167,7 @@ Task<int> create(Session& session, CreateArgs args) {
   }
   if (args.options.help) {
     (void)co_await read_new_disk(*format, {});  // Is it a format that can be made?
+    if (args.named && !args.image.empty()) co_await path_of(args.image);
     session.print(!args.named ? option_help_without_file(*format) : option_help(*format));
     co_return 0;
   }
@@ -188,6 +186,23 @@ Argument image_operand() {
   return argument;
 }
 
+/// What is wrong with it is told before there are too many words.
+Argument size_operand() {
+  Argument argument =
+      optional_operand("SIZE", &CreateArgs::size,
+                       "of the disk: bytes, or a number with the suffix k, M, G, T, P or E; "
+                       "without it, the backing disk's");
+  argument.store = [](void* args, std::string_view value) -> Result<void> {
+    CreateArgs& create = *static_cast<CreateArgs*>(args);
+    create.size = value;
+    if (create.options.help) return {};
+    if (Result<uint64_t> size = parse_size_option(value, "image size"); !size)
+      return std::move(size).error();
+    return {};
+  };
+  return argument;
+}
+
 const Command<CreateArgs> kDefinition({
     .name = "create",
     .summary = "Make a new, empty disk",
@@ -195,10 +210,7 @@ const Command<CreateArgs> kDefinition({
         "The disk and the folder it lies in are on stable storage when this returns. A disk that "
         "exists is not overwritten, unless with --force.",
     .args =
-        {image_operand(),
-         optional_operand("SIZE", &CreateArgs::size,
-                          "of the disk: bytes, or a number with the suffix k, M, G, T, P or E; "
-                          "without it, the backing disk's"),
+        {image_operand(), size_operand(),
          option("-f, --format", "FORMAT", &CreateArgs::format,
                 "raw or qcow2; without it the suffix decides: .qcow2, .qcow; .raw, .img, .iso, "
                 ".bin, .dd; a block device is raw (under the name qemu-img: raw)"),

@@ -7,6 +7,7 @@
 
 #include <unistd.h>
 
+#include <cstdlib>
 #include <utility>
 
 #include "cli/commands.h"
@@ -16,6 +17,7 @@
 #include "daemon/export_commands.h"
 #include "daemon/modules.h"
 #include "export/background.h"
+#include "io/service_manager.h"
 
 namespace byre {
 
@@ -34,6 +36,7 @@ struct DaemonArgs {
   bool allow_remote = false;
   bool list_commands = false;
   std::optional<OpenPolicy> follow;
+  std::optional<std::string> root;
 };
 
 /// Text may be JSON, so nothing is split off it here.
@@ -127,6 +130,12 @@ Task<void> set_up(Daemon& daemon, DaemonArgs& args, int ready) {
   if (ready >= 0) co_await detach(ready);
 }
 
+/// For `systemctl status`.
+std::string status_of(Daemon& daemon) {
+  return cat("ready; ", daemon.nodes().all().size(), " nodes and ",
+             daemon.exports().describe().size(), " exports by the command line");
+}
+
 Task<int> run_daemon(Session& session, DaemonArgs args) {
   if (args.list_commands) {
     qmp::CommandSet commands;
@@ -140,7 +149,13 @@ Task<int> run_daemon(Session& session, DaemonArgs args) {
     words.insert(words.begin(), session.program());
     co_return co_await start_in_background(std::move(words));
   }
-  SystemGate opener(session.reactor(), session.policy(args.follow));
+  std::unique_ptr<RootedOpener> rooted;
+  if (args.root) {
+    rooted = co_await RootedOpener::make(session.reactor(), *args.root, session.policy(args.follow))
+                 .doing("--root");
+  }
+  SystemGate gate(session.reactor(), session.policy(args.follow));
+  FileOpener& opener = rooted ? static_cast<FileOpener&>(*rooted) : gate;
   NodeIo io(session.reactor(), opener);
   Daemon daemon(session.reactor(),
                 {.files = opener,
@@ -148,9 +163,12 @@ Task<int> run_daemon(Session& session, DaemonArgs args) {
                  .package = cat("byre ", BYRE_VERSION),
                  // Under QEMU's name scripts that listen on the network go on working.
                  .allow_remote = args.allow_remote || session.compatibility_name(),
+                 .root = rooted.get(),
                  .note = [&](const std::string& text) { session.note(cat(text, "\n")); },
                  .warn = [&](const std::string& text) { session.warn(text); },
                  .io = &io});
+  ServiceManager manager(session.reactor(), getenv);
+  Scope watchdog(session.reactor().ready());
   Result<void> ran;
   Result<void> ended;
   {
@@ -158,9 +176,17 @@ Task<int> run_daemon(Session& session, DaemonArgs args) {
                                                  .stop = [&] { daemon.quit(); },
                                                  .waiting_for = [] { return "exports and nodes"; },
                                                  .is_server = true});
+    co_await manager.tell_status("opening what the command line asks for");
     ran = co_await set_up(daemon, args, ready).result();
+    if (ran && !daemon.quitting()) {
+      co_await manager.tell_ready(status_of(daemon));
+      watchdog.spawn(manager.feed_watchdog());
+    }
     if (ran) ran = co_await daemon.run().result();
+    co_await manager.tell_stopping();
     ended = co_await daemon.end().result();
+    manager.stop();
+    co_await watchdog.join();
   }
   if (!args.pid_file.empty() && ran) unlink(args.pid_file.c_str());
   co_await std::move(ran);
@@ -201,6 +227,9 @@ Arguments daemon_arguments() {
            flag("--allow-remote", &DaemonArgs::allow_remote,
                 "let sockets listen beyond this machine, where anybody may connect: there is "
                 "no TLS and no password"),
+           option("--root", "DIR", &DaemonArgs::root,
+                  "open and make files in or below DIR only, whatever a command, an image or a "
+                  "link names; what this command line says of sockets and --pidfile is free"),
            option("--follow", "POLICY", &DaemonArgs::follow,
                   "which files an image may name as its backing or data file: nothing, "
                   "same-directory (the default), or any (the default under QEMU's names)")})};

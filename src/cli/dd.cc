@@ -7,6 +7,7 @@
 
 #include "block/slice.h"
 #include "cli/commands.h"
+#include "cli/json.h"
 #include "cli/new_disk.h"
 #include "cli/options.h"
 #include "cli/progress_line.h"
@@ -103,8 +104,11 @@ Task<void> fill(Session& session, FileOpener& opener, DdArgs args, const Plan& p
   Child target = made.device();
   Image* image = nullptr;
   if (plan.format == DiskFormat::qcow2) {
-    std::unique_ptr<Image> opened = co_await Image::open_over(
-        std::move(target), opener, {.writable = true, .scan = ImageOptions::Scan::never});
+    std::unique_ptr<Image> opened = co_await Image::open_over(std::move(target), opener,
+                                                              {.writable = true,
+                                                               .allocate_in_order = true,
+                                                               .reuse_freed = false,
+                                                               .scan = ImageOptions::Scan::never});
     image = opened.get();
     target = std::move(opened);
   }
@@ -172,6 +176,11 @@ Task<int> copy_part(Session& session, FileOpener& opener, DdArgs args, const Pla
   }
   Slice slice(Child::to(*source.device), part.offset, part.length);
   co_await make_target(session, opener, std::move(args), plan, slice, warning);
+  if (session.json()) {
+    session.print(to_json({{"filename", plan.output},
+                           {"format", name_of(plan.format)},
+                           {"virtual-size", round_up(slice.size(), kSectorSize)}}));
+  }
   co_return 0;
 }
 

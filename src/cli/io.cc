@@ -37,6 +37,22 @@ struct IoArgs {
   bool copy_on_read = false;
 };
 
+Result<void> look_at_aio(std::string_view value) {
+  if (value == "threads" || value == "native" || value == "io_uring") return {};
+  return invalid("Invalid aio option: ", value);
+}
+
+Result<void> look_at_cache(std::string_view value) {
+  if (find_cache_mode(value)) return {};
+  return invalid("Invalid cache option: ", value);
+}
+
+Result<void> look_at_discard(std::string_view value) {
+  std::optional<DiscardPolicy> policy;
+  if (parse_value(value, policy)) return {};
+  return invalid("Invalid discard option: ", value);
+}
+
 /// Longer lines are not kept: no command needs one (job/option_tree.h).
 constexpr size_t kLineMax = 2 * MiB;
 
@@ -122,18 +138,12 @@ Task<int> io(Session& session, IoArgs args) {
   if (!args.file && !args.blockdevs.empty())
     co_return invalid("--blockdev needs FILE: the node-name of the device to open");
   if (args.file) open = co_await open_from(args);
-  if (open && args.cache) open->cache = co_await cache_mode(*args.cache, "cache");
+  if (open && args.cache) open->cache = *find_cache_mode(*args.cache);
   if (args.discard) {
     std::optional<DiscardPolicy> policy;
-    if (!parse_value(*args.discard, policy)) {
-      co_return invalid("Invalid discard option: ", *args.discard);
-    }
+    co_await parse_value(*args.discard, policy);
     if (open) open->discard = *policy;
   }
-  if (args.aio && *args.aio != "threads" && *args.aio != "native" && *args.aio != "io_uring") {
-    co_return invalid("Invalid aio option: ", *args.aio);
-  }
-
   if (open) open->native_aio = args.native || args.aio == "native";
 
   SystemGate opener(session.reactor(), session.policy(args.follow));
@@ -173,12 +183,16 @@ const Command<IoArgs> kIoCommand({
              option("-c, --cmd", "COMMAND", &IoArgs::commands, "run this command; may be repeated"),
              flag("-r, --read-only", &IoArgs::read_only, "open without the right to write"),
              flag("-n, --nocache", &IoArgs::no_cache, "past the host's page cache, as -t none"),
-             option("-t, --cache", "MODE", &IoArgs::cache,
-                    "writethrough (the default), writeback, none, directsync or unsafe"),
-             option("-d, --discard", "MODE", &IoArgs::discard, "unmap (the default) or ignore"),
-             option(
-                 "-i, --aio", "MODE", &IoArgs::aio,
-                 "threads, native (past the page cache only) or io_uring; byre chooses by itself"),
+             looked_at(option("-t, --cache", "MODE", &IoArgs::cache,
+                              "writethrough (the default), writeback, none, directsync or unsafe"),
+                       look_at_cache),
+             looked_at(option("-d, --discard", "MODE", &IoArgs::discard,
+                              "unmap (the default) or ignore"),
+                       look_at_discard),
+             looked_at(option("-i, --aio", "MODE", &IoArgs::aio,
+                              "threads, native (past the page cache only) or io_uring; byre "
+                              "chooses by itself"),
+                       look_at_aio),
              flag("-m, --misalign", &IoArgs::misalign, "accepted; buffers are always aligned"),
              flag("-U, --force-share", &IoArgs::share,
                   "read although another process writes the image"),

@@ -16,6 +16,9 @@ std::string why_not_opened(const std::string& name, const Error& error, bool can
   std::string why = error.message();
   const std::string own = cat("open ", byre::quoted(name), ": ");
   while (why.starts_with(own)) why.erase(0, own.size());
+  // QEMU's own words stand by themselves, whatever the file is called.
+  const size_t theirs = why.find("Lazy refcounts require ");
+  if (theirs != std::string::npos) why.erase(0, theirs);
   if (why == std::strerror(error.sys_errno())) return cat("Could not open '", name, "': ", why);
   why += advice_on_follow(error);
   if (can_share) why += advice_on_lock(error);
@@ -68,7 +71,8 @@ Task<void> IoShell::mount(IoOpen open) {
   }
   Disk disk = *std::move(opened);
   if (overlay_) {
-    co_await overlay_->put_over(disk, opener_, {.writable = writable, .discard = open.discard});
+    const DiscardPolicy discard = overlay_tree_->discard.value_or(open.discard);
+    co_await overlay_->put_over(disk, opener_, {.writable = writable, .discard = discard});
   }
   if (open.copy_on_read) {
     if (!disk.device->writable()) {
@@ -105,6 +109,8 @@ Task<bool> IoShell::open(IoOpen open) {
     Result<TemporaryOverlay> overlay = TemporaryOverlay::make(options_.temporary_folder);
     if (!overlay) co_return refuse(overlay.error().message(), overlay.error().code());
     overlay_ = *std::move(overlay);
+    // Its file has no name; reopen cannot change which it is.
+    overlay_tree_ = *parse_image_opts("driver=qcow2,file.driver=file,file.filename=temporary");
   }
   const bool wants_direct = open.native_aio;
   const Result<void> mounted = co_await mount(std::move(open)).result();
@@ -208,27 +214,26 @@ Task<void> IoShell::reopen(IoReopen wanted) {
   if (wanted.cache && has_cache_option(options)) {
     co_await fail(invalid("Cannot set both -c and the cache options"));
   }
-  if (overlay_ && !wanted.options.empty()) {
-    co_await fail(unsupported("Cannot change the options of a temporary overlay (-s)"));
-  }
   const std::string node = device_.node().name();
   if (next.copy_on_read && wanted.writable == false) {
     co_await fail(invalid("Can't set node '", node, "' to r/o with copy-on-read enabled"));
   }
 
-  TreeChange change = co_await TreeChange::make(tree_, options);
+  // What lies below an overlay is only read, and stays as it is.
+  DeviceNode& top = overlay_ ? *overlay_tree_ : *tree_;
+  TreeChange change = co_await TreeChange::make(overlay_ ? overlay_tree_ : tree_, options);
   if (wanted.writable) {
     next.read_only = !*wanted.writable;
-    if (*wanted.writable) tree_->read_only.reset();
-  } else if (options.find("read-only") && tree_->read_only == false) {
+    if (*wanted.writable) top.read_only.reset();
+  } else if (options.find("read-only") && top.read_only == false) {
     next.read_only = false;
   }
   if (wanted.cache) {
     next.cache = *wanted.cache;
-    tree_->direct.reset();
+    top.direct.reset();
   }
   Result<void> reopened;
-  if (tree_->read_only == true && !next.read_only) {
+  if (top.read_only == true && !next.read_only) {
     reopened = invalid("Read-only block node '", node, "' cannot support read-write users");
   } else {
     reopened = co_await mount_again(std::move(next), change).result();

@@ -122,6 +122,7 @@ class IoShell {
   IoOpen how_;
   DeviceTree tree_;
   std::optional<TemporaryOverlay> overlay_;
+  DeviceTree overlay_tree_;  ///< What reopen may change of the overlay.
   bool write_through_ = false;
   bool quit_ = false;
   bool failed_ = false;

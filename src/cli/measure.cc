@@ -78,8 +78,15 @@ Result<NewDisk> read_options(const Session& session, DiskFormat format, OptionLi
       if (options.take("backing_file")) options.pairs.emplace_back("backing_file", "below");
     }
   }
+  if (format == DiskFormat::qcow) {
+    if (Result<void> right = check_creation_options(format, options); !right)
+      return std::move(right).error();
+    return unsupported("Block driver 'qcow' does not support size measurement");
+  }
   if (format == DiskFormat::qcow2) wrong = take_wrong_values(session, options);
-  return read_new_disk(format, std::move(options));
+  BYRE_TRY(disk, read_new_disk(format, std::move(options)));
+  if (Result<void> words = check_words(disk); !words) return std::move(words).error();
+  return disk;
 }
 
 /// What is wrong with an image of that kind, as far as it can be measured.
@@ -116,9 +123,6 @@ Result<DiskFormat> target_format(const MeasureArgs& args) {
   const std::string name = args.target_format.value_or("raw");
   const Result<DiskFormat> format = parse_format(name);
   if (!format) return invalid("Unknown file format '", name, "'");
-  if (*format == DiskFormat::qcow) {
-    return unsupported("Block driver 'qcow' does not support size measurement");
-  }
   return *format;
 }
 
@@ -137,7 +141,13 @@ Task<void> open_snapshot(Session& session, FileOpener& opener, MeasureArgs args,
   }
   Child old = std::move(disk.device);
   co_await old.close();
-  disk = co_await open_named(session, opener, args.images[0], args, {.snapshot = *word});
+  Result<Disk> opened =
+      co_await open_named(session, opener, args.images[0], args, {.snapshot = *word}).result();
+  if (!opened) {
+    const std::string why = opened.error().message();
+    co_await fail(Error(opened.error().code(), cat("Failed to load snapshot: ", why)));
+  }
+  disk = *std::move(opened);
 }
 
 struct Measured {
@@ -146,7 +156,7 @@ struct Measured {
 };
 
 Task<Measured> measure_target(Session& session, FileOpener& opener, MeasureArgs args,
-                              MeasureTarget target, const Disk* source) {
+                              MeasureTarget target, const Disk* source, bool bitmaps) {
   ProgressLine line(session, args.progress, ProgressLine::Unit::bytes);
   Progress progress;
   progress.on_change([&](const Progress& now) { line.update(now.done(), now.total()); });
@@ -156,16 +166,17 @@ Task<Measured> measure_target(Session& session, FileOpener& opener, MeasureArgs 
     co_return measured;
   }
   measured.sizes.fully_allocated = co_await full_size(target);
-  const std::optional<uint64_t> exact =
-      co_await exact_size(target, source, opener, session.reactor(),
-                          {.read_data = args.read_data, .compressed = args.compress}, progress);
+  const std::optional<ExactSize> exact = co_await exact_size(
+      target, source, opener, session.reactor(),
+      {.read_data = args.read_data, .compressed = args.compress, .bitmaps = bitmaps}, progress);
   if (exact) {
-    measured.sizes.required = *exact;
+    measured.sizes.required = exact->file;
+    if (bitmaps) measured.sizes.bitmaps = exact->bitmaps;
   } else {
     measured.sizes = co_await bound_of(target, source, progress);
   }
   const bool knows_data = args.read_data || !source || target.format == DiskFormat::raw;
-  measured.is_exact = exact && knows_data && !args.compress;
+  measured.is_exact = exact && knows_data;
   co_return measured;
 }
 
@@ -187,9 +198,11 @@ Task<Measured> measure_disk(Session& session, FileOpener& opener, MeasureArgs ar
     target.image.size = source->size();
   }
   co_await std::move(kind);
+  // A snapshot has no bitmaps: they are those of the disk as it is now.
+  const bool exact_bitmaps = bitmaps && !args.snapshot;
   Measured measured = co_await measure_target(session, opener, std::move(args), target,
-                                              source ? &*source : nullptr);
-  measured.sizes.bitmaps = bitmaps;
+                                              source ? &*source : nullptr, exact_bitmaps);
+  if (!measured.sizes.bitmaps) measured.sizes.bitmaps = bitmaps;
   co_return measured;
 }
 
@@ -232,7 +245,9 @@ Task<int> measure(Session& session, MeasureArgs args) {
     const bool is_compat = session.compatibility_name();
     if (is_compat && !args.images.empty()) co_await look_at_source(session, opener, args);
     const int code = session.report(disk.error());
-    if (is_compat) session.error(cat("Invalid options for file format '", name_of(format), "'"));
+    const bool is_option = disk.error().code() != Errc::unsupported || format != DiskFormat::qcow;
+    if (is_compat && is_option)
+      session.error(cat("Invalid options for file format '", name_of(format), "'"));
     co_return code;
   }
   std::optional<Disk> source;
@@ -271,9 +286,10 @@ const Command<MeasureArgs> kDefinition({
                     "what it is converted to: raw (the default) or qcow2"),
              option("-o, --options", "OPTIONS", &MeasureArgs::options,
                     "options of that format, as for create and convert"),
-             option("-l, --snapshot", "SNAPSHOT", &MeasureArgs::snapshot,
-                    "of this internal snapshot of the image: an id, a name, snapshot.id=ID, "
-                    "snapshot.name=NAME, or the last two with a comma"),
+             looked_at(option("-l, --snapshot", "SNAPSHOT", &MeasureArgs::snapshot,
+                              "of this internal snapshot of the image: an id, a name, "
+                              "snapshot.id=ID, snapshot.name=NAME, or the last two with a comma"),
+                       look_at_snapshot),
              option("--output", "FORMAT", &MeasureArgs::output, "human (the default) or json"),
              flag("--read-data", &MeasureArgs::read_data,
                   "look for zeros in the data, as convert does: the size is exact (byre only)"),

@@ -44,6 +44,14 @@ constexpr std::array kQcow2Options = {
     OptionHelp{"refcount_bits", "num", "Width of a reference count entry in bits"},
     OptionHelp{"size", "size", "Virtual disk size"},
 };
+/// Of version 1, which is not made here: what is wrong with them is told all the same.
+constexpr std::array kQcowOptions = {
+    OptionHelp{"backing_file", "str", "File name of a base image"},
+    OptionHelp{"backing_fmt", "str", "Format of the backing image"},
+    kExtentSizeHint,
+    kNoCow,
+    OptionHelp{"size", "size", "Virtual disk size"},
+};
 constexpr std::array kRawOptions = {
     kExtentSizeHint,
     kNoCow,
@@ -83,16 +91,17 @@ Result<void> read_qcow2(OptionList& options, NewDisk& disk) {
     disk.refcount_bits = *bits;
   }
   if (const auto text = options.take("compression_type")) {
-    if (*text != "zlib" && *text != "zstd") {
-      return invalid("Parameter 'compression-type' does not accept value '", *text, "'");
-    }
-    disk.compression = *text == "zlib" ? Compression::deflate : Compression::zstd;
+    const bool is_zlib = *text == "zlib";
+    if (!is_zlib && *text != "zstd") disk.wrong_words.emplace_back("compression-type", *text);
+    disk.compression_text = *text;
+    disk.compression = is_zlib ? Compression::deflate : Compression::zstd;
   }
   disk.compat_text = options.take("compat");
   if (const auto& text = disk.compat_text) {
     disk.version2 = *text == "0.10" || *text == "v2";
     if (!disk.version2 && *text != "1.1" && *text != "v3") {
-      return invalid("Parameter 'version' does not accept value '", *text, "'");
+      // QEMU looks at it first.
+      disk.wrong_words.insert(disk.wrong_words.begin(), {"version", *text});
     }
   }
   Result<void> read =
@@ -116,6 +125,8 @@ std::string escaped(std::string_view value) {
 
 /// In qemu-img's words, and before the first byte is written.
 Result<void> check(const NewDisk& disk) {
+  const bool is_version = !disk.wrong_words.empty() && disk.wrong_words.front().first == "version";
+  if (is_version) return check_words(disk);
   if (disk.backing_format && !parse_format(*disk.backing_format)) {
     return invalid("Parameter 'backing-fmt' does not accept value '", *disk.backing_format, "'");
   }
@@ -127,6 +138,7 @@ Result<void> check(const NewDisk& disk) {
     if (mode == "metadata") return invalid("Unsupported preallocation mode: metadata");
     return {};
   }
+  if (Result<void> words = check_words(disk); !words) return words;
   const auto is_power_of_two = [](uint64_t value) {
     return value != 0 && (value & (value - 1)) == 0;
   };
@@ -163,7 +175,7 @@ Result<void> check(const NewDisk& disk) {
         "Backing file and preallocation can only be used at the same time if extended_l2 is on");
   }
   if (disk.data_file == "") {
-    return Error(Errc::not_found, "Could not create '': No such file or directory", ENOENT);
+    return no_name();
   }
   if (disk.data_file_raw && !disk.data_file) return invalid("data-file-raw requires data-file");
   if (disk.data_file_raw && disk.backing_file)
@@ -179,6 +191,10 @@ Result<void> check(const NewDisk& disk) {
 }
 
 }  // namespace
+
+Error no_name() {
+  return Error(Errc::not_found, "Could not create '': No such file or directory", ENOENT);
+}
 
 Result<Preallocation> parse_preallocation(const std::string& text) {
   if (text == "off") return Preallocation::off;
@@ -211,12 +227,13 @@ Result<void> check_option(std::span<const OptionHelp> known, std::string_view na
 }  // namespace
 
 Result<void> check_creation_options(DiskFormat format, const OptionList& options) {
+  std::span<const OptionHelp> known = kRawOptions;
+  if (format == DiskFormat::qcow2) known = kQcow2Options;
+  if (format == DiskFormat::qcow) known = kQcowOptions;
   for (const auto& [name, value] : options.pairs) {
     const bool is_encryption = name == "encryption" || name.starts_with("encrypt.");
-    if (format == DiskFormat::qcow2 && is_encryption) continue;  // Told by its own words later.
-    Result<void> right = format == DiskFormat::qcow2 ? check_option(kQcow2Options, name, value)
-                                                     : check_option(kRawOptions, name, value);
-    if (!right) return right;
+    if (format != DiskFormat::raw && is_encryption) continue;  // Told by its own words later.
+    if (Result<void> right = check_option(known, name, value); !right) return right;
   }
   return {};
 }
@@ -236,7 +253,7 @@ Result<NewDisk> read_new_disk(DiskFormat format, OptionList options) {
   if (const auto& text = disk.preallocation_text) {
     const Result<Preallocation> mode = parse_preallocation(*text);
     // Of a raw disk it is told with what else can be wrong with a file (check()).
-    if (!mode && format != DiskFormat::raw) return mode.error().copy();
+    if (!mode && format != DiskFormat::raw) disk.wrong_words.emplace_back("preallocation", *text);
     if (mode) disk.preallocation = *mode;
   }
   bool no_copy_on_write = false;
@@ -254,6 +271,12 @@ Result<NewDisk> read_new_disk(DiskFormat format, OptionList options) {
   }
   if (!options.pairs.empty()) return invalid("Invalid parameter '", options.pairs[0].first, "'");
   return disk;
+}
+
+Result<void> check_words(const NewDisk& disk) {
+  if (disk.wrong_words.empty()) return {};
+  const auto& [name, word] = disk.wrong_words.front();
+  return invalid("Parameter '", name, "' does not accept value '", word, "'");
 }
 
 Result<void> check_backing(const NewDisk& disk) {
@@ -344,8 +367,7 @@ std::string formatting_line(const std::string& name, const NewDisk& disk) {
   line += cat(" cluster_size=", disk.cluster_size,
               " extended_l2=", disk.extended_l2_text.value_or("off"));
   if (disk.preallocation_text) line += cat(" preallocation=", *disk.preallocation_text);
-  line += cat(" compression_type=", disk.compression == Compression::deflate ? "zlib" : "zstd",
-              " size=", *disk.size);
+  line += cat(" compression_type=", disk.compression_text.value_or("zlib"), " size=", *disk.size);
   if (disk.compat_text) line += cat(" compat=", escaped(*disk.compat_text));
   if (disk.backing_file) line += cat(" backing_file=", escaped(*disk.backing_file));
   if (disk.backing_format) line += cat(" backing_fmt=", escaped(*disk.backing_format));
@@ -440,7 +462,7 @@ Task<std::unique_ptr<NewDiskFile>> begin_disk(Session& session, FileOpener& open
                                               std::string name, NewDisk disk, MakeOptions make) {
   co_await check(disk);
   if (name.empty()) {
-    co_return Error(Errc::not_found, "Could not create '': No such file or directory", ENOENT);
+    co_return no_name();
   }
   const std::string path = co_await path_of(name);
   const auto backing_file = disk.backing_file;

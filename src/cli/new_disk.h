@@ -11,6 +11,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/progress.h"
 #include "cli/session.h"
@@ -37,7 +39,12 @@ struct NewDisk {
   std::optional<bool> no_copy_on_write;
   std::optional<uint64_t> extent_size_hint;
 
+  /// Values that their option does not know, and its name in QEMU's schema: they are told when the
+  /// disk is made, as by qemu-img (check_words()).
+  std::vector<std::pair<std::string, std::string>> wrong_words;
+
   /// The words the user chose, for formatting_line().
+  std::optional<std::string> compression_text;
   std::optional<std::string> compat_text;
   std::optional<std::string> preallocation_text;
   std::optional<std::string> encryption_text;
@@ -54,6 +61,9 @@ Result<void> check_creation_options(DiskFormat format, const OptionList& options
 
 /// errors.
 Result<NewDisk> read_new_disk(DiskFormat format, OptionList options);
+
+/// Refuses wrong_words, by the first of them.
+Result<void> check_words(const NewDisk& disk);
 
 /// Refuses a backing file (or its format) where the disk's format has none, and an empty name.
 Result<void> check_backing(const NewDisk& disk);
@@ -86,6 +96,8 @@ std::string amend_option_help();
 /// Needs disk.size.
 CreateOptions create_options(const NewDisk& disk);
 
+/// What a new disk without a name is told.
+Error no_name();
 Result<Preallocation> parse_preallocation(const std::string& text);
 
 /// Fails if there is a file of that name.

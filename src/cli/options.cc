@@ -186,6 +186,12 @@ Result<SnapshotChoice> parse_snapshot(const std::string& text) {
   return choice;
 }
 
+Result<void> look_at_snapshot(std::string_view value) {
+  const Result<SnapshotChoice> choice = parse_snapshot(std::string(value));
+  if (!choice) return choice.error().copy();
+  return {};
+}
+
 bool SnapshotChoice::fits(const Snapshot& snapshot) const {
   if (word) return snapshot.id == *word || snapshot.name == *word;
   return (!id || snapshot.id == *id) && (!name || snapshot.name == *name);

@@ -131,6 +131,9 @@ struct SnapshotChoice {
 /// "NAME_OR_ID", "snapshot.id=ID", "snapshot.name=NAME", or the last two with a comma.
 Result<SnapshotChoice> parse_snapshot(const std::string& text);
 
+/// For options that take one (looked_at()).
+Result<void> look_at_snapshot(std::string_view value);
+
 /// Raw was guessed for an image that is going to be written: says so, as qemu-img does.
 void warn_of_guess(Session& session, const std::string& name);
 

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// `serve` with the options of qemu-nbd, and its list of what another server has.
+#include <arpa/inet.h>
+#include <netdb.h>
+
 #include "cli/commands.h"
 #include "cli/export_list.h"
 #include "cli/serve_plan.h"
@@ -10,6 +13,8 @@ namespace byre {
 namespace {
 
 constexpr uint64_t kSharedMax = INT32_MAX;
+/// QEMU's is 0.0.0.0: every address of this machine.
+constexpr const char* kAddress = "127.0.0.1";
 
 struct NbdArgs : OpenArgs {
   std::vector<std::string> images;  ///< One, or none to list what a server has.
@@ -43,16 +48,6 @@ struct NbdArgs : OpenArgs {
   std::optional<std::string> offset;
 };
 
-/// An option whose value is looked at where it stands: the first wrong one is told, as by qemu-nbd.
-Argument looked_at(Argument argument, Result<void> (*look)(std::string_view value)) {
-  argument.store = [store = std::move(argument.store), look](
-                       void* args, std::string_view value) -> Result<void> {
-    if (Result<void> right = look(value); !right) return right;
-    return store(args, value);
-  };
-  return argument;
-}
-
 Result<void> look_at_cache(std::string_view value) {
   if (find_cache_mode(value)) return {};
   return invalid("Invalid cache mode `", value, "'");
@@ -72,6 +67,41 @@ Result<void> look_at_discard(std::string_view value) {
 Result<void> look_at_detect_zeroes(std::string_view value) {
   if (value == "off" || value == "on" || value == "unmap") return {};
   return invalid("Failed to parse detect_zeroes mode: invalid parameter value: ", value);
+}
+
+/// As looked_at(), for options that may be there once only, or not beside another.
+Argument once(Argument argument, bool (*given)(const NbdArgs& args), std::string_view names,
+              Result<void> (*look)(std::string_view value)) {
+  argument.store = [store = std::move(argument.store), given, names, look](
+                       void* args, std::string_view value) -> Result<void> {
+    if (given(*static_cast<NbdArgs*>(args))) return invalid(names, " can only be specified once");
+    if (Result<void> right = look(value); !right) return right;
+    return store(args, value);
+  };
+  return argument;
+}
+
+bool has_cache(const NbdArgs& args) { return args.cache || args.no_cache; }
+bool has_aio(const NbdArgs& args) { return args.aio.has_value(); }
+bool has_discard(const NbdArgs& args) { return args.discard.has_value(); }
+Result<void> look_at_nothing(std::string_view /*value*/) { return {}; }
+
+/// As by qemu-nbd, --discard=unmap has to stand in front of --detect-zeroes=unmap.
+Argument detect_zeroes_option() {
+  Argument argument = option("--detect-zeroes", "MODE", &NbdArgs::detect_zeroes,
+                             "off (the default); on: a write of nothing but zeros becomes a "
+                             "request to zero; unmap (behind --discard=unmap): and its space is "
+                             "given back");
+  argument.store = [store = std::move(argument.store)](void* args,
+                                                       std::string_view value) -> Result<void> {
+    const NbdArgs& before = *static_cast<NbdArgs*>(args);
+    if (Result<void> right = look_at_detect_zeroes(value); !right) return right;
+    const Result<DetectZeroesMode> mode =
+        parse_detect_zeroes(std::string(value), before.discard.value_or(DiscardPolicy::ignore));
+    if (!mode) return mode.error().copy();
+    return store(args, value);
+  };
+  return argument;
 }
 
 /// A number, where -1 is the largest one, as to strtoul(3).
@@ -117,6 +147,19 @@ Result<void> read_image_name(const NbdArgs& args, ServePlan& plan) {
   return tree ? Result<void>() : could_not_open(args.images[0], std::move(tree).error());
 }
 
+/// A number, the name of a service, or nothing: any port that is free.
+Result<uint16_t> port_of(const NbdArgs& args) {
+  const std::string& text = *args.port;
+  if (text.empty()) return uint16_t{0};
+  if (parse_number(text, 0, UINT64_MAX)) return parse_port(text);
+  // Which services there are is in a file of this machine.
+  if (const servent* const service = getservbyname(text.c_str(), "tcp"))
+    return ntohs(static_cast<uint16_t>(service->s_port));
+  return Error(Errc::not_found,
+               cat("address resolution failed for ", args.address.value_or(kAddress), ":", text,
+                   ": Servname not supported for ai_socktype"));
+}
+
 Result<ServePlan> plan_of(const NbdArgs& args) {
   ServePlan plan{.image = args.images[0],
                  .open = args,
@@ -146,10 +189,10 @@ Result<ServePlan> plan_of(const NbdArgs& args) {
   }
   if (!args.socket) {
     plan.port = kNbdPort;
-    plan.address = args.address.value_or("127.0.0.1");
+    plan.address = args.address.value_or(kAddress);
   }
   if (args.port) {
-    BYRE_TRY(port, parse_port(*args.port));
+    BYRE_TRY(port, port_of(args));
     plan.port = port;
   }
   if (args.shared) {
@@ -171,17 +214,24 @@ Result<ServePlan> plan_of(const NbdArgs& args) {
   return plan;
 }
 
+/// What does not go together with --list.
+Result<void> check_list(const NbdArgs& args) {
+  if (!args.images.empty()) return invalid("List mode is incompatible with a file name");
+  const bool of_a_disk = args.format || args.offset || args.snapshot || !args.bitmaps.empty() ||
+                         args.depth || has_cache(args) || args.discard || args.aio;
+  const bool of_an_export = !args.name.empty() || !args.description.empty();
+  if (of_a_disk || of_an_export || args.connect || args.disconnect)
+    return invalid("List mode is incompatible with per-device settings");
+  if (args.fork) return invalid("List mode is incompatible with forking");
+  if (args.socket && (args.port || args.address))
+    return invalid("--socket can not be combined with --port or --bind");
+  return {};
+}
+
 /// --list: what another server has.
 Task<int> list(Session& session, NbdArgs args) {
-  if (args.format || args.offset || args.snapshot || args.shared || args.fork || args.persistent ||
-      args.temporary || args.read_only || !args.bitmaps.empty() || !args.name.empty()) {
-    co_return invalid("--list goes with --socket, --port and --bind only");
-  }
-  if (args.socket && (args.port || args.address)) {
-    co_return invalid("--socket can not be combined with --port or --bind");
-  }
   uint16_t port = kNbdPort;
-  if (args.port) port = co_await parse_port(*args.port);
+  if (args.port) port = co_await port_of(args);
   Reactor& reactor = session.reactor();
   Socket socket;
   if (args.socket) {
@@ -195,16 +245,18 @@ Task<int> list(Session& session, NbdArgs args) {
 
 /// What does not go together, or is not there.
 Result<void> check_together(const NbdArgs& args) {
-  if (args.list && !args.images.empty())
-    return invalid("List mode is incompatible with a file name");
+  if (args.tls_creds && args.connect) return invalid("TLS is not supported with a host device");
   if (args.tls_creds && args.tls_hostname && !args.list) {
     return invalid("TLS hostname is only supported with export list");
   }
-  if (args.tls_creds && args.connect) return invalid("TLS is not supported with a host device");
   if (args.tls_creds) {
     return Error(Errc::not_found, cat("Failed to get TLS creds: No TLS credentials with id '",
                                       *args.tls_creds, "'"));
   }
+  constexpr size_t kNameMax = 4096;
+  if (args.name.size() > kNameMax) return invalid("export name '", args.name, "' too long");
+  if (args.description.size() > kNameMax)
+    return invalid("export description '", args.description, "' too long");
   if (args.tls_authz) return invalid("--tls-authz is not permitted without --tls-creds");
   if (args.tls_hostname) return invalid("--tls-hostname is not permitted without --tls-creds");
   if (args.disconnect) {
@@ -230,8 +282,8 @@ Task<int> qemu_nbd(Session& session, NbdArgs args) {
         .outcome = Parsed::Outcome::failed, .error = "Invalid number of arguments", .usage = true};
     co_return finish_parse(session, kQemuNbd, parsed);
   }
+  if (args.list) co_await check_list(args);
   co_await check_together(args);
-  if (args.no_cache && args.cache) co_return invalid("-n and --cache can only be specified once");
   if (args.list) co_return co_await list(session, std::move(args));
   Result<ServePlan> planned = plan_of(args);
   if (!planned) co_return in_words(std::move(planned).error());
@@ -244,6 +296,19 @@ Task<int> qemu_nbd(Session& session, NbdArgs args) {
   Result<int> served = co_await serve_plan(session, std::move(plan)).result();
   if (!served) co_return in_words(std::move(served).error());
   co_return *served;
+}
+
+/// Objects of qemu-nbd may be I/O threads, which qemu-img's may not.
+Arguments with_io_threads(Arguments arguments) {
+  for (Argument& argument : arguments) {
+    if (argument.name != "object") continue;
+    argument.store = [](void* args, std::string_view value) -> Result<void> {
+      std::shared_ptr<Objects>& objects = static_cast<NbdArgs*>(args)->objects;
+      if (!objects) objects = std::make_shared<Objects>();
+      return objects->add(value, Objects::IoThreads::taken);
+    };
+  }
+  return arguments;
 }
 
 /// How many there are is told when the options have been looked at.
@@ -287,21 +352,17 @@ const Command<NbdArgs> kNbdDefinition({
              "afterwards; the disk stays as it is"),
          option("-B, --bitmap", "NAME", &NbdArgs::bitmaps,
                 "offer the context qemu:dirty-bitmap:NAME of this persistent bitmap"),
-         looked_at(option("--cache", "CACHE", &NbdArgs::cache,
-                          "writeback (the default), none, writethrough, directsync or unsafe"),
-                   look_at_cache),
-         flag("-n, --nocache", &NbdArgs::no_cache, "as --cache=none"),
-         looked_at(option("--discard", "POLICY", &NbdArgs::discard,
-                          "ignore (the default) or unmap"),
-                   look_at_discard),
-         looked_at(
-             option("--detect-zeroes", "MODE", &NbdArgs::detect_zeroes,
-                    "off (the default); on: a write of nothing but zeros becomes a request to "
-                    "zero; unmap (with --discard=unmap): and its space is given back"),
-             look_at_detect_zeroes),
-         looked_at(option("--aio", "MODE", &NbdArgs::aio,
-                          "threads, native or io_uring; accepted, byre chooses by itself"),
-                   look_at_aio),
+         once(option("--cache", "CACHE", &NbdArgs::cache,
+                     "writeback (the default), none, writethrough, directsync or unsafe"),
+              has_cache, "-n and --cache", look_at_cache),
+         once(flag("-n, --nocache", &NbdArgs::no_cache, "as --cache=none"), has_cache,
+              "-n and --cache", look_at_nothing),
+         once(option("--discard", "POLICY", &NbdArgs::discard, "ignore (the default) or unmap"),
+              has_discard, "--discard", look_at_discard),
+         detect_zeroes_option(),
+         once(option("--aio", "MODE", &NbdArgs::aio,
+                     "threads, native or io_uring; accepted, byre chooses by itself"),
+              has_aio, "--aio", look_at_aio),
          flag("-A, --allocation-depth", &NbdArgs::depth, "offer the context qemu:allocation-depth"),
          looked_at(option("-o, --offset", "OFFSET", &NbdArgs::offset,
                           "serve what follows this byte"),
@@ -321,7 +382,7 @@ const Command<NbdArgs> kNbdDefinition({
          refused_later(option("--tls-authz", "ID", &NbdArgs::tls_authz, "goes with --tls-creds")),
          refused_later(option("--tls-hostname", "NAME", &NbdArgs::tls_hostname,
                               "goes with --tls-creds")),
-         follow_arguments<NbdArgs>()},
+         with_io_threads(follow_arguments<NbdArgs>())},
     .run = qemu_nbd,
 });
 

@@ -103,23 +103,11 @@ class Watched final : public Filter {
   Changed changed_;
 };
 
-/// What counts for the progress of a resize: bytes that its file is given.  Tables are not counted
-/// beforehand, and the end is when all of it is durable: so it is not all done before finish().
-class Steps {
- public:
-  Steps(Session& session, bool enabled) : line_(session, enabled) { line_.follow(progress_); }
-  void expect(uint64_t bytes) { total_ = bytes; }
-  void add(uint64_t bytes) {
-    if (total_ == 0) return;
-    progress_.set(std::min(progress_.done() + bytes, total_ - total_ / 100), total_);
-  }
-  void finish() { progress_.set(std::max<uint64_t>(total_, 1), std::max<uint64_t>(total_, 1)); }
-
- private:
-  ProgressLine line_;
-  Progress progress_;
-  uint64_t total_ = 0;
-};
+/// Tables are not counted beforehand, and the end is when all of it is durable: the last percent.
+void advance(Progress& progress, uint64_t bytes) {
+  const uint64_t total = progress.total();
+  if (total != 0) progress.set(std::min(progress.done() + bytes, total - total / 100), total);
+}
 
 /// Bytes of tables that map `length` bytes of the disk.
 uint64_t tables_for(const Geometry& geometry, uint64_t length) {
@@ -151,7 +139,7 @@ Task<uint64_t> expected(Disk& disk, uint64_t total, Preallocation mode) {
   co_return tables + (mode == Preallocation::metadata ? 0 : total - old_size);
 }
 
-Task<void> resize_raw(Device& device, uint64_t total, Preallocation mode, Steps& steps) {
+Task<void> resize_raw(Device& device, uint64_t total, Preallocation mode, Progress& progress) {
   const uint64_t old_size = device.size();
   co_await device.resize(total);
   if (total <= old_size || mode == Preallocation::off) co_return;
@@ -163,7 +151,7 @@ Task<void> resize_raw(Device& device, uint64_t total, Preallocation mode, Steps&
     } else {
       given = co_await write_zeros(device, at, step).result();
     }
-    steps.add(step);
+    advance(progress, step);
     at += step;
   }
   if (given) co_return;
@@ -171,28 +159,27 @@ Task<void> resize_raw(Device& device, uint64_t total, Preallocation mode, Steps&
   co_await std::move(given);
 }
 
-Task<void> apply(Disk& disk, uint64_t total, Preallocation mode, Steps& steps) {
-  steps.expect(co_await expected(disk, total, mode));
+Task<void> apply(Disk& disk, uint64_t total, Preallocation mode, Progress& progress) {
+  progress.set_total(co_await expected(disk, total, mode));
   if (disk.image) {
     co_await disk.image->resize(total, mode);
   } else {
-    co_await resize_raw(*disk.device, total, mode, steps);
+    co_await resize_raw(*disk.device, total, mode, progress);
   }
   co_await disk.device->flush(IoTag::flush);
-  steps.finish();
+  const uint64_t all = std::max<uint64_t>(progress.total(), 1);
+  progress.set(all, all);
 }
 
 Task<int> resize(Session& session, ResizeArgs args) {
   Result<Wanted> wanted = parse_wanted(args.size);
   if (!wanted) co_return std::move(wanted).error();
-  const Result<Preallocation> mode = parse_preallocation(args.preallocation.value_or("off"));
-  if (!mode) co_return invalid("Invalid preallocation mode '", *args.preallocation, "'");
+  const Preallocation mode = *parse_preallocation(args.preallocation.value_or("off"));
   SystemGate opener(session.reactor(), session.policy(args.follow));
-  Steps* watching = nullptr;
+  Progress progress;
   const auto over_file = [&](Child file) -> Child {
-    return std::make_unique<Watched>(std::move(file), [&](uint64_t bytes) {
-      if (watching) watching->add(bytes);
-    });
+    return std::make_unique<Watched>(std::move(file),
+                                     [&](uint64_t bytes) { advance(progress, bytes); });
   };
   Disk disk = co_await open_named(session, opener, args.image, args, {.writable = true}, over_file);
   if (disk.guessed && disk.format == DiskFormat::raw) warn_of_guess(session, args.image);
@@ -201,13 +188,19 @@ Task<int> resize(Session& session, ResizeArgs args) {
                 .stop = [] {},
                 .waiting_for = [&] { return cat("the new size of ", byre::quoted(args.image)); }});
 
-  Result<uint64_t> total = plan(disk, args, *wanted, *mode);
+  Result<uint64_t> total = plan(disk, args, *wanted, mode);
+  const bool is_old = disk.image && disk.image->geometry().version < 3;
+  if (total && session.compatibility_name() && is_old && !disk.image->snapshots().empty()) {
+    // Also where the size stays, which changes nothing.
+    total = invalid("Can't resize a v2 image which has snapshots");
+  }
   Result<void> done;
   if (total) {
-    Steps steps(session, args.progress && !args.quiet);
-    watching = &steps;
-    done = co_await apply(disk, *total, *mode, steps).result();
-    watching = nullptr;
+    ProgressLine line(session, args.progress && !args.quiet, ProgressLine::Unit::bytes);
+    line.follow(progress);
+    done = co_await apply(disk, *total, mode, progress).result();
+    progress.on_change(nullptr);
+    if (done) line.finish();
   }
   Result<void> closed = co_await disk.device.close().result();
   if (!total && !session.compatibility_name()) co_return std::move(total).error();
@@ -228,6 +221,11 @@ Task<int> resize(Session& session, ResizeArgs args) {
   co_return 0;
 }
 
+Result<void> look_at_preallocation(std::string_view value) {
+  if (parse_preallocation(std::string(value))) return {};
+  return invalid("Invalid preallocation mode '", value, "'");
+}
+
 const Command<ResizeArgs> kDefinition({
     .name = "resize",
     .summary = "Change the size of a disk",
@@ -235,8 +233,10 @@ const Command<ResizeArgs> kDefinition({
              operand("SIZE", &ResizeArgs::size,
                      "the new size, such as 64M; +SIZE and -SIZE change the one there is"),
              format_argument<ResizeArgs>(),
-             option("--preallocation", "MODE", &ResizeArgs::preallocation,
-                    "for what is added: off (the default), metadata (qcow2 only), falloc or full"),
+             looked_at(option("--preallocation", "MODE", &ResizeArgs::preallocation,
+                              "for what is added: off (the default), metadata (qcow2 only), falloc "
+                              "or full"),
+                       look_at_preallocation),
              flag("--shrink", &ResizeArgs::shrink, "allow a smaller size; what is cut off is lost"),
              own(flag("-p, --progress", &ResizeArgs::progress, "show how far it is")),
              flag("-q, --quiet", &ResizeArgs::quiet, "print nothing but errors"),

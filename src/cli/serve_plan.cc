@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
+#include <cstdlib>
 #include <memory>
 #include <utility>
 
@@ -16,6 +17,7 @@
 #include "daemon/metrics_server.h"
 #include "export/background.h"
 #include "export/nbd_server_run.h"
+#include "io/service_manager.h"
 
 namespace byre {
 
@@ -194,6 +196,8 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
   if (plan.check_on_signal) {
     signals.emplace(co_await SignalWatch::make(session.reactor(), {SIGUSR1}));
   }
+  ServiceManager manager(session.reactor(), getenv);
+  co_await manager.tell_status(cat("opening ", plan.image));
   SystemGate opener(session.reactor(), session.policy(plan.open.follow));
   co_await make_if_missing(session, opener, plan);
   Disk disk = co_await open_served(session, opener, plan);
@@ -224,8 +228,13 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
   } else {
     served = std::move(contexts).error();
   }
+  Scope telling(session.reactor().ready());
+  const auto stop = [&] {
+    run.stop();
+    telling.spawn(manager.tell_stopping());
+  };
   const Session::Interruptible guard(session, {.about = quoted(plan.image),
-                                               .stop = [&] { run.stop(); },
+                                               .stop = stop,
                                                .waiting_for = [&] { return run.waiting_for(); },
                                                .is_server = true});
   std::unique_ptr<MetricsServer> metrics;
@@ -240,13 +249,18 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
   }
   if (served) served = co_await announce(session, plan, run, disk.format, metrics.get()).result();
   if (served && session.interrupted() == 0) {
+    co_await manager.tell_ready(cat("serving ", plan.image));
+    telling.spawn(manager.feed_watchdog());
     SignalWatch* const check_signals = signals ? &*signals : nullptr;
     served = co_await run_and_report(run, reporter, plan, disk.image, check_signals, metrics.get())
                  .result();
   }
 
   // Everything that was answered becomes durable, whatever ended the server.
+  co_await manager.tell_stopping();
   Result<void> ended = co_await run.end().result();
+  manager.stop();
+  co_await telling.join();
   if (!plan.pid_file.empty()) unlink(plan.pid_file.c_str());
   co_await std::move(served);
   co_await std::move(ended);

@@ -249,6 +249,7 @@ Parsed begin_parse(Session& session, const AnyCommand& command,
   Parsed parsed =
       parse(command, words, args, session.compatibility_name() ? Dialect::qemu : Dialect::byre);
   if (parsed.outcome != Parsed::Outcome::run) return parsed;
+  session.set_progress_json(parsed.progress_json);
   session.set_json(parsed.json);
   if (parsed.quiet) session.set_quiet();
   return parsed;

@@ -60,6 +60,9 @@ class Session {
   /// stderr a JSON object in a line of its own.
   bool json() const { return json_; }
   void set_json(bool json) { json_ = json && !compatibility_name(); }
+  /// --progress=json: how far it is goes to stderr, an object in a line of its own for each step.
+  bool progress_json() const { return progress_json_; }
+  void set_progress_json(bool json) { progress_json_ = json && !compatibility_name(); }
   /// Nothing goes to stdout from here on.
   void set_quiet() { quiet_ = true; }
 
@@ -75,8 +78,10 @@ class Session {
   int report(const Error& error);
   int report(Errc code, std::string_view message);
   void warn(std::string_view message);
-  /// To stderr as it is.
+  /// To stderr: as it is, or in JSON as a message.
   void note(std::string_view text);
+  /// To stderr as it is, for what is in the form of messages in JSON already.
+  void write_error(std::string_view text);
   /// How wide the terminal is; 80 without one.
   size_t width() const;
   /// Writes out what was printed; false when stdout did not take it.
@@ -107,7 +112,6 @@ class Session {
  private:
   Task<void> watch();
   void end_watch();
-  void write_error(std::string_view text);
 
   Reactor& reactor_;
   Options options_;
@@ -119,6 +123,7 @@ class Session {
   bool ending_ = false;
   bool output_failed_ = false;
   bool json_ = false;
+  bool progress_json_ = false;
   bool quiet_ = false;
   bool printed_ = false;
 };

@@ -194,9 +194,6 @@ Task<int> snapshot(Session& session, SnapshotArgs args) {
         .outcome = Parsed::Outcome::failed, .error = std::move(text), .usage = true};
     return finish_parse(session, kSnapshot, parsed);
   };
-  if (args.actions() > 1)
-    co_return wrong(cat("Cannot mix '-l', '-a', '-c', '-d'",
-                        session.compatibility_name() ? "" : ", '--rename'"));
   if (args.to.has_value() != !args.rename.empty()) {
     co_return wrong("--rename SNAPSHOT and --to NAME go together");
   }
@@ -216,14 +213,21 @@ Task<int> snapshot(Session& session, SnapshotArgs args) {
   co_return co_await list(session, args);
 }
 
-Argument list_flag() {
-  Argument argument =
-      detail::named(Argument::Kind::flag, "-l, --list", "", "list them (the default)");
-  argument.store = [](void* args, std::string_view) -> Result<void> {
-    static_cast<SnapshotArgs*>(args)->list.emplace_back();
-    return {};
+/// One action; a second one is told where it stands, under each name.
+Argument action(Argument argument, std::vector<std::string> SnapshotArgs::* member) {
+  argument.misuse = true;
+  argument.store = [member](void* args, std::string_view value) -> Result<void> {
+    SnapshotArgs& all = *static_cast<SnapshotArgs*>(args);
+    (all.*member).emplace_back(value);
+    if (all.actions() == 1) return {};
+    return invalid("Cannot mix '-l', '-a', '-c', '-d'", all.rename.empty() ? "" : ", '--rename'");
   };
   return argument;
+}
+
+Argument action(std::string_view names, std::string_view metavar,
+                std::vector<std::string> SnapshotArgs::* member, std::string_view help) {
+  return action(option(names, metavar, member, help), member);
 }
 
 const Command<SnapshotArgs> kDefinition({
@@ -235,13 +239,16 @@ const Command<SnapshotArgs> kDefinition({
         "now; "
         "create another one first to keep it. Killed at any moment, each of these leaves the image "
         "as it was or as it should be.",
-    .args = {operand("IMAGE", &SnapshotArgs::image, "the image file"), list_flag(),
-             option("-c, --create", "NAME", &SnapshotArgs::create,
+    .args = {operand("IMAGE", &SnapshotArgs::image, "the image file"),
+             action(detail::named(Argument::Kind::flag, "-l, --list", "",
+                                  "list them (the default)"),
+                    &SnapshotArgs::list),
+             action("-c, --create", "NAME", &SnapshotArgs::create,
                     "keep the disk as it is now under this name"),
-             option("-a, --apply", "SNAPSHOT", &SnapshotArgs::apply,
+             action("-a, --apply", "SNAPSHOT", &SnapshotArgs::apply,
                     "make the disk what it was then, its size as well"),
-             option("-d, --delete", "SNAPSHOT", &SnapshotArgs::remove, "give it up"),
-             own({option("--rename", "SNAPSHOT", &SnapshotArgs::rename, "give it the name --to"),
+             action("-d, --delete", "SNAPSHOT", &SnapshotArgs::remove, "give it up"),
+             own({action("--rename", "SNAPSHOT", &SnapshotArgs::rename, "give it the name --to"),
                   option("--to", "NAME", &SnapshotArgs::to, "the new name, for --rename")}),
              format_argument<SnapshotArgs>(),
              flag("-q, --quiet", &SnapshotArgs::quiet, "print nothing but errors"),

@@ -126,7 +126,8 @@ bool is_local(const SocketAddress& address) {
 Task<Listener> listen_at(AddressContext context, SocketAddress address) {
   switch (address.type) {
     case SocketAddress::Kind::unix: {
-      const std::string path = co_await path_of_unix(address);
+      std::string path = co_await path_of_unix(address);
+      if (context.root && !address.abstract) path = co_await context.root->real_name(path);
       Listener listener = co_await Listener::listen_unix(context.reactor, path);
       co_return std::move(listener);
     }

@@ -11,6 +11,7 @@
 
 #include "daemon/descriptors.h"
 #include "daemon/qmp_type.h"
+#include "io/rooted_opener.h"
 #include "io/socket.h"
 
 namespace byre::qmp {
@@ -39,6 +40,8 @@ struct AddressContext {
   Reactor& reactor;
   Descriptors* descriptors = nullptr;  ///< Of a monitor; null: numbers mean descriptors of ours.
   bool allow_remote = false;           ///< Other machines may connect.
+  /// Where sockets may be made that clients of a monitor ask for; null: anywhere.
+  const RootedOpener* root = nullptr;
 };
 Task<Listener> listen_at(AddressContext context, SocketAddress address);
 Task<Socket> connect_to(AddressContext context, SocketAddress address);

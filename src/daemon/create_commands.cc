@@ -143,7 +143,7 @@ class CreateFile final : public CreateWork {
                               .replace = true,
                               .no_copy_on_write = wanted_.nocow,
                               .extent_size_hint = wanted_.extent_size_hint};
-    Result<void> made = co_await create_disk(daemon_.reactor(), daemon_.options().files,
+    Result<void> made = co_await create_disk(daemon_.reactor(), daemon_.files(),
                                              wanted_.filename, std::move(options))
                             .result();
     if (made) co_return;

@@ -6,6 +6,7 @@
 
 #include "base/option_text.h"
 #include "block/gives_up.h"
+#include "daemon/blockdev_options.h"
 #include "daemon/jobs.h"
 #include "daemon/modules.h"
 #include "daemon/qmp_stream.h"
@@ -128,21 +129,23 @@ Task<void> Daemon::serve(Monitor& monitor) {
   }
 }
 
-Result<void> Daemon::add_object(const std::string& text) {
-  BYRE_TRY(type, Objects::type_and_id(text));
-  if (type.type != "iothread") {
-    if (!io_threads_.contains(type.id)) return objects_->add(text);
-  } else if (!objects_->contains(type.id) && io_threads_.insert(type.id).second) {
-    // One thread serves all; the name is kept, so that who deletes it again finds it.
-    return {};
-  }
-  return invalid("attempt to add duplicate property '", type.id, "' to object (type 'container')");
+/// The object, with the real name of its file when that may be opened.
+Result<std::string> Daemon::confined(const std::string& text) const {
+  if (!options_.root) return text;
+  BYRE_TRY(words, qmp::read_words(text, "qom-type"));
+  const auto file = words.json.find("file");
+  if (file == words.json.end() || !file->is_string()) return text;
+  BYRE_TRY(name, options_.root->real_name(qmp::text_in(*file)));
+  *file = std::move(name);
+  return qmp::text_of_json(words.json);
 }
 
-Result<void> Daemon::remove_object(const std::string& id) {
-  if (io_threads_.erase(id) != 0) return {};
-  return objects_->remove(id);
+Result<void> Daemon::add_object(const std::string& text) {
+  BYRE_TRY(confined_text, confined(text));
+  return objects_->add(confined_text, Objects::IoThreads::taken);
 }
+
+Result<void> Daemon::remove_object(const std::string& id) { return objects_->remove(id); }
 
 void Daemon::emit(std::string_view event, Json data) {
   const auto known = std::ranges::find(commands_.events(), event, &qmp::EventDefinition::name);

@@ -71,6 +71,8 @@ class Daemon {
     std::string qemu_version;  ///< "10.0.0"
     std::string package;       ///< Who it really is.
     bool allow_remote = false;
+    /// Beneath which all lies that commands open by path; `files` is it, then.  Null: anywhere.
+    const RootedOpener* root = nullptr;
     /// Told what users should know.
     std::function<void(const std::string&)> note;
     std::function<void(const std::string&)> warn;
@@ -99,9 +101,15 @@ class Daemon {
   qmp::DescriptorSets& descriptor_sets() { return sets_; }
   const qmp::CommandSet& commands() const { return commands_; }
   const Options& options() const { return options_; }
+  /// For every file that a client names: /dev/fdset/N, and what lies beneath the root.
+  FileOpener& files() { return files_; }
   const qmp::Json& version() const { return realm_.version; }
   qmp::AddressContext addresses(qmp::Descriptors* descriptors) {
-    return {.reactor = reactor_, .descriptors = descriptors, .allow_remote = options_.allow_remote};
+    // Who wrote the command line may say where sockets are.
+    return {.reactor = reactor_,
+            .descriptors = descriptors,
+            .allow_remote = options_.allow_remote,
+            .root = descriptors ? options_.root : nullptr};
   }
 
   /// Tells all clients that have negotiated.  The event is one of the command set's.
@@ -111,6 +119,7 @@ class Daemon {
 
  private:
   struct Monitor;
+  Result<std::string> confined(const std::string& text) const;
   Task<void> serve(Monitor& monitor);
   Task<void> give_up_later(Op& timer);
 
@@ -119,7 +128,6 @@ class Daemon {
   qmp::DescriptorSets sets_;
   qmp::FdsetOpener files_;
   std::shared_ptr<Objects> objects_;
-  std::set<std::string, std::less<>> io_threads_;
   Nodes nodes_;
   BlockExports exports_;
   qmp::CommandSet commands_;

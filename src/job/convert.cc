@@ -41,6 +41,7 @@ Task<void> Convert::run() {
   if (!options_.target_reads_zero && target_.size() > total_) {
     co_await copy_->zero(total_, target_.size() - total_);
     if (progress_.stopped()) co_await fail(Error(Errc::cancelled, "interrupted"));
+    if (options_.record) options_.record->note_zeros(total_, target_.size() - total_);
   }
   co_await copy_->flush();
 }
@@ -61,6 +62,7 @@ Task<CopySource::Stretch> Convert::look(uint64_t at) {
   if (offset >= there) {
     // The rest of the last sector.
     const Extent rest{.length = source.size - offset, .data = false, .zero = true};
+    note(rest, at, rest.length);
     co_return Stretch{kind_of(rest, at), rest.length};
   }
   uint64_t ahead = there - offset;
@@ -74,7 +76,16 @@ Task<CopySource::Stretch> Convert::look(uint64_t at) {
   uint64_t length = extent->length;
   // Rounded up to a sector, which only the last one of a source can need.
   if (offset + length == there) length = source.size - offset;
+  note(*extent, at, length);
   co_return Stretch{kind_of(*extent, at), length};
+}
+
+/// What reads as zeros is not read; and what the target's backing disk has is not looked at.
+void Convert::note(const Extent& extent, uint64_t at, uint64_t length) {
+  const bool over_backing = options_.target_has_backing && at < options_.target_backing_size;
+  const bool from_below = !extent.allocated || extent.depth > 0;
+  if (options_.record && extent.zero && !(over_backing && from_below))
+    options_.record->note_zeros(at, length);
 }
 
 CopySource::Kind Convert::kind_of(const Extent& extent, uint64_t at) const {
@@ -103,6 +114,7 @@ Task<CopySource::Parts> Convert::read(uint64_t at, MutableBytes data) {
     }
     fill_zero(part.subspan(there));
   }
+  if (options_.record) options_.record->note(at, data);
   co_return Parts{{0, data.size()}};
 }
 

@@ -16,6 +16,7 @@
 
 #include "io/file.h"
 #include "job/copy.h"
+#include "job/read_back.h"
 
 namespace byre {
 
@@ -46,6 +47,8 @@ struct ConvertOptions {
   std::optional<OnHost> on_host = {};
   unsigned requests_max = 16;
   uint64_t request_size = 2 * MiB;
+  /// Notes what the target has to hold; null: nobody asks.
+  ReadBack* record = nullptr;
   /// Called after each piece, with bytes of the disk done and in all.
   std::function<void(uint64_t done, uint64_t total)> progress;
 };
@@ -81,6 +84,7 @@ class Convert final : private CopySource {
   Task<Stretch> look(uint64_t at) override;
   Task<Parts> read(uint64_t at, MutableBytes data) override;
   Task<bool> copy_on_host(uint64_t at, uint64_t length) override;
+  void note(const Extent& extent, uint64_t at, uint64_t length);
   std::string names() const override;
   Kind kind_of(const Extent& extent, uint64_t at) const;
 

@@ -34,7 +34,8 @@ Copy::Copy(CopySource& source, Device& target, Progress& progress, CopyOptions o
       unit_(options_.compressed ? target.preferred_size() : options_.unit),
       total_(source.size()),
       cursor_lock_(target.reactor().ready()),
-      turn_(target.reactor().ready()) {
+      turn_(target.reactor().ready()),
+      writers_(target.reactor().ready(), options_.requests_max) {
   BYRE_ASSERT(options_.requests_max > 0 && options_.request_size >= kSectorSize);
   BYRE_ASSERT(options_.request_size % unit_ == 0);
 }
@@ -167,14 +168,17 @@ Task<void> Copy::copy(const Piece& piece, Buffer& buffer) {
   if (piece.kind == Kind::data) parts = co_await read(piece.at, data);
   co_await in_turn(piece.sequence);
   if (failed_) co_return;
-  // Begins at once, and so before the writes of later pieces.  The first one ends before the next
-  // begins: while an image loads its first tables, those who wait for them could pass each other.
-  Scope writing(target_.reactor().ready());
-  if (has_bytes) writing.spawn(write_parts(piece.at, data, std::move(parts)));
-  if (piece.kind == Kind::zero) writing.spawn(zero(piece.at, piece.length));
-  if (has_bytes && std::exchange(first_write_, false)) co_await writing.join();
+  // All writes of the piece begin before those of later pieces.  The first ones end before the next
+  // begin: while an image loads its first tables, those who wait for them could pass each other.
+  Scope writes(target_.reactor().ready());
+  if (piece.kind == Kind::zero) writes.spawn(zero(piece.at, piece.length));
+  for (const CopySource::Part& part : parts) {
+    const Bytes bytes = data.subspan(part.begin, part.end - part.begin);
+    co_await begin_writes(piece.at + part.begin, bytes, part.as_data, writes);
+  }
+  if (has_bytes && std::exchange(first_write_, false)) co_await writes.join();
   end_turn(piece.sequence);
-  co_await writing.join();
+  co_await writes.join();
 }
 
 Task<CopySource::Parts> Copy::read(uint64_t at, MutableBytes data) {
@@ -184,29 +188,16 @@ Task<CopySource::Parts> Copy::read(uint64_t at, MutableBytes data) {
   co_return std::move(parts);
 }
 
-Task<void> Copy::write_parts(uint64_t at, Bytes data, CopySource::Parts parts) {
-  for (const CopySource::Part& part : parts) {
-    const Bytes bytes = data.subspan(part.begin, part.end - part.begin);
-    if (part.as_data) {
-      co_await write(at + part.begin, bytes);
-    } else {
-      co_await write_runs(at + part.begin, bytes);
-    }
-  }
-}
-
-/// Writes `data`, or what of it is not zero.
-Task<void> Copy::write_runs(uint64_t at, Bytes data) {
+/// Begins to write `data`: the whole, or with a look for zeros what of it is not zero, its runs in
+/// their order, side by side as far as there may be more requests.
+Task<void> Copy::begin_writes(uint64_t at, Bytes data, bool as_data, Scope& writes) {
+  const bool whole = as_data || options_.sparse_size == 0 || options_.on_host;
   const uint64_t unit = std::max(options_.sparse_size, unit_);
-  if (options_.sparse_size == 0 || options_.on_host) {
-    co_await write(at, data);
-    co_return;
-  }
   uint64_t done = 0;
   while (done < data.size()) {
     // A run of units that are alike; units lie at multiples of their size in the target.
     bool zeros = false;
-    uint64_t end = done;
+    uint64_t end = whole ? data.size() : done;
     while (end < data.size()) {
       const uint64_t stop = std::min<uint64_t>(data.size(), round_down(at + end, unit) + unit - at);
       const bool is_zeros =
@@ -215,12 +206,21 @@ Task<void> Copy::write_runs(uint64_t at, Bytes data) {
       if (is_zeros != zeros) break;
       end = stop;
     }
-    if (!zeros) {
-      co_await write(at + done, data.subspan(done, end - done));
-    } else if (!options_.target_reads_zero) {
-      co_await zero(at + done, end - done);
+    if (!zeros || !options_.target_reads_zero) {
+      Semaphore::Hold permit = co_await writers_.acquire();
+      const Bytes run = data.subspan(done, end - done);
+      writes.spawn(write_run(at + done, run, zeros, std::move(permit)));
     }
     done = end;
+  }
+}
+
+Task<void> Copy::write_run(uint64_t at, Bytes data, bool zeros, Semaphore::Hold) {
+  if (failed_) co_return;
+  if (zeros) {
+    co_await zero(at, data.size());
+  } else {
+    co_await write(at, data);
   }
 }
 

@@ -5,7 +5,8 @@
 ///    next (look()), and cuts it into pieces; zeros are never read.
 /// 2. Up to `requests_max` coroutines each take a piece, read it, look for zeros in it, and write
 ///    what is left.  With `in_order` writes are issued in the order of the disk (they still
-///    overlap), so that an image that allocates as it is written comes out in that order.
+///    overlap), so that an image that allocates as it is written comes out in that order, and with
+///    ImageOptions::allocate_in_order with the same bytes every time.
 /// A failure, or Progress::stop(), ends it as soon as what is under way has ended.
 /// Invariant: the target is written only where the source says data, fill or zero; never before
 /// what is written there was read.
@@ -118,8 +119,8 @@ class Copy {
   void make_whole(Piece& piece) const;
   Task<void> copy(const Piece& piece, Buffer& buffer);
   Task<CopySource::Parts> read(uint64_t at, MutableBytes data);
-  Task<void> write_parts(uint64_t at, Bytes data, CopySource::Parts parts);
-  Task<void> write_runs(uint64_t at, Bytes data);
+  Task<void> begin_writes(uint64_t at, Bytes data, bool as_data, Scope& writes);
+  Task<void> write_run(uint64_t at, Bytes data, bool zeros, Semaphore::Hold permit);
   bool may_be_zeros(uint64_t begin, uint64_t end) const;
   Task<void> write(uint64_t at, Bytes data);
   Task<void> keep_rate(uint64_t length);
@@ -139,6 +140,7 @@ class Copy {
   uint64_t next_sequence_ = 0;
 
   Event turn_;
+  Semaphore writers_;           ///< A unit for each run of bytes or zeros that is being written.
   uint64_t turn_sequence_ = 0;  ///< Whose turn it is to write.
   Instant next_start_;          ///< With a rate: no piece begins before.
   bool first_write_ = true;

@@ -93,6 +93,8 @@ class NewDiskFile {
   /// The bytes of a raw disk, where they may be written beside device(); null: there are none, or a
   /// first sector is kept back.
   File* raw_file() { return raw_size_ ? &file_.file() : nullptr; }
+  /// What was written so far is durable, though the disk is none yet.
+  Task<void> sync() { co_await file_.flush(IoTag::flush); }
   /// Everything is written, and whoever used device() has closed it: the disk is one.
   Task<void> finish();
   /// It will not be finished: what is left of what was there, as sentences, or nothing.

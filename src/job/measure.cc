@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "block/filter.h"
 #include "block/memory.h"
@@ -49,16 +50,18 @@ TableClusters all_tables(const CreateOptions& image) {
   return {.l1 = divide_up(l2, image.cluster_size / 8), .l2 = l2};
 }
 
-/// The file of an image that was made for a disk and got what `counts` says; none when its refcount
-/// table has to grow, or its layout is not that simple.
-std::optional<uint64_t> plain_size(const CreateOptions& image, const MapCounts& counts) {
+/// The file of an image that was made for a disk and got what `counts` says, and `others`; none
+/// when its refcount table has to grow, or its layout is not that simple.
+std::optional<uint64_t> plain_size(const CreateOptions& image, const MapCounts& counts,
+                                   uint64_t others = 0) {
   if (!image.backing_file.empty() || !image.data_file.empty()) return std::nullopt;
   const TableClusters all = all_tables(image);
   const bool is_full = image.preallocation != Preallocation::off;
   const uint64_t clusters = divide_up(image.size, image.cluster_size);
   const uint64_t at_first = 1 + all.l1 + (is_full ? all.l2 + clusters : 0);
   const uint64_t table = refcount_clusters(at_first, 1, image).table;
-  const uint64_t at_last = is_full ? at_first : at_first + counts.tables + counts.clusters;
+  const uint64_t at_last =
+      others + (is_full ? at_first : at_first + counts.tables + counts.clusters);
   const RefcountClusters last = refcount_clusters(at_last, table, image);
   if (last.table != table) return std::nullopt;
   return (at_last + last.blocks + last.table) * image.cluster_size;
@@ -79,6 +82,49 @@ uint64_t stored_bitmaps(const Image& source, uint64_t size, uint64_t cluster_siz
     directory += round_up(kEntryFixedSize + slot->entry.name.size(), 8);
   }
   return (clusters + divide_up(directory, cluster_size)) * cluster_size;
+}
+
+/// The bitmaps of `source` that can be copied, as a target with this geometry begins with them.
+struct CopiedBitmaps {
+  std::vector<std::unique_ptr<DirtyBits>> bits;
+  std::vector<NewBitmap> bitmaps;  ///< Over `bits`.
+};
+
+Task<CopiedBitmaps> read_bitmaps(Image& source) {
+  CopiedBitmaps copied;
+  for (const auto& slot : source.bitmaps()) {
+    if (slot->state != BitmapState::usable) continue;
+    copied.bits.push_back(co_await source.read_bitmap(slot->entry.name));
+    copied.bitmaps.push_back({.name = slot->entry.name,
+                              .granularity = slot->entry.granularity(),
+                              .enabled = slot->entry.automatic,
+                              .dirty = copied.bits.back().get()});
+  }
+  co_return std::move(copied);
+}
+
+/// Clusters that they take; none where tables lie in several clusters, which must be side by side.
+std::optional<uint64_t> clusters_of(const CopiedBitmaps& copied, const Geometry& geometry) {
+  uint64_t clusters = 0;
+  uint64_t directory = 0;
+  for (const NewBitmap& bitmap : copied.bitmaps) {
+    const uint32_t granularity_bits = bitmap.dirty->granularity_bits();
+    const uint64_t entries =
+        bitmap_table_entries_for(bitmap.dirty->size(), granularity_bits, geometry);
+    if (entries * 8 > geometry.cluster_size()) return std::nullopt;
+    DirtyBits stored(bitmap.dirty->size(), granularity_bits,
+                     bitmap_part_bytes(granularity_bits, geometry));
+    stored.merge(*bitmap.dirty);
+    const uint64_t per_cluster = geometry.cluster_size() / stored.part_bytes();
+    for (uint64_t part = 0; part < stored.parts(); part += per_cluster) {
+      const uint64_t end = std::min(part + per_cluster, stored.parts());
+      if (stored.fill_of(part, end) == DirtyBits::Fill::mixed) ++clusters;
+    }
+    clusters += divide_up(entries * 8, geometry.cluster_size());
+    directory += round_up(kEntryFixedSize + bitmap.name.size(), 8);
+  }
+  if (directory > geometry.cluster_size()) return std::nullopt;
+  return clusters + divide_up(directory, geometry.cluster_size());
 }
 
 /// A file in memory that keeps metadata, and of guest data only how far they reach.
@@ -256,31 +302,62 @@ static Task<uint64_t> simulated_size(const MeasureTarget& target, const Disk* so
   }
   std::unique_ptr<Image> image =
       co_await Image::open_over(std::make_unique<Forwarder>(static_cast<Device&>(file)), opener,
-                                {.writable = true, .scan = ImageOptions::Scan::never},
+                                {.writable = true,
+                                 .allocate_in_order = true,
+                                 .reuse_freed = false,
+                                 .scan = ImageOptions::Scan::never},
                                 std::move(backing), std::move(data_file));
   Result<void> filled;
   if (source) filled = co_await fill(*image, target, *source, options, progress).result();
+  if (filled && options.bitmaps) {
+    CopiedBitmaps copied = co_await read_bitmaps(*source->image);
+    if (!copied.bitmaps.empty())
+      filled = co_await image->add_bitmaps(std::move(copied.bitmaps)).result();
+  }
   Result<void> closed = co_await image->close().result();
   if (!filled) co_return std::move(filled).error();
   if (!closed) co_return std::move(closed).error();
   co_return file.size();
 }
 
-Task<std::optional<uint64_t>> exact_size(const MeasureTarget& target, const Disk* source,
-                                         FileOpener& opener, Reactor& reactor, ExactOptions options,
-                                         Progress& progress) {
-  if (target.format == DiskFormat::raw) co_return std::optional(target.image.size);
+/// From the map alone; none where it does not say.
+static Task<std::optional<ExactSize>> plain_sizes(const MeasureTarget& target, const Disk* source,
+                                                  const MapCounts& counts, bool bitmaps) {
+  const std::optional<uint64_t> file = plain_size(target.image, counts);
+  if (!file) co_return std::optional<ExactSize>();
+  if (!bitmaps) co_return std::optional(ExactSize{*file});
+  const Geometry geometry = co_await check_create(target.image);
+  const CopiedBitmaps copied = co_await read_bitmaps(*source->image);
+  const std::optional<uint64_t> clusters = clusters_of(copied, geometry);
+  if (!clusters) co_return std::optional<ExactSize>();
+  const std::optional<uint64_t> with = plain_size(target.image, counts, *clusters);
+  if (!with) co_return std::optional<ExactSize>();
+  co_return std::optional(ExactSize{*file, *with - *file});
+}
+
+Task<std::optional<ExactSize>> exact_size(const MeasureTarget& target, const Disk* source,
+                                          FileOpener& opener, Reactor& reactor,
+                                          ExactOptions options, Progress& progress) {
+  if (target.format == DiskFormat::raw) co_return std::optional(ExactSize{target.image.size});
   if (!options.read_data) {
     MapCounts counts;
     if (source) counts = co_await count_map(*source, target.image, progress);
-    const std::optional<uint64_t> plain = plain_size(target.image, counts);
+    const std::optional<ExactSize> plain =
+        co_await plain_sizes(target, source, counts, options.bitmaps);
     if (plain) co_return plain;
     const uint64_t clusters = target.image.wants_tables() || !target.image.backing_file.empty()
                                   ? divide_up(target.image.size, target.image.cluster_size)
                                   : counts.clusters;
-    if (clusters > kSimulatedMax) co_return std::optional<uint64_t>();
+    if (clusters > kSimulatedMax) co_return std::optional<ExactSize>();
   }
-  const uint64_t size = co_await simulated_size(target, source, opener, reactor, options, progress);
+  const bool with_bitmaps = std::exchange(options.bitmaps, false);
+  ExactSize size{.file =
+                     co_await simulated_size(target, source, opener, reactor, options, progress)};
+  if (with_bitmaps) {
+    options.bitmaps = true;
+    size.bitmaps =
+        co_await simulated_size(target, source, opener, reactor, options, progress) - size.file;
+  }
   co_return std::optional(size);
 }
 

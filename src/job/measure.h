@@ -64,11 +64,16 @@ struct ExactOptions {
   /// Zeros among the data are looked for, as a conversion does; otherwise all data are taken for
   /// something else.
   bool read_data = false;
-  bool compressed = false;  ///< Needs `read_data`; clusters pack as they come, so this is near.
+  bool compressed = false;  ///< Needs `read_data`.
+  bool bitmaps = false;     ///< Those of the source, which is an image.
+};
+struct ExactSize {
+  uint64_t file = 0;
+  uint64_t bitmaps = 0;  ///< So much more with the persistent bitmaps of the source copied.
 };
 /// The file, to the byte; none where only a conversion could tell, and it would take too long.
-Task<std::optional<uint64_t>> exact_size(const MeasureTarget& target, const Disk* source,
-                                         FileOpener& opener, Reactor& reactor, ExactOptions options,
-                                         Progress& progress);
+Task<std::optional<ExactSize>> exact_size(const MeasureTarget& target, const Disk* source,
+                                          FileOpener& opener, Reactor& reactor,
+                                          ExactOptions options, Progress& progress);
 
 }  // namespace byre

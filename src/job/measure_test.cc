@@ -45,7 +45,7 @@ class MeasureTest : public testing::TestWithParam<int> {
     const auto size = reactor_.run(
         exact_size(target, &source, opener_, reactor_, {.read_data = read_data}, progress));
     EXPECT_TRUE(size && *size);
-    return size && *size ? **size : 0;
+    return size && *size ? (*size)->file : 0;
   }
 
   SimReactor reactor_;

@@ -28,6 +28,9 @@ constexpr std::string_view kOthers[] = {
     "tls-cipher-suites", "authz-list",     "authz-list-file", "authz-pam",
     "authz-simple",      "iothread",       "main-loop",       "pr-manager-helper"};
 
+constexpr std::string_view kOfIoThreads[] = {"poll-max-ns",   "poll-grow",       "poll-shrink",
+                                             "aio-max-batch", "thread-pool-min", "thread-pool-max"};
+
 /// The first word may be the type by itself.
 Result<OptionTree> options_of(std::string_view text) {
   if (text.empty()) return OptionTree();
@@ -76,6 +79,17 @@ Result<ThrottleLimits> read_limits(const OptionTree& options) {
   return limits;
 }
 
+/// How it polls and how many workers it has would be settings of a thread that there is not.
+Result<void> check_io_thread(const OptionTree& options) {
+  for (const auto& [key, option] : options.flattened()) {
+    if (std::ranges::find(kOfIoThreads, key) == std::end(kOfIoThreads))
+      return invalid("Parameter '", key, "' is unexpected");
+    if (!parse_number(option->value, 0, INT64_MAX))
+      return invalid("Parameter '", key, "' expects integer");
+  }
+  return {};
+}
+
 }  // namespace
 
 uint64_t* find_limit(ThrottleLimits& limits, std::string_view name) {
@@ -91,15 +105,16 @@ uint64_t* find_limit(ThrottleLimits& limits, std::string_view name) {
   return nullptr;
 }
 
-Result<void> Objects::add(std::string_view text) {
+Result<void> Objects::add(std::string_view text, IoThreads threads) {
   BYRE_TRY(options, options_of(text));
   BYRE_TRY(type, take_text(options, "qom-type"));
-  if (std::ranges::find(kOthers, type) != std::end(kOthers)) {
+  const bool is_thread = type == "iothread" && threads == IoThreads::taken;
+  if (!is_thread && std::ranges::find(kOthers, type) != std::end(kOthers)) {
     return unsupported("--object ", type,
                        " is not supported: there are no TLS credentials or threads here yet, only "
                        "secret and throttle-group");
   }
-  if (type != "throttle-group" && type != "secret")
+  if (!is_thread && type != "throttle-group" && type != "secret")
     return invalid("Parameter 'qom-type' does not accept value '", type, "'");
   BYRE_TRY(id, take_text(options, "id"));
   if (!is_identifier(id)) {
@@ -117,20 +132,23 @@ Result<void> Objects::add(std::string_view text) {
     secrets_.emplace(id, std::move(data));
     return {};
   }
+  if (is_thread) {
+    if (Result<void> sound = check_io_thread(options); !sound) return sound;
+    if (is_known) return again();
+    io_threads_.emplace(id);
+    return {};
+  }
   BYRE_TRY(limits, read_limits(options));
   if (is_known) return again();
   groups_.emplace(id, Group{.limits = limits, .group = nullptr});
   return {};
 }
 
-Result<Objects::Named> Objects::type_and_id(std::string_view text) {
-  BYRE_TRY(options, options_of(text));
-  BYRE_TRY(type, take_text(options, "qom-type"));
-  BYRE_TRY(id, take_text(options, "id"));
-  return Named{.type = std::move(type), .id = std::move(id)};
-}
-
 Result<void> Objects::remove(std::string_view id) {
+  if (const auto thread = io_threads_.find(id); thread != io_threads_.end()) {
+    io_threads_.erase(thread);
+    return {};
+  }
   if (const auto group = groups_.find(id); group != groups_.end()) {
     if (group->second.group.use_count() > 1) {
       return Error(Errc::busy, cat("object '", id, "' is in use, can not be deleted"));

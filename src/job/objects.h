@@ -3,7 +3,8 @@
 ///
 /// There are throttle groups: `throttle-group,id=g,limits.iops-total=100`, or the same as JSON with
 /// "qom-type".  All disks that a command opens with `driver=throttle,throttle-group=g` share one
-/// group.  And there are secrets (secret.h), which nothing uses yet.
+/// group.  There are secrets (secret.h), which nothing uses yet.  And there are I/O threads, for
+/// those who take them: one thread serves everything, so their name is all there is to them.
 /// Invariant: each id is there once; limits have passed check_throttle_limits().
 /// Not here: TLS credentials; groups that devices define themselves (open_tree.h).
 #pragma once
@@ -11,6 +12,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 
@@ -23,15 +25,12 @@ uint64_t* find_limit(ThrottleLimits& limits, std::string_view name);
 
 class Objects {
  public:
+  enum class IoThreads : uint8_t { refused, taken };
   /// What is wrong is said in QEMU's words, where it has some.
-  Result<void> add(std::string_view text);
-  /// Without looking at the rest of the text.
-  struct Named {
-    std::string type;
-    std::string id;
-  };
-  static Result<Named> type_and_id(std::string_view text);
-  bool contains(std::string_view id) const { return groups_.contains(id) || secrets_.contains(id); }
+  Result<void> add(std::string_view text, IoThreads threads = IoThreads::refused);
+  bool contains(std::string_view id) const {
+    return groups_.contains(id) || secrets_.contains(id) || io_threads_.contains(id);
+  }
   /// Errc::busy while a device uses it.
   Result<void> remove(std::string_view id);
   /// Null: there is no such group.
@@ -46,6 +45,7 @@ class Objects {
   };
   std::map<std::string, Group, std::less<>> groups_;
   std::map<std::string, std::string, std::less<>> secrets_;
+  std::set<std::string, std::less<>> io_threads_;
 };
 
 }  // namespace byre

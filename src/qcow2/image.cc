@@ -123,7 +123,14 @@ Task<void> Image::rename_snapshot(SnapshotKey which, std::string name) {
 }
 Task<void> Image::add_bitmap(NewBitmap bitmap) {
   co_await wait_for_references();
-  co_await byre::add_bitmap(*disk_, std::move(bitmap));
+  std::vector<NewBitmap> bitmaps;
+  bitmaps.push_back(std::move(bitmap));
+  co_await byre::add_bitmaps(*disk_, std::move(bitmaps));
+}
+
+Task<void> Image::add_bitmaps(std::vector<NewBitmap> bitmaps) {
+  co_await wait_for_references();
+  co_await byre::add_bitmaps(*disk_, std::move(bitmaps));
 }
 Task<void> Image::remove_bitmap(std::string name) {
   co_await wait_for_references();

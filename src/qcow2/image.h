@@ -87,6 +87,7 @@ class Image final : public Device, public Reopens {
   // go on, its writes wait.
   const BitmapList& bitmaps() const;
   Task<void> add_bitmap(NewBitmap bitmap);
+  Task<void> add_bitmaps(std::vector<NewBitmap> bitmaps);  ///< All or none.
   Task<void> remove_bitmap(std::string name);
   Task<void> remove_all_bitmaps();
   Task<void> clear_bitmap(std::string name);

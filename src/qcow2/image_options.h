@@ -67,7 +67,13 @@ struct ImageOptions {
   int64_t commit_delay =
       kSecond;  ///< Staged work is committed after this many ns at the latest (M6).
   uint64_t host_size_max = UINT64_MAX;  ///< The file may not grow beyond this: ENOSPC.
-  uint64_t growth_step = 16 * MiB;      ///< The file's length is raised ahead by this much.
+  /// Requests take host clusters in the order in which they came, though they run side by side:
+  /// what the image's file holds depends on them alone, with reuse_freed off and if no compressed
+  /// cluster of theirs is written again.  For who fills an image in order.
+  bool allocate_in_order = false;
+  /// Off: what has been freed, at whatever moment, is used again only when the host is full.
+  bool reuse_freed = true;
+  uint64_t growth_step = 16 * MiB;  ///< The file's length is raised ahead by this much.
   /// When an image that is opened for writing has its references counted (docs/engine.md, V).
   enum class Scan : uint8_t {
     at_open,  ///< Before open() ends.

@@ -109,11 +109,13 @@ static Result<void> check_writable(const GuestDisk& disk) {
         Errc::read_only,
         "the image is marked corrupt; open it read-only to save its data, or run check -r all");
   }
-  if (header.version < 3 &&
-      (disk.options.lazy_refcounts.value_or(false) || disk.options.discard_keeps)) {
+  if (header.version >= 3) return {};
+  if (disk.options.discard_keeps) {
+    return unsupported("discards that keep their clusters need an image of version 3 (compat=1.1)");
+  }
+  if (disk.options.lazy_refcounts.value_or(false)) {
     return unsupported(
-        disk.options.discard_keeps ? "discards that keep their clusters" : "lazy refcounts",
-        " need an image of version 3 (compat=1.1)");
+        "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
   }
   return {};
 }
@@ -358,7 +360,8 @@ static void make_writable(GuestDisk& disk, std::vector<uint64_t> refcounts) {
       ready, *disk.file, g, disk.stages, disk.epochs, disk.metadata,
       Allocator::Options{.punch = disk.options.discard == DiscardPolicy::unmap,
                          .host_size_max = disk.options.host_size_max,
-                         .growth_step = disk.options.growth_step},
+                         .growth_step = disk.options.growth_step,
+                         .reuse_freed = disk.options.reuse_freed},
       std::move(refcounts), refcount_table(disk));
   disk.allocator->set_spawner([&disk](Task<void> task) { disk.spawn(std::move(task)); });
   disk.latch = std::make_unique<SyncLatch>(*disk.file, disk.data.get());

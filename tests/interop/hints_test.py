@@ -11,13 +11,17 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from harness import BYRE, ROOT, Case, main, only_byre, qemu_img, qemu_io, run  # noqa: E402
 
 # The words of QEMU's programs and of byre's own that could follow a program's name.
-COMMANDS = ("amend bench bitmap check commit compare convert create daemon dd dump info io map measure rebase repair resize "
+COMMANDS = ("amend bench bitmap check commit compare convert create ctl daemon dd dump info io map measure rebase repair resize "
             "serve snapshot").split()
+# Those of `byre ctl`, which have a help each.
+CONTROL = [f"ctl {name}" for name in "nodes exports jobs commit stream mirror backup wait pause resume cancel complete finalize dismiss "
+           "speed close qmp".split()] + [f"ctl {what} {verb}" for what, verbs in (("bitmap", "list add remove clear"), ("export", "add remove"))
+                                         for verb in verbs.split()]
 LITERAL = r'"(?:[^"\\\n]|\\.)*"'
 # A command with options behind it, or one that is quoted or follows a program's name in quotes.
 WITH_OPTIONS = re.compile(
     r"\b(?:(byre|qemu-img|qemu-io|qemu-nbd) )?\b(%s)((?: --?[a-z][a-z-]*(?:[ =](?:all\b|leaks\b|json\b|[A-Z]{2,}|[a-z_]+=[\w.]+))?"
-    r"| [A-Z]{2,})*(?: --?[a-z][a-z-]*)(?:[ =](?:all\b|leaks\b|json\b|[a-z_]+=[\w.]+))?(?: [A-Z]{2,})*)" % "|".join(COMMANDS))
+    r"| [A-Z]{2,})*(?: --?[a-z][a-z-]*)(?:[ =](?:all\b|leaks\b|json\b|[a-z_]+=[\w.]+))?(?: [A-Z]{2,})*)" % "|".join(CONTROL + COMMANDS))
 NAMED = re.compile(r"[`'](byre|qemu-img|qemu-io|qemu-nbd) ([a-z]+)\b")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 STAND_FOR = {"IMAGE": "absent", "FILE": "absent", "FORMAT": "qcow2", "NAME": "b", "SIZE": "1M", "SNAPSHOT": "s"}
@@ -62,7 +66,7 @@ class Hints(Case):
         """What --help says, or None where there is no such command."""
         key = program, command
         if key not in self.helps:
-            words = [self.path(program), *([command] if command else []), "--help"]
+            words = [self.path(program), *(command or "").split(), "--help"]
             done = run(*words, ok=None)
             self.helps[key] = done.text if done.code == 0 else None
         return self.helps[key]
@@ -90,7 +94,7 @@ class Hints(Case):
                 words = [STAND_FOR.get(word, word) for word in rest.split()]
                 for where in spoken:
                     # What follows in the message may be the option's value, the image, or both.
-                    tries = [run(self.path(where), command, *words, *["absent"] * more, ok=None, cwd=self.folder)
+                    tries = [run(self.path(where), *command.split(), *words, *["absent"] * more, ok=None, cwd=self.folder)
                              for more in range(3)]
                     self.assertTrue(any(not WRONG.search(done.text) for done in tries), tries[1])
 
@@ -112,8 +116,11 @@ class Hints(Case):
         """In the command whose source it is, else in any."""
         refused = refused_options()
         every = "--help --version " + self.help("qemu-nbd") + self.help("qemu-io")  # Those two are everywhere.
-        for command in COMMANDS:
+        for command in COMMANDS + CONTROL:
             every += self.help("byre", command) or ""
+        for command in CONTROL:
+            self.assertIn(command.split(" ", 1)[1], self.help("byre", "ctl"))
+            self.assertTrue(self.help("byre", command), command)
         others = {"nbdinfo", "nbd-client", "nbdcopy", "curl"}
         seen = 0
         for name in sources():

@@ -345,20 +345,21 @@ once = "on"
         self.same("-s", "-f", "qcow2", "nothing.qcow2")
 
     def test_where_a_temporary_overlay_is(self):
-        """Of byre alone: in $TMPDIR, without a name; reopen keeps it."""
+        """Of byre alone: in $TMPDIR, without a name; reopen keeps it, and changes its options."""
         self.prepare(self.OVERLAY)
         folder = self.folder / "byre" / "tmp"
         folder.mkdir()
         words = ["-s", "-f", "qcow2", "over.qcow2"]
         process, said = self.talk(words, ["write -P 5 0 64k", "reopen -r", "read -P 5 0 64k", "reopen -w", "write -P 6 0 512",
-                                          "read -P 6 0 512", "reopen -o lazy-refcounts=on", "length"], "1 MiB",
+                                          "read -P 6 0 512", "reopen -o lazy-refcounts=on", "read -P 6 0 512",
+                                          "reopen -o discard=ignore", "reopen -o file.filename=x", "length"], "1 MiB",
                                   env={**os.environ, "TMPDIR": str(folder)})
         self.assertEqual(list(folder.iterdir()), [])
         opened = [os.readlink(fd) for fd in pathlib.Path(f"/proc/{process.pid}/fd").iterdir()]
         self.assertTrue([name for name in opened if name.startswith(str(folder)) and name.endswith("(deleted)")], opened)
         process.communicate()
-        self.assertEqual(process.returncode, 1)  # The options of the overlay were not changed.
-        self.assertIn("temporary overlay", said)
+        self.assertEqual(process.returncode, 1)  # Its file is another's.
+        self.assertIn("Cannot change the option 'filename'", said)
         self.assertNotIn("failed", said)
         gone = subprocess.run([self.programs["byre"], *words, "-c", "length"], cwd=self.folder / "byre", text=True,
                               capture_output=True, env={**os.environ, "TMPDIR": str(folder / "nothing")})

@@ -31,8 +31,12 @@ class Lines(unittest.TestCase):
         for command, (count, least, missing) in generate.coverage(lines).items():
             self.assertGreaterEqual(least, generate.EACH_OPTION, f"{command}: {count} lines")
             self.assertEqual(missing, 0, command)
-        odd = sum(line.damaged for line in lines)
-        self.assertGreater(odd, len(lines) * 0.08)
+        self.assertGreater(sum(line.damaged for line in lines), len(lines) * 0.08)
+        self.assertGreater(sum(line.damaged or line.odd for line in lines), len(lines) * 0.1)
+        for command in table.COMMANDS:
+            mine = [line for line in lines if line.command == (command.name or command.program)]
+            hostile = sum(line.damaged or line.odd for line in mine)
+            self.assertGreater(hostile, len(mine) * 0.08, f"{command.program} {command.name}: damaged images or odd values")
         self.assertEqual([str(line) for line in lines], [str(line) for line in generate.generate(SEED)])
 
     def test_intended_differences_are_documented(self):

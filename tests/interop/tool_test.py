@@ -177,6 +177,62 @@ class Words(Case):
             with self.subTest(words=words):
                 self.same(*words.split(), code=1)
 
+    def test_the_first_wrong_word_is_told(self):
+        """A value is looked at where it stands: in front of --help, of what is missing, and of the next wrong one."""
+        values = {"bench": ("-i x", "-t x", "-d x"), "check": ("-r x",), "commit": ("-r BIG", "-r -1"), "resize": ("--preallocation=x",),
+                  "convert": ("-m x", "-m 17", "-S 3", "-S 32M", "-r x"), "measure": ("--size=x",),
+                  "snapshot": ("-l -c x", "-l -l", "-a x -d y")}
+        for command, wrong in values.items():
+            for words in wrong:
+                for more in ("", " -h", " a.qcow2 b c d", " --object secret"):
+                    with self.subTest(command=command, words=words + more):
+                        self.same(command, *(words + more).split(), code=1)
+        for words in ("create new 1Q more", "create -o help json:{} 1M", "create -f qcow2 -o help nix:x 1M",
+                      "amend --image-opts -o data_file=x.bin y=3", "convert -C -c --skip-broken-bitmaps a.qcow2 b",
+                      "convert --bitmaps -n -O qcow2 a.qcow2 nix", "convert --bitmaps -n -O raw a.qcow2 a.raw",
+                      "amend -o lazy_refcounts=x,cluster_size=64k a.qcow2", "amend -o cluster_size=64k,lazy_refcounts=x a.qcow2",
+                      "amend -o nix=1,cluster_size=64k a.qcow2", "amend -o size=x,refcount_bits=y a.qcow2",
+                      "convert -n --target-image-opts -O raw a.raw b", "convert -n --target-image-opts -f raw -O raw nix b",
+                      "convert -t x nix b", "convert -t x -T y nix b", "convert -t x --bitmaps a.raw b", "convert -t x -c a.raw b",
+                      "convert -t x -o refcount_bits=8 a.raw b", "convert -t x -l 7 a.qcow2 b", "convert -t x a.raw b",
+                      "measure -O qcow -o x=1 a.qcow2", "measure -O qcow -o size=x a.qcow2", "measure -O qcow a.qcow2",
+                      "measure -O qcow -o x=1 nix", "measure -O qcow -l 1 a.qcow2"):
+            with self.subTest(words=words):
+                self.same(*words.split(), code=1)
+        self.same("convert", "-O", "raw", "a.qcow2", "", code=1)
+
+    def test_a_value_that_an_option_does_not_know_is_told_when_the_disk_is_made(self):
+        for option in ("preallocation=x", "compat=x", "compression_type=x", "preallocation=x,compat=y,compression_type=z"):
+            for words in (("create", "-f", "qcow2", "-o", option, "new", "1M"), ("create", "-f", "qcow2", "-o", option, "new"),
+                          ("create", "-f", "qcow2", "-o", option, "-b", "nix", "-F", "raw", "new"),
+                          ("convert", "-O", "qcow2", "-o", option, "a.qcow2", "new"), ("measure", "-O", "qcow2", "-o", option, "a.qcow2")):
+                with self.subTest(words=words):
+                    # What measure does not need it does not look at.
+                    self.same(*words, code=0 if words[0] == "measure" and option == "compression_type=x" else 1)
+        self.same("convert", "-c", "-O", "qcow2", "-o", "preallocation=x", "a.qcow2", "new", code=1)
+        # Byre by itself announces nothing, and looks at all of them.
+        for words in (("create", "-o", "compat=x", "new.qcow2", "1M"), ("measure", "-O", "qcow2", "-o", "compression_type=x", "a.qcow2")):
+            self.assertEqual((self.byre(*words).code, self.byre(*words).out), (64, ""))
+
+    def test_the_first_wrong_word_of_other_programs_is_told(self):
+        lines = {"qemu-io": ("-i x -h", "-d x --version", "-t x -h", "-d x a b", "-k -i x"),
+                 "qemu-nbd": ("-n -n nix", "-n --cache=x nix", "--cache=none --cache=x nix", "--aio=threads --aio=x nix", "--aio=x --aio=y nix",
+                              "--detect-zeroes=unmap --discard=unmap nix", "--detect-zeroes=unmap --foo", "--detect-zeroes=unmap -V",
+                              "--discard=unmap --discard=x nix", "-L nix", "-L --fork", "-L --fork -x a", "-L -A", "-L -l x", "-L -n",
+                              "-L -D x", "-L --discard=unmap", "-L -d", "-L --tls-creds t --fork", "-p x -b 127.0.0.1 nix",
+                              "-p x -b 127.0.0.1 -t nix", "-b 127.0.0.1 -p= nix", "--tls-creds t -c /dev/x --tls-hostname h nix",
+                              "--object iothread,id=i nix", "--object iothread,id=i,poll-max-ns=3 nix", "--object iothread,id=i,x=3 nix",
+                              "--object iothread nix", f"-x {'n' * 4097} nix", f"-D {'n' * 4097} nix")}
+        for program, played in lines.items():
+            name = os.path.join(self.names, program)
+            if not os.path.exists(name):
+                os.symlink(BYRE, name)
+            for words in played:
+                with self.subTest(program=program, words=words):
+                    theirs, ours = run(shutil.which(program), *words.split(), cwd=self.theirs), run(name, *words.split(), cwd=self.ours)
+                    self.assertEqual((theirs.code, theirs.out, theirs.err), (ours.code, ours.out, ours.err), str(ours))
+                    self.assertEqual(ours.code, 1)
+
     def test_words_are_split_alike(self):
         for words in (
             "info --outp=json a.raw", "info --output json a.raw", "info a.raw --output=json", "info -fraw a.qcow2",
@@ -916,7 +972,7 @@ class Convert(Case):
             return text.decode()
         size = json.loads(must(QEMU_IMG, "info", "--output=json", "a.qcow2", cwd=self.ours))["virtual-size"] >> 20
         self.assertRegex(said(os.path.join(self.names, "byre")),
-                         rf"\r{size} MiB of {size} MiB \(100 %\), [\d.]+ [KMG]iB/s\x1b\[K\r?\n\Z")
+                         rf"\r\[=+\] 100 %, {size} MiB of {size} MiB, [\d.]+ [KMG]iB/s\x1b\[K\r?\n\Z")
         self.assertRegex(said(os.path.join(self.names, "qemu-img")), r"\(100\.00/100%\)")
 
     def test_targets_that_are_no_files(self):

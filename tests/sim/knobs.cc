@@ -423,6 +423,9 @@ Knobs Knobs::draw(Prng& prng) {
     k.data_file = prng.one_in(2) ? DataFile::plain : DataFile::raw;
     if (k.data_file == DataFile::raw) k.backing = Backing::none;
   }
+  Prng order = prng;  // Draws of its own, so that no seed of before means another history.
+  k.in_order = order.one_in(8);
+  k.reuse_freed = !order.one_in(8);
   return k;
 }
 
@@ -444,6 +447,8 @@ ImageOptions Knobs::image_options() const {
           .table_cache_size = table_cache_size,
           .staged_max = staged_max,
           .commit_delay = commit_delay,
+          .allocate_in_order = in_order,
+          .reuse_freed = reuse_freed,
           .growth_step = growth_step,
           // An alias that is planted stays what it is.
           .scan = aliases ? ImageOptions::Scan::never : scan,
@@ -472,6 +477,8 @@ std::string Knobs::text() const {
   if (damaged) text += damage_aliases ? " damaged (aliases)" : " damaged";
   if (scan == ImageOptions::Scan::beside_requests) text += " scan-beside";
   if (bitmaps) text += " bitmaps";
+  if (in_order) text += " in-order";
+  if (!reuse_freed) text += " no-reuse";
   if (clusters_free != UINT64_MAX) text += fmt::format(" free {}", clusters_free);
   text += fmt::format(" cache {} staged_max {} growth {} commit {} ms block {}{}{}{}{}",
                       table_cache_size, staged_max, growth_step, commit_delay / kMillisecond,

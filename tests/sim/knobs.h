@@ -75,6 +75,8 @@ struct Knobs {
   int64_t commit_delay = kSecond;
   DiscardPolicy discard = DiscardPolicy::unmap;
 
+  bool in_order = false;
+  bool reuse_freed = true;
   ImageOptions::Scan scan = ImageOptions::Scan::at_open;
 
   // The machine.

@@ -1059,6 +1059,8 @@ const std::vector<Scenario>& scenarios() {
       {"commit", "chains of images whose top goes down into a disk below, cut off anywhere (O9)",
        play_commit, 30},
       {"rebase", "overlays that get another backing disk, cut off anywhere (O9)", play_rebase, 30},
+      {"in-order", "images that allocate in the order of their requests: the same bytes",
+       play_in_order, 30},
       {"live-mirror", "guests' disk is mirrored, and they are led to the copy (J3)",
        play_live_mirror, 40},
       {"live-commit", "guests' disk goes down into one below it, and they are led there (J5)",
@@ -1067,6 +1069,10 @@ const std::vector<Scenario>& scenarios() {
        play_live_commit_below, 40},
       {"live-stream", "what lies below guests' disk becomes its own (J2)", play_live_stream, 40},
       {"live-backup", "guests' disk is backed up, whole or by a bitmap (J4)", play_live_backup, 40},
+      {"live-steps", "a job paused, cancelled, completed, drained, killed after every step (J)",
+       play_live_steps, 5},
+      {"live-faults", "a fault at the k-th operation of every disk of a job, for every k (J)",
+       play_live_faults, 5},
       {"pairs", "two requests in every order of their I/O",
        [](uint64_t seed, const RunOptions& options) {
          return walk_interleavings(seed, options, {});

@@ -40,11 +40,15 @@ Verdict play_repair(uint64_t seed, const RunOptions& options);
 /// chain_scenario.cc
 Verdict play_commit(uint64_t seed, const RunOptions& options);
 Verdict play_rebase(uint64_t seed, const RunOptions& options);
+/// order_scenario.cc
+Verdict play_in_order(uint64_t seed, const RunOptions& options);
 /// live_scenario.cc
 Verdict play_live_mirror(uint64_t seed, const RunOptions& options);
 Verdict play_live_commit(uint64_t seed, const RunOptions& options);
 Verdict play_live_stream(uint64_t seed, const RunOptions& options);
 Verdict play_live_backup(uint64_t seed, const RunOptions& options);
 Verdict play_live_commit_below(uint64_t seed, const RunOptions& options);
+Verdict play_live_steps(uint64_t seed, const RunOptions& options);
+Verdict play_live_faults(uint64_t seed, const RunOptions& options);
 
 }  // namespace byre

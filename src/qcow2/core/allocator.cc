@@ -247,6 +247,16 @@ Task<void> Allocator::prepare_space(HostSpan span, Use use) {
     co_await file_.allocate(start, end - start).doing("allocate space for metadata");
 }
 
+/// H5.
+void Allocator::lower_hint(HostCluster freed) {
+  if (options_.reuse_freed) hint_ = std::min(hint_, freed.value);
+}
+
+void Allocator::reuse_freed() {
+  if (std::exchange(options_.reuse_freed, true)) return;
+  hint_ = 0;
+}
+
 Reservation Allocator::take(HostSpan span) {
   Reservation reservation(*this, span);
   Region* region = nullptr;
@@ -386,7 +396,8 @@ Task<Reservation> Allocator::reserve_behind(HostCluster cluster) {
   const HostSpan wanted{cluster + 1, 1};
   const uint64_t index = geometry_.refcount_table_index(wanted.first);
   const auto is_free = [&] {
-    return wanted.end().value <= end_of_use_ && loaded(wanted) && refcount(wanted.first) == 0;
+    return (options_.reuse_freed || wanted.first.value >= hint_) &&
+           wanted.end().value <= end_of_use_ && loaded(wanted) && refcount(wanted.first) == 0;
   };
   if (is_free()) {
     const Mutex::Hold hold = co_await mutex_.lock();
@@ -514,7 +525,7 @@ void Allocator::free_now(HostCluster cluster, bool zeroed) {
   const uint64_t within = geometry_.refcount_block_index(cluster);
   if (zeroed && region.zeroed.empty()) region.zeroed.resize(region.counts.size());
   if (!region.zeroed.empty()) region.zeroed[within] = zeroed;
-  hint_ = std::min(hint_, cluster.value);  // H5
+  lower_hint(cluster);
   ++clusters_freed_;
   if (on_free_) on_free_(cluster);
 }
@@ -672,7 +683,7 @@ void Allocator::lower(const RefcountChanges& changes) {
     mark_for_commit(cluster);
     if (count == change) {
       metadata_.remove(cluster);
-      hint_ = std::min(hint_, cluster.value);  // H5
+      lower_hint(cluster);
       ++clusters_freed_;
       if (packing_ == cluster) packing_.reset();  // P1
       if (on_free_) on_free_(cluster);

@@ -85,6 +85,7 @@ class Allocator {
     bool punch = false;
     uint64_t host_size_max = UINT64_MAX;
     uint64_t growth_step = 16 * MiB;
+    bool reuse_freed = true;  ///< Off: only after reuse_freed() was called.
   };
   /// `table` is the refcount table as it is on the disk.
   Allocator(ReadyQueue& ready, Device& file, const Geometry& geometry, Stages& stages,
@@ -165,6 +166,8 @@ class Allocator {
   Task<void> punch_freed(const RefcountChanges& changes);
   std::unordered_set<HostCluster> refcount_blocks() const;
 
+  /// The host is full: what was freed and not handed out again may be, from here on.
+  void reuse_freed();
   /// Moves on what may leave limbo: called when a commit or an epoch has ended.
   void reclaim();
   /// Has the cluster a reference in limbo?
@@ -232,6 +235,7 @@ class Allocator {
   Result<void> check_space(HostSpan span) const;
   Task<void> punch(std::vector<HostSpan> runs);
   void free_now(HostCluster cluster, bool zeroed);
+  void lower_hint(HostCluster freed);
   void drop_limbo_reference(HostCluster cluster);
   Result<void> check_no_metadata(HostSpan span) const;
   void mark_for_commit(HostCluster cluster);

@@ -64,6 +64,7 @@ Task<void> Engine::prepare_table(const ExclusiveRange& range) {
 }
 
 Task<void> Engine::reclaim_space() {
+  allocator->reuse_freed();
   if (allocator->limbo_empty()) co_return;
   co_await committer->flush_all();
   co_await allocator->drain_limbo();

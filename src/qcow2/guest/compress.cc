@@ -21,12 +21,15 @@ constexpr uint64_t kWorkMin = 64 * KiB;
 
 using Stream = std::optional<std::vector<std::byte>>;  ///< None: it would not be smaller.
 static Task<std::vector<Stream>> write_streams(GuestDisk& disk, GuestOffset offset, Bytes data,
-                                               int level);
+                                               int level, std::vector<Stream> streams,
+                                               ArrivalOrder::Ticket* turn);
+static Task<void> write_others(GuestDisk& disk, SizeKept size, GuestOffset offset, Bytes piece,
+                               std::span<const Stream> streams, ArrivalOrder::Ticket* turn);
 static Task<std::vector<Stream>> compress_clusters(GuestDisk& disk, Bytes data, int level);
 static Task<void> compress_some(GuestDisk& disk, Bytes data, int level, std::span<Stream> streams);
 
 Task<void> write_compressed(GuestDisk& disk, SizeKept size, GuestOffset offset, Bytes data,
-                            int level) {
+                            int level, ArrivalOrder::Ticket& turn) {
   const Geometry& g = disk.head.geometry;
   if (g.data_file) co_await fail(unsupported("compressed data in an external data file"));
   if (g.encrypted) co_await fail(unsupported("compressed data in an encrypted image"));
@@ -36,43 +39,69 @@ Task<void> write_compressed(GuestDisk& disk, SizeKept size, GuestOffset offset, 
     co_await fail(invalid("a compressed write of ", data.size(), " bytes at ", offset,
                           " does not cover whole clusters of ", disk.cluster_size(), " bytes"));
   }
+  std::vector<Stream> all;
+  if (disk.allocation_order.wanted()) {
+    all = co_await compress_clusters(disk, data, level);
+    co_await turn.wait();
+  }
+  auto next_ready = all.begin();
   while (!data.empty()) {
     const uint64_t piece =
         std::min({uint64_t{data.size()}, kPieceMax, g.end_of_table(offset) - offset});
-    const std::vector<Stream> streams =
-        co_await write_streams(disk, offset, data.first(piece), level);
-    // What does not get smaller is written as it is (trap 59), in runs.
-    const auto start_of = [&](uint64_t i) { return std::min(i * disk.cluster_size(), piece); };
-    for (uint64_t i = 0; i < streams.size();) {
-      uint64_t next = i + 1;
-      if (streams[i]) {
-        i = next;
-        continue;
-      }
-      while (next < streams.size() && !streams[next]) ++next;
-      const Bytes run = data.subspan(start_of(i), start_of(next) - start_of(i));
-      co_await write_checked(disk, size, offset + start_of(i), run, false);
-      i = next;
+    std::vector<Stream> streams;
+    if (!all.empty()) {
+      const auto piece_end = next_ready + static_cast<std::ptrdiff_t>(g.clusters_for(piece));
+      streams.assign(std::move_iterator(next_ready), std::move_iterator(piece_end));
+      next_ready = piece_end;
     }
+    ArrivalOrder::Ticket* const last_turn = piece == data.size() ? &turn : nullptr;
+    streams = co_await write_streams(disk, offset, data.first(piece), level, std::move(streams),
+                                     last_turn);
+    co_await write_others(disk, size, offset, data.first(piece), streams, last_turn);
     offset += piece;
     data = data.subspan(piece);
   }
 }
 
+/// What does not get smaller is written as it is (trap 59), in runs.
+Task<void> write_others(GuestDisk& disk, SizeKept size, GuestOffset offset, Bytes piece,
+                        std::span<const Stream> streams, ArrivalOrder::Ticket* turn) {
+  const auto start_of = [&](uint64_t i) {
+    return std::min<uint64_t>(i * disk.cluster_size(), piece.size());
+  };
+  const auto end_of_run = [&](uint64_t i) {
+    while (i < streams.size() && !streams[i]) ++i;
+    return i;
+  };
+  const auto next_run = [&](uint64_t i) {
+    while (i < streams.size() && streams[i]) ++i;
+    return i;
+  };
+  for (uint64_t i = next_run(0); i < streams.size();) {
+    const uint64_t end = end_of_run(i);
+    const uint64_t next = next_run(end);
+    const Bytes run = piece.subspan(start_of(i), start_of(end) - start_of(i));
+    co_await write_checked(disk, size, offset + start_of(i), run, false,
+                           next == streams.size() ? turn : nullptr);
+    i = next;
+  }
+}
+
 /// Writes those clusters of a piece inside one L2 table that get smaller, and returns the streams.
-Task<std::vector<Stream>> write_streams(GuestDisk& disk, GuestOffset offset, Bytes data,
-                                        int level) {
+/// They are made here, unless they are there.  `turn` ends when none is left to be placed, and
+/// nothing else.
+Task<std::vector<Stream>> write_streams(GuestDisk& disk, GuestOffset offset, Bytes data, int level,
+                                        std::vector<Stream> streams, ArrivalOrder::Ticket* turn) {
   const Geometry& g = disk.head.geometry;
   const GuestCluster first = g.cluster_of(offset);
   const uint64_t count = g.clusters_for(data.size());
   co_await disk.throttle_staging();
-  // Asked for in one step: who comes later waits for this request in both
-  // (CompressedPacker::Ticket).
-  CompressedPacker::Ticket ticket(*disk.packer);
+  // Asked for in one step: who comes later waits for this request in both (ArrivalOrder).
+  ArrivalOrder::Ticket ticket(disk.packer->order());
   ExclusiveRange range(disk.clusters, first, first + count);
   co_await range;
   co_await record_change(disk, range, offset, data.size());
-  std::vector<Stream> streams = co_await compress_clusters(disk, data, level);
+  if (streams.empty()) streams = co_await compress_clusters(disk, data, level);
   std::vector<Mapping> old(count);
   {
     const Epochs::Pin pin = disk.epochs.pin();
@@ -102,6 +131,9 @@ Task<std::vector<Stream>> write_streams(GuestDisk& disk, GuestOffset offset, Byt
     }
   }
   ticket.end();
+  const bool all_smaller = std::all_of(streams.begin(), streams.end(),
+                                       [](const Stream& stream) { return stream.has_value(); });
+  if (turn && all_smaller) turn->end();
   for (uint64_t i = 0; i < placed.size(); ++i) {
     while (streams[i]) {
       Result<bool> written = co_await disk.packer->write(placed[i]).result();

@@ -8,14 +8,16 @@
 
 #include "base/units.h"
 #include "block/device.h"
+#include "qcow2/guest/arrival_order.h"
 
 namespace byre {
 
 class GuestDisk;
 class SizeKept;
 
-/// Whole clusters, but for the last of the disk; Errc::invalid for anything else.
+/// Whole clusters, but for the last of the disk; Errc::invalid for anything else.  Where the image
+/// wants allocations in order, all of `data` is compressed before its turn.
 Task<void> write_compressed(GuestDisk& disk, SizeKept size, GuestOffset offset, Bytes data,
-                            int level);
+                            int level, ArrivalOrder::Ticket& turn);
 
 }  // namespace byre

@@ -27,7 +27,7 @@ CompressedPacker::CompressedPacker(ReadyQueue& ready, const Geometry& geometry,
       allocator_(allocator),
       writer_(writer),
       mutex_(ready),
-      turn_ended_(ready) {}
+      order_(ready) {}
 
 CompressedPacker::~CompressedPacker() = default;
 
@@ -50,14 +50,6 @@ CompressedPacker::Placed::~Placed() {
 void CompressedPacker::Placed::keep() {
   shared_.keep();
   fresh_.keep();
-}
-
-Task<void> CompressedPacker::Ticket::wait() {
-  while (*packer_.tickets_.begin() != number_) co_await packer_.turn_ended_.wait();
-}
-
-void CompressedPacker::Ticket::end() {
-  if (packer_.tickets_.erase(number_) != 0) packer_.turn_ended_.notify();
 }
 
 Task<CompressedPacker::Placed> CompressedPacker::place(Bytes stream) {

@@ -19,21 +19,20 @@
 /// stream is ever put into a cluster that is or will become free.  A stream that is waiting to be
 /// written has its references: dropped unwritten, it ends its run, so that its bytes are never
 /// written to clusters that are no longer its own.
-/// Streams are placed in the order in which their requests took a Ticket, however long compressing
-/// them took.
-/// Cost: memory for what waits; a write for each group.  Not here: compressing, locks on guest
-/// clusters, staging (compress.cc).
+/// Streams are placed in the order in which their requests took a ticket of order(), however long
+/// compressing them took. Cost: memory for what waits; a write for each group.  Not here:
+/// compressing, locks on guest clusters, staging (compress.cc).
 #pragma once
 
 #include <cstdint>
 #include <memory>
-#include <set>
 #include <vector>
 
 #include "coro/event.h"
 #include "coro/semaphore.h"
 #include "format/l2.h"
 #include "qcow2/core/allocator.h"
+#include "qcow2/guest/arrival_order.h"
 
 namespace byre {
 
@@ -75,23 +74,8 @@ class CompressedPacker {
     Reservation fresh_;   ///< The cluster that it goes on or begins in.
   };
 
-  /// A request's place in the order of arrival; others wait behind it until it dies.
-  class [[nodiscard]] Ticket {
-   public:
-    explicit Ticket(CompressedPacker& packer) : packer_(packer), number_(packer.next_ticket_++) {
-      packer.tickets_.insert(number_);
-    }
-    Ticket(const Ticket&) = delete;
-    ~Ticket() { end(); }
-    /// Waits for those who came before.  Hold what they may wait for only if you asked for it in
-    /// the step in which you took the turn.
-    Task<void> wait();
-    void end();
-
-   private:
-    CompressedPacker& packer_;
-    const uint64_t number_;
-  };
+  /// Requests place their streams in the order in which they came.
+  ArrivalOrder& order() { return order_; }
 
   /// Finds a place for a stream shorter than a cluster, and takes a copy.  Errc::no_space as from
   /// Allocator::reserve(); Errc::unsupported when no entry can point so far into the file.
@@ -115,9 +99,7 @@ class CompressedPacker {
   HostCluster cluster_{};
   uint64_t used_ = 0;  ///< Bytes of the cluster, 1 to all of them.
 
-  uint64_t next_ticket_ = 0;
-  std::set<uint64_t> tickets_;
-  Event turn_ended_;
+  ArrivalOrder order_;
 };
 
 }  // namespace byre

@@ -29,7 +29,8 @@ class GuestDisk final : public Engine,
  public:
   GuestDisk(Child below, ImageHeader read, ImageOptions wanted)
       : Engine(std::move(below), std::move(read), std::move(wanted)),
-        decompressed(reactor.ready(), head.geometry) {}
+        decompressed(reactor.ready(), head.geometry),
+        allocation_order(reactor.ready(), options.allocate_in_order) {}
 
   DataFile data_file() const {
     if (!data) return DataFile::image;
@@ -42,6 +43,7 @@ class GuestDisk final : public Engine,
   DecompressedCache::Source& stream_source() { return *this; }
 
   DecompressedCache decompressed;
+  ArrivalOrder allocation_order;  ///< Of writes that take clusters, where the options want one.
   std::unique_ptr<CompressedPacker> packer;  ///< Null when read-only, like the next.
   std::unique_ptr<Bitmaps> bitmaps;
   BitmapList bitmap_list;  ///< When read-only.

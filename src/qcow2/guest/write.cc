@@ -22,12 +22,14 @@ struct InPlace;
 static Task<InPlace> write_in_place(GuestDisk& disk, GuestOffset offset, Bytes data, bool fua);
 // Not inlined: clang would make its frame a part of every overwrite's, which no pool takes then.
 [[gnu::noinline]] static Task<void> write_allocating(GuestDisk& disk, GuestOffset offset,
-                                                     Bytes data);
-static Task<void> write_segments(GuestDisk& disk, const ExclusiveRange& range, WritePiece piece);
+                                                     Bytes data, ArrivalOrder::Ticket* turn);
+static bool fits_in_place(GuestDisk& disk, GuestOffset offset, uint64_t length);
+static Task<void> write_segments(GuestDisk& disk, const ExclusiveRange& range, WritePiece piece,
+                                 ArrivalOrder::Ticket* turn);
 static Task<uint64_t> write_segment(GuestDisk& disk, const ExclusiveRange& range,
                                     const WritePiece& piece, WriteMethod method);
 static Task<uint64_t> allocate_and_write(GuestDisk& disk, const ExclusiveRange& range,
-                                         const WritePiece& piece);
+                                         const WritePiece& piece, ArrivalOrder::Ticket* turn);
 static Task<void> perform(GuestDisk& disk, const WritePiece& segment, const FillPlan& plan);
 static Task<void> fill_around(GuestDisk& disk, HostAccess access, const Mapping& old,
                               const HostWrite& write, const WritePiece& segment, MutableBytes edge);
@@ -35,14 +37,17 @@ static void publish_segment(GuestDisk& disk, const ExclusiveRange& range, const 
                             WriteMethod method, const HostRun& host);
 
 Task<void> write_disk(GuestDisk& disk, GuestOffset offset, Bytes data, WriteOptions options) {
+  ArrivalOrder::Ticket turn(disk.allocation_order);
   ChangeRequest request(disk, "write", offset, data.size());
   co_await request.begin();
   bool durable = false;
   if (options.compressed) {
-    co_await write_compressed(disk, request.size(), offset, data, options.compression_level);
+    co_await write_compressed(disk, request.size(), offset, data, options.compression_level, turn);
   } else {
-    durable = co_await write_checked(disk, request.size(), offset, data, options.fua);
+    if (!turn.is_first()) co_await turn.wait();
+    durable = co_await write_checked(disk, request.size(), offset, data, options.fua, &turn);
   }
+  turn.end();
   request.release_size();
   if (options.fua && !durable) co_await disk.committer->flush(IoTag::flush);
 }
@@ -54,12 +59,16 @@ struct InPlace {
 };
 
 /// True if everything is durable: it all went, with FUA, to clusters whose mapping is.
-Task<bool> write_checked(GuestDisk& disk, SizeKept, GuestOffset offset, Bytes data, bool fua) {
+Task<bool> write_checked(GuestDisk& disk, SizeKept, GuestOffset offset, Bytes data, bool fua,
+                         ArrivalOrder::Ticket* turn) {
   const Geometry& g = disk.head.geometry;
   bool durable = true;
   while (!data.empty()) {
     const uint64_t piece =
         std::min({uint64_t{data.size()}, kPieceMax, g.end_of_table(offset) - offset});
+    ArrivalOrder::Ticket* const last_turn = piece == data.size() ? turn : nullptr;
+    if (last_turn && disk.allocation_order.wanted() && fits_in_place(disk, offset, piece))
+      last_turn->end();
     uint64_t done = 0;
     while (done < piece) {
       // L2: peek before the lock, so that writers that allocate do not queue twice.
@@ -77,7 +86,7 @@ Task<bool> write_checked(GuestDisk& disk, SizeKept, GuestOffset offset, Bytes da
         durable &= part.durable;
       }
       if (done < piece) {
-        co_await write_allocating(disk, offset + done, data.subspan(done, piece - done));
+        co_await write_allocating(disk, offset + done, data.subspan(done, piece - done), last_turn);
         durable = false;
         done = piece;
       }
@@ -86,6 +95,23 @@ Task<bool> write_checked(GuestDisk& disk, SizeKept, GuestOffset offset, Bytes da
     data = data.subspan(piece);
   }
   co_return durable;
+}
+
+/// Does the range need no cluster, as far as can be told without a wait?
+bool fits_in_place(GuestDisk& disk, GuestOffset offset, uint64_t length) {
+  const Geometry& g = disk.head.geometry;
+  for (uint64_t done = 0; done < length;) {
+    const uint64_t in_cluster = g.offset_in_cluster(offset + done);
+    const uint64_t step = std::min(disk.cluster_size() - in_cluster, length - done);
+    const GuestCluster cluster = g.cluster_of(offset + done);
+    const Result<std::optional<Map::Found>> now = disk.map->find_now(cluster);
+    if (disk.map->lost().replaceable(cluster) || !now || !*now ||
+        !writable_in_place((*now)->mapping, in_cluster, step, g)) {
+      return false;
+    }
+    done += step;
+  }
+  return true;
 }
 
 /// Overwrites from the start of `data` on what is ours alone, under a shared lock.  Clusters that
@@ -127,7 +153,8 @@ Task<InPlace> write_in_place(GuestDisk& disk, GuestOffset offset, Bytes data, bo
 }
 
 /// Writes a piece under an exclusive lock: lookup, space, data, and only then the map (M3).
-Task<void> write_allocating(GuestDisk& disk, GuestOffset offset, Bytes data) {
+Task<void> write_allocating(GuestDisk& disk, GuestOffset offset, Bytes data,
+                            ArrivalOrder::Ticket* turn) {
   const Geometry& g = disk.head.geometry;
   const GuestCluster first = g.cluster_of(offset);
   const GuestCluster last = g.cluster_of(offset + (data.size() - 1));
@@ -153,26 +180,29 @@ Task<void> write_allocating(GuestDisk& disk, GuestOffset offset, Bytes data) {
                          .old = old};
   if (all_in_place(piece)) {
     range.downgrade();  // A writer was faster, and left it writable.
-    co_await write_segments(disk, range, piece);
+    co_await write_segments(disk, range, piece, turn);
     co_return;
   }
   for (const Mapping& mapping : old) {
     if (!mapping.copied) co_await disk.load_refcounts_of(mapping);
   }
   co_await disk.prepare_table(range);
-  co_await write_segments(disk, range, piece);
+  co_await write_segments(disk, range, piece, turn);
 }
 
 /// Each segment as its clusters need it.  The range may be shared by now if all are in place.
-Task<void> write_segments(GuestDisk& disk, const ExclusiveRange& range, WritePiece piece) {
+Task<void> write_segments(GuestDisk& disk, const ExclusiveRange& range, WritePiece piece,
+                          ArrivalOrder::Ticket* turn) {
   while (!piece.old.empty()) {
     const WriteSegment segment = first_segment(piece);
     const WritePiece part = piece.before(segment.count);
+    ArrivalOrder::Ticket* const last_turn = part.old.size() == piece.old.size() ? turn : nullptr;
     uint64_t done = 0;
     if (segment.method == WriteMethod::fresh) {
       SpaceRetry retry(disk);
-      done = co_await retry.run(allocate_and_write, disk, range, part);
+      done = co_await retry.run(allocate_and_write, disk, range, part, last_turn);
     } else {
+      if (last_turn) last_turn->end();
       done = co_await write_segment(disk, range, part, segment.method);
     }
     piece = piece.after(done);
@@ -200,9 +230,10 @@ Task<uint64_t> write_segment(GuestDisk& disk, const ExclusiveRange& range, const
 /// Writes to fresh clusters as many clusters of the piece as one reservation gives, and returns how
 /// many those were.  A reservation whose write failed goes to limbo: it may still land (H6).
 Task<uint64_t> allocate_and_write(GuestDisk& disk, const ExclusiveRange& range,
-                                  const WritePiece& piece) {
+                                  const WritePiece& piece, ArrivalOrder::Ticket* turn) {
   Reservation fresh = co_await disk.allocator->reserve(piece.old.size(), Allocator::Use::data);
   const uint64_t count = fresh.count();
+  if (turn && count == piece.old.size()) turn->end();
   const WritePiece part = piece.before(count);
   const HostRun host{fresh.first(), fresh.zero(0), fresh.zero(count - 1)};
   co_await perform(disk, part, plan_fill(part, WriteMethod::fresh, host));

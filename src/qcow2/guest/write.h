@@ -13,6 +13,7 @@
 
 #include "base/units.h"
 #include "block/device.h"
+#include "qcow2/guest/arrival_order.h"
 
 namespace byre {
 
@@ -22,7 +23,9 @@ class SizeKept;
 Task<void> write_disk(GuestDisk& disk, GuestOffset offset, Bytes data, WriteOptions options);
 
 // For other changes of the disk.
-/// True if everything is durable: it all went, with FUA, to clusters whose mapping is.
-Task<bool> write_checked(GuestDisk& disk, SizeKept size, GuestOffset offset, Bytes data, bool fua);
+/// True if everything is durable: it all went, with FUA, to clusters whose mapping is.  `turn`,
+/// which is first, ends when no cluster is going to be taken any more.
+Task<bool> write_checked(GuestDisk& disk, SizeKept size, GuestOffset offset, Bytes data, bool fua,
+                         ArrivalOrder::Ticket* turn = nullptr);
 
 }  // namespace byre

@@ -27,12 +27,15 @@ static std::optional<Mapping> zeroed_mapping(const GuestDisk& disk, const Mappin
                                              const ZeroOptions& options);
 
 Task<void> zero_disk(GuestDisk& disk, GuestOffset offset, uint64_t length, ZeroOptions options) {
+  ArrivalOrder::Ticket turn(disk.allocation_order);
   ChangeRequest request(disk, "write zeroes", offset, length);
   co_await request.begin();
+  if (!turn.is_first()) co_await turn.wait();
   if (options.no_fallback && !can_stage_zero(disk)) {
     co_await fail(unsupported("version 2 images cannot express zeros over a backing file"));
   }
   co_await zero_checked(disk, request.size(), offset, length, options);
+  turn.end();
   if (options.fua) co_await disk.committer->flush(IoTag::flush);
 }
 

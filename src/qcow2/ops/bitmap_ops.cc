@@ -75,16 +75,16 @@ Task<std::shared_ptr<BitmapSlot>*> usable_bitmap(GuestDisk& disk, BitmapList& li
   co_return &slot;
 }
 
-Task<void> add_bitmap(GuestDisk& disk, NewBitmap wanted) {
-  const Geometry& g = disk.head.geometry;
-  if (wanted.name.empty()) co_await fail(invalid("Bitmap name cannot be empty"));
+/// Is it one that an image can have?  Fills in what it leaves open.
+static Result<void> check_new(const GuestDisk& disk, NewBitmap& wanted) {
+  if (wanted.name.empty()) return invalid("Bitmap name cannot be empty");
   if (wanted.name.size() > kBitmapNameSizeMax) {
-    co_await fail(invalid("Bitmap name too long: ", wanted.name.size(), " bytes, at most ",
-                          kBitmapNameSizeMax));
+    return invalid("Bitmap name too long: ", wanted.name.size(), " bytes, at most ",
+                   kBitmapNameSizeMax);
   }
-  if (g.version < 3) {
-    co_await fail(unsupported(
-        "Cannot store dirty bitmaps in qcow2 v2 files; byre create -o compat=1.1 makes others"));
+  if (disk.geometry().version < 3) {
+    return unsupported(
+        "Cannot store dirty bitmaps in qcow2 v2 files; byre create -o compat=1.1 makes others");
   }
   if (wanted.granularity == 0) {
     wanted.granularity =
@@ -93,24 +93,38 @@ Task<void> add_bitmap(GuestDisk& disk, NewBitmap wanted) {
   if (!std::has_single_bit(wanted.granularity) ||
       wanted.granularity < uint64_t{1} << kBitmapGranularityBitsMin ||
       wanted.granularity > uint64_t{1} << kBitmapGranularityBitsMax) {
-    co_await fail(invalid("Granularity must be power of 2 and at least 512, at most 2 GiB"));
+    return invalid("Granularity must be power of 2 and at least 512, at most 2 GiB");
   }
+  return {};
+}
+
+/// The list with it; the disk does not change its size meanwhile.
+static Result<void> append_new(GuestDisk& disk, BitmapList& list, const NewBitmap& wanted) {
   const auto bits = static_cast<uint32_t>(std::countr_zero(wanted.granularity));
+  if (find_bitmap(list, wanted.name)) {
+    return Error(Errc::invalid, cat("Bitmap already exists: ", wanted.name), EEXIST);
+  }
+  // Before there are bits in memory.
+  if (Result<void> fits = check_bitmap_size(disk.size, bits, disk.geometry()); !fits) return fits;
+  if (wanted.dirty) {
+    if (Result<void> same = must_fit(wanted.dirty->size(), disk.size); !same) return same;
+  }
+  auto slot = std::make_shared<BitmapSlot>();
+  slot->entry.name = wanted.name;
+  slot->entry.automatic = wanted.enabled;
+  slot->entry.granularity_bits = static_cast<uint8_t>(bits);
+  slot->bits =
+      std::make_unique<DirtyBits>(disk.size, bits, bitmap_part_bytes(bits, disk.geometry()));
+  if (wanted.dirty) slot->bits->merge(*wanted.dirty);
+  slot->fresh = true;
+  list.push_back(std::move(slot));
+  return {};
+}
+
+Task<void> add_bitmaps(GuestDisk& disk, std::vector<NewBitmap> wanted) {
+  for (NewBitmap& bitmap : wanted) co_await check_new(disk, bitmap);
   const auto edit = [&](BitmapList& list) -> Task<void> {
-    if (find_bitmap(list, wanted.name)) {
-      co_await fail(Error(Errc::invalid, cat("Bitmap already exists: ", wanted.name), EEXIST));
-    }
-    co_await check_bitmap_size(disk.size, bits,
-                               disk.geometry());  // Before there are bits in memory.
-    if (wanted.dirty) co_await must_fit(wanted.dirty->size(), disk.size);
-    auto slot = std::make_shared<BitmapSlot>();
-    slot->entry.name = wanted.name;
-    slot->entry.automatic = wanted.enabled;
-    slot->entry.granularity_bits = static_cast<uint8_t>(bits);
-    slot->bits = std::make_unique<DirtyBits>(disk.size, bits, bitmap_part_bytes(bits, g));
-    if (wanted.dirty) slot->bits->merge(*wanted.dirty);
-    slot->fresh = true;
-    list.push_back(std::move(slot));
+    for (const NewBitmap& bitmap : wanted) co_await append_new(disk, list, bitmap);
   };
   co_await change_bitmaps(disk, edit);
 }

@@ -26,7 +26,8 @@ struct NewBitmap {
 };
 
 // Each change is durable when it ends.  The guest's reads go on, its writes wait.
-Task<void> add_bitmap(GuestDisk& disk, NewBitmap wanted);
+/// All or none.  They go into the image in one step, so that no directory is written twice.
+Task<void> add_bitmaps(GuestDisk& disk, std::vector<NewBitmap> wanted);
 Task<void> remove_bitmap(GuestDisk& disk, std::string name);
 Task<void> remove_all_bitmaps(GuestDisk& disk);
 Task<void> clear_bitmap(GuestDisk& disk, std::string name);

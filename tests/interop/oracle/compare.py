@@ -16,6 +16,7 @@ import qcow2ref  # noqa: E402
 
 MAGIC = b"QFI\xfb"
 PATIENCE = 30
+NO_END = -1   # The code of what had not ended by then.
 REPLACED = [
     (r"disk size: \S+( \S+)?", "disk size: SIZE"),
     (r"file length: .*", "file length: LENGTH"),
@@ -65,7 +66,7 @@ def play(words, folder, patience=PATIENCE):
         done = subprocess.run(words, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=patience, check=False,
                               env=environment)
     except subprocess.TimeoutExpired:
-        return Ran(-1, "", f"no end after {patience} s")
+        return Ran(NO_END, "", f"no end after {patience} s")
     read = [text.decode(errors="backslashreplace") for text in (done.stdout, done.stderr)]
     return Ran(done.returncode, *read)
 
@@ -137,6 +138,8 @@ def compare(line, theirs, ours, folders, seed):
     for aspect, (left, right) in (("code", (str(theirs.code), str(ours.code))), ("out", out), ("err", err)):
         if left != right:
             found.append(Difference(aspect, left, right))
+    if theirs.code == ours.code == NO_END:
+        return Differences(found, ours.code, ours.err)  # How far each was then says nothing.
     return Differences(found + compare_folders(folders, seed), ours.code, ours.err)
 
 
@@ -152,11 +155,17 @@ def content(path):
         return file.read()
 
 
+def as_before(name, folder, seed):
+    before = os.path.join(seed, name)
+    return os.path.isfile(before) and content(before) == content(os.path.join(folder, name))
+
+
 def compare_folders(folders, seed):
     left, right = (files_in(folder) for folder in folders)
     found = []
     if left != right:
-        found.append(Difference("files", " ".join(sorted(left - right)), " ".join(sorted(right - left))))
+        kept = all(as_before(name, folders[1], seed) for name in right - left)
+        found.append(Difference("files", " ".join(sorted(left - right)), " ".join(sorted(right - left)), untouched=kept))
     for name in sorted(left & right):
         paths = [os.path.join(folder, name) for folder in folders]
         contents = [content(path) for path in paths]
@@ -166,9 +175,8 @@ def compare_folders(folders, seed):
             differences = compare_images(name, folders)
         else:
             differences = [Difference(f"contents {name}", describe(contents[0]), describe(contents[1]))]
-        before = os.path.join(seed, name)
         for one in differences:
-            one.untouched = os.path.isfile(before) and content(before) == contents[1]
+            one.untouched = as_before(name, folders[1], seed)
         found += differences
     return found
 

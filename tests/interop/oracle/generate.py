@@ -25,7 +25,8 @@ class Line:
     command: str
     words: list                 # Behind the program's name.
     options: tuple = ()         # Of the table, by index.
-    damaged: bool = False
+    damaged: bool = False       # An image that it names is a damaged one, or none.
+    odd: bool = False           # It has a value that nobody should give.
     number: int = 0
     files: list = field(default_factory=list)
 
@@ -36,6 +37,7 @@ class Line:
 class Generator:
     def __init__(self, seed):
         self.draw = random.Random(seed)
+        self.odd = False   # Has the line that is being made an odd value?
 
     def image(self, command):
         draw = self.draw
@@ -52,6 +54,7 @@ class Generator:
     def value(self, option, image):
         draw = self.draw
         odd = option.odd and (not option.usual or draw.random() < ODD)
+        self.odd |= bool(odd)
         return draw.choice(option.odd if odd else option.usual).replace("{format}", image.form).replace("{image}", image.name)
 
     def spelled(self, option, image):
@@ -77,12 +80,15 @@ class Generator:
                         "{resize}": (RESIZES, ODD_RESIZES), "{bitmap}": (table.BITMAPS, table.ODD_BITMAPS)}
         for name, (usual, odd) in replacements.items():
             if name in word:
-                word = word.replace(name, draw.choice(odd if draw.random() < 2 * ODD else usual))
+                is_odd = draw.random() < 2 * ODD
+                self.odd |= is_odd
+                word = word.replace(name, draw.choice(odd if is_odd else usual))
         return word
 
     def line(self, command, options):
         """One with these options, by index."""
         draw = self.draw
+        self.odd = False
         image = self.image(command)
         groups = [self.spelled(command.options[index], image) for index in options]
         draw.shuffle(groups)
@@ -103,8 +109,10 @@ class Generator:
             words += operands
         if command.name:
             words.insert(0, command.name)
-        line = Line(command.program, command.name or command.program, words, tuple(options), image.kind != "sound")
+        line = Line(command.program, command.name or command.program, words, tuple(options), odd=self.odd)
         line.files = pool.files_for(words)
+        named = [one for name, one in pool.POOL.items() if any(name in word for word in words)]
+        line.damaged = any(one.kind != "sound" for one in named)
         return line
 
     def more(self, command, first=()):

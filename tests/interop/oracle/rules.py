@@ -11,7 +11,7 @@ import table
 
 RULES = {}
 # An error of opening, making or changing something: who, what, and behind the colon why.
-WHAT = re.compile(r"^qemu-\w+: (?:.*?error while (?:converting \w+|creating output image): |"
+WHAT = re.compile(r"^qemu-\w+: (?:Failed to load snapshot: |.*?error while (?:converting \w+|creating output image): |"
                   r"(?:Could not open|can't open device|can't open|Failed to blk_new_open|Could not \w+ snapshot)(?: [^:']*)?(?: ?'[^']*')?: |"
                   r"Could not change the backing file to '[^']*': (?!backing format)|Cannot downgrade an image |Operation \w+ on bitmap .*? failed: |[^ ]*: Could not create '[^']*': )", re.M)
 NOTE = re.compile(r"(?:qemu-\w+: warning: |NOTE ).*\n")
@@ -86,8 +86,10 @@ def reason_in_own_words(_, one, all_of_them):
 @rule("D4")
 def damage_is_told(_, one, __):
     """Lines on stderr about an image that is damaged, and nothing else."""
-    told = re.compile(r"qemu-\w+: warning: .*(?:the image is damaged|was not closed cleanly|became right|refcount).*\n|NOTE .*\n")
-    return one.aspect == "err" and one.ours != one.theirs and told.sub("", one.ours) == one.theirs
+    told = re.compile(r"qemu-\w+: warning: .*(?:the image is damaged|was not closed cleanly|became right|refcount|"
+                      r"begins like a qcow2 image; as raw its tables would be the disk).*\n|NOTE .*\n")
+    theirs = one.theirs.replace("qcow2_free_clusters failed: Invalid argument\n", "")  # QEMU meets it later.
+    return one.aspect == "err" and one.ours != theirs and told.sub("", one.ours) == theirs
 
 
 @rule("D5")
@@ -116,8 +118,10 @@ def no_encryption(line, one, all_of_them):
 @rule("D8")
 def bitmaps_follow_the_size(line, one, all_of_them):
     """A larger disk is dirty where it grew; a shrunken one keeps what is left."""
-    if line.command == "resize" and "is inconsistent and cannot be used" in texts(all_of_them)[0]:
+    if line.command in ("resize", "amend") and "is inconsistent and cannot be used" in texts(all_of_them)[0]:
         return True  # Nobody can use it; the disk is resized.
+    if "a disk of 0 bytes has no room for its persistent bitmaps" in all_of_them.err:
+        return True  # QEMU loses them.
     return line.command in ("resize", "amend") and one.aspect.startswith("bitmaps ")
 
 
@@ -182,7 +186,8 @@ def other_formats(line, one, all_of_them):
 @rule("D14")
 def no_images_on_servers(line, _, all_of_them):
     named = line.command in ("create", "convert", "dd") and line.words[-1].startswith("nbd://")
-    return (named or "Unknown protocol 'nbd'" in texts(all_of_them)[1]) and fails_alike(all_of_them)
+    lists = line.command == "create" and any("help" in word for word in line.words)
+    return (named or "Unknown protocol 'nbd'" in texts(all_of_them)[1]) and (fails_alike(all_of_them) or lists)
 
 
 @rule("D15")
@@ -190,9 +195,14 @@ def nothing_half_made_is_left(line, one, all_of_them):
     """When both fail, what byre began is gone, or is no disk; what cannot be is told before anything is written."""
     if one.aspect == "err" and "error while writing at byte" in one.theirs and "Compression not supported" in one.ours:
         return True
+    if one.aspect == "err" and "error while converting" in one.theirs and "Could not create '" in one.theirs and \
+            "does not support bitmaps" in one.ours:
+        return True
     if one.aspect.startswith("contents ") and one.untouched and fails_alike(all_of_them):
         return True  # Nor was it emptied.
-    return one.aspect == "files" and not one.ours and fails_alike(all_of_them) and line.command in ("create", "convert", "dd")
+    # What byre has and QEMU removed was there before, and is as it was.
+    return one.aspect == "files" and (not one.ours or not one.theirs and one.untouched) and fails_alike(all_of_them) and \
+        line.command in ("create", "convert", "dd")
 
 
 @rule("D16")
@@ -203,21 +213,14 @@ def no_leaks_behind(_, one, __):
 @rule("D17")
 def whole_or_not_at_all(line, one, all_of_them):
     """amend: when one option cannot be, the others are not carried out."""
-    return line.command == "amend" and fails_alike(all_of_them) and one.untouched
+    # The one thing that byre has done is to close the image.
+    only_closed = one.aspect.startswith("info ") and "was not closed cleanly; its refcounts were rebuilt (0 changed)" in all_of_them.err
+    return line.command == "amend" and fails_alike(all_of_them) and (one.untouched or only_closed)
 
 
 @rule("D18")
 def short_forms(_, __, all_of_them):
     return "warning: short-form boolean option" in texts(all_of_them)[0] and of(all_of_them, "code") is None
-
-
-@rule("D19")
-def order_of_options(line, one, all_of_them):
-    """--detect-zeroes=unmap may stand in front of --discard=unmap; what else is wrong is told then.  Of several mistakes in one
-    line another one may be told first."""
-    if "Cannot mix '-l'" in texts(all_of_them)[0] and "Expecting one image" in texts(all_of_them)[1] and fails_alike(all_of_them):
-        return True
-    return line.program == "qemu-nbd" and "setting detect-zeroes to unmap is not allowed" in texts(all_of_them)[0]
 
 
 @rule("D20")
@@ -273,8 +276,9 @@ def zeroes_in_version_2(line, one, all_of_them):
 
 
 @rule("D28")
-def check_opens_one_file(line, _, all_of_them):
-    return line.command == "check" and "Could not open backing file" in texts(all_of_them)[0] and not texts(all_of_them)[1]
+def one_image_alone(line, _, all_of_them):
+    return line.command in ("check", "snapshot", "amend") and "Could not open backing file" in texts(all_of_them)[0] and \
+        (line.command == "amend" or not texts(all_of_them)[1])
 
 
 @rule("D29")
@@ -292,8 +296,11 @@ def more_is_found(line, one, all_of_them):
 
 
 @rule("D31")
-def opening_repairs(line, one, _):
-    """What opens an image for writing corrects what is certain, so that fewer errors are left."""
+def opening_repairs(line, one, all_of_them):
+    """What opens an image for writing corrects what is certain, so that fewer errors are left, and no data are overwritten."""
+    aspect, __, name = one.aspect.partition(" ")
+    if aspect == "contents" and f"warning: {name}: the image is damaged" in all_of_them.err:
+        one = of(all_of_them, f"check {name}") or one
     if not one.aspect.startswith("check ") or not line.damaged:
         return False
     counts = [sum(map(int, re.findall(r'"(?:corruptions|leaks)": (\d+)', text))) for text in (one.theirs, one.ours)]
@@ -307,6 +314,9 @@ def data_that_are_not_there(line, _, all_of_them):
         return line.damaged and "Failed request: Input/output error" in texts(all_of_them)[1] and not texts(all_of_them)[0]
     if line.command == "compare":
         return line.damaged and "Sector allocation test failed for" in texts(all_of_them)[1] and not texts(all_of_them)[0]
+    if line.command == "rebase":
+        return line.damaged and re.search(r"leads to host offset \w+, behind the end that the file had", all_of_them.err) \
+            and not texts(all_of_them)[0] and all_of_them.code != 0
     return line.command in ("map", "dd") and "lies behind the end of the file" in texts(all_of_them)[1]
 
 
@@ -366,9 +376,10 @@ def same_file_in_another_format(line, _, all_of_them):
 
 
 @rule("D39")
-def no_death(_, __, all_of_them):
-    """An assertion of QEMU's failed."""
-    return re.search(r"Assertion `.*' failed", texts(all_of_them)[0]) and of(all_of_them, "code").theirs == "-6"
+def no_death(line, __, all_of_them):
+    """An assertion of QEMU's failed; or it waits for ever for a breakpoint that there is none of."""
+    waits = line.program == "qemu-io" and "no end after" in texts(all_of_them)[0] and "Could not wait for breakpoint" in texts(all_of_them, "out")[1]
+    return waits or re.search(r"Assertion `.*' failed", texts(all_of_them)[0]) and of(all_of_them, "code").theirs == "-6"
 
 
 @rule("D40")
@@ -384,3 +395,39 @@ def what_was_answered_stays(line, one, all_of_them):
     """bench -w: when a request fails QEMU ends without closing the image."""
     return line.command == "bench" and "Failed request: Input/output error" in all_of_them.err and \
         one.aspect.startswith(("map ", "contents ", "check ")) and fails_alike(all_of_them)
+
+
+@rule("D42")
+def this_machine_alone(line, one, all_of_them):
+    """qemu-nbd listens on 127.0.0.1 unless -b says otherwise; and a port above 65535 is none."""
+    if line.program != "qemu-nbd" or one.aspect != "err" or not fails_alike(all_of_them):
+        return False
+    port = value_of(line, "-p", "--port") or ""
+    return one.theirs.replace("0.0.0.0", "127.0.0.1") == one.ours or \
+        port.isdigit() and int(port) > 65535 and "Invalid port: " in one.ours
+
+
+@rule("D44")
+def raw_data_are_the_disk(line, one, _):
+    """Zeroes and discards of a raw data file are zeros in it, and no entry changes."""
+    return line.program == "qemu-io" and one.aspect == "map rawdata.qcow2" and \
+        re.search(r"discard|write .*-z|truncate", " ".join(line.words))
+
+
+@rule("D45")
+def nothing_is_taken_for_free(line, _, all_of_them):
+    """qemu-io: where a snapshot's tables cannot be read, nobody knows which clusters are free: none is taken."""
+    return line.program == "qemu-io" and line.damaged and all_of_them.code != 0 and \
+        re.search(r"the image is damaged: snapshot '[^']*': .* but changes that need metadata fail", all_of_them.err)
+
+
+@rule("D43")
+def compressed_over_what_is_there(line, _, all_of_them):
+    """convert -n -c, write -c: QEMU ends half-way where a cluster has its place already."""
+    if line.program == "qemu-io":
+        theirs, ours = texts(all_of_them, "out")
+        return any("write -c" in word for word in line.words) and "write failed: Input/output error" in theirs and \
+            "failed" not in ours and all_of_them.code == 0
+    words = set(line.words)
+    return line.command == "convert" and words & {"-n", "--no-create"} and words & {"-c", "--compress"} and \
+        re.search(r"error while writing at byte \d+: Input/output error", texts(all_of_them)[0]) and all_of_them.code == 0

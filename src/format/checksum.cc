@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "format/checksum.h"
+
+#include <libdeflate.h>
+
+namespace byre {
+
+uint32_t crc32_of(Bytes data) { return libdeflate_crc32(0, data.data(), data.size()); }
+
+}  // namespace byre
