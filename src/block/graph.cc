@@ -197,8 +197,21 @@ struct GraphChange {
     }
     return found;
   }
+  static const Node* above(const Child& edge) {
+    return edge.owner() ? edge.owner()->node() : nullptr;
+  }
+  /// Does anybody read or write it, be it through others?  Names do not.
+  bool is_used(const Node& node) const {
+    return std::ranges::any_of(parents(node), [&](const Child* edge) {
+      const bool passes_on = edge->role() == Role::filtered || edge->role() == Role::backing;
+      const Node* const user = above(*edge);
+      return edge->role() != Role::name && (!passes_on || !user || is_used(*user));
+    });
+  }
   Permissions effective(const Child& edge) const {
-    const Node* above = edge.owner() ? edge.owner()->node() : nullptr;
+    const Node* const above = GraphChange::above(edge);
+    // Who shows it is shown to nobody, and counts on nothing until somebody reads it.
+    if (edge.role() == Role::backing && above && !is_used(*above)) return {};
     if (edge.role() != Role::filtered) return edge.permissions();
     Permissions all = edge.permissions();
     if (!above) return all;
@@ -211,8 +224,8 @@ struct GraphChange {
   }
   static std::string user(const Child& edge) {
     if (!edge.owner()) return "an export, a job or a command";
-    const Node* above = edge.owner()->node();
-    return cat("node '", above ? above->name() : edge.owner()->name(), "'");
+    const Node* const owner = above(edge);
+    return cat("node '", owner ? owner->name() : edge.owner()->name(), "'");
   }
   Result<void> check(const Node& node) const {
     const std::vector<const Child*> edges = parents(node);
@@ -232,11 +245,11 @@ struct GraphChange {
     }
     return {};
   }
-  /// What `node` and the filters' nodes below it allow.
+  /// What `node`, the filters' nodes below it and those that show through it allow.
   Result<void> check_from(const Node& node) const {
     if (Result<void> sound = check(node); !sound) return sound;
     for (const Child* edge : node.device().children()) {
-      if (edge->role() != Role::filtered) continue;
+      if (edge->role() != Role::filtered && edge->role() != Role::backing) continue;
       if (Result<void> sound = check_from(target(*edge)); !sound) return sound;
     }
     return {};

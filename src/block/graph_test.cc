@@ -293,6 +293,69 @@ TEST_F(Graph, PermissionsThatConflictAreRefusedOnTheFinalGraph) {
   EXPECT_EQ(wanders.get(), elsewhere.get());
 }
 
+/// A disk with another below it.
+class Overlay final : public Filter {
+ public:
+  Overlay(Child disk, Child below) : Filter(std::move(disk)), below_(std::move(below)) {
+    below_.belong_to(*this, Role::backing);
+    shows(true);
+  }
+  void shows(bool counts_on_it) {
+    const Permissions reads{.uses = Access::reading(), .shares = Access::reading()};
+    ASSERT_TRUE(below_.set_permissions(counts_on_it ? reads : Permissions()));
+  }
+
+ private:
+  Child below_;
+};
+
+TEST_F(Graph, ADiskThatNobodyReadsLetsOthersWriteBelowIt) {
+  const Permissions writes{.uses = {.read = true, .write = true}};
+  const Permissions reads{.uses = Access::reading()};
+  Child base = memory();
+  base.node().set_name("base");
+  Child writer = base.another();
+  Child overlay = std::make_unique<Overlay>(memory(), base.another());
+  // Somebody has it open, and somebody else reads it: as soon as nobody does, all may write.
+  Child name = overlay.hold();
+  EXPECT_FALSE(writer.set_permissions(writes));
+  Child filter = make_station(std::move(overlay));
+  Child filter_name = filter.hold();
+  EXPECT_FALSE(writer.set_permissions(writes));
+  run(filter.close());
+  filter.reset();
+  EXPECT_TRUE(writer.set_permissions(writes));
+
+  // The next to read it is refused as long as there is a writer, however far away it comes in.
+  Child reader = filter_name.another();
+  Result<void> refused = reader.set_permissions(reads);
+  ASSERT_FALSE(refused);
+  EXPECT_TRUE(refused.error().message().starts_with("Permission conflict on node 'base'"))
+      << refused.error().message();
+  ASSERT_TRUE(writer.set_permissions({}));
+  EXPECT_TRUE(reader.set_permissions(reads));
+  EXPECT_FALSE(writer.set_permissions(writes));
+}
+
+TEST_F(Graph, NobodyIsLedToADiskThatHasAWriterBelowIt) {
+  Child base = memory();
+  Child writer = base.another();
+  Child overlay = std::make_unique<Overlay>(memory(), base.another());
+  Child name = overlay.hold();
+  run(overlay.close());
+  overlay.reset();
+  ASSERT_TRUE(writer.set_permissions({.uses = {.read = true, .write = true}}));
+  Child elsewhere = memory();
+  Child reader = elsewhere.another();
+  ASSERT_TRUE(reader.set_permissions({.uses = Access::reading()}));
+  const Move move[] = {{reader, name.node()}};
+  const Result<void> refused = check_moves(move);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code(), Errc::busy);
+  static_cast<Overlay&>(*name).shows(false);
+  EXPECT_TRUE(check_moves(move));
+}
+
 TEST_F(Graph, ANodeTakesLittleMemory) { EXPECT_LE(sizeof(Node) + sizeof(Child), 256u); }
 
 TEST_F(Graph, ACircleIsRefused) {

@@ -30,7 +30,10 @@ struct Plan {
       const bool stores = edge->role() == Role::filtered || edge->role() == Role::file ||
                           edge->role() == Role::data;
       if (!stores) continue;
-      if (Result<void> added = add(**edge, false); !added) return added;
+      // Who asks for a disk does not know of a filter that has no name.
+      const bool passes_on =
+          edge->role() == Role::filtered && device.node() && device.node()->name().starts_with('#');
+      if (Result<void> added = add(**edge, is_asked_for && passes_on); !added) return added;
     }
     if (dynamic_cast<Reopens*>(&device)) {
       devices.push_back(Child::to(device).hold());
@@ -63,13 +66,18 @@ Task<std::unique_ptr<Drain>> drain(Child& device, bool writable) {
   co_return std::move(drain);
 }
 
-Task<void> change_one(Child& device, bool writable) {
+Task<void> reopen_drained(Child& device, bool writable) {
   co_await reopens(device).end_own_work();
+  const std::unique_ptr<Drain> held = co_await drain(device, writable);
+  co_await reopens(device).reopen(writable);
+}
+
+Task<void> change_one(Child& device, bool writable) {
+  // First: who writes on would give it work of its own without end.
   if (!writable) {
     co_await device.set_permissions({.uses = Access::none(), .shares = Access::reading()});
   }
-  const std::unique_ptr<Drain> held = co_await drain(device, writable);
-  Result<void> done = co_await reopens(device).reopen(writable).result();
+  Result<void> done = co_await reopen_drained(device, writable).result();
   (void)device.set_permissions({});
   co_await std::move(done);
 }

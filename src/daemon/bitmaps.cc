@@ -62,7 +62,7 @@ Task<void> watch(NamedNode& node) {
       filter.abandon();
       co_await std::move(inserted);
     }
-    bitmaps.recorder = std::move(filter);
+    bitmaps.recorder = filter.hold();  // It uses nothing by itself.
   } else if (!wanted && bitmaps.recorder) {
     co_await remove_filter(bitmaps.recorder);
     co_await bitmaps.recorder.close();

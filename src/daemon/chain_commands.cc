@@ -24,11 +24,11 @@ std::optional<BackingName> name_in_header(const NamedNode& node, const Image& ov
   return name;
 }
 
-/// The edges that use a node: all but names, and what records for it.
+/// The edges that use a node: all but names.
 std::vector<Child*> users_of(const NamedNode& node) {
   std::vector<Child*> users;
   for (Child* edge : node.entry().node()->parents()) {
-    if (edge->role() != Role::name && edge != &node.bitmaps.recorder) users.push_back(edge);
+    if (edge->role() != Role::name) users.push_back(edge);
   }
   return users;
 }

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /// blockdev-create: a job that makes a file, or an image in a node.
-#include <functional>
+#include <bit>
 #include <utility>
 
 #include "block/entrance.h"
 #include "daemon/jobs.h"
 #include "daemon/modules.h"
 #include "job/create.h"
+#include "job/unfinished.h"
 
 namespace byre::qmp {
 
@@ -100,6 +101,18 @@ const Struct& definition_of(const Create*) {
   return kStruct;
 }
 
+/// What is refused in QEMU's words; check_create() knows all else.
+Result<void> check_widths(const NewDisk& wanted) {
+  if (!std::has_single_bit(wanted.cluster_size) || wanted.cluster_size < 512 ||
+      wanted.cluster_size > 2 * MiB) {
+    return invalid("Cluster size must be a power of two between 512 and 2048k");
+  }
+  if (!std::has_single_bit(wanted.refcount_bits) || wanted.refcount_bits > 64) {
+    return invalid("Refcount width must be a power of two and may not exceed 64 bits");
+  }
+  return {};
+}
+
 CreateOptions image_options(const NewDisk& wanted) {
   CreateOptions options;
   options.size = wanted.size;
@@ -143,12 +156,15 @@ class CreateFile final : public CreateWork {
                               .replace = true,
                               .no_copy_on_write = wanted_.nocow,
                               .extent_size_hint = wanted_.extent_size_hint};
-    Result<void> made = co_await create_disk(daemon_.reactor(), daemon_.files(),
-                                             wanted_.filename, std::move(options))
+    Result<void> made = co_await create_disk(daemon_.reactor(), daemon_.files(), wanted_.filename,
+                                             std::move(options))
                             .result();
     if (made) co_return;
     const int number = made.error().sys_errno();
-    if (number == 0) co_await std::move(made);
+    // These say more than the number does.
+    const Errc code = made.error().code();
+    const bool is_plain = number != 0 && code != Errc::denied && code != Errc::busy;
+    if (!is_plain) co_await std::move(made);
     co_await fail(errno_error(number, cat("Could not create '", wanted_.filename, "'")));
   }
 
@@ -163,24 +179,27 @@ class CreateImage final : public CreateWork {
  private:
   /// What is in the node is gone.
   Task<void> make() override {
-    NamedNode* const node = co_await daemon_.nodes().need(wanted_.file);
+    NamedNode* const node = co_await daemon_.nodes().need(wanted_.file, wanted_.file);
     const CreateOptions options = image_options(wanted_);
+    co_await check_widths(wanted_);
     (void)co_await check_create(options);
     co_await node->check_free();
-    co_await daemon_.nodes().prepare_to_write(*node);
-    Entrance entrance(Child::to(node->entry()));
-    co_await entrance.edge().set_permissions(
-        {.uses = {.read = true, .write = true, .resize = true}, .shares = Access::none()});
-    Result<void> made = co_await write(entrance, options).result();
+    Entrance entrance(Child::to(node->entry()));  // From here on nobody deletes the node.
+    Result<void> made = co_await daemon_.nodes().prepare_to_write(*node).result();
+    if (made) made = co_await write(entrance, options).result();
     (void)co_await entrance.edge().close().result();
     co_await std::move(made);
   }
+  /// Whatever ends it, the node holds a whole image or none: its first sector comes last.
   static Task<void> write(Entrance& entrance, CreateOptions options) {
+    co_await entrance.edge().set_permissions(
+        {.uses = {.read = true, .write = true, .resize = true}, .shares = Access::none()});
     const Entrance::Pass pass = co_await entrance.enter();
     if (!pass->writable()) co_await fail(Error(Errc::read_only, "Block node is read-only"));
     if (pass->can_grow()) co_await pass->resize(0);
-    co_await create_image(*pass, options);
-    co_await pass->flush();
+    BeingMade image(*pass, {.keep_start = true, .sync_start = !pass->can_grow()});
+    co_await create_image(image, options);
+    co_await image.reveal(true);
   }
 
   Daemon& daemon_;

@@ -49,10 +49,7 @@ const Command<> kStop({.name = "nbd-server-stop",
                        .run = nbd_server_stop});
 
 Task<Json> block_export_add(Call& call, ExportOptions args) {
-  NewExport wanted = export_of(std::move(args));
-  NamedNode* const node = call.daemon().nodes().find(wanted.node_name);
-  if (node && wanted.writable) co_await call.daemon().nodes().prepare_to_write(*node);
-  co_await call.daemon().exports().add(std::move(wanted));
+  co_await call.daemon().exports().add(export_of(std::move(args)));
   co_return Json();
 }
 const Command<ExportOptions> kExportAdd({.name = "block-export-add",

@@ -135,7 +135,12 @@ Task<void> BlockExports::add(NewExport wanted) {
   }
   NamedNode* const node = co_await nodes_.need(wanted.node_name);
   if (!server_) co_await fail(invalid("NBD server not running"));
-  co_await check(wanted, *node);
+  if (wanted.writable) co_await nodes_.prepare_to_write(*node);
+  Result<void> sound = check(wanted, *node);
+  if (!sound) {
+    co_await nodes_.let_follow();
+    co_await std::move(sound);
+  }
   nbd::Export made = co_await make(wanted, *node);
   auto one = std::make_unique<One>();
   one->entrance = made.disk;

@@ -72,10 +72,15 @@ Result<JobOptions> options_of(const JobArgs& args, OnErrorWord source, OnErrorWo
 /// What the filter is to be called.
 Result<std::string> filter_name_of(Call& call, const JobArgs& args) {
   if (!args.filter_name) return std::string();
-  if (Result<void> free = call.daemon().nodes().check_new_name(*args.filter_name); !free) {
-    return std::move(free).error();
-  }
+  Result<void> free = call.daemon().nodes().check_new_name(*args.filter_name);
+  if (!free) return std::move(free).error();
   return *args.filter_name;
+}
+/// Of filters that QEMU makes as blockdev-add does, and says so.
+Result<std::string> new_filter_name_of(Call& call, const JobArgs& args) {
+  Result<std::string> name = filter_name_of(call, args);
+  if (!name) return std::move(name).error().while_doing("Could not create node");
+  return name;
 }
 
 Result<NamedNode*> node_of(Call& call, const std::string& name) {
@@ -383,7 +388,7 @@ Task<Json> block_stream(Call& call, StreamArgs args) {
     co_return invalid("backing file specified, but streaming the entire chain");
   }
   JobOptions job = co_await options_of(args, args.on_error, args.on_error);
-  options.filter_name = co_await filter_name_of(call, args);
+  options.filter_name = co_await new_filter_name_of(call, args);
   MakeWork make = [image, options]() -> Result<std::unique_ptr<JobWork>> {
     BYRE_TRY(work, byre::Stream::make(Child::to(*image), options));
     return std::unique_ptr<JobWork>(std::move(work));
@@ -510,9 +515,7 @@ class StartingBackup final : public ActionRun {
     co_await call_.daemon().nodes().prepare_to_write(*target);
     BackupOptions options = co_await backup_options(*source, args_);
     JobOptions job = co_await options_of(args_, args_.on_source_error, args_.on_target_error);
-    Result<std::string> filter = filter_name_of(call_, args_);
-    if (!filter) co_await fail(std::move(filter).error().while_doing("Could not create node"));
-    options.filter_name = *std::move(filter);
+    options.filter_name = co_await new_filter_name_of(call_, args_);
     std::unique_ptr<Backup> work = co_await Backup::make(
         Child::to(source->entry()), Child::to(target->entry()), std::move(options));
     backup_ = work.get();

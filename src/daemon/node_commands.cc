@@ -60,9 +60,11 @@ Task<Json> blockdev_reopen(Call& call, Reopen args) {
     co_await call.daemon().nodes().reopen(std::move(one.options));
   co_return Json();
 }
-const Command<Reopen> kBlockdevReopen({.name = "blockdev-reopen",
-                                       .help = "gives a node that nobody uses other options",
-                                       .run = blockdev_reopen});
+const Command<Reopen> kBlockdevReopen(
+    {.name = "blockdev-reopen",
+     .help = "gives nodes other options: read-only at any time, else "
+             "while nobody uses them",
+     .run = blockdev_reopen});
 
 struct QueryNodes {
   bool flat = false;

@@ -26,7 +26,7 @@ bool is_user(const Child& edge, const NamedNode& node) {
 /// Who uses the node, in the words that QEMU has for it; none: nobody.
 Result<void> in_use(const NamedNode& node, std::span<Child* const> edges) {
   for (const Child* edge : edges) {
-    if (!is_user(*edge, node) || edge == &node.bitmaps.recorder) continue;
+    if (!is_user(*edge, node)) continue;
     if (!edge->owner()) return Error(Errc::busy, cat("Node ", node.name, " is in use"));
     if (edge->role() == Role::backing) {
       const Node* const above = edge->owner()->node();
@@ -319,7 +319,6 @@ Task<void> Nodes::prepare_to_write(NamedNode& node) {
   co_await keep(co_await set_writable(*node.device().node(), true));
 }
 
-/// Files that nothing writes any more are only read.
 Task<void> Nodes::let_follow() {
   std::vector<std::string> names;
   for (const NamedNode* node : all()) {
@@ -396,6 +395,11 @@ Task<void> Nodes::reopen(qmp::Json options) {
     co_await change_read_only(*node, std::move(options));
     co_return;
   }
+  OpenNodes others = known();
+  for (const NamedNode* other : all()) {
+    if (other->opened_for_ == name) others.erase(other->name);
+  }
+  DeviceTree wanted = co_await parse_named_tree(std::move(tree), others);
   if (Result<void> unused = check_unused(*node); !unused) {
     co_await fail(Error(Errc::busy, cat(unused.error().message(),
                                         ": options of a node change only while nobody uses it")));
@@ -403,11 +407,6 @@ Task<void> Nodes::reopen(qmp::Json options) {
   if (!node->bitmaps.loose.empty()) {
     co_await fail(Error(Errc::busy, cat("Node '", name, "' has bitmaps that are not persistent")));
   }
-  OpenNodes others = known();
-  for (const NamedNode* other : all()) {
-    if (other->opened_for_ == name) others.erase(other->name);
-  }
-  DeviceTree wanted = co_await parse_named_tree(std::move(tree), others);
   const qmp::Json before = node->options_;
   OptionTree old_tree = co_await qmp::tree_of_json(before);
   DeviceTree old = co_await parse_named_tree(std::move(old_tree), others);

@@ -85,6 +85,8 @@ class Nodes {
   Task<void> reopen(qmp::Json options);
   /// A node that follows its use is about to be written by itself.
   Task<void> prepare_to_write(NamedNode& node);
+  /// What follows its use and is written by nothing any more is only read.
+  Task<void> let_follow();
   /// For what is reopened for writing below a node (block/reopen.h).
   Result<void> may_reopen(const Node& node);
   /// All that is left, those above first.  The first error; all are tried.
@@ -110,7 +112,6 @@ class Nodes {
   Task<Disk> open_once(DeviceTree tree, std::vector<std::unique_ptr<NamedNode>>& opened,
                        bool writable);
   Task<void> change_read_only(NamedNode& node, qmp::Json options);
-  Task<void> let_follow();
   OpenNodes known();
   Result<void> check_unused(const NamedNode& node);
   Task<void> close(NamedNode& node);

@@ -481,8 +481,10 @@ void Image::Opening::share_caches(Image& top) {
     chain.push_back(image->disk_.get());
   }
   if (chain.size() == 1) return;
+  const uint64_t share = top.disk_->options.table_cache_size / chain.size();
   for (GuestDisk* disk : chain) {
-    disk->map->cache().limit(top.disk_->options.table_cache_size / chain.size());
+    disk->options.table_cache_size = share;  // Also of the map that a reopened image gets.
+    disk->map->cache().limit(share);
     disk->decompressed.limit(DecompressedCache::kBytesMax / chain.size());
   }
 }

@@ -352,6 +352,20 @@ class Byre(Case):
         bitmaps = json.loads(qemu_img("info", "--output=json", self.disk).out)["format-specific"]["data"]["bitmaps"]
         self.assertEqual([(one["name"], one["flags"]) for one in bitmaps], [("kept", ["auto"])])
 
+    def test_an_export_of_the_command_line_writes_a_file_that_follows_its_use(self):
+        raw, path = os.path.join(self.folder, "raw"), os.path.join(self.folder, "nbd")
+        with open(raw, "wb") as file:
+            file.truncate(MIB)
+        daemon = self.start("--blockdev", f"driver=file,node-name=f,filename={raw},auto-read-only=on", "--nbd-server",
+                            f"addr.type=unix,addr.path={path}", "--export", "nbd,id=e,node-name=f,writable=on,name=disk")
+        monitor = daemon.monitor()
+        run("qemu-io", "-f", "raw", "-c", "write -P 7 0 64k", f"nbd+unix:///disk?socket={path}")
+        self.assertIn("lock", qemu_img("info", "-f", "raw", raw, ok=(1,)).text)
+        monitor.do("quit")
+        self.assertEqual(daemon.end(None), 0)
+        with open(raw, "rb") as file:
+            self.assertEqual(file.read(65537), bytes([7]) * 65536 + bytes(1))
+
     def test_an_export_with_a_client_goes_when_it_is_told_to(self):
         path = os.path.join(self.folder, "nbd")
         daemon = self.start("--blockdev", json.dumps(self.add), "--nbd-server", f"addr.type=unix,addr.path={path}",

@@ -158,6 +158,40 @@ class Beside(Case):
             reopen("mid", backing="nosuch"), reopen("base", file="nosuch"), reopen("mid", backing="base", **{"read-only": False}), look,
             files={"auto-read-only": True})
 
+    def test_options_of_nodes_that_nobody_uses_change(self):
+        look = command("query-named-block-nodes", flat=True)
+
+        def reopen(node, **more):
+            return command("blockdev-reopen", options=[{"driver": "qcow2", "node-name": node, "file": f"{node}-file", **more}])
+
+        def delete(node):
+            return command("blockdev-del", {"node-name": node})
+        other, over = chain_of_files("other", "target.qcow2", None, {"auto-read-only": True})
+        self.both(
+            delete("target"), command("blockdev-add", other), command("blockdev-add", over), delete("top"),
+            reopen("mid", backing="other"), look, delete("base"), delete("other"), reopen("mid", backing=None), delete("other"),
+            command("blockdev-add", over), reopen("mid", backing="other", **{"read-only": True}), delete("other"), look,
+            reopen("mid", backing="other", cache={"direct": False, "no-flush": True}), look, reopen("mid", backing="other", discard="unmap"), look,
+            reopen("mid", backing="other", **{"detect-zeroes": "on"}), reopen("mid", backing="other", cache={"direct": 1}), look,
+            files={"auto-read-only": True})
+
+    def test_a_node_that_is_written_stays_writable(self):
+        look = command("query-named-block-nodes", flat=True)
+
+        def reopen(**more):
+            return command("blockdev-reopen", options=[{"driver": "qcow2", "node-name": "own", "file": "own-file", **more}])
+        self.both(
+            command("blockdev-del", {"node-name": "target"}),
+            command("blockdev-add", {"driver": "file", "node-name": "own-file", "filename": "target.qcow2", "auto-read-only": True}), look,
+            command("blockdev-add", {"driver": "qcow2", "node-name": "own", "file": "own-file"}), look,
+            command("nbd-server-start", addr={"type": "unix", "data": {"path": "nbd"}}),
+            command("block-export-add", {"type": "nbd", "id": "e", "node-name": "own", "writable": True}),
+            reopen(**{"read-only": True}), look, command("block-export-del", id="e"), ("BLOCK_EXPORT_DELETED", {}),
+            reopen(**{"read-only": True}), look,
+            command("block-export-add", {"type": "nbd", "id": "e", "node-name": "own", "writable": True}),
+            reopen(**{"read-only": False}), look, command("block-export-add", {"type": "nbd", "id": "e", "node-name": "own", "writable": True}),
+            command("block-export-del", id="e"), ("BLOCK_EXPORT_DELETED", {}), command("nbd-server-stop"))
+
     def test_filters_have_names(self):
         mirror = {"job-id": "j", "device": "top", "target": "target", "sync": "full", "filter-node-name": "filter"}
         ended = ("JOB_STATUS_CHANGE", {"status": "null"})
@@ -207,7 +241,8 @@ class Beside(Case):
         """QEMU pauses a job for a moment when the graph changes, and says so."""
         quiet = []
         for event in events:
-            if event[1].get("status") == "running" and quiet and quiet[-1][1].get("status") == "paused":
+            before = quiet[-1][1].get("status") if quiet else None
+            if (before, event[1].get("status")) in (("paused", "running"), ("standby", "ready")):
                 quiet.pop()
             else:
                 quiet.append(event)
@@ -322,9 +357,9 @@ class Live(Case):
         self.assertEqual(self.daemon.end(None), 0, self.daemon.log)
         return model
 
-    def expect(self, name, model):
-        self.assertIn("No errors were found", qemu_img("check", self.path(f"{name}.qcow2")).text)
-        qemu_img("convert", "-O", "raw", self.path(f"{name}.qcow2"), self.path("found"))
+    def expect(self, name, model, form=".qcow2"):
+        self.assertIn("No errors were found", qemu_img("check", self.path(f"{name}{form}")).text)
+        qemu_img("convert", "-O", "raw", self.path(f"{name}{form}"), self.path("found"))
         with open(self.path("found"), "rb") as file:
             found = file.read()
         self.assertEqual(len(found), len(model))
@@ -528,7 +563,7 @@ class Live(Case):
             refused = self.monitor.ask(command("block_resize", {"node-name": name, "size": 2 * SIZE}))
             self.assertIn("in use by block job: mirror", refused["error"]["desc"])
 
-    def read_only_chain(self):
+    def read_only_chain(self, files=None):
         """base <- mid, which are only read, <- disk, which a client writes; what it shows to begin with."""
         model = bytearray(SIZE)
         for name, below, pattern, at in (("base", None, 9, 1), ("mid", "base", 8, 2)):
@@ -536,7 +571,7 @@ class Live(Case):
             qemu_img("create", "-q", "-f", "qcow2", *over, self.path(f"{name}.qcow2"), str(SIZE))
             run("qemu-io", "-f", "qcow2", "-c", f"write -P {pattern} {at}M 2M", self.path(f"{name}.qcow2"))
             model[at * MIB:(at + 2) * MIB] = bytes([pattern]) * (2 * MIB)
-            for node in chain_of_files(name, self.path(f"{name}.qcow2"), below, {"auto-read-only": True}):
+            for node in chain_of_files(name, self.path(f"{name}.qcow2"), below, files or {"auto-read-only": True}):
                 self.monitor.do("blockdev-add", node)
         self.add("disk", "mid")
         return model
@@ -626,10 +661,76 @@ class Live(Case):
         self.expect("disk", self.finish(client))
         self.expect("mid", model)
 
+    def test_a_base_whose_changes_are_recorded(self):
+        """A bitmap is no user of the disk; it has what the commit writes."""
+        for files in ({"auto-read-only": True}, {"read-only": True}):
+            with self.subTest(files=files):
+                model = self.read_only_chain(files)
+                self.monitor.do("block-dirty-bitmap-add", node="base", name="b", granularity=65536)
+                client = self.serve_from(model)
+                answer = self.monitor.ask(command("block-commit", {"job-id": "c", "device": "disk", "top-node": "mid", "base-node": "base",
+                                                                   "auto-dismiss": False}))
+                if "read-only" in files:
+                    self.assertIn("Block node is read-only", answer["error"]["desc"])
+                else:
+                    self.assertIsNone(self.ended("c"))
+                rows = {row["node-name"]: row for row in self.monitor.do("query-named-block-nodes", flat=True)}
+                self.assertEqual(rows["base"]["dirty-bitmaps"][0]["count"], 0 if "read-only" in files else 2 * MIB)
+                self.assertTrue(rows["base"]["ro"])
+                self.expect("disk", self.finish(client))
+            self.daemon.kill()
+            for name in ("base", "mid", "disk"):
+                os.unlink(self.path(f"{name}.qcow2"))
+            self.setUp()
+
+    def create(self, **options):
+        """The error of a blockdev-create, if any."""
+        self.monitor.do("blockdev-create", {"job-id": "new"}, options=options)
+        return self.ended("new")
+
+    def test_a_file_that_was_passed_is_made_anew(self):
+        with open(self.path("passed"), "w+b") as file:
+            file.write(bytes([7]) * MIB)
+            file.flush()
+            number = self.monitor.ask(command("add-fd", {"fdset-id": 3}), descriptors=[file.fileno()])["return"]["fdset-id"]
+            self.assertIsNone(self.create(driver="file", filename=f"/dev/fdset/{number}", size=2 * MIB))
+        with open(self.path("passed"), "rb") as file:
+            self.assertEqual(file.read(), bytes(2 * MIB))
+        self.monitor.do("blockdev-add", {"driver": "file", "node-name": "passed", "filename": f"/dev/fdset/{number}"})
+        self.assertIsNone(self.create(driver="qcow2", file="passed", size=SIZE))
+        self.monitor.do("blockdev-del", {"node-name": "passed"})
+        self.expect("passed", bytes(SIZE), form="")
+
+    def test_a_node_that_is_used_is_not_made_anew(self):
+        self.add("disk")
+        client = self.serve("disk")
+        self.settle(client, 50)
+        self.monitor.do("blockdev-add", {"driver": "file", "node-name": "small", "filename": self.raw("small", MIB), "read-only": True})
+        self.assertIn("is in use by", self.create(driver="file", filename=self.path("disk.qcow2"), size=0))
+        self.assertIn("read-only", self.create(driver="qcow2", file="small", size=SIZE))
+        self.assertIn("Permission conflict on node 'disk'", self.create(driver="qcow2", file="disk", size=MIB))
+        self.expect("disk", self.finish(client))
+
+    def test_an_image_that_was_not_made_to_the_end_is_none(self):
+        """What was in the file is gone, and nobody takes what is there for a disk."""
+        with open(self.raw("small", 0), "r+b") as file:
+            file.write(bytes([7]) * MIB)
+        image = {"driver": "file", "filename": self.path("small")}
+        self.monitor.do("blockdev-add", {"driver": "blkdebug", "node-name": "fails", "image": image, "inject-error": [
+            {"event": "none", "iotype": "write", "sector": 384, "errno": 5}]})
+        self.assertIn("Input/output error", self.create(driver="qcow2", file="fails", size=SIZE))
+        self.monitor.do("quit")
+        self.assertEqual(self.daemon.end(None), 0)
+        self.assertIn("not finished", run("qemu-img", "info", "-f", "qcow2", self.path("small"), ok=(1,)).text)
+
+    def raw(self, name, size):
+        with open(self.path(name), "wb") as file:
+            file.truncate(size)
+        return self.path(name)
+
     def add_server(self, name):
         """Another server's disk as a node."""
-        with open(self.path(f"{name}.raw"), "wb") as file:
-            file.truncate(SIZE)
+        self.raw(f"{name}.raw", SIZE)
         server = subprocess.Popen([shutil.which("qemu-nbd"), "-t", "-f", "raw", "-k", self.path(f"{name}.socket"), self.path(f"{name}.raw")])
         until(lambda: os.path.exists(self.path(f"{name}.socket")), "qemu-nbd")
         self.addCleanup(server.wait)

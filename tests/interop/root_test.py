@@ -121,6 +121,28 @@ class Root(Case):
         said = self.monitor.ask(command("human-monitor-command", {"command-line": f'qemu-io top "write -s {secret} 0 512"'}))
         self.assertIn("Permission denied", said["return"])
 
+    def test_files_that_are_made(self):
+        secret = os.path.join(self.outside, "secret")
+        os.symlink(secret, self.inside("link"))
+        os.symlink(os.path.join(self.outside, "new"), self.inside("dangling"))
+        self.start()
+
+        def create(filename):
+            self.monitor.do("blockdev-create", {"job-id": "j"}, options={"driver": "file", "filename": filename, "size": 512})
+            until(lambda: self.monitor.do("query-jobs")[0]["status"] == "concluded", "the end of the job")
+            job = self.monitor.do("query-jobs")[0]
+            self.monitor.do("job-dismiss", id="j")
+            return job.get("error", "")
+        for name in (secret, os.path.join(self.outside, "new"), self.inside("../outside/secret"), self.inside("link"), self.inside("dangling")):
+            with self.subTest(name):
+                self.denied({"error": {"desc": create(name)}}, name)
+        self.assertEqual(sorted(os.listdir(self.outside)), ["secret", "x.qcow2"])
+        with open(secret) as file:
+            self.assertEqual(file.read(), "hidden")
+        for name in (self.inside("new"), self.inside("deep/new"), "root/other"):
+            self.assertEqual(create(name), "")
+            self.assertEqual(os.path.getsize(self.path(name)), 512)
+
     def test_the_command_line(self):
         words = [BYRE, "daemon", "--root", self.root]
         done = run(*words, "--blockdev", f"driver=file,node-name=n,filename={self.outside}/x.qcow2", ok=None)

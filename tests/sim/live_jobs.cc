@@ -97,7 +97,8 @@ Task<Job*> LiveRun::start_job(Process& process) {
   WriteLoans loans;
   if (base_is_lent_) {
     const uint32_t down = kind_ == LiveJob::commit ? depth_ : depth_ + 1;
-    co_await loans.take(*layers_of(*source).at(down)->node());
+    process.lent = layers_of(*source).at(down);
+    co_await loans.take(*process.lent->node());
   }
   Result<std::unique_ptr<JobWork>> work = make_work(process, std::move(source));
   const auto transaction = process.jobs.begin_transaction();
@@ -174,6 +175,13 @@ Task<void> LiveRun::control(Process& process) {
   if (kind_ == LiveJob::mirror || kind_ == LiveJob::backup) {
     if (kind_ == LiveJob::backup && !target_is_fresh_) co_return;
     process.target = co_await open(process.reactor, process.opener, target_, true);
+    if (!intrusion_ && faulty_.empty() && late_prng_.one_in(8)) {
+      auto stuck = std::make_unique<Stuck>(std::move(process.target), late_prng_.below(16));
+      process.stuck = stuck.get();
+      process.target = std::move(stuck);
+      faulty_ = target_.name;
+      note("the target stops to answer");
+    }
     if (kind_ == LiveJob::mirror) process.switched_to = process.target.get();
     if (kind_ == LiveJob::backup) process.kept = process.target.hold();
   } else if (kind_ == LiveJob::commit) {
@@ -186,6 +194,11 @@ Task<void> LiveRun::control(Process& process) {
   for (uint64_t steps = 0; job->status() != JobStatus::concluded; ++steps) {
     if (!ok()) co_return;
     co_await process.reactor.sleep(static_cast<int64_t>(prng_.below(24)) * kMillisecond / 4 + 1);
+    if (steps > 20'000) {
+      fail_with("the job does not end");
+      process.reactor.fail(verdict_.failure);
+      co_return;
+    }
     if (steps > 60) {  // Long enough: whatever holds it back ends.
       if (faulty_.empty()) {
         if (job->is_paused()) (void)job->resume();
@@ -204,6 +217,7 @@ Task<void> LiveRun::control(Process& process) {
     }
   }
   process.job = nullptr;
+  if (process.stuck) process.stuck->set_free();
   note(cat("ended ", job->error() ? job->error().message() : "well"));
   const bool may_fail = !faulty_.empty() || (kind_ == LiveJob::backup && may_break_);
   if (job->error() && job->error().code() != Errc::cancelled && !may_fail) {
@@ -216,12 +230,20 @@ Task<void> LiveRun::control(Process& process) {
     fail_with("the job ended well, and ", switched ? "switched" : "did not switch");
   }
   if (job->error() && switched) fail_with("the job ended with an error, and switched");
+  check_loan(process);
   if (copy_began_ && !job->error() && !job->shall_switch()) check_copy(*copy_began_);
   if (copy_began_) oracle_.end_read(*copy_began_);
   copy_began_.reset();
   (void)job->dismiss();
   process.job_ended = true;
   process.changed.notify();
+}
+
+void LiveRun::check_loan(const Process& process) {
+  if (!process.lent || !faulty_.empty()) return;
+  if (process.lent->writable() == process.has_switched()) return;
+  fail_with("the job has ended, and its base is open for ",
+            process.lent->writable() ? "writing" : "reading");
 }
 
 void LiveRun::check_copy(uint64_t began) {
@@ -339,7 +361,7 @@ Task<void> LiveRun::use(Process& process) {
     written = depth_ + 1;
   }
   // It may be open for reading until the job begins.
-  base_is_lent_ = written != 0 && prng_.one_in(2);
+  base_is_lent_ = written != 0 && late_prng_.one_in(2);
   if (base_is_lent_) {
     written = 0;
     note("the base is open for reading");

@@ -29,6 +29,7 @@
 #include "qcow2/image.h"
 #include "qcow2/ops/create.h"
 #include "scenarios.h"
+#include "stuck.h"
 
 namespace byre::live {
 
@@ -72,6 +73,7 @@ class LiveRun {
         kind_(kind),
         prng_(seed * 64 + 40 + static_cast<uint64_t>(kind)),
         cut_prng_(seed),
+        late_prng_(seed * 64 + 32 + static_cast<uint64_t>(kind)),
         verdict_(verdict),
         intrusion_(std::move(intrusion)),
         size_(prng_.between(24, intrusion_ ? 96 : 320) * KiB / 2 / kSectorSize * kSectorSize),
@@ -132,7 +134,9 @@ class LiveRun {
     Child target;  ///< Until the job has it.
     Child kept;    ///< Keeps it open.
     Device* switched_to = nullptr;
-    Job* job = nullptr;  ///< While it lives.
+    Device* lent = nullptr;  ///< Open for writing as long as the job needs it.
+    Stuck* stuck = nullptr;  ///< The target, where it stops to answer.
+    Job* job = nullptr;      ///< While it lives.
     uint64_t guests = 0;
     bool job_ended = false;
     bool ended = false;
@@ -199,6 +203,9 @@ class LiveRun {
   /// What users do to it, until it has ended.
   Task<void> control(Process& process);
 
+  /// What was opened for writing is so no longer, unless it is the guests' disk now.
+  void check_loan(const Process& process);
+
   /// A copy that was left complete holds the disk as it was at some moment since `began`.
   void check_copy(uint64_t began);
   Task<void> end_backup(Process& process, const Job& job);
@@ -225,7 +232,8 @@ class LiveRun {
   const uint64_t seed_;
   const LiveJob kind_;
   Prng prng_;
-  Prng cut_prng_;  ///< So that an intrusion meets the same history whatever is cut.
+  Prng cut_prng_;   ///< So that an intrusion meets the same history whatever is cut.
+  Prng late_prng_;  ///< For choices that came later: the others stay what they were.
   Verdict& verdict_;
   const std::optional<Intrusion> intrusion_;
   const uint64_t size_;
