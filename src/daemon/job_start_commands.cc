@@ -131,11 +131,15 @@ Task<void> start_writing(Call& call, std::vector<Device*> written, JobOptions op
 
 Task<Json> start_writing(Call& call, std::vector<Device*> written, JobOptions options,
                          MakeWork make) {
+  // Other jobs may end meanwhile, and take a disk out of the chain.
+  Reopened held;
+  for (Device* device : written) held.push_back(Child::to(*device).hold());
   WriteLoans loans;
   Result<void> started =
       co_await start_writing(call, std::move(written), std::move(options), std::move(make), loans)
           .result();
   if (!started) (void)co_await loans.give_back().result();
+  co_await keep(std::move(held));
   co_await std::move(started);
   co_return Json();
 }
