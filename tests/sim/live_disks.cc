@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "base/bytes.h"
 #include "live_run.h"
 
 namespace byre::live {
@@ -115,6 +116,16 @@ Task<void> LiveRun::fill(Reactor& reactor, FileOpener& opener, LiveDisk made) {
   Result<void> closed = co_await disk.close().result();
   co_await std::move(done);
   co_await std::move(closed);
+}
+
+void LiveRun::damage(const LiveDisk& base) {
+  SimDisk& disk = disks_.find(base.name)->second;
+  const auto cluster_bits = load_be<uint32_t>(disk.read(20, 4));
+  const auto table = load_be<uint64_t>(disk.read(48, 8));
+  const auto block = load_be<uint64_t>(disk.read(table, 8));
+  disk.put(block, Contents(uint64_t{1} << cluster_bits));
+  damaged_ = base.name;
+  note("its refcounts are zeros");
 }
 
 Result<Contents> LiveRun::contents(SimDisks& disks, const LiveDisk& disk) {

@@ -363,8 +363,10 @@ Task<void> LiveRun::use(Process& process) {
   // It may be open for reading until the job begins.
   base_is_lent_ = written != 0 && late_prng_.one_in(2);
   if (base_is_lent_) {
+    const LiveDisk& base = disks_of_chain_[below - written];
     written = 0;
     note("the base is open for reading");
+    if (!base.raw && late_prng_.one_in(4)) damage(base);
   }
   {
     Child disk = co_await open(process.reactor, process.opener, top_, true, written);

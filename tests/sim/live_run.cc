@@ -188,6 +188,7 @@ void LiveRun::end(const std::shared_ptr<Process>& process, bool lost, bool last)
     }
   }
   if (!ok()) return;
+  if (clean) damaged_.clear();
   go_on_with(now);
   oracle_.process_died();
   copy_began_.reset();
@@ -330,7 +331,7 @@ Task<std::unique_ptr<DirtyBits>> LiveRun::read_bitmap(Reactor& reactor, FileOpen
 
 void LiveRun::check_images(SimDisks& disks, std::string_view when) {
   const auto check = [&](const LiveDisk& each) {
-    if (each.raw || !ok()) return;
+    if (each.raw || each.name == damaged_ || !ok()) return;
     const ImageVerdict verdict = check_bytes(disks.find(each.name)->second);
     if (verdict.sound()) return;
     fail_with(when, ": ", each.name, " is not sound: ", verdict.text());

@@ -122,6 +122,9 @@ class LiveRun {
   void add_bitmap();
   Task<void> add_bitmap(Reactor& reactor, FileOpener& opener);
 
+  /// Another program has left the refcounts of the base at zero: who reads it does not mind.
+  void damage(const LiveDisk& base);
+
   // --- A process --------------------------------------------------------------------------------
 
   struct Process {
@@ -249,6 +252,7 @@ class LiveRun {
   std::optional<LiveDisk> ended_with_;
   std::optional<uint64_t> copy_began_;  ///< When somebody asked for a copy without a switch.
   std::string faulty_;                  ///< The disk that has errors.
+  std::string damaged_;                 ///< The disk that is not sound until it has been written.
   std::string text_;
   std::string log_;
   uint64_t life_ = 0;
