@@ -133,7 +133,7 @@ Result<std::unique_ptr<File>> FdsetOpener::open(std::string_view name, FileOptio
       parse_number(name.substr(kPrefix.size()), 0, std::numeric_limits<uint32_t>::max());
   if (!set) return invalid("'", name, "' names no descriptor set");
   // What was passed is there.
-  if (options.create && !options.replace) return errno_error(EEXIST, cat("open ", quoted(name)));
+  if (options.create && !options.replace) return errno_error(EEXIST, cat("open '", name, "'"));
   BYRE_TRY(fd, sets_.open(static_cast<uint32_t>(*set), options.writable));
   return File::adopt(reactor_, fd.release(), std::string(name), options);
 }
