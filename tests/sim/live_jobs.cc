@@ -320,6 +320,7 @@ Task<void> LiveRun::meddle(Process& process, Job& job, bool is_to_end) {
       }
       break;
     case 5: {
+      if (process.stuck) break;  // It would wait for a guest whose write has no answer.
       Child hold = process.entrance->edge().hold();  // It may be a filter that goes.
       {
         Drain drain(hold.node());
@@ -366,7 +367,7 @@ Task<void> LiveRun::use(Process& process) {
     const LiveDisk& base = disks_of_chain_[below - written];
     written = 0;
     note("the base is open for reading");
-    if (!base.raw && late_prng_.one_in(4)) damage(base);
+    if (life_ == 1 && !base.raw && late_prng_.one_in(4)) damage(base);
   }
   {
     Child disk = co_await open(process.reactor, process.opener, top_, true, written);
