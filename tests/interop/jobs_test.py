@@ -171,7 +171,7 @@ class Beside(Case):
             delete("target"), command("blockdev-add", other), command("blockdev-add", over), delete("top"),
             reopen("mid", backing="other"), look, delete("base"), delete("other"), reopen("mid", backing=None), delete("other"),
             command("blockdev-add", over), reopen("mid", backing="other", **{"read-only": True}), delete("other"), look,
-            reopen("mid", backing="other", cache={"direct": False, "no-flush": True}), look, reopen("mid", backing="other", discard="unmap"), look,
+            reopen("mid", backing="other", cache={"direct": False, "no-flush": False}), look, reopen("mid", backing="other", discard="unmap"), look,
             reopen("mid", backing="other", **{"detect-zeroes": "on"}), reopen("mid", backing="other", cache={"direct": 1}), look,
             files={"auto-read-only": True})
 
