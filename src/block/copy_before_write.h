@@ -82,6 +82,10 @@ class CopyBeforeWrite final : public Filter {
   uint64_t next_missing(uint64_t offset, uint64_t end) const;
   /// The range is no part of the snapshot.
   void leave_out(uint64_t offset, uint64_t length);
+  /// Nobody needs the snapshot any more: what guests change goes on, whatever the target does.
+  void break_snapshot(Error why) {
+    if (!broken_) broken_ = std::move(why);
+  }
   /// Null while the snapshot is whole.
   const Error& broken() const { return broken_; }
 

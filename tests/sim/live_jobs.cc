@@ -66,6 +66,10 @@ Result<std::unique_ptr<JobWork>> LiveRun::make_backup(Child source, Process& pro
                         .cbw_timeout_ns = prng_.one_in(4) ? 2 * kMillisecond : 0,
                         .requests_max = static_cast<unsigned>(prng_.between(1, 4)),
                         .request_size = 4 * KiB << prng_.below(6)};
+  if (process.stuck) {  // Guests go on all the same, once the job was cancelled.
+    options.on_cbw_error = CbwError::break_guest_write;
+    options.cbw_timeout_ns = 0;
+  }
   options.top_only = top_only_ && saved_.empty();
   if (!saved_.empty()) {
     options.bitmap_sync = static_cast<BitmapSync>(prng_.below(3));

@@ -212,7 +212,10 @@ Task<void> Backup::commit(Job&) { co_await leave_graph(true); }
 Task<void> Backup::abort(Job&) { co_await leave_graph(false); }
 
 void Backup::interrupt() {
-  if (filter()) give_up_requests(filter()->target());
+  if (!filter()) return;
+  // First: guests whose writes wait for the target are to go on when that fails.
+  filter()->break_snapshot(Error(Errc::cancelled, "the backup was cancelled"));
+  give_up_requests(filter()->target());
 }
 
 Task<void> Backup::clean(Job&) {
