@@ -188,7 +188,7 @@ void LiveRun::end(const std::shared_ptr<Process>& process, bool lost, bool last)
     }
   }
   if (!ok()) return;
-  if (clean) damaged_.clear();
+  if (clean && faulty_.empty()) damaged_.clear();  // Else it may not have been healed.
   go_on_with(now);
   oracle_.process_died();
   copy_began_.reset();
