@@ -4,9 +4,10 @@
 ///
 /// Devices change from the bottom up for writing, from the top down for reading.  Each in these
 /// steps:
-///   1. What it does of itself is ended (Reopens::end_own_work()).
-///   2. It is drained, and with it all above: no request runs.
-///   3. It changes.
+///   1. For reading: nobody may write to it from here on.
+///   2. What it does of itself is ended (Reopens::end_own_work()).
+///   3. It is drained, and with it all above: no request runs.
+///   4. It changes.
 /// Invariant: a failure leaves every device as it was; the locks of a file (io/file_lock.h) are a
 /// writer's before the first device above it counts as writable.
 /// Cost: a drain; an image that is to be written is scanned first (docs/engine.md, V).
