@@ -218,7 +218,6 @@ class LiveRun {
 
   // --- What must hold ---------------------------------------------------------------------------
 
-  static CutChoice draw_choice(Prng& prng, const SimDisk& disk);
   void check_cut(const LiveDisk& counts);
 
   /// The bitmap has what was changed since the last backup that ended well; perhaps the one that is
