@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""compare, measure, dd and bench of byre beside those of qemu-img, in one run.
+"""compare, measure, dd, commit, rebase and bench of byre beside those of qemu-img, in one run.
 
 Disks: random data with holes between (half of it), as raw and as qcow2, in the page cache.  Each row is run in turns;
 the figures are medians, and the ratio is byre's time to qemu-img's.  `bench` is measured by itself: the seconds that it
@@ -48,12 +48,20 @@ def by_itself(words, codes):
     return float(re.search(r"completed in (\S+) seconds", done.stdout).group(1))
 
 
-def row(title, words, rounds, measure=by_clock, codes=(0,), clean=None):
+def copy(names):
+    """Each name becomes a copy of the file that it stands for, and what is written is on the disk."""
+    for made, source in names.items():
+        subprocess.run(["cp", "--sparse=always", source, made], check=True)
+    os.sync()
+
+
+def row(title, words, rounds, measure=by_clock, codes=(0,), clean=None, fresh=None):
     times = {"qemu-img": [], "byre": []}
     for turn in range(rounds):
         for name in sorted(times, reverse=turn % 2 == 1):
             if clean and os.path.exists(clean):
                 os.unlink(clean)
+            copy(fresh or {})
             times[name].append(measure(["qemu-img" if name == "qemu-img" else BYRE, *words], codes))
     theirs, ours = (statistics.median(times[name]) for name in ("qemu-img", "byre"))
     print(f"{title:44} {theirs * 1000:9.1f} {ours * 1000:9.1f} {ours / theirs:7.2f}", flush=True)
@@ -91,6 +99,17 @@ def main():
                 clean="out")
         row("dd raw to raw, bs=512, 64 MiB", ["dd", *raw, "-O", "raw", "bs=512", "count=131072", "if=a.raw", "of=out"], rounds,
             clean="out")
+        # An overlay with every fourth MiB, over a.qcow2; b.raw is alike below.
+        subprocess.run(["qemu-img", "create", "-q", *image, "-b", "base.qcow2", "-F", "qcow2", "-u", "over0.qcow2",
+                        f"{options.size}M"], check=True)
+        copy({"base.qcow2": "a.qcow2"})
+        writes = [word for at in range(0, options.size, 4) for word in ("-c", f"write -q -P {at % 255 + 1} {at}M 1M")]
+        subprocess.run(["qemu-io", *image, *writes, "over0.qcow2"], check=True, stdout=subprocess.DEVNULL)
+        chain = {"base.qcow2": "a.qcow2", "over.qcow2": "over0.qcow2"}
+        for title, words in (("emptied", []), ("-d", ["-d"])):
+            row(f"commit qcow2 into qcow2, {title}", ["commit", "-q", *image, *words, "over.qcow2"], rounds, fresh=chain)
+        for title, words in (("another, alike", ["-b", "b.raw", "-F", "raw"]), ("none", ["-b", ""])):
+            row(f"rebase onto {title}", ["rebase", *image, *words, "over.qcow2"], rounds, fresh=chain)
         count = ["-c", str(options.count)]
         for title, words in (("4 KiB, depth 64", []), ("4 KiB, depth 1", ["-d", "1"]), ("64 KiB, depth 16", ["-s", "64k", "-d", "16"])):
             row(f"bench: read raw, {title}", ["bench", *raw, *count, *words, "a.raw"], rounds, by_itself)

@@ -60,6 +60,7 @@ Result<ThrottleLimits> read_limits(const OptionTree& options) {
   ThrottleLimits limits;
   std::map<const uint64_t*, std::string> seen;
   for (const auto& [key, option] : options.flattened()) {
+    if (key == "limits" && option->is_group()) continue;  // It is empty: nothing is limited.
     std::string_view name = key;
     uint64_t* number = nullptr;
     for (const std::string_view prefix : {"limits.", "x-"}) {

@@ -41,6 +41,14 @@ TEST(Objects, AThrottleGroupHasTheLimitsThatWereGiven) {
   }
 }
 
+TEST(Objects, AGroupMayHaveNoLimits) {
+  SimReactor reactor(1);
+  Objects objects;
+  ASSERT_TRUE(objects.add(R"({"qom-type":"throttle-group","id":"g","limits":{}})"));
+  EXPECT_EQ(objects.throttle_group("g", reactor)->limits().bps_total.average, 0u);
+  EXPECT_FALSE(objects.add(R"({"qom-type":"throttle-group","id":"h","limits":1})"));
+}
+
 TEST(Objects, AnObjectThatIsUsedIsNotRemoved) {
   SimReactor reactor(1);
   Objects objects;

@@ -92,6 +92,16 @@ class ProgressLines(Case):
         lines = self.lines_of(done)
         self.assertEqual([line["description"] for line in lines if line["finished"]], ["convert", "verify"])
 
+    def test_verify_reads_back_what_the_kernel_could_have_copied(self):
+        sizes = []
+        for words in ([], ["-C"]):
+            done = run(BYRE, "convert", "--verify", *words, "--force", "--progress=json", "-O", "raw", self.source,
+                       self.path("v.raw"))
+            sizes += [line["size"] for line in self.lines_of(done) if line["finished"] and line["description"] == "verify"]
+        self.assertEqual(len(sizes), 2)
+        self.assertEqual(sizes[0], sizes[1])
+        self.assertGreater(sizes[0], 0)
+
     def test_the_last_line_of_a_failure_says_so(self):
         done = run(BYRE, "convert", "--progress=json", "--output=json", "-n", "-O", "raw", self.source,
                    self.short_target(), ok=None)

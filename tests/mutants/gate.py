@@ -27,7 +27,8 @@ LIMIT = float(os.environ.get("BYRE_MUTANT_SECONDS", "60"))
 # In the order in which they find most, soonest.
 SCENARIOS = ("mix faults late-landing readers late no-space kth-fault cuts pairs snapshots snapshot-faults online amend "
              "snapshot-pairs bitmaps bitmap-faults header-faults damaged graph copy-before-write repair commit rebase "
-             "live-mirror live-commit live-commit-below live-stream live-backup").split()
+             "in-order live-mirror live-commit live-commit-below live-stream live-backup live-steps "
+             "live-faults").split()
 
 
 def say(text):

@@ -389,21 +389,6 @@ class ChainRun {
 
   // --- What must hold ---------------------------------------------------------------------------
 
-  static CutChoice draw_choice(Prng& prng, const SimDisk& disk) {
-    switch (prng.below(6)) {
-      case 0:
-        return CutChoice::none();
-      case 1:
-        return CutChoice::all();
-      case 2: {
-        const std::vector<LogEntry> log = disk.log();
-        return CutChoice::prefix(log, prng.below(log.size() + 1));
-      }
-      default:
-        return CutChoice::random(prng.next(), prng.one_in(4));
-    }
-  }
-
   void check_cut() {
     ++verdict_.cuts;
     SimDisks cut;

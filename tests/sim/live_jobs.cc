@@ -329,7 +329,7 @@ Task<void> LiveRun::meddle(Process& process, Job& job, bool is_to_end) {
       {
         Drain drain(hold.node());
         co_await drain.begin();
-        co_await process.reactor.sleep(static_cast<int64_t>(prng_.below(4)) * kMillisecond);
+        co_await hold_still(process, drain, static_cast<int64_t>(prng_.below(4)) * kMillisecond);
         const MirrorFilter* filter = mirror_ ? mirror_->filter_in_use() : nullptr;
         // Its last copies are made while it holds a drain itself.
         const bool is_held = job.status() < JobStatus::waiting;

@@ -162,7 +162,12 @@ class LiveRun {
   void plan_intrusion();
   /// False: the process dies here.
   bool intrude(Process& process);
-  static Task<void> hold_still(Process& process);
+  /// The graph is drained for `ns`: nobody reads meanwhile, not even the job (J1).
+  Task<void> hold_still(Process& process, const Drain& drain, int64_t ns);
+  Task<void> hold_still(Process& process);
+  /// How often the disks were read that a drain keeps still.  They may write by themselves: where a
+  /// filter of the job is drained, what lies below is not.
+  uint64_t reads() const;
   Prng& cut_prng() { return intrusion_ ? cut_prng_ : prng_; }
   void live(bool last);
   uint64_t syncs_lost() const;
@@ -223,7 +228,6 @@ class LiveRun {
 
   // --- What must hold ---------------------------------------------------------------------------
 
-  static CutChoice draw_choice(Prng& prng, const SimDisk& disk);
   void check_cut(const LiveDisk& counts);
 
   /// The bitmap has what was changed since the last backup that ended well; perhaps the one that is

@@ -1026,6 +1026,21 @@ Verdict walk_interleavings(uint64_t seed, const RunOptions& options, const Walk&
 
 }  // namespace
 
+CutChoice draw_choice(Prng& prng, const SimDisk& disk) {
+  switch (prng.below(6)) {
+    case 0:
+      return CutChoice::none();
+    case 1:
+      return CutChoice::all();
+    case 2: {
+      const std::vector<LogEntry> log = disk.log();
+      return CutChoice::prefix(log, prng.below(log.size() + 1));
+    }
+    default:
+      return CutChoice::random(prng.next(), prng.one_in(4));
+  }
+}
+
 const std::vector<Scenario>& scenarios() {
   static const auto& list = *new std::vector<Scenario>{
       {"mix", "several clients, random requests, several incarnations, cuts (T2)", play_mix, 80},

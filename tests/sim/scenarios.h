@@ -35,6 +35,9 @@ struct Scenario {
 
 const std::vector<Scenario>& scenarios();
 
+/// What a power loss leaves of one disk among several that are cut together.
+CutChoice draw_choice(Prng& prng, const SimDisk& disk);
+
 /// repair_scenario.cc
 Verdict play_repair(uint64_t seed, const RunOptions& options);
 /// chain_scenario.cc

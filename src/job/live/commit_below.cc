@@ -60,6 +60,7 @@ Task<void> CommitBelow::run(Job& job) {
   co_await filter().target_edge().set_permissions(
       {.uses = {.read = true, .write = true, .resize = true}, .shares = Access::reading()});
   if (base.size() < top.size()) {
+    const Gate::Pass pass = co_await job.enter();
     co_await base.resize(top.size())
         .doing("make ", quoted(base.name()), " as large as ", quoted(top.name()));
   }

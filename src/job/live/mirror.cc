@@ -106,6 +106,7 @@ Task<void> Mirror::enter_graph(Job& job) {
   co_await claim();
   Device& target = filter().target();
   if (target.size() < source_->size()) {  // Of a commit; else it was refused.
+    const Gate::Pass pass = co_await job.enter();
     co_await target.resize(source_->size())
         .doing("make ", quoted(target.name()), " as large as ", quoted(source_->name()));
   }
