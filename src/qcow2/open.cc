@@ -563,8 +563,8 @@ Task<void> Image::reopen(bool writable) {
     (void)disk_->claim_devices();
     co_await std::move(begun).doing("open ", quoted(name()), " for writing");
   }
-  const bool clean = disk_->references.refused() ||
-                     (disk_->allocator->limbo_empty() && !disk_->committer->has_work());
+  const bool clean = !disk_->committer->has_work() &&
+                     (disk_->references.refused() || disk_->allocator->limbo_empty());
   if (!clean) {
     co_await fail(Error(Errc::io, cat(quoted(name()),
                                       ": what was written could not be committed: "

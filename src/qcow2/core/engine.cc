@@ -101,7 +101,8 @@ Result<void> Engine::claim_devices() {
 // --- Commits by themselves ----------------------------------------------------------------------
 
 void Engine::schedule_commit() {
-  if (commit_scheduled_ || closing || !committer->has_work()) return;
+  // After a failed sync nothing is committed any more.
+  if (commit_scheduled_ || closing || *latch || !committer->has_work()) return;
   commit_scheduled_ = true;
   background_.spawn(background_commit());
 }
@@ -141,7 +142,11 @@ Task<void> Engine::settle() {
 
 Task<void> Engine::end_own_work() {
   (void)co_await references.wait().result();
-  if (options.writable) co_await settle();
+  if (options.writable) {
+    co_await settle();
+    // What a healing that failed has left (it is no part of settling) may still become durable.
+    if (committer->has_work()) co_await committer->flush_all();
+  }
   if (commit_scheduled_) reactor.cancel(timer_);
   (void)co_await background_.join().result();
 }
