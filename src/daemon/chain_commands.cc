@@ -5,22 +5,19 @@
 #include "block/drain.h"
 #include "daemon/daemon.h"
 #include "daemon/modules.h"
+#include "job/layers.h"
 
 namespace byre::qmp {
 
 namespace {
 
-/// What a header would call the node.
-std::optional<BackingName> name_in_header(const NamedNode& node, const Image& overlay) {
+/// What the overlay's header says of the node, or else is to say.
+Result<BackingName> name_in_header_of(const Image& overlay, const NamedNode& node) {
   const ImageHeader& head = overlay.head();
-  BackingName name;
-  if (head.backing_file) {
-    name.file = *head.backing_file;
-    name.format = head.extensions.backing_format.value_or("");
-  } else {
-    name.file = node.device().name();
+  BYRE_TRY(name, name_in_header(node.entry(), head.backing_file));
+  if (head.backing_file && head.extensions.backing_format) {
+    name.format = *head.extensions.backing_format;
   }
-  if (name.format.empty()) name.format = node.image() ? "qcow2" : "raw";
   return name;
 }
 
@@ -64,6 +61,8 @@ Result<void> check_overlay(const NamedNode& overlay) {
 /// 3. The overlay gets the node below it, which is written to its header; if that fails, step 2 is
 ///    taken back.
 Task<void> put_below(NamedNode& node, NamedNode& overlay) {
+  Image& image = *overlay.image();
+  const std::optional<BackingName> name = co_await name_in_header_of(image, node);
   const std::vector<Child*> users = users_of(node);
   std::vector<Move> moves, back;
   for (Child* user : users) {
@@ -78,8 +77,6 @@ Task<void> put_below(NamedNode& node, NamedNode& overlay) {
     repoint(*drain, moves);
   }
   Child below = Child::to(node.entry());
-  Image& image = *overlay.image();
-  const std::optional<BackingName> name = name_in_header(node, image);
   Result<void> placed = co_await image.replace_backing(below, name).result();
   if (!placed && drain) repoint(*drain, back);
   co_await below.close();
@@ -123,10 +120,8 @@ const Struct& definition_of(const ChangeBacking*) {
 
 /// Is `image` in the chain that begins at `top`?
 bool is_in_chain(const NamedNode& top, const Image& image) {
-  for (Image* at = top.image(); at; at = dynamic_cast<Image*>(at->backing())) {
-    if (at == &image) return true;
-  }
-  return false;
+  return std::ranges::any_of(layers_of(top.entry()),
+                             [&](Device* layer) { return &without_filters(*layer) == &image; });
 }
 
 Task<Json> change_backing_file(Call& call, ChangeBacking args) {
@@ -146,9 +141,8 @@ Task<Json> change_backing_file(Call& call, ChangeBacking args) {
                                          "read-only=false to change its header"));
   }
   co_await node->check_free();
-  BackingName name{.file = args.file,
-                   .format = image->head().extensions.backing_format.value_or("")};
-  if (name.format.empty()) name.format = dynamic_cast<Image*>(image->backing()) ? "qcow2" : "raw";
+  BackingName name = co_await name_in_header(*image->backing(), args.file);
+  if (const auto& said = image->head().extensions.backing_format) name.format = *said;
   // The same device again, under another name.
   Child same = Child::to(*image->backing());
   Result<void> changed = co_await image->replace_backing(same, std::move(name)).result();

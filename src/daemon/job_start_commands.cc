@@ -165,12 +165,6 @@ std::optional<size_t> depth_of_file(const std::vector<Device*>& layers, const st
   return std::nullopt;
 }
 
-/// What a header is to say of the layer.
-BackingName backing_name_of(const Device& layer, const std::optional<std::string>& wanted) {
-  return {.file = wanted.value_or(layer.name()),
-          .format = dynamic_cast<const Image*>(&layer) ? "qcow2" : "raw"};
-}
-
 // --- blockdev-mirror -----------------------------------------------------------------------------
 
 enum class CopyModeWord : uint8_t { background, write_blocking };
@@ -333,9 +327,10 @@ Task<Json> block_commit(Call& call, CommitArgs args) {
     if (edge == overlay->children().end()) co_return invalid("there is no image above the top");
     overlay = (*edge)->get();
   }
-  const CommitBelowOptions options{.depth = static_cast<uint32_t>(base - top),
-                                   .base_name = backing_name_of(*layers[base], args.backing_file),
-                                   .filter_name = filter};
+  const CommitBelowOptions options{
+      .depth = static_cast<uint32_t>(base - top),
+      .base_name = co_await name_in_header(*layers[base], args.backing_file),
+      .filter_name = filter};
   MakeWork make = [overlay, options]() -> Result<std::unique_ptr<JobWork>> {
     BYRE_TRY(work, CommitBelow::make(Child::to(*overlay), options));
     return std::unique_ptr<JobWork>(std::move(work));
@@ -387,7 +382,7 @@ Task<Json> block_stream(Call& call, StreamArgs args) {
   StreamOptions options;
   if (base < layers.size()) {
     options.depth = static_cast<uint32_t>(base - 1);
-    options.base_name = backing_name_of(*layers[base], args.backing_file);
+    options.base_name = co_await name_in_header(*layers[base], args.backing_file);
   } else if (args.backing_file) {
     co_return invalid("backing file specified, but streaming the entire chain");
   }

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "job/layers.h"
 
+#include <algorithm>
+
 #include "block/graph.h"
 #include "block/raw.h"
+#include "block/slice.h"
 #include "block/whole_sectors.h"
 #include "qcow2/image.h"
 
@@ -51,6 +54,36 @@ std::vector<Device*> layers_of(Device& top) {
   std::vector<Device*> layers;
   for (Device* layer = &top; layer; layer = next_layer(*layer)) layers.push_back(layer);
   return layers;
+}
+
+Device& without_filters(Device& layer) {
+  Device* device = &layer;
+  for (bool down = true; down;) {
+    down = false;
+    for (const Child* edge : device->children()) {
+      if (edge->role() != Role::filtered) continue;
+      device = edge->get();
+      down = true;
+      break;
+    }
+  }
+  return *device;
+}
+
+Result<BackingName> name_in_header(Device& layer, const std::optional<std::string>& file) {
+  for (Device* device = &layer; device != &without_filters(layer);) {
+    const auto down = std::ranges::find(device->children(), Role::filtered, &Child::role);
+    if (dynamic_cast<Slice*>(device) && !file) {
+      return unsupported("the header of an image cannot say that only a part of ",
+                         quoted(device->name()),
+                         " lies below it: give it a node over the whole file, or say what it is "
+                         "called");
+    }
+    device = (*down)->get();
+  }
+  Device& device = without_filters(layer);
+  return BackingName{.file = file.value_or(device.name()),
+                     .format = dynamic_cast<Image*>(&device) ? "qcow2" : "raw"};
 }
 
 Child* edge_in_chain(Device& top, const Device& base) {
