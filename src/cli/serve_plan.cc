@@ -217,6 +217,16 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
   if (plan.handshake_limit) limit_handshakes(*plan.handshake_limit, options);
   nbd::ServerRun run(session.reactor(), std::move(disk.device), quoted(plan.image),
                      std::move(options));
+  // Before somebody sees the socket: a signal that comes then ends it in order.
+  Scope telling(session.reactor().ready());
+  const auto stop = [&] {
+    run.stop();
+    telling.spawn(manager.tell_stopping());
+  };
+  const Session::Interruptible guard(session, {.about = quoted(plan.image),
+                                               .stop = stop,
+                                               .waiting_for = [&] { return run.waiting_for(); },
+                                               .is_server = true});
   Result<void> served;
   if (contexts) {
     nbd::Export target{.name = plan.export_name,
@@ -228,15 +238,6 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
   } else {
     served = std::move(contexts).error();
   }
-  Scope telling(session.reactor().ready());
-  const auto stop = [&] {
-    run.stop();
-    telling.spawn(manager.tell_stopping());
-  };
-  const Session::Interruptible guard(session, {.about = quoted(plan.image),
-                                               .stop = stop,
-                                               .waiting_for = [&] { return run.waiting_for(); },
-                                               .is_server = true});
   std::unique_ptr<MetricsServer> metrics;
   if (served) {
     Result<std::unique_ptr<MetricsServer>> offered =
