@@ -196,13 +196,13 @@ Task<Gate::Pass> Job::enter() {
 }
 
 Task<void> Job::limit(uint64_t bytes) {
-  while (speed_ != 0 && !cancelled_) {
+  while (speed_ != 0 && is_limited()) {
     const uint64_t speed = speed_;
     const Instant start = std::max(next_start_, reactor_.now());
     const double seconds = static_cast<double>(bytes) / static_cast<double>(speed);
     next_start_ = start + static_cast<int64_t>(std::min(seconds, 1e6) * 1e9);
     const Instant booked = next_start_;
-    while (reactor_.now() < start && speed_ == speed && next_start_ >= booked && !cancelled_) {
+    while (reactor_.now() < start && speed_ == speed && next_start_ >= booked && is_limited()) {
       co_await sleep_until(start);
     }
     if (speed_ == speed && next_start_ >= booked) break;  // Else somebody has set another speed.

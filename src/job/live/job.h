@@ -158,7 +158,8 @@ class Job {
   /// A piece of work may begin; its requests end before the pass does.  Errc::cancelled when the
   /// job is to end.
   Task<Gate::Pass> enter();
-  /// Waits until `bytes` more are within the job's speed.  Without a pass.
+  /// Waits until `bytes` more are within the job's speed, or somebody has asked for its end: what
+  /// is left then is not limited.  Without a pass.
   Task<void> limit(uint64_t bytes);
   /// A request has failed: true when it is to be tried again, now.  Waits as long as the job is
   /// stopped by it.  Without a pass.
@@ -181,6 +182,7 @@ class Job {
   Task<void> live();
   void set_status(JobStatus status);
   void tell(JobEvent event);
+  bool is_limited() const { return !cancelled_ && !completing_; }
   void show_pause();
   Task<void> watch_pause();
   void open_gate();
