@@ -377,6 +377,18 @@ Task<void> Nodes::change_read_only(NamedNode& node, qmp::Json options) {
   node.options_ = std::move(options);
 }
 
+/// Children that are named are to be there.
+Result<void> Nodes::check_children(const qmp::Json& options) {
+  BYRE_TRY(driver, find_driver(qmp::text_in(options["driver"])));
+  for (const ChildSpec& spec : driver->children) {
+    const auto child = options.find(spec.role);
+    if (child == options.end() || !child->is_string()) continue;
+    const std::string name = qmp::text_in(*child);
+    if (!name.empty() && !find(name)) return no_such_node("", name);
+  }
+  return {};
+}
+
 Task<void> Nodes::reopen(qmp::Json options) {
   OptionTree tree = co_await qmp::tree_of_json(options);
   const auto named = options.find("node-name");
@@ -395,6 +407,7 @@ Task<void> Nodes::reopen(qmp::Json options) {
     co_await change_read_only(*node, std::move(options));
     co_return;
   }
+  co_await check_children(options);
   OpenNodes others = known();
   for (const NamedNode* other : all()) {
     if (other->opened_for_ == name) others.erase(other->name);

@@ -113,6 +113,7 @@ class Nodes {
                        bool writable);
   Task<void> change_read_only(NamedNode& node, qmp::Json options);
   OpenNodes known();
+  Result<void> check_children(const qmp::Json& options);
   Result<void> check_unused(const NamedNode& node);
   Task<void> close(NamedNode& node);
   void forget(const std::string& opened_for);

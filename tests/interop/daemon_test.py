@@ -360,7 +360,7 @@ class Byre(Case):
                             f"addr.type=unix,addr.path={path}", "--export", "nbd,id=e,node-name=f,writable=on,name=disk")
         monitor = daemon.monitor()
         run("qemu-io", "-f", "raw", "-c", "write -P 7 0 64k", f"nbd+unix:///disk?socket={path}")
-        self.assertIn("lock", qemu_img("info", "-f", "raw", raw, ok=(1,)).text)
+        self.assertIn("lock", run("qemu-io", "-f", "raw", "-c", "write 0 512", raw, ok=(1,)).text)
         monitor.do("quit")
         self.assertEqual(daemon.end(None), 0)
         with open(raw, "rb") as file:
