@@ -29,6 +29,9 @@ constexpr uint64_t kOffsetMax = std::numeric_limits<int64_t>::max();
 constexpr uint64_t kBounceMax = 1 * MiB;
 /// How often in a row a call may be interrupted or told to try again, a millisecond apart.
 constexpr unsigned kRetriesMax = 1000;
+/// So many extents of a file that nobody can write are found at a time, and known for so long.
+constexpr size_t kExtentsAhead = 64;
+constexpr int64_t kKnownFor = kSecond;
 /// Block devices punch and zero in whole blocks of theirs, which are no larger than this.
 constexpr uint64_t kDeviceBlockMax = 4096;
 
@@ -258,6 +261,7 @@ Result<void> File::reopen(bool writable) {
   if (!properties_.open_again) ::close(properties_.fd);
   properties_.fd = *fd;
   properties_.writable = writable;
+  ahead_ = {};
   return {};
 }
 
@@ -696,23 +700,46 @@ Task<void> File::truncate(uint64_t size) {
   properties_.size = size;
 }
 
+std::optional<File::Extent> File::known_extent(uint64_t offset, uint64_t length) const {
+  if (offset < ahead_.begin || ahead_.parts.empty() || offset >= ahead_.parts.back().end) return {};
+  if (reactor_.now() >= ahead_.until) return {};
+  const auto part = std::ranges::upper_bound(ahead_.parts, offset, {}, &Ahead::Part::end);
+  return Extent{std::min(length, part->end - offset), part->data};
+}
+
 Task<File::Extent> File::extent(uint64_t offset, uint64_t length) {
   if (properties_.block_device || length == 0) co_return Extent{length, true};
-  off_t data = 0;
-  off_t hole = 0;
-  int error = 0;
-  const auto seek = [this, offset, &data, &hole, &error] {
-    const auto from = static_cast<off_t>(offset);
-    data = lseek(properties_.fd, from, SEEK_DATA);
-    if (data < 0) error = errno;
-    if (data == from) hole = lseek(properties_.fd, from, SEEK_HOLE);
+  const bool is_still = !properties_.writable && properties_.locked && !properties_.shared;
+  if (is_still) {
+    if (const auto known = known_extent(offset, length)) co_return *known;
+  }
+  Ahead found{.begin = offset, .parts = {}, .until = reactor_.now() + kKnownFor};
+  const size_t parts_max = is_still ? kExtentsAhead : 1;
+  bool all_data = false;  // From the last part on, as far as is known.
+  const auto seek = [&, fd = properties_.fd] {
+    auto at = static_cast<off_t>(offset);
+    while (found.parts.size() < parts_max) {
+      const off_t data = lseek(fd, at, SEEK_DATA);
+      if (data < 0) {
+        all_data = errno != ENXIO;  // ENXIO: no data from here on.
+        return;
+      }
+      if (data > at) found.parts.push_back({static_cast<uint64_t>(data), false});
+      if (found.parts.size() == parts_max) return;
+      const off_t hole = lseek(fd, data, SEEK_HOLE);
+      if (hole <= data) {
+        all_data = true;
+        return;
+      }
+      found.parts.push_back({static_cast<uint64_t>(hole), true});
+      at = hole;
+    }
   };
   co_await reactor_.offload(seek);
-  if (data < 0) co_return Extent{length, error != ENXIO};  // ENXIO: no data from here on.
-  const auto from = static_cast<off_t>(offset);
-  if (data > from) co_return Extent{std::min(length, static_cast<uint64_t>(data - from)), false};
-  if (hole <= from) co_return Extent{length, true};
-  co_return Extent{std::min(length, static_cast<uint64_t>(hole - from)), true};
+  if (found.parts.empty()) co_return Extent{length, all_data};
+  const Ahead::Part first = found.parts.front();
+  if (is_still) ahead_ = std::move(found);
+  co_return Extent{std::min(length, first.end - offset), first.data};
 }
 
 }  // namespace byre

@@ -19,6 +19,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/bytes.h"
 #include "coro/range_lock.h"
@@ -95,7 +96,8 @@ class File {
   Task<void> allocate(uint64_t offset, uint64_t length);
   Task<void> truncate(uint64_t size);
   /// The next extent: whether [offset, ...) is data or a hole, and for how long
-  /// (SEEK_DATA/SEEK_HOLE through the worker pool; all data where that is not known).
+  /// (SEEK_DATA/SEEK_HOLE through the worker pool; all data where that is not known).  Where nobody
+  /// can write to the file, those that follow are found as well, and known for a second.
   struct Extent {
     uint64_t length;
     bool data;
@@ -131,12 +133,24 @@ class File {
   Task<void> write_blocks(uint64_t offset, Bytes data, bool dsync);
   Task<void> write_durable(uint64_t offset, Bytes data);
   Task<void> write_zeros(uint64_t offset, uint64_t length);
+  std::optional<Extent> known_extent(uint64_t offset, uint64_t length) const;
   Task<int64_t> change_blocks(Op::Kind kind, bool keep_size, uint64_t offset, uint64_t length);
 
   Reactor& reactor_;
   Properties properties_;
   RangeLock blocks_;   ///< In units of block_size: unaligned writes hold theirs exclusively.
   RangeLock syncing_;  ///< One unit: syncs hold it exclusively, durable writes shared.
+  /// Extents that were found together, one behind the other.
+  struct Ahead {
+    struct Part {
+      uint64_t end;
+      bool data;
+    };
+    uint64_t begin = 0;
+    std::vector<Part> parts;
+    Instant until;
+  };
+  Ahead ahead_;
   uint64_t syncs_begun_ = 0;
   bool can_dsync_ = true;
   bool latched_ = false;

@@ -206,6 +206,37 @@ TEST_P(FileTest, ExtentsTellDataFromHoles) {
   EXPECT_EQ(extent(2 * MiB, 2 * MiB).length, 2 * MiB);
 }
 
+TEST_P(FileTest, ExtentsOfAFileThatIsOnlyReadAreThoseOfTheFile) {
+  auto file = open("f", kNew);
+  run(file->truncate(20 * MiB));
+  for (uint64_t at = 0; at < 200; at += 2) run(file->write(at * 64 * KiB, noise(64 * KiB)));
+  run(file->sync());
+  const auto extents = [&](File& from, uint64_t step) {
+    std::vector<std::pair<uint64_t, bool>> found;  // Where each ends.
+    for (uint64_t at = 0; at < 20 * MiB;) {
+      const File::Extent one = run(from.extent(at, std::min(step, 20 * MiB - at)));
+      at += one.length;
+      if (!found.empty() && found.back().second == one.data) found.pop_back();
+      found.emplace_back(at, one.data);
+    }
+    return found;
+  };
+  const auto before = extents(*file, 20 * MiB);
+  EXPECT_EQ(before.size(), 200u);
+  file.reset();
+  auto reader = open("f", {});
+  EXPECT_EQ(extents(*reader, 20 * MiB), before);
+  EXPECT_EQ(extents(*reader, 48 * KiB), before);
+  // Nothing is known any more when it was written.
+  ASSERT_TRUE(reader->reopen(true));
+  run(reader->write(64 * KiB, noise(64 * KiB)));
+  run(reader->punch(0, 64 * KiB));
+  EXPECT_FALSE(run(reader->extent(0, 64 * KiB)).data);
+  ASSERT_TRUE(reader->reopen(false));
+  EXPECT_FALSE(run(reader->extent(0, 64 * KiB)).data);
+  EXPECT_TRUE(run(reader->extent(64 * KiB, 64 * KiB)).data);
+}
+
 TEST_P(FileTest, AFileThatIsTooLargeSaysSo) {
   signal(SIGXFSZ, SIG_IGN);
   rlimit before;
