@@ -120,6 +120,7 @@ Task<int> commit(Session& session, CommitArgs args) {
   options.fua = is_write_through(cache);
   options.empty = !args.drop && !args.base;
   options.whole_clusters = session.compatibility_name();
+  if (!is_direct(cache)) copy_through_page_cache(options);
   SystemGate opener(session.reactor(), session.policy(args.follow));
   if (args.base) options.depth = co_await find_base(session, opener, args);
   Disk disk = co_await open_named(

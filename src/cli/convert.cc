@@ -25,11 +25,6 @@ namespace {
 constexpr int kLostExit = 4;
 constexpr uint64_t kSparseSizeMax = 16 * MiB;
 constexpr unsigned kRequestsMax = 16;
-/// Through the page cache a copy is two moves of memory: pieces that stay in the processor's cache
-/// between the two, a few at a time.  Past it, and where pieces are compressed on all cores, large
-/// ones and many.
-constexpr uint64_t kPieceCached = 256 * KiB;
-constexpr unsigned kRequestsCached = 8;
 constexpr uint64_t kPieceMax = 2 * MiB;
 
 struct ConvertArgs : OpenArgs {

@@ -150,10 +150,11 @@ Task<void> copy_up(Session& session, const RebaseArgs& args, Image& overlay, Chi
                    CacheMode cache, ProgressLine& line) {
   Progress progress;
   const bool has_streams = !overlay.geometry().data_file;
-  Rebase job(overlay, next, progress,
-             {.compressed = args.compress && has_streams,
-              .zeros_as_data = session.compatibility_name(),
-              .fua = is_write_through(cache)});
+  RebaseOptions options{.compressed = args.compress && has_streams,
+                        .zeros_as_data = session.compatibility_name(),
+                        .fua = is_write_through(cache)};
+  if (!options.compressed && !is_direct(cache)) copy_through_page_cache(options);
+  Rebase job(overlay, next, progress, options);
   progress.on_change([&](const Progress& now) { line.update(now.done(), now.total()); });
   const Session::Interruptible guard(session, {.about = quoted(args.image),
                                                .stop = [&] { progress.stop(); },

@@ -50,7 +50,7 @@ Commit::Commit(Image& overlay, std::vector<Device*> between, Device& base, Progr
              .unit = options.whole_clusters ? unit_of(base) : 1,
              .fua = options.fua,
              .requests_max = options.requests_max,
-             .request_size = options.request_size,
+             .request_size = std::max(options.request_size, unit_of(base)),
              .rate = options.rate}) {}
 
 Task<void> Commit::run() {

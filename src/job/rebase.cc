@@ -7,6 +7,11 @@
 
 namespace byre {
 
+/// Where the old disk ends; 0 without one.
+static uint64_t old_end(const std::vector<Device*>& old_layers) {
+  return old_layers.size() > 1 ? old_layers[1]->size() : 0;
+}
+
 Rebase::Rebase(Image& overlay, Child& next, Progress& progress, RebaseOptions options)
     : overlay_(overlay),
       next_(next),
@@ -15,6 +20,11 @@ Rebase::Rebase(Image& overlay, Child& next, Progress& progress, RebaseOptions op
       unit_(options.compressed ? overlay.geometry().cluster_size()
                                : overlay.geometry().unit_size()),
       old_layers_(layers_of(overlay)),
+      old_end_(old_end(old_layers_)),
+      // A run that begins before the end of the old disk may go on behind it: stretches stay whole.
+      piece_(std::max(
+          options.zeros_as_data && old_end_ < overlay.size() ? kStretchMax : options.request_size,
+          unit_)),
       // Zeroing leaves out what reads as zeros already, over the old disk, unless an entry can say
       // it: of a whole unit, in version 3.
       copy_(*this, overlay, progress,
@@ -24,8 +34,7 @@ Rebase::Rebase(Image& overlay, Child& next, Progress& progress, RebaseOptions op
              .compressed = options.compressed,
              .fua = options.fua,
              .requests_max = options.requests_max,
-             .request_size = std::max(options.request_size, unit_)}) {
-  if (old_layers_.size() > 1) old_end_ = old_layers_[1]->size();
+             .request_size = piece_}) {
   if (!next_) return;
   new_layers_ = layers_of(*next_);
   meeting_ = find_meeting(old_layers_, new_layers_);
@@ -113,27 +122,13 @@ bool Rebase::comes_from_shared(uint64_t at, const Extent& old, const Extent& now
   return from(old, old_layers_, meeting_->left) && from(now, new_layers_, meeting_->right);
 }
 
-Task<CopySource::Parts> Rebase::read(uint64_t at, MutableBytes data) {
-  const auto reading = [&](const Device& from) {
-    return cat("read ", data.size(), " bytes at ", hex(at), " of ", quoted(from.name()));
-  };
-  // What the overlay has nothing of is what the old disk shows.
-  Result<void> read = co_await overlay_.read(at, data, IoTag::read_guest).result();
-  if (!read) co_return std::move(read).error().while_doing(reading(overlay_));
-  Buffer buffer;
-  if (!spare_.empty()) {
-    buffer = std::move(spare_.back());
-    spare_.pop_back();
-  }
-  if (buffer.size() < data.size()) buffer = Buffer(std::max(options_.request_size, unit_));
-  const MutableBytes now = buffer.bytes().first(data.size());
-  read = co_await read_next(at, now).result();
-  if (!read) co_return std::move(read).error().while_doing(reading(*next_));
+/// By units: those of which `differs` says that the new disk shows something else.
+template <class Differs>
+CopySource::Parts Rebase::parts_where(uint64_t at, uint64_t length, const Differs& differs) const {
   Parts parts;
-  for (uint64_t begin = 0; begin < data.size();) {
-    const uint64_t end =
-        std::min<uint64_t>(data.size(), round_down(at + begin, unit_) + unit_ - at);
-    if (!equal(Bytes(data).subspan(begin, end - begin), Bytes(now).subspan(begin, end - begin))) {
+  for (uint64_t begin = 0; begin < length;) {
+    const uint64_t end = std::min<uint64_t>(length, round_down(at + begin, unit_) + unit_ - at);
+    if (differs(begin, end)) {
       if (parts.empty() || parts.back().end != begin) {
         parts.push_back({begin, begin, options_.zeros_as_data && at + begin < old_end_});
       }
@@ -141,6 +136,33 @@ Task<CopySource::Parts> Rebase::read(uint64_t at, MutableBytes data) {
     }
     begin = end;
   }
+  return parts;
+}
+
+Task<CopySource::Parts> Rebase::read(uint64_t at, MutableBytes data) {
+  const auto reading = [&](const Device& from) {
+    return cat("read ", data.size(), " bytes at ", hex(at), " of ", quoted(from.name()));
+  };
+  // What the overlay has nothing of is what the old disk shows.
+  Result<void> read = co_await overlay_.read(at, data, IoTag::read_guest).result();
+  if (!read) co_return std::move(read).error().while_doing(reading(overlay_));
+  if (!next_ || at >= next_->size()) {
+    co_return parts_where(at, data.size(), [&](uint64_t begin, uint64_t end) {
+      return !is_zero(Bytes(data).subspan(begin, end - begin));
+    });
+  }
+  Buffer buffer;
+  if (!spare_.empty()) {
+    buffer = std::move(spare_.back());
+    spare_.pop_back();
+  }
+  if (buffer.size() < data.size()) buffer = Buffer(piece_);
+  const MutableBytes now = buffer.bytes().first(data.size());
+  read = co_await read_next(at, now).result();
+  if (!read) co_return std::move(read).error().while_doing(reading(*next_));
+  Parts parts = parts_where(at, data.size(), [&](uint64_t begin, uint64_t end) {
+    return !equal(Bytes(data).subspan(begin, end - begin), Bytes(now).subspan(begin, end - begin));
+  });
   spare_.push_back(std::move(buffer));
   co_return std::move(parts);
 }

@@ -58,6 +58,8 @@ class Rebase final : private CopySource {
   Task<Extent> look_at_next(uint64_t at, uint64_t length);
   bool comes_from_shared(uint64_t at, const Extent& old, const Extent& now) const;
   Task<Parts> read(uint64_t at, MutableBytes data) override;
+  template <class Differs>
+  Parts parts_where(uint64_t at, uint64_t length, const Differs& differs) const;
   Task<void> read_next(uint64_t at, MutableBytes data);
   std::string names() const override;
 
@@ -68,8 +70,9 @@ class Rebase final : private CopySource {
   const uint64_t unit_;  ///< What is compared, and copied where it differs.
   std::vector<Device*> old_layers_;
   std::vector<Device*> new_layers_;
+  const uint64_t old_end_;  ///< Where the old disk ends.
+  const uint64_t piece_;    ///< So much is read at a time.
   std::optional<Meeting> meeting_;
-  uint64_t old_end_ = 0;       ///< Where the old disk ends.
   uint64_t stretch_end_ = 0;   ///< Of what find_stretch() has come to.
   std::vector<Buffer> spare_;  ///< For what the new disk has.
   Copy copy_;
