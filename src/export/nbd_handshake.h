@@ -96,15 +96,20 @@ class Handshake {
   struct Policy {
     bool allow_list = true;    ///< NBD_OPT_LIST names the exports.
     uint32_t clients_max = 1;  ///< At a time, this one included.
+    /// It is over: the client was told what it may do with the default export (terms_of()), without
+    /// structured replies, as the kernel is.
+    bool agreed = false;
   };
-  Handshake(const Exports& exports, Policy policy) : exports_(exports), policy_(policy) {}
+  Handshake(const Exports& exports, Policy policy) : exports_(exports), policy_(policy) {
+    if (policy.agreed) chosen_ = exports.find("");
+  }
 
   void client_flags(uint32_t flags) { zeroes_ = (flags & kClientNoZeroes) == 0; }
 
   enum class Next : uint8_t { option, transmission, end };
   Next option(Option option, Bytes payload, Text& out);
 
-  /// Valid once option() said `transmission`.
+  /// Valid once option() said `transmission`, or when it was agreed before.
   const Export& chosen() const { return *chosen_; }
   /// Null before.
   const Export* chosen_export() const { return chosen_.get(); }

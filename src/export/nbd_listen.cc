@@ -33,7 +33,8 @@ Task<std::vector<Uri>> listen(Reactor& reactor, Server& server, ListenPlan plan)
     addresses.push_back(tcp_uri(plan.address, listener.port(), plan.export_name));
     server.add_listener(std::move(listener), {.allow_list = is_loopback(plan.address)});
   }
-  if (addresses.empty()) co_await fail(invalid("there is no place to listen at; name a socket"));
+  if (addresses.empty() && !plan.may_be_nowhere)
+    co_await fail(invalid("there is no place to listen at; name a socket"));
   co_return addresses;
 }
 

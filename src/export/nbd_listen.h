@@ -25,6 +25,7 @@ struct ListenPlan {
   std::optional<uint16_t> port;               ///< 0: one that is free.
   std::string address = "127.0.0.1";          ///< Of `port`.
   std::string export_name;                    ///< In the answer.
+  bool may_be_nowhere = false;                ///< Its clients come by other ways.
 };
 
 /// Gives `server` its listeners, those that were passed in first; where clients reach them.

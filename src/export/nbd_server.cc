@@ -102,7 +102,9 @@ Task<void> Server::attend(Socket socket, DoorOptions options) {
   bool last = false;
   {
     Session session(reactor_, std::move(socket), shared_, options_.limits,
-                    {.allow_list = options.allow_list, .clients_max = options_.connections_max});
+                    {.allow_list = options.allow_list,
+                     .clients_max = options_.connections_max,
+                     .agreed = options.agreed});
     sessions_.push_back(&session);
     session.leave_open_if(
         [this] { return options_.end_with_last_client && statistics_.connections_open == 1; });

@@ -48,6 +48,7 @@ struct ServerOptions {
 /// How clients that come in by one door are treated.
 struct DoorOptions {
   bool allow_list = true;  ///< They may list the exports.
+  bool agreed = false;     ///< They begin with requests to the default export (nbd_handshake.h).
 };
 
 class Server {
@@ -75,6 +76,8 @@ class Server {
   Task<void> serve();
   /// Safe to call at any time, and again.
   void stop();
+  /// After serve(): the connection that end_with_last_client has left open ends.
+  void hang_up() { last_client_ = Socket(); }
 
   const Statistics& statistics() const { return statistics_; }
   const Exports& exports() const { return exports_; }

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "export/nbd_server_run.h"
 
+#include <sys/socket.h>
+
+#include <cerrno>
 #include <utility>
 
 namespace byre::nbd {
@@ -19,6 +22,17 @@ Task<void> ServerRun::listen(Export target, ListenPlan plan) {
   target.disk = disk_;
   co_await server_.add_export(std::move(target), true);
   addresses_ = co_await nbd::listen(reactor_, server_, std::move(plan));
+}
+
+Task<void> ServerRun::attach(NbdDevice& device) {
+  int ends[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
+    co_await fail(errno_error(errno, "socketpair"));
+  const Descriptor kernel(ends[1]);
+  server_.add_client(Socket(reactor_, ends[0]), {.agreed = true});
+  const Export& target = *server_.exports().find("");
+  const Terms terms = terms_of(target, {});
+  co_await device.attach(kernel.get(), {.size = terms.size, .flags = terms.flags});
 }
 
 Task<void> ServerRun::pause(int64_t ns) {

@@ -29,6 +29,7 @@
 #include "coro/scope.h"
 #include "export/nbd_listen.h"
 #include "export/nbd_server.h"
+#include "io/nbd_device.h"
 #include "io/signal.h"
 
 namespace byre::nbd {
@@ -45,6 +46,9 @@ class ServerRun {
   /// Once, before serve().  `target` is the default export; its device is the disk.
   Task<void> listen(Export target, ListenPlan plan);
   const std::vector<Uri>& addresses() const { return addresses_; }
+  /// Behind listen(): the kernel becomes a client of the disk, as `device`, whose life is the
+  /// caller's.  An error leaves no such client.
+  Task<void> attach(NbdDevice& device);
 
   /// Work beside the server: coroutines that `work()` makes, one at a time.  serve() must follow,
   /// and waits for the one that runs.
@@ -73,6 +77,8 @@ class ServerRun {
 
   /// Flushes and closes the disk.  Both are tried; the first error.
   Task<void> end();
+  /// Behind end(), for who cannot wait for the destructor: step 4, but for the sockets.
+  void hang_up() { server_.hang_up(); }
 
   const Statistics& statistics() const { return server_.statistics(); }
   /// What keeps it from ending, for people.

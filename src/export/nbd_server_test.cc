@@ -288,6 +288,42 @@ TEST_P(NbdServer, AServerWithoutDoorsEndsWithItsLastClient) {
   EXPECT_TRUE(reactor->run(body(*this, Socket(*reactor, fds[1]))));
 }
 
+Task<void> ask_without_handshake(TestClient& client) {
+  const std::vector<std::byte> data(512, std::byte{5});
+  const Answer written = co_await client.call(
+      {.flags = kFua, .command = Command::write, .cookie = 1, .length = 512}, data);
+  EXPECT_EQ(written.status, Status::ok);
+  const Answer read = co_await client.call({.cookie = 2, .length = 512});
+  EXPECT_EQ(read.data, data);
+  // Simple replies, also for errors.
+  EXPECT_TRUE(read.chunks.empty());
+  const Answer outside = co_await client.call({.cookie = 3, .offset = 1 * MiB, .length = 512});
+  EXPECT_NE(outside.status, Status::ok);
+  EXPECT_TRUE(outside.chunks.empty());
+  co_await client.ask({.command = Command::disconnect, .cookie = 4});
+}
+
+TEST_P(NbdServer, AClientThatAgreedBeforeBeginsWithRequests) {
+  int fds[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+  options.end_with_last_client = true;
+  server = std::make_unique<Server>(*reactor, options);
+  ASSERT_TRUE(server->add_export({.name = "other", .disk = Entrance::to(*disk)}));
+  ASSERT_TRUE(server->add_export({.name = "disk", .disk = Entrance::to(*disk), .writable = true},
+                                 /*is_default=*/true));
+  server->add_client(Socket(*reactor, fds[0]), {.agreed = true});
+  TestClient client(Socket(*reactor, fds[1]));
+  const Result<void> asked = reactor->run(ask_without_handshake(client));
+  ASSERT_TRUE(asked) << asked.error().message();
+  ASSERT_TRUE(reactor->run(server->serve()));
+
+  // It sees the end when hang_up() says so, and not before.
+  char byte;
+  EXPECT_EQ(recv(fds[1], &byte, 1, MSG_DONTWAIT), -1);
+  server->hang_up();
+  EXPECT_EQ(recv(fds[1], &byte, 1, MSG_DONTWAIT), 0);
+}
+
 TEST_P(NbdServer, BadClientsAreReportedAndCounted) {
   std::vector<std::string> heard;
   options.report = [&heard](const Error& error) { heard.push_back(error.message()); };

@@ -171,6 +171,7 @@ void Session::hang_up() { socket_.shutdown(); }
 // ---- Handshake --------------------------------------------------------------------------------
 
 Task<void> Session::shake_hands() {
+  if (handshake_.chosen_export()) co_return begin_transmission();
   Text out;
   append_greeting(out, Handshake::kHandshakeFlags);
   // Whoever leaves here only looked whether somebody listens.
@@ -198,7 +199,11 @@ Task<void> Session::shake_hands() {
     if (!sent || next == Handshake::Next::end) co_return;
     if (next == Handshake::Next::transmission) break;
   }
-  if (stopping_) co_return;
+  begin_transmission();
+}
+
+void Session::begin_transmission() {
+  if (stopping_) return;
   disk_ = handshake_.chosen().disk;
   terms_ = handshake_.terms();
   contexts_ = handshake_.contexts();

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Session: one NBD connection, from its greeting to its end.
 ///
-///   1. The handshake (nbd_handshake.h) has `handshake_timeout` to end in the transmission phase.
+///   1. The handshake (nbd_handshake.h) has `handshake_timeout` to end in the transmission phase;
+///      who agreed on everything before (Policy::agreed) has none.
 ///   2. One coroutine receives requests; each that is sound becomes a coroutine of its own, so they
 ///      run side by side and are answered as they end.  Requests and their memory are bounded: at
 ///      the bound the session stops receiving, and the client's socket fills up.
@@ -99,6 +100,7 @@ class Session {
 
  private:
   Task<void> shake_hands();
+  void begin_transmission();
   Task<void> receive_requests();
   Semaphore& memory_for(uint64_t size);
   /// What a request holds while it runs.
