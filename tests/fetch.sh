@@ -4,7 +4,7 @@
 #   files.ext4    256 MiB file system with some 180 MiB of this machine's files, made by mke2fs -d
 #   rescue.iso    grub's rescue disk: a CD that is a hard disk, too
 #   vmlinux       Debian's cloud kernel, unpacked (its own unpacking is slow under emulation)
-#   initrd.cpio   busybox, virtio_blk, mkfs.ext4, and the jobs in system/guest
+#   initrd.cpio   busybox, virtio_blk, nbd, mkfs.ext4, and the jobs in system/guest
 # Packages come from apt; nothing is installed.
 set -euo pipefail
 readonly here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -71,6 +71,8 @@ make_kernel() {
     cp "$module" "$work/modules/"
     basename "$module" >>"$work/modules/order"
   done
+  # A job that wants it loads it by itself.
+  cp "$(modprobe -d "$work/kernel" -S "$version" --show-depends nbd | awk '$1 == "insmod" { print $2 }')" "$work/modules/"
   rm -rf modules
   mv "$work/modules" modules
   mv "$work/vmlinux" vmlinux
@@ -98,6 +100,6 @@ make_initrd() {
 
 [[ -e files.ext4 ]] || make_ext4
 [[ -e rescue.iso ]] || make_iso
-[[ -e vmlinux && -e modules/order ]] || make_kernel
+[[ -e vmlinux && -e modules/order && -e modules/nbd.ko ]] || make_kernel
 jobs=$(cat "$here"/system/guest/*.sh | sha256sum)
 [[ -e initrd.cpio && $(cat initrd.of 2>/dev/null) == "$jobs" ]] || make_initrd

@@ -170,6 +170,7 @@ Result<ServePlan> plan_of(const NbdArgs& args) {
                  .export_name = args.name,
                  .description = args.description,
                  .socket = args.socket,
+                 .connect = args.connect,
                  .connections_max = 1,
                  .until_last_client = !args.persistent,
                  .handshake_limit = kHandshakeLimit,
@@ -187,7 +188,7 @@ Result<ServePlan> plan_of(const NbdArgs& args) {
   if (args.socket && (args.port || args.address)) {
     return invalid("--socket can not be combined with --port or --bind");
   }
-  if (!args.socket) {
+  if (!args.socket && (!args.connect || args.port || args.address)) {
     plan.port = kNbdPort;
     plan.address = args.address.value_or(kAddress);
   }
@@ -209,6 +210,9 @@ Result<ServePlan> plan_of(const NbdArgs& args) {
   if (args.snapshot) {
     BYRE_TRY(snapshot, parse_snapshot(*args.snapshot));
     plan.snapshot = snapshot;
+  }
+  if (args.connect && args.verbose) {
+    plan.connected = cat("NBD device ", *args.connect, " is now connected to ", args.images[0]);
   }
   plan.ready_fd = take_ready_descriptor();
   return plan;
@@ -259,12 +263,6 @@ Result<void> check_together(const NbdArgs& args) {
     return invalid("export description '", args.description, "' too long");
   if (args.tls_authz) return invalid("--tls-authz is not permitted without --tls-creds");
   if (args.tls_hostname) return invalid("--tls-hostname is not permitted without --tls-creds");
-  if (args.disconnect) {
-    return unsupported("option '--disconnect' is not supported: use nbd-client -d");
-  }
-  if (args.connect) {
-    return unsupported("option '--connect' is not supported: use nbd-client to attach a device");
-  }
   return {};
 }
 
@@ -285,10 +283,16 @@ Task<int> qemu_nbd(Session& session, NbdArgs args) {
   if (args.list) co_await check_list(args);
   co_await check_together(args);
   if (args.list) co_return co_await list(session, std::move(args));
+  if (args.disconnect) {
+    co_await disconnect_device(session, args.images[0]);
+    session.print(cat(args.images[0], " disconnected\n"));
+    co_return 0;
+  }
   Result<ServePlan> planned = plan_of(args);
   if (!planned) co_return in_words(std::move(planned).error());
   ServePlan plan = *std::move(planned);
-  if (args.fork && plan.ready_fd < 0) {
+  const bool in_background = args.fork || (args.connect && !args.verbose);
+  if (in_background && plan.ready_fd < 0) {
     std::vector<std::string> words = session.words();
     words.insert(words.begin(), session.program());
     co_return co_await start_in_background(std::move(words));
@@ -372,9 +376,11 @@ const Command<NbdArgs> kNbdDefinition({
          flag("--fork", &NbdArgs::fork, "go to the background once it listens"),
          option("--pid-file", "PATH", &NbdArgs::pid_file, "where to write the process id"),
          flag("-v, --verbose", &NbdArgs::verbose, "say what clients do wrong"),
-         refused_later(option("-c, --connect", "DEVICE", &NbdArgs::connect,
-                              "nbd-client attaches a device to a server")),
-         refused_later(flag("-d, --disconnect", &NbdArgs::disconnect, "nbd-client -d does it")),
+         option("-c, --connect", "DEVICE", &NbdArgs::connect,
+                "be the disk of this NBD device of Linux, such as /dev/nbd0, from the background "
+                "unless -v is given; ends when it is disconnected"),
+         flag("-d, --disconnect", &NbdArgs::disconnect,
+              "IMAGE is such a device: take its disk away, whoever serves it"),
          refused("--selinux-label", "LABEL", "sockets get the label that the system gives"),
          refused("-T, --trace", "SPEC", "there is no tracing here"),
          refused_later(option("--tls-creds", "ID", &NbdArgs::tls_creds,

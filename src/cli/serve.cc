@@ -29,10 +29,18 @@ struct ServeArgs : OpenArgs {
   std::string pid_file;
   std::optional<std::string> check_every;
   std::optional<std::string> metrics;
+  std::optional<std::string> connect;
+  bool disconnect = false;
   bool quiet = false;
 };
 
 Task<int> serve(Session& session, ServeArgs args) {
+  if (args.disconnect) {
+    if (args.connect) co_return invalid("--connect and --disconnect exclude each other");
+    co_await disconnect_device(session, args.image);
+    if (!args.quiet) session.print(cat("disconnected ", args.image, "\n"));
+    co_return 0;
+  }
   ServePlan plan{.image = args.image,
                  .open = args,
                  .create = args.create,
@@ -44,8 +52,9 @@ Task<int> serve(Session& session, ServeArgs args) {
                  .export_name = args.name,
                  .description = args.description,
                  .socket = args.socket,
-                 .default_socket = true,
+                 .default_socket = !args.connect,
                  .address = args.address.value_or("127.0.0.1"),
+                 .connect = args.connect,
                  .metrics = args.metrics,
                  .check_on_signal = true,
                  .quiet = args.quiet,
@@ -106,7 +115,7 @@ const Command<ServeArgs> kServeDefinition({
                    "in place of the unix socket. SIGUSR1 checks the disk while it is served; what "
                    "was found is said on stderr.",
     .args =
-        {operand("IMAGE", &ServeArgs::image, "the disk"),
+        {operand("IMAGE", &ServeArgs::image, "the disk; with --disconnect, the device"),
          flag("--create", &ServeArgs::create, "make IMAGE if there is none"),
          size_option(
              "--size", "SIZE", &ServeArgs::size, "disk size",
@@ -132,6 +141,11 @@ const Command<ServeArgs> kServeDefinition({
                 "serve on TCP, too; 0 is any port that is free"),
          option("-b, --bind", "ADDRESS", &ServeArgs::address,
                 "where --port listens; 127.0.0.1 is the default"),
+         option("-c, --connect", "DEVICE", &ServeArgs::connect,
+                "be the disk of this NBD device of Linux, such as /dev/nbd0, instead of listening "
+                "on IMAGE.sock; ends when it is disconnected"),
+         flag("-d, --disconnect", &ServeArgs::disconnect,
+              "IMAGE is such a device: take its disk away, whoever serves it"),
          option("-x, --export", "NAME", &ServeArgs::name,
                 "name of the export; empty is the default"),
          option("-D, --description", "TEXT", &ServeArgs::description,

@@ -10,6 +10,7 @@
 #include <memory>
 #include <utility>
 
+#include "cli/kernel_client.h"
 #include "cli/serve_reporter.h"
 #include "cli/served_disk.h"
 #include "cli/text.h"
@@ -17,6 +18,7 @@
 #include "daemon/metrics_server.h"
 #include "export/background.h"
 #include "export/nbd_server_run.h"
+#include "io/nbd_device.h"
 #include "io/service_manager.h"
 
 namespace byre {
@@ -37,6 +39,7 @@ std::string shell_quoted(const std::string& text) {
 
 std::string attach_lines(const std::vector<nbd::Uri>& addresses, const std::string& export_name) {
   std::string out;
+  if (addresses.empty()) return out;
   for (const nbd::Uri& address : addresses) out += address.text() + "\n";
   const nbd::Uri& first = addresses[0];
   const std::string uri = shell_quoted(first.text());
@@ -63,12 +66,14 @@ Task<void> announce(Session& session, const ServePlan& plan, nbd::ServerRun& run
   if (plan.announce) {
     const Device& disk = run.disk();
     session.print(attach_lines(run.addresses(), plan.export_name));
+    if (plan.connect) session.print(cat("attached to ", *plan.connect, "\n"));
     if (metrics) session.print(cat("  watch it   ", curl_command(*metrics), "\n"));
     session.print(cat("ready: ", plan.image, " (", name_of(format), ", ",
                       size_text(round_up(disk.size(), kSectorSize)),
                       disk.writable() ? "" : ", read-only", "); ctrl-C ends\n"));
     if (!session.flush_output()) co_await fail(errno_error(errno, "write to stdout"));
   }
+  if (!plan.connected.empty()) session.note(cat(plan.connected, "\n"));
   if (plan.ready_fd >= 0) co_await detach(plan.ready_fd);
 }
 
@@ -92,7 +97,8 @@ nbd::ListenPlan listen_plan_of(const ServePlan& plan) {
   nbd::ListenPlan listen{.socket = plan.socket,
                          .default_socket_hint = "; --socket chooses another place",
                          .port = plan.port,
-                         .address = plan.address};
+                         .address = plan.address,
+                         .may_be_nowhere = plan.connect.has_value()};
   const Result<std::string> file = file_of(plan.image, plan.open);
   if (plan.default_socket && file) listen.default_socket = cat(*file, ".sock");
   return listen;
@@ -190,6 +196,12 @@ Result<MetricsPlace> parse_metrics_place(const std::string& text) {
   return place;
 }
 
+Task<void> disconnect_device(Session& session, std::string device) {
+  // A server that is well needs as long as its disk does; one that is not must not keep the device.
+  constexpr int64_t kPatience = 10 * kSecond;
+  co_await NbdDevice::take_away(session.reactor(), std::move(device), kPatience);
+}
+
 Task<int> serve_plan(Session& session, ServePlan plan) {
   // Before there are threads that would get the signal.
   std::optional<SignalWatch> signals;
@@ -207,12 +219,20 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
   }
   Result<std::vector<nbd::ExportContext>> contexts =
       co_await contexts_of(disk.image, plan.bitmaps).result();
+  KernelClient kernel(session.reactor());
+  if (plan.connect) {
+    Result<void> opened = co_await kernel.open(*plan.connect).result();
+    if (!opened) {
+      co_await disk.device.close();
+      co_return std::move(opened).error();
+    }
+  }
   co_await put_overlay(opener, plan, disk);
   put_layers(plan, disk);
 
   ServeReporter reporter(session, plan.image, plan.report);
   nbd::ServerOptions options{.connections_max = plan.connections_max,
-                             .end_with_last_client = plan.until_last_client,
+                             .end_with_last_client = plan.until_last_client || plan.connect,
                              .report = [&](const Error& error) { reporter.error(error); }};
   if (plan.handshake_limit) limit_handshakes(*plan.handshake_limit, options);
   nbd::ServerRun run(session.reactor(), std::move(disk.device), quoted(plan.image),
@@ -220,7 +240,7 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
   // Before somebody sees the socket: a signal that comes then ends it in order.
   Scope telling(session.reactor().ready());
   const auto stop = [&] {
-    run.stop();
+    telling.spawn(kernel.leave(run));
     telling.spawn(manager.tell_stopping());
   };
   const Session::Interruptible guard(session, {.about = quoted(plan.image),
@@ -248,6 +268,8 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
       served = std::move(offered).error().while_doing("--metrics");
     }
   }
+  if (served && plan.connect && session.interrupted() == 0)
+    served = co_await kernel.attach(run).result();
   if (served) served = co_await announce(session, plan, run, disk.format, metrics.get()).result();
   if (served && session.interrupted() == 0) {
     co_await manager.tell_ready(cat("serving ", plan.image));
@@ -259,12 +281,18 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
 
   // Everything that was answered becomes durable, whatever ended the server.
   co_await manager.tell_stopping();
+  if (kernel.attached() && !served) {  // It waits for a server that has not begun.
+    co_await kernel.leave(run);
+    const Result<void> left = co_await run.serve().result();
+  }
   Result<void> ended = co_await run.end().result();
+  Result<void> let_go = co_await kernel.end(run).result();
   manager.stop();
   co_await telling.join();
   if (!plan.pid_file.empty()) unlink(plan.pid_file.c_str());
   co_await std::move(served);
   co_await std::move(ended);
+  co_await std::move(let_go);
   if (plan.announce) session.print(cat("ended: ", ServeReporter::summary(run.statistics()), "\n"));
   co_return 0;
 }

@@ -42,6 +42,8 @@ struct ServePlan {
   bool default_socket = false;  ///< IMAGE.sock, unless `socket` is set or sockets were passed in.
   std::optional<uint16_t> port;
   std::string address = "127.0.0.1";
+  std::optional<std::string> connect;  ///< The NBD device by which this machine's kernel has it.
+  std::string connected;               ///< Said on stderr once it has, unless empty.
   uint32_t connections_max = 1024;
   bool until_last_client = false;  ///< End when the last client has gone.
   /// Seconds that a client has to attach; 0: as many as it likes.
@@ -69,6 +71,9 @@ struct MetricsPlace {
   uint16_t port = 0;
 };
 Result<MetricsPlace> parse_metrics_place(const std::string& text);
+
+/// --disconnect: takes an NBD device's disk away, whoever serves it.
+Task<void> disconnect_device(Session& session, std::string device);
 
 /// From the image's creation, where that was asked for, to its end; the exit code.
 Task<int> serve_plan(Session& session, ServePlan plan);

@@ -387,7 +387,8 @@ class WhatCallersAsk(Case):
     def test_what_qemu_nbd_can_do(self):
         text = self.ask("qemu-nbd", "--help")
         for option in ("--allocation-depth", "--bitmap", "--fork", "--pid-file", "--persistent", "--shared", "--cache",
-                       "--aio", "--discard", "--detect-zeroes", "--export-name", "--read-only", "--load-snapshot"):
+                       "--aio", "--discard", "--detect-zeroes", "--export-name", "--read-only", "--load-snapshot",
+                       "--connect", "--disconnect"):
             self.assertIn(option, text)
 
     def test_no_option_is_listed_that_is_refused(self):
@@ -395,7 +396,7 @@ class WhatCallersAsk(Case):
         for name, words in [("qemu-img", (command, "--help")) for command in ("convert", "info", "create", "check")] + \
                            [("qemu-nbd", ("--help",)), ("qemu-io", ("--help",))]:
             text = self.ask(name, *words)
-            for option in ("--trace", "--tls-creds", "--connect", "refused"):
+            for option in ("--trace", "--tls-creds", "--selinux-label", "refused"):
                 self.assertNotIn(option, text, (name, words))
 
     def test_create_options(self):

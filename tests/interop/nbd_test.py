@@ -396,6 +396,32 @@ class StandIn(Clients):
         handle.connect_unix(self.sock)
         return handle
 
+    def test_a_device_that_is_not_there(self):
+        """-c and -d on machines without NBD devices, and on what is none (system/device_test.py has a kernel with some)."""
+        self.create(8 * MIB)
+        absent = self.path("nbd0")
+        # QEMU's says it in the background when it goes there.
+        for words, both in ((["-v", "-c", absent, self.disk], f"Failed to open {absent}: No such file or directory"),
+                            (["-v", "-c", absent, self.path("none")], "Could not open '"),
+                            (["-d"], "Invalid number of arguments"),
+                            (["-c", absent], "Invalid number of arguments")):
+            for program in (self.program, "qemu-nbd"):
+                done = run(program, *words, ok=(1,))
+                self.assertIn(both, done.err.decode(), (program, words))
+                self.assertEqual(done.out, b"", (program, words))
+        for words in (["-c", absent], ["--fork", "-c", absent], ["-s", "-r", "-k", self.sock, "-c", absent]):
+            self.assertIn(b"modprobe nbd", run(self.program, *words, self.disk, ok=(1,)).err)
+        self.assertIn(b"modprobe nbd", run(self.program, "-d", absent, ok=(1,)).err)
+        before = pathlib.Path(self.disk).read_bytes()
+        for other in (self.disk, "/dev/null", os.path.dirname(self.disk)):
+            self.assertIn(b"it is no NBD device", run(self.program, "-c", other, self.disk, ok=(1,)).err)
+            self.assertIn(b"it is no NBD device", run(self.program, "-d", other, ok=(1,)).err)
+        for words, what in ((["--connect", absent, self.disk], b"modprobe nbd"), (["-d", absent], b"modprobe nbd"),
+                            (["-d", "-c", absent, absent], b"exclude each other")):
+            self.assertIn(what, run(BYRE, "serve", *words, ok=(1,)).err)
+        self.assertEqual(pathlib.Path(self.disk).read_bytes(), before)
+        self.assertFalse(os.path.exists(self.sock))
+
     def test_fork_returns_when_it_listens(self):
         self.create(8 * MIB)
         pid_file = self.path("pid")

@@ -1,26 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Linux guest whose disk is an NBD export: QEMU's own emulation, Debian's kernel, the jobs in system/guest."""
 import os
+import re
+import shutil
 import subprocess
 import time
 
-from harness import PATIENCE, Died, inputs, readable, wait
+from harness import PATIENCE, Died, inputs, readable, run, wait
 
 # Reading from a killed server's socket fails at once; QEMU then tries again for this many seconds.
 RECONNECT = 60
 
 
+def with_programs(initrd, out, programs):
+    """`initrd` with more programs and their libraries, as `out`: {name in /bin: path here}."""
+    root = out + ".d"
+    for name, path in programs.items():
+        os.makedirs(os.path.join(root, "bin"), exist_ok=True)
+        run("strip", "-o", os.path.join(root, "bin", name), path)
+        for library in re.findall(r"/\S+", run("ldd", path).out.decode()):
+            copy = root + library
+            os.makedirs(os.path.dirname(copy), exist_ok=True)
+            shutil.copyfile(library, copy)
+            shutil.copymode(library, copy)
+    with open(out, "wb") as together:
+        with open(initrd, "rb") as first:
+            shutil.copyfileobj(first, together)
+        together.write(bytes(-together.tell() % 512))
+        together.flush()
+        subprocess.run("find . | LC_ALL=C sort | cpio --quiet -o -H newc", shell=True, cwd=root, stdout=together, check=True)
+
+
 class Guest:
-    def __init__(self, job, sock, name=""):
+    def __init__(self, job, sock, name="", initrd=None, memory=320):
         disk = f"driver=nbd,node-name=d0,server.type=unix,server.path={sock},discard=unmap,reconnect-delay={RECONNECT}"
         if name:
             disk += f",export={name}"
         self.seen = []
         self.rest = b""
         self.process = subprocess.Popen(
-            ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-machine", "q35", "-m", "320", "-smp", "2",
+            ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-machine", "q35", "-m", str(memory), "-smp", "2",
              "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-kernel", inputs("vmlinux"),
-             "-initrd", inputs("initrd.cpio"), "-append", f"console=ttyS0 panic=-1 quiet job={job}", "-serial", "stdio",
+             "-initrd", initrd or inputs("initrd.cpio"), "-append", f"console=ttyS0 panic=-1 quiet job={job}", "-serial", "stdio",
              "-blockdev", disk, "-device", "virtio-blk-pci,drive=d0"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

@@ -165,8 +165,8 @@ def long_options_of_help(line, one, all_of_them):
 
 
 @rule("D11")
-def no_kernel_client(line, one, all_of_them):
-    return line.program == "qemu-nbd" and re.search(r"connect' is not supported: use nbd-client|'--selinux-label' is not supported",
+def kernel_devices(line, one, all_of_them):
+    return line.program == "qemu-nbd" and re.search(r"modprobe nbd|it is no NBD device|'--selinux-label' is not supported",
                                                     texts(all_of_them)[1])
 
 
