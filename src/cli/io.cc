@@ -10,6 +10,7 @@
 #include "cli/commands.h"
 #include "cli/environment.h"
 #include "cli/exit_code.h"
+#include "cli/io_json.h"
 #include "cli/io_shell.h"
 #include "cli/options.h"
 
@@ -111,10 +112,20 @@ Result<IoOpen> open_from(const IoArgs& args) {
   return open;
 }
 
-Task<void> run_lines(Session& session, IoShell& shell, const std::vector<std::string>& commands) {
+/// `json`, unless it is null, tells programs of it.
+Task<void> run_line(IoShell& shell, IoJson* json, std::string line) {
+  if (!json) co_return co_await shell.run(std::move(line));
+  json->begin(line);
+  const Result<void> ran = co_await shell.run(std::move(line)).result();
+  json->end(shell.command_failed());
+  if (!ran) co_await fail(ran.error().copy());
+}
+
+Task<void> run_lines(Session& session, IoShell& shell, IoJson* json,
+                     const std::vector<std::string>& commands) {
   Reactor& reactor = session.reactor();
   for (const std::string& command : commands) {
-    co_await shell.run(command);
+    co_await run_line(shell, json, command);
     co_await reactor.ready().yield();
     if (shell.quit()) co_return;
   }
@@ -123,11 +134,11 @@ Task<void> run_lines(Session& session, IoShell& shell, const std::vector<std::st
   LineReader lines(reactor);
   const std::string prompt = session.compatibility_name() ? "qemu-io> " : "byre> ";
   while (!shell.quit()) {
-    session.print(prompt);
+    session.say(prompt);
     session.flush_output();
     std::optional<std::string> line = co_await lines.next();
     if (!line) break;
-    co_await shell.run(*std::move(line));
+    co_await run_line(shell, json, *std::move(line));
     co_await reactor.ready().yield();
   }
 }
@@ -147,25 +158,42 @@ Task<int> io(Session& session, IoArgs args) {
   if (open) open->native_aio = args.native || args.aio == "native";
 
   SystemGate opener(session.reactor(), session.policy(args.follow));
-  IoShell shell(session.reactor(), opener,
-                {.program = session.program(),
-                 .explain = !session.compatibility_name(),
-                 .objects = args.objects,
-                 .temporary_folder = temporary_folder(),
-                 .out = [&](std::string_view text) { session.print(text); },
-                 .err =
-                     [&](std::string_view text) {
-                       session.flush_output();
-                       session.note(text);
-                     },
-                 .flush = [&] { session.flush_output(); },
-                 .guessed_raw = [&](const std::string& name) { warn_of_guess(session, name); }});
+  std::optional<IoJson> json;
+  if (session.json()) {
+    json.emplace(session.program(), [&](std::string_view line) {
+      session.print(line);
+      session.flush_output();
+    });
+  }
+  IoShell::Options options{
+      .program = session.program(),
+      .explain = !session.compatibility_name(),
+      .objects = args.objects,
+      .temporary_folder = temporary_folder(),
+      .out = [&](std::string_view text) { session.print(text); },
+      .err =
+          [&](std::string_view text) {
+            session.flush_output();
+            session.note(text);
+          },
+      .flush = [&] { session.flush_output(); },
+      .guessed_raw = [&](const std::string& name) { warn_of_guess(session, name); }};
+  if (json) {
+    options.out = [&](std::string_view text) { json->out(text); };
+    options.err = [&](std::string_view text) { json->err(text); };
+    options.facts = [&](Json facts, bool background) { json->facts(std::move(facts), background); };
+  }
+  IoShell shell(session.reactor(), opener, std::move(options));
   if (open && !co_await shell.open(*std::move(open))) {
+    if (json) co_return Error(shell.open_failure(), json->take_messages());
     co_return session.compatibility_name() ? kExitFailure : exit_code(shell.open_failure());
   }
-  const Result<void> ran = co_await run_lines(session, shell, args.commands).result();
+  if (json) session.note(json->take_messages());
+  const Result<void> ran =
+      co_await run_lines(session, shell, json ? &*json : nullptr, args.commands).result();
   if (!ran) session.error(ran.error().message());
   co_await shell.finish();
+  if (json) session.note(json->take_messages());
   co_return ran && !shell.failed() ? 0 : 1;
 }
 
@@ -176,7 +204,8 @@ const Command<IoArgs> kIoCommand({
         "FILE is a file, json:{...} (`byre drivers`), or blkdebug:CONFIG:FILE for a fault filter "
         "below its format. "
         "Commands come from -c, or from stdin when there is none; `help` lists them. "
-        "The exit code is 1 when a command failed; requests in the background do not count.",
+        "The exit code is 1 when a command failed; requests in the background do not count. "
+        "--output=json prints a line of JSON for each command that has ended.",
     .args = {optional_operand("FILE", &IoArgs::file, "the disk to open"),
              option("-f, --format", "FORMAT", &IoArgs::format,
                     "raw or qcow2; without it the file's first bytes decide"),
@@ -210,7 +239,6 @@ const Command<IoArgs> kIoCommand({
                   "what is read from the backing file is written to the image"),
              flag("-k, --native-aio", &IoArgs::native, "as -i native"),
              refused("-T, --trace", "SPEC", "there is no tracing here")},
-    .has_json = false,
     .run = io,
 });
 

@@ -10,8 +10,6 @@
 #include "base/checked.h"
 #include "cli/check_report.h"
 #include "cli/findings.h"
-#include "cli/io_texts.h"
-#include "cli/json.h"
 #include "io/buffer.h"
 
 namespace byre {
@@ -33,6 +31,14 @@ IoShell::~IoShell() { BYRE_ASSERT(!device_); }
 // Commands.
 
 Task<void> IoShell::run(std::string line) {
+  const bool failed_before = std::exchange(failed_, false);
+  const Result<void> ran = co_await carry_out(std::move(line)).result();
+  command_failed_ = failed_ || !ran;
+  failed_ |= failed_before;
+  if (!ran) co_await fail(ran.error().copy());
+}
+
+Task<void> IoShell::carry_out(std::string line) {
   const IoContext context{.has_file = static_cast<bool>(device_),
                           .writable = static_cast<bool>(device_) && device_->writable(),
                           .program = options_.program};
@@ -69,10 +75,48 @@ Task<void> IoShell::while_awake(Task<void> task) {
   if (!result) co_await fail(result.error().copy());
 }
 
+namespace {
+
+/// A request that ran beside the commands, as data.
+Json background_line(std::string_view command, bool failed) {
+  return {{"background", command}, {"result", failed ? "failed" : "ok"}};
+}
+
+}  // namespace
+
+void IoShell::report_done(const IoReport& report, bool quiet, std::string_view background) {
+  if (!options_.facts) {
+    if (!quiet) say(io_report_text(report));
+    return;
+  }
+  const bool beside = !background.empty();
+  Json facts = beside ? background_line(background, false) : Json::object();
+  facts["offset"] = report.offset;
+  facts["bytes"] = report.length;
+  facts["elapsed-ns"] = report.nanoseconds;
+  options_.facts(std::move(facts), beside);
+}
+
+void IoShell::report_mismatch(const IoTransfer& request) {
+  const uint64_t at = request.offset + request.expect_offset;
+  const std::string text =
+      cat("Pattern verification failed at offset ", at, ", ", request.expect_length, " bytes");
+  if (!request.background) failed_ = true;
+  if (!options_.facts) return say(text + "\n");
+  Json facts = request.background ? background_line(request.command, true) : Json::object();
+  facts["error"] = Json{{"message", text}};
+  options_.facts(std::move(facts), request.background);
+}
+
 void IoShell::report_failure(std::string_view what, const Error& error, bool counts) {
+  if (counts) failed_ = true;
+  if (options_.facts) {
+    Json facts = counts ? Json::object() : background_line(what, true);
+    facts["error"] = Json{{"code", name_of(error.code())}, {"message", error.message()}};
+    return options_.facts(std::move(facts), !counts);
+  }
   say(cat(what, " failed: ", errno_text(error), "\n"));
   if (options_.explain) complain(cat(options_.program, ": ", error.message(), "\n"));
-  if (counts) failed_ = true;
 }
 
 Task<void> IoShell::perform(IoNothing) { co_return; }
@@ -146,12 +190,13 @@ Task<void> IoShell::transfer(IoTransfer request, std::string source) {
     report_failure(name, result.error(), !request.background);
     co_return;
   }
-  if (!request.is_write || request.quiet) co_return;
-  say(io_report_text({.verb = "wrote",
-                      .offset = request.offset,
-                      .length = request.length(),
-                      .nanoseconds = reactor_.now() - began,
-                      .machine = request.machine}));
+  if (!request.is_write) co_return;
+  report_done({.verb = "wrote",
+               .offset = request.offset,
+               .length = request.length(),
+               .nanoseconds = reactor_.now() - began,
+               .machine = request.machine},
+              request.quiet, request.background ? request.command : "");
 }
 
 namespace {
@@ -191,18 +236,17 @@ Task<void> IoShell::do_read(const IoTransfer& request, Instant began) {
     const bool same = std::all_of(part.begin(), part.end(),
                                   [&](std::byte byte) { return byte == *request.expect; });
     if (!same) {
-      say(cat("Pattern verification failed at offset ", request.offset + request.expect_offset,
-              ", ", request.expect_length, " bytes\n"));
-      if (!request.background) failed_ = true;
+      report_mismatch(request);
+      if (options_.facts && request.background) co_return;  // One line for one request.
     }
   }
-  if (request.quiet) co_return;
-  if (request.dump) say(io_dump_text(request.offset, data));
-  say(io_report_text({.verb = "read",
-                      .offset = request.offset,
-                      .length = request.length(),
-                      .nanoseconds = ended - began,
-                      .machine = request.machine}));
+  if (request.dump && !request.quiet) say(io_dump_text(request.offset, data));
+  report_done({.verb = "read",
+               .offset = request.offset,
+               .length = request.length(),
+               .nanoseconds = ended - began,
+               .machine = request.machine},
+              request.quiet, request.background ? request.command : "");
 }
 
 Task<void> IoShell::do_write(const IoTransfer& request, const std::string& source) {
@@ -250,12 +294,12 @@ Task<void> IoShell::discard(IoDiscard request) {
                    !request.background);
     co_return;
   }
-  if (request.quiet) co_return;
-  say(io_report_text({.verb = "discard",
-                      .offset = request.offset,
-                      .length = request.length,
-                      .nanoseconds = reactor_.now() - began,
-                      .machine = request.machine}));
+  report_done({.verb = "discard",
+               .offset = request.offset,
+               .length = request.length,
+               .nanoseconds = reactor_.now() - began,
+               .machine = request.machine},
+              request.quiet, request.background ? "aio_discard" : "");
 }
 
 Task<void> IoShell::perform(IoFlush) {
@@ -280,6 +324,11 @@ Task<bool> IoShell::allocated(uint64_t offset, uint64_t length, uint64_t& run) {
 Task<void> IoShell::perform(IoMap) {
   uint64_t begun = 0;
   bool begun_allocated = false;
+  Json runs = Json::array();
+  const auto tell = [&](uint64_t end) {
+    if (!options_.facts) return say(io_map_text(begun, end - begun, begun_allocated));
+    runs.push_back({{"offset", begun}, {"length", end - begun}, {"allocated", begun_allocated}});
+  };
   for (uint64_t at = 0; at < size();) {
     uint64_t run = 0;
     const Result<bool> now = co_await allocated(at, size() - at, run).result();
@@ -289,13 +338,14 @@ Task<void> IoShell::perform(IoMap) {
       co_return;
     }
     if (at > begun && *now != begun_allocated) {
-      say(io_map_text(begun, at - begun, begun_allocated));
+      tell(at);
       begun = at;
     }
     begun_allocated = *now;
     at += run;
   }
-  if (size() > begun) say(io_map_text(begun, size() - begun, begun_allocated));
+  if (size() > begun) tell(size());
+  if (options_.facts) options_.facts({{"map", std::move(runs)}}, false);
 }
 
 Task<void> IoShell::perform(IoAlloc command) {
@@ -313,6 +363,10 @@ Task<void> IoShell::perform(IoAlloc command) {
     if (*now) sum += run;
     done += run;
   }
+  if (options_.facts) {
+    co_return options_.facts({{"offset", command.offset}, {"length", length}, {"allocated", sum}},
+                             false);
+  }
   say(cat(sum, "/", length, " bytes allocated at offset ",
           io_size_text(static_cast<double>(command.offset)), "\n"));
 }
@@ -327,6 +381,7 @@ Task<void> IoShell::perform(IoZone command) {
 }
 
 Task<void> IoShell::perform(IoLength) {
+  if (options_.facts) co_return options_.facts({{"length", size()}}, false);
   say(io_size_text(static_cast<double>(size())) + "\n");
   co_return;
 }
@@ -345,10 +400,14 @@ Task<void> IoShell::perform(IoCheck command) {
     failed_ = true;
     co_return;
   }
-  if (command.json) {
+  if (command.json || options_.facts) {
     Json json = json_of_check(*report, image_->name());
     json["findings"] = json_of_findings(report->findings);
-    say(to_json(json));
+    if (options_.facts) {
+      options_.facts({{"check", std::move(json)}}, false);
+    } else {
+      say(to_json(json));
+    }
   } else {
     complain(lines_of_findings(report->findings));
     say(check_text(*report));

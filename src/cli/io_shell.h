@@ -18,6 +18,8 @@
 
 #include "block/filter_fault.h"
 #include "cli/io_commands.h"
+#include "cli/io_texts.h"
+#include "cli/json.h"
 #include "cli/text.h"
 #include "coro/scope.h"
 #include "io/file_opener.h"
@@ -37,6 +39,10 @@ class IoShell {
     std::function<void(std::string_view)> out;
     std::function<void(std::string_view)> err;
     std::function<void()> flush = [] {};  ///< What was said must be out now.
+    /// For programs: hears as data what `out` would be told of a request, of `map`, `alloc`,
+    /// `length` and `check`, and why a request failed.  Empty: there is no such reader.
+    /// `background`: of a request that a command before has begun.
+    std::function<void(Json facts, bool background)> facts;
     /// Nobody said that the file of this name is raw, and it may be written.
     std::function<void(const std::string&)> guessed_raw = [](const std::string&) {};
   };
@@ -56,6 +62,8 @@ class IoShell {
   bool quit() const { return quit_; }
   /// Did a command fail?  Requests in the background never count.
   bool failed() const { return failed_; }
+  /// The same of the last one.
+  bool command_failed() const { return command_failed_; }
   /// Why open() gave false.
   Errc open_failure() const { return open_failure_; }
 
@@ -95,6 +103,7 @@ class IoShell {
   Task<void> perform(IoReopen command);
   Task<void> perform(IoZone command);
 
+  Task<void> carry_out(std::string line);
   Task<void> transfer(IoTransfer request, std::string source);
   Task<void> do_read(const IoTransfer& request, Instant began);
   Task<void> do_write(const IoTransfer& request, const std::string& source);
@@ -106,6 +115,9 @@ class IoShell {
 
   void say(std::string_view text) { options_.out(text); }
   void complain(std::string_view text) { options_.err(printable_lines(text)); }
+  /// `background` is empty, or the command that began the request.
+  void report_done(const IoReport& report, bool quiet, std::string_view background);
+  void report_mismatch(const IoTransfer& request);
   void report_failure(std::string_view what, const Error& error, bool counts);
   void report_break(std::string_view what, const Error& error);
   /// The filter that breakpoints are for, or why there is none.
@@ -126,6 +138,7 @@ class IoShell {
   bool write_through_ = false;
   bool quit_ = false;
   bool failed_ = false;
+  bool command_failed_ = false;
   Errc open_failure_ = Errc::invalid;
 };
 

@@ -38,7 +38,7 @@ Task<int> serve(Session& session, ServeArgs args) {
   if (args.disconnect) {
     if (args.connect) co_return invalid("--connect and --disconnect exclude each other");
     co_await disconnect_device(session, args.image);
-    if (!args.quiet) session.print(cat("disconnected ", args.image, "\n"));
+    if (!args.quiet) session.say(cat("disconnected ", args.image, "\n"));
     co_return 0;
   }
   ServePlan plan{.image = args.image,
@@ -57,7 +57,7 @@ Task<int> serve(Session& session, ServeArgs args) {
                  .connect = args.connect,
                  .metrics = args.metrics,
                  .check_on_signal = true,
-                 .quiet = args.quiet,
+                 .quiet = args.quiet || session.json(),  // Lines for people.
                  .pid_file = args.pid_file};
   if (args.check_every) {
     const Result<uint64_t> seconds = parse_number(*args.check_every, 1, 1'000'000'000);
@@ -113,7 +113,8 @@ const Command<ServeArgs> kServeDefinition({
                    "that run are answered, the disk is flushed and closed. Sockets passed by "
                    "systemd are served "
                    "in place of the unix socket. SIGUSR1 checks the disk while it is served; what "
-                   "was found is said on stderr.",
+                   "was found is said on stderr. --output=json says in one line of JSON what is "
+                   "ready.",
     .args =
         {operand("IMAGE", &ServeArgs::image, "the disk; with --disconnect, the device"),
          flag("--create", &ServeArgs::create, "make IMAGE if there is none"),
@@ -173,7 +174,6 @@ const Command<ServeArgs> kServeDefinition({
          share_argument<ServeArgs>(),
          follow_arguments<ServeArgs>()},
     .too_few = "Expecting IMAGE",
-    .has_json = false,
     .run = serve,
 });
 

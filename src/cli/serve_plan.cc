@@ -10,6 +10,7 @@
 #include <memory>
 #include <utility>
 
+#include "cli/json.h"
 #include "cli/kernel_client.h"
 #include "cli/serve_reporter.h"
 #include "cli/served_disk.h"
@@ -59,18 +60,48 @@ std::string curl_command(const MetricsServer& metrics) {
   return cat("curl --unix-socket ", shell_quoted(*socket), " ", metrics.address());
 }
 
+/// What is ready, and how to get at it.
+std::string lines_of_service(const ServePlan& plan, nbd::ServerRun& run, DiskFormat format,
+                             const MetricsServer* metrics) {
+  const Device& disk = run.disk();
+  return cat(attach_lines(run.addresses(), plan.export_name),
+             plan.connect ? cat("attached to ", *plan.connect, "\n") : "",
+             metrics ? cat("  watch it   ", curl_command(*metrics), "\n") : "",
+             "ready: ", plan.image, " (", name_of(format), ", ",
+             size_text(round_up(disk.size(), kSectorSize)), disk.writable() ? "" : ", read-only",
+             "); ctrl-C ends\n");
+}
+Json json_of_service(const ServePlan& plan, nbd::ServerRun& run, DiskFormat format,
+                     const MetricsServer* metrics) {
+  const Device& disk = run.disk();
+  Json uris = Json::array();
+  for (const nbd::Uri& address : run.addresses()) uris.push_back(Json(address.text()));
+  Json json{{"filename", plan.image},
+            {"format", name_of(format)},
+            {"virtual-size", round_up(disk.size(), kSectorSize)},
+            {"writable", disk.writable()},
+            {"export", plan.export_name},
+            {"uris", std::move(uris)},
+            {"pid", getpid()}};
+  if (plan.connect) json["device"] = Json(*plan.connect);
+  if (metrics) {
+    json["metrics"] = Json{{"uri", metrics->address()}};
+    if (const std::optional<std::string> socket = metrics->socket())
+      json["metrics"]["socket"] = Json(*socket);
+  }
+  return json;
+}
+
 /// It listens: says so to the user, to the file that names our process, and to a waiting parent.
 Task<void> announce(Session& session, const ServePlan& plan, nbd::ServerRun& run, DiskFormat format,
                     const MetricsServer* metrics) {
   if (!plan.pid_file.empty()) co_await write_pid_file(plan.pid_file);
   if (plan.announce) {
-    const Device& disk = run.disk();
-    session.print(attach_lines(run.addresses(), plan.export_name));
-    if (plan.connect) session.print(cat("attached to ", *plan.connect, "\n"));
-    if (metrics) session.print(cat("  watch it   ", curl_command(*metrics), "\n"));
-    session.print(cat("ready: ", plan.image, " (", name_of(format), ", ",
-                      size_text(round_up(disk.size(), kSectorSize)),
-                      disk.writable() ? "" : ", read-only", "); ctrl-C ends\n"));
+    if (session.json()) {
+      session.print(to_json_line(json_of_service(plan, run, format, metrics)) + "\n");
+    } else {
+      session.print(lines_of_service(plan, run, format, metrics));
+    }
     if (!session.flush_output()) co_await fail(errno_error(errno, "write to stdout"));
   }
   if (!plan.connected.empty()) session.note(cat(plan.connected, "\n"));
@@ -293,7 +324,11 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
   co_await std::move(served);
   co_await std::move(ended);
   co_await std::move(let_go);
-  if (plan.announce) session.print(cat("ended: ", ServeReporter::summary(run.statistics()), "\n"));
+  if (plan.announce) {
+    const std::string sum = cat("ended: ", ServeReporter::summary(run.statistics()), "\n");
+    if (session.json()) session.note(sum);
+    session.say(sum);
+  }
   co_return 0;
 }
 

@@ -67,7 +67,7 @@ Task<void> make_if_missing(Session& session, FileOpener& opener, const ServePlan
       plan.open.format ? co_await parse_format(*plan.open.format) : DiskFormat::qcow2;
   NewDisk disk = co_await read_new_disk(format, plan.create_options);
   if (!disk.size) disk.size = plan.size.value_or(kDefaultSize);
-  if (plan.announce) session.print(formatting_line(plan.image, disk));
+  if (plan.announce) session.say(formatting_line(plan.image, disk));
   co_await make_disk(session, opener, plan.image, disk, {});
 }
 

@@ -188,11 +188,87 @@ class Json(Case):
         self.assertIn("--follow any", json.loads(done.err)["warning"]["message"])
         self.assertEqual(json.loads(done.out)["filename"], "sub/over")
 
-    def test_where_there_is_no_result_it_is_no_option(self):
-        for command in ("io", "serve"):
-            done = self.byre(command, "--output=json", "disk", code=USE)
-            self.assertIn(b"unrecognized option", done.err)
+    def test_io_tells_of_each_command(self):
+        """A line of JSON for each, with figures and errors as data; what ran in the background has lines of its own."""
+        done = self.byre("io", "--output=json", "-c", "write -q -P 1 64k 64k", "-c", "read -P 1 64k 512", "-c", "alloc 0 256k",
+                         "-c", "map", "-c", "length", "-c", "check", "-c", "discard 0 64k", "-c", "flush", "-c", " ",
+                         "-c", "aio_write -P 2 0 64k", "-c", "aio_read -P 3 0 512", "-c", "aio_flush",
+                         "-c", "read -v -P 2 0 16", "-c", "help length", "disk")
+        lines = [json.loads(line) for line in done.out.splitlines()]
+        self.assertEqual(done.err, b"")
+        for line in lines:
+            self.assertGreaterEqual(line.pop("elapsed-ns", 0), 0)
+        told = {line["command"]: line for line in lines if "command" in line}
+        self.assertEqual(len(told), 13)
+        self.assertEqual(told["write -q -P 1 64k 64k"],
+                         {"command": "write -q -P 1 64k 64k", "result": "ok", "offset": 65536, "bytes": 65536})
+        self.assertEqual(told["read -P 1 64k 512"]["bytes"], 512)
+        self.assertEqual({key: told["alloc 0 256k"][key] for key in ("offset", "length", "allocated")},
+                         {"offset": 0, "length": 262144, "allocated": 65536})
+        runs = told["map"]["map"]
+        self.assertEqual(runs[:2], [{"offset": 0, "length": 65536, "allocated": False},
+                                    {"offset": 65536, "length": 65536, "allocated": True}])
+        self.assertEqual(sum(run["length"] for run in runs), told["length"]["length"])
+        self.assertEqual(told["check"]["check"]["check-errors"], 0)
+        self.assertEqual(told["flush"], {"command": "flush", "result": "ok"})
+        self.assertIn("02 02 02 02", told["read -v -P 2 0 16"]["output"])
+        self.assertIn("length", told["help length"]["output"])
+        beside = {line["background"]: line for line in lines if "background" in line}
+        self.assertEqual(beside["aio_write"], {"background": "aio_write", "result": "ok", "offset": 0, "bytes": 65536})
+        self.assertEqual(beside["aio_read"]["result"], "failed")
+        self.assertIn("Pattern verification failed at offset 0, 512 bytes", beside["aio_read"]["error"]["message"])
+
+    def test_io_tells_what_failed(self):
+        words = ["read 9G 512", "nonsense", "read 0", "read -P 7 0 512", "write -s none 0 512", "aio_read 9G 512", "aio_flush",
+                 "truncate 1", "length"]
+        done = self.byre("io", "--output=json", *[word for line in words for word in ("-c", line)], "disk", code=1)
+        lines = [json.loads(line) for line in done.out.splitlines()]
+        self.assertEqual(done.err, b"")
+        self.assertEqual([line["command"] for line in lines if "command" in line], words)
+        told = {line.get("command"): line for line in lines}
+        failed = [line for line in words if told[line]["result"] == "failed"]
+        self.assertEqual(failed, ["read 9G 512", "nonsense", "read 0", "read -P 7 0 512", "write -s none 0 512", "truncate 1"])
+        self.assertEqual(told["read 9G 512"]["error"]["code"], "io")
+        for line in failed:
+            message = told[line]["error"]["message"]
+            self.assertTrue(message and not message.endswith("\n") and not message.startswith("byre"), told[line])
+        self.assertEqual(told[None]["background"], "readv")
+        self.assertEqual(told[None]["error"]["code"], "io")
+        # Lines from stdin, without a prompt.
+        done = subprocess.run([BYRE, "io", "--output", "json", "disk"], input=b"length\n\nquit\nlength\n", cwd=self.work,
+                              capture_output=True, timeout=60)
+        self.assertEqual([json.loads(line)["command"] for line in done.stdout.splitlines()], ["length", "quit"])
+        # What keeps it from beginning is told as everywhere.
+        done = self.byre("io", "--output=json", "-c", "length", "none", code=66)
+        self.assertEqual(json.loads(done.err)["error"]["exit-code"], 66)
+        self.assertEqual(done.out, b"")
+
+    def test_serve_tells_what_is_ready(self):
+        sock = self.path("sock")
+        server = subprocess.Popen([BYRE, "serve", "--output=json", "-r", "-k", sock, "-p", "0", "-x", "name", "--metrics", "0",
+                                   self.path("disk")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.addCleanup(server.kill)
+        ready = json.loads(server.stdout.readline())
+        self.assertEqual((ready["filename"], ready["format"], ready["export"], ready["writable"], ready["pid"]),
+                         (self.path("disk"), "qcow2", "name", False, server.pid))
+        self.assertEqual(ready["virtual-size"], json.loads(self.byre("info", "--output=json", "disk").out)["virtual-size"])
+        self.assertEqual(ready["uris"][0], f"nbd+unix:///name?socket={sock}")
+        self.assertRegex(ready["uris"][1], r"^nbd://127.0.0.1:\d+/name$")
+        self.assertRegex(ready["metrics"]["uri"], r"^http://127.0.0.1:\d+/metrics$")
+        for uri in ready["uris"]:
+            self.assertEqual(subprocess.run(["nbdinfo", "--size", uri], capture_output=True, check=True).stdout.strip(),
+                             str(ready["virtual-size"]).encode())
+        server.terminate()
+        out, err = server.communicate(timeout=60)
+        self.assertEqual((server.returncode, out), (0, b""))
+        self.assertIn("ended: ", [json.loads(line)["note"]["message"] for line in err.splitlines()][-1])
+        done = self.byre("serve", "--output=json", "-k", sock, "none", code=66)
+        self.assertEqual((done.out, json.loads(done.err)["error"]["code"]), (b"", "not_found"))
+
+    def test_under_qemus_names_it_is_no_option(self):
         self.byre("snapshot", "--output=json", "disk", program=os.path.join(self.names, "qemu-img"), code=1)
+        self.byre("--output=json", "disk", program=os.path.join(self.names, "qemu-io"), code=1)
+        self.byre("--output=json", "disk", program=os.path.join(self.names, "qemu-nbd"), code=1)
 
     def test_quiet_is_everywhere(self):
         self.byre("bitmap", "--add", "disk", "b")
