@@ -136,6 +136,18 @@ Task<void> CopyBeforeWrite::copy(Clusters clusters, bool* of_target) {
   }
 }
 
+/// How long the zeros are that begin at `at` and are `length` bytes at least.  The target gets them
+/// in one piece: zeros of a part of its cluster may leave that as it is, where nothing lies below
+/// the target yet, and then show what is put there later.
+Task<uint64_t> CopyBeforeWrite::zeros_from(uint64_t at, uint64_t length, uint64_t end) {
+  while (at + length < end) {
+    const Extent next = co_await below().status(at + length, end - at - length);
+    if (!next.zero) break;
+    length += next.length;
+  }
+  co_return length;
+}
+
 /// `of_target`, where asked for: was it the target that failed?
 Task<void> CopyBeforeWrite::copy_run(Clusters run, bool* of_target) {
   bool unasked = false;
@@ -145,6 +157,7 @@ Task<void> CopyBeforeWrite::copy_run(Clusters run, bool* of_target) {
     target_fails = false;
     const Extent extent = co_await below().status(at, end - at);
     uint64_t length = extent.length;
+    if (extent.zero) length = co_await zeros_from(at, length, end);
     // Streams are made of whole clusters.
     if (compressed_ && extent.zero && at + length < end) length = round_down(length, cluster_);
     if (extent.zero && length != 0) {

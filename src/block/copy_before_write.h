@@ -130,6 +130,7 @@ class CopyBeforeWrite final : public Filter {
   Task<void> preserve(uint64_t offset, uint64_t length);
   Task<void> copy(Clusters clusters, bool* of_target = nullptr);
   Task<void> copy_run(Clusters run, bool* of_target);
+  Task<uint64_t> zeros_from(uint64_t at, uint64_t length, uint64_t end);
   Task<void> copy_in_time(Clusters clusters);
   Task<void> attempt(std::shared_ptr<Attempt> attempt, Clusters clusters);
   Task<void> write_after_copy(uint64_t offset, Bytes data, WriteOptions options);

@@ -512,6 +512,41 @@ class Live(Case):
         self.expect("inc3", model)
         self.expect("disk", self.finish(client))
 
+    def test_zeros_of_an_incremental_backup_hide_what_lies_below_it(self):
+        """Pieces of zeros that are smaller than a cluster of the target; a target whose backing comes later, also of version 2."""
+        self.add("disk", options=("-o", "cluster_size=4k"))
+        client = self.serve("disk")
+        handle = nbd.NBD()
+        client.stop()
+        handle.connect_uri(client.uri)
+        handle.pwrite(b"\x05" * MIB, 0)
+        self.add("full")
+        self.monitor.do("blockdev-backup", {"job-id": "f", "device": "disk", "target": "full", "sync": "full", "auto-dismiss": False})
+        self.assertIsNone(self.ended("f"))
+        self.monitor.do("blockdev-del", {"node-name": "full"})
+        self.monitor.do("block-dirty-bitmap-add", {"node": "disk", "name": "b"})
+        model = bytearray(handle.pread(SIZE, 0))
+        # Each cluster of 64 KiB: zeros with and without space, side by side; and beside data.
+        for at in range(0, MIB, 4096):
+            kind = at // 4096 * 7 % 5 if at >= MIB // 2 else at // 4096 % 2
+            if kind < 2:
+                handle.zero(4096, at, nbd.CMD_FLAG_NO_HOLE if kind else 0)
+                model[at:at + 4096] = bytes(4096)
+        for name, options, backing in (("named", (), True), ("named2", ("-o", "compat=0.10"), True), ("later", (), False),
+                                       ("large", ("-o", "cluster_size=256k"), False), ("sub", ("-o", "extended_l2=on"), True)):
+            with self.subTest(target=name):
+                over = ("-b", self.path("full.qcow2"), "-F", "qcow2") if backing else ()
+                qemu_img("create", "-q", "-f", "qcow2", *options, *over, self.path(f"{name}.qcow2"), str(SIZE))
+                self.monitor.do("blockdev-add", {**qcow2(name, self.path(f"{name}.qcow2")), "backing": None})
+                self.monitor.do("blockdev-backup", {"job-id": "i", "device": "disk", "target": name, "sync": "bitmap", "bitmap": "b",
+                                                    "bitmap-mode": "never", "auto-dismiss": False})
+                self.assertIsNone(self.ended("i"))
+                self.monitor.do("blockdev-del", {"node-name": name})
+                if not backing:
+                    qemu_img("rebase", "-u", "-b", self.path("full.qcow2"), "-F", "qcow2", self.path(f"{name}.qcow2"))
+                self.expect(name, model)
+        handle.shutdown()
+
     def test_disks_of_one_moment(self):
         for name in ("disk", "other", "disk-copy", "other-copy"):
             self.add(name)

@@ -16,8 +16,13 @@ namespace {
 constexpr uint64_t kZeroBuffer = 64 * KiB;
 /// Clusters zeroed under one lock, and staged without asking for room again.
 constexpr uint64_t kClustersAtOnce = 4096;
+/// The header names a disk below that was left out (`backing: null`).  It shows as soon as the
+/// image is opened with it: what reads as zeros because nothing is below does not stay so.
+bool hides_backing(const GuestDisk& disk) { return !disk.backing && disk.head.backing_file; }
 /// Version 2 has no way to say "zeros" over a backing file.
-bool can_stage_zero(const GuestDisk& disk) { return disk.geometry().version >= 3 || !disk.backing; }
+bool can_stage_zero(const GuestDisk& disk) {
+  return disk.geometry().version >= 3 || (!disk.backing && !hides_backing(disk));
+}
 }  // namespace
 
 static Task<void> zero_edge(GuestDisk& disk, SizeKept size, GuestOffset offset, uint64_t length,
@@ -85,7 +90,7 @@ Task<void> zero_checked(GuestDisk& disk, SizeKept size, GuestOffset offset, uint
   if (whole_end < end) co_await zero_edge(disk, size, whole_end, end - whole_end, options);
 }
 
-/// Zeros as data; nothing where it reads as zeros already.
+/// Zeros as data; nothing where it reads as zeros already, whatever is below.
 Task<void> zero_edge(GuestDisk& disk, SizeKept size, GuestOffset offset, uint64_t length,
                      ZeroOptions options) {
   std::vector<std::byte> zeros(std::min(length, std::max(kZeroBuffer, disk.cluster_size())));
@@ -99,7 +104,10 @@ Task<void> zero_edge(GuestDisk& disk, SizeKept size, GuestOffset offset, uint64_
       found = co_await disk.map->find(disk.head.geometry.cluster_of(offset));
     }
     const uint32_t units = units_touched(in_cluster, step, disk.geometry());
-    if (!reads_zero(disk, found.mapping, units, offset - in_cluster)) {
+    const bool is_zero = hides_backing(disk)
+                             ? reads_zero(found.mapping, units, true)
+                             : reads_zero(disk, found.mapping, units, offset - in_cluster);
+    if (!is_zero) {
       if (options.no_fallback) {
         co_await fail(unsupported("zeroing part of a cluster at ", offset, " needs a write"));
       }
