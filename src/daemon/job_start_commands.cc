@@ -211,6 +211,14 @@ Task<bool> reads_as_zeros(Device& device) {
   co_return at >= device.size();
 }
 
+/// Does the target lack the disk that will lie below it?  One whose header names one; and one that
+/// is to get only a part of the disk.  libvirt puts it there when the job is ready.
+bool backing_comes_later(NamedNode& target, bool gets_a_part) {
+  Image* const image = target.image();
+  return image && layers_of(target.entry()).size() == 1 &&
+         (gets_a_part || image->head().backing_file);
+}
+
 Task<Json> blockdev_mirror(Call& call, MirrorArgs args) {
   const NamedNode* const source = co_await node_of(call, args.device);
   NamedNode* const target = co_await node_of(call, args.target);
@@ -240,7 +248,10 @@ Task<Json> blockdev_mirror(Call& call, MirrorArgs args) {
   options.filter.mode = args.copy_mode == CopyModeWord::background ? MirrorMode::background
                                                                    : MirrorMode::write_blocking;
   options.copies_nothing = args.sync == SyncWord::none;
-  options.filter.target_is_zero = co_await reads_as_zeros(target->device());
+  options.filter.backing_comes_later =
+      backing_comes_later(*target, options.filter.above != 0 || options.copies_nothing);
+  options.filter.target_is_zero =
+      !options.filter.backing_comes_later && co_await reads_as_zeros(target->device());
   if (args.replaces) {
     const NamedNode* const replaced = co_await node_of(call, *args.replaces);
     if (replaced != source) options.replaces = replaced->entry().node();

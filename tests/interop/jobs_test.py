@@ -396,6 +396,49 @@ class Live(Case):
                 os.unlink(self.path(f"{name}.qcow2"))
             self.setUp()
 
+    def test_a_mirror_of_the_top_image_whose_backing_comes_later(self):
+        """As of a shallow copy.  Clusters of the source, pieces and requests are smaller than the target's clusters."""
+        qemu_img("create", "-q", "-f", "qcow2", self.path("base.qcow2"), str(SIZE))
+        run("qemu-io", "-f", "qcow2", "-c", f"write -P 5 0 {SIZE}", self.path("base.qcow2"))
+        self.monitor.do("blockdev-add", {**qcow2("base", self.path("base.qcow2")), "read-only": True})
+        self.add("disk", "base", options=("-o", "cluster_size=4k"))
+        self.monitor.do("block-export-add", {"type": "nbd", "id": "disk", "node-name": "disk", "name": "disk", "writable": True})
+        handle = nbd.NBD()
+        handle.connect_uri(f"nbd+unix:///disk?socket={self.path('nbd')}")
+        model = bytearray(b"\x05" * SIZE)
+
+        def change(number):
+            """A little of a cluster, on both sides of an edge, zeros, and zeros of a whole cluster."""
+            for part, (at, length) in enumerate(((4096, 4096), (60 * 1024, 8192), (5 * 64 * 1024 + 512, 512), (8 * 64 * 1024 + 512, 7000))):
+                at += number * MIB
+                byte = part % 2 * (number + 10)
+                if byte:
+                    handle.pwrite(bytes([byte]) * length, at)
+                else:
+                    handle.zero(length, at)
+                model[at:at + length] = bytes([byte]) * length
+            at = number * MIB + 10 * 64 * 1024
+            handle.zero(3 * 64 * 1024, at)
+            model[at:at + 3 * 64 * 1024] = bytes(3 * 64 * 1024)
+        change(0)
+        for number, (mode, options, granularity) in enumerate((
+                ("background", (), 4096), ("write-blocking", (), 4096), ("write-blocking", ("-o", "cluster_size=256k"), 0),
+                ("background", ("-o", "extended_l2=on,cluster_size=128k"), 0))):
+            with self.subTest(mode=mode, options=options):
+                name = f"copy{number}"
+                qemu_img("create", "-q", "-f", "qcow2", "-u", *options, "-b", self.path("base.qcow2"), "-F", "qcow2",
+                         self.path(f"{name}.qcow2"), str(SIZE))
+                self.monitor.do("blockdev-add", {**qcow2(name, self.path(f"{name}.qcow2")), "backing": None})
+                self.monitor.do("blockdev-mirror", {"job-id": "j", "device": "disk", "target": name, "sync": "top", "copy-mode": mode,
+                                                    "granularity": granularity, "auto-dismiss": False})
+                self.monitor.event("BLOCK_JOB_READY")
+                change(number + 1)
+                self.monitor.do("block-job-cancel", device="j")
+                self.assertIsNone(self.ended("j"))
+                self.monitor.do("blockdev-del", {"node-name": name})
+                self.expect(name, model)
+        handle.shutdown()
+
     def test_a_mirror_that_is_left_as_a_copy(self):
         self.add("disk")
         self.add("copy")

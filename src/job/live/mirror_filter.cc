@@ -16,8 +16,14 @@ constexpr uint64_t kGranularityMax = 1 * MiB;
 /// Zeros are taken in steps of this size.
 constexpr uint64_t kZerosMax = 1 * GiB;
 
-uint64_t granularity_for(const Device& source, const Device& target, uint64_t wanted) {
-  if (wanted != 0) return wanted;
+uint64_t granularity_for(const Device& source, const Device& target,
+                         const MirrorFilterOptions& options) {
+  if (options.backing_comes_later) {
+    return std::bit_ceil(
+        std::max<uint64_t>({options.granularity, kGranularityMin, target.preferred_size(),
+                            source.alignment(), target.alignment()}));
+  }
+  if (options.granularity != 0) return options.granularity;
   const uint64_t natural =
       std::clamp<uint64_t>(target.preferred_size(), kGranularityMin, kGranularityMax);
   return std::bit_ceil(std::max<uint64_t>({natural, source.alignment(), target.alignment()}));
@@ -52,7 +58,7 @@ MirrorFilter::MirrorFilter(Child source, Child target, MirrorFilterOptions optio
     : Filter(std::move(source)),
       target_(std::move(target)),
       options_(std::move(options)),
-      granularity_(granularity_for(below(), *target_, options_.granularity)),
+      granularity_(granularity_for(below(), *target_, options_)),
       pieces_(div_ceil(below().size(), granularity_)),
       mode_(options_.mode),
       locks_(reactor().ready()),
@@ -151,10 +157,24 @@ Task<MirrorFilter::Copied> MirrorFilter::copy(Pieces pieces) {
   co_return std::move(copied);
 }
 
+/// A write of a part of the target's cluster fills the rest with what the target has below, which
+/// is not there yet.  So of a piece that gets anything the rest is copied as well.
+Task<void> MirrorFilter::give_whole_pieces(uint64_t at, uint64_t end) {
+  while (at < end) {
+    const Extent extent = co_await look(at, end);
+    if (!may_skip(at, extent)) {
+      const Pieces given = around(at, extent.length);
+      given_.insert(given.first, given.end);
+    }
+    at += extent.length;
+  }
+}
+
 /// Makes the target read there what the disk does.
 Task<MirrorFilter::Copied> MirrorFilter::copy_locked(Pieces pieces) {
   Copied copied;
   const uint64_t end = std::min(pieces.end * granularity_, below().size());
+  if (options_.backing_comes_later) co_await give_whole_pieces(pieces.first * granularity_, end);
   Buffer buffer;
   for (uint64_t at = pieces.first * granularity_; at < end;) {
     const Extent extent = co_await look(at, end);
@@ -232,6 +252,11 @@ Task<void> MirrorFilter::write_both(uint64_t offset, Bytes data, WriteOptions op
   const bool is_copied_later = dirty_.next(false, pieces.first, pieces.end) == pieces.end;
   // Before it goes down: what makes them dirty meanwhile counts.
   const Pieces whole = within(offset, data.size());
+  const bool is_whole = whole.first == pieces.first && whole.end == pieces.end;
+  if (!is_copied_later && !is_whole && options_.backing_comes_later) {
+    co_await write_and_copy(pieces, offset, data, options);
+    co_return;
+  }
   if (!is_copied_later) dirty_.erase(whole.first, whole.end);
   Result<void> done = co_await below().write(offset, data, options).result();
   if (done && is_copied_later) co_return;
@@ -242,6 +267,13 @@ Task<void> MirrorFilter::write_both(uint64_t offset, Bytes data, WriteOptions op
   }
   mark(pieces);
   co_await std::move(done);
+}
+
+/// The target gets all of the pieces.
+Task<void> MirrorFilter::write_and_copy(Pieces pieces, uint64_t offset, Bytes data,
+                                        WriteOptions options) {
+  Result<void> done = co_await below().write(offset, data, options).result();
+  co_await finish_both(pieces, std::move(done));
 }
 
 Task<void> MirrorFilter::zero_both(uint64_t offset, uint64_t length, ZeroOptions options) {
@@ -255,6 +287,11 @@ Task<void> MirrorFilter::zero_both(uint64_t offset, uint64_t length, ZeroOptions
   const bool is_copied_later = dirty_.next(false, pieces.first, pieces.end) == pieces.end;
   Result<void> done = co_await below().zero(offset, length, options).result();
   if (done && is_copied_later) co_return;
+  co_await finish_both(pieces, std::move(done));
+}
+
+/// After a change below, with the lock on these pieces.
+Task<void> MirrorFilter::finish_both(Pieces pieces, Result<void> done) {
   if (done) {
     dirty_.erase(pieces.first, pieces.end);
     const Result<Copied> copied = co_await copy_locked(pieces).result();

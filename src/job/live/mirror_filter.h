@@ -44,6 +44,9 @@ struct MirrorFilterOptions {
   uint64_t request_size = 1 * MiB;  ///< So much is read at a time, a piece at least.
   bool unmap = true;                ///< Zeros need no space in the target.
   bool target_is_zero = false;      ///< All of the target reads as zeros at first.
+  /// The target is an image whose disk below is put there later: a piece of it is then whole, or
+  /// the target has nothing of it.
+  bool backing_comes_later = false;
   /// Layers above the base; 0: all of the disk is copied.
   uint32_t above = 0;
   /// Of those, the ones below the disk itself: where one ends, the base does not show.
@@ -103,10 +106,13 @@ class MirrorFilter final : public Filter {
   bool reads_from_base(uint64_t at, const Extent& extent) const;
   uint64_t end_of_layers(uint64_t at, uint64_t end) const;
   bool may_skip(uint64_t at, const Extent& extent) const;
+  Task<void> give_whole_pieces(uint64_t at, uint64_t end);
   Task<Copied> copy_locked(Pieces pieces);
   Task<Extent> look(uint64_t at, uint64_t end);
   Task<void> write_both(uint64_t offset, Bytes data, WriteOptions options);
+  Task<void> write_and_copy(Pieces pieces, uint64_t offset, Bytes data, WriteOptions options);
   Task<void> zero_both(uint64_t offset, uint64_t length, ZeroOptions options);
+  Task<void> finish_both(Pieces pieces, Result<void> done);
 
   Child target_;
   const MirrorFilterOptions options_;
