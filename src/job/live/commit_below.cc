@@ -84,6 +84,8 @@ Task<void> CommitBelow::prepare(Job&) {
   give_back_permissions();
   Child next = base_.another();
   co_await static_cast<Image&>(*overlay_).replace_backing(next, options_.base_name);
+  // What goes with that edge is no node of the job any more.
+  layers_.erase(layers_.begin(), layers_.end() - 1);
   if (next) (void)co_await next.close().result();  // What lay below until now.
 }
 

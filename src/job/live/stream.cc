@@ -105,6 +105,8 @@ Task<void> Stream::prepare(Job&) {
   if (between_.empty()) co_return;  // It lies there already.
   Child next = base_ ? base_.another() : Child();
   co_await image().replace_backing(next, options_.base_name);
+  // What goes with that edge is no node of the job any more.
+  between_.clear();
   if (next) (void)co_await next.close().result();  // What lay below until now.
 }
 

@@ -57,7 +57,7 @@ class Stream final : public JobWork {
   Task<void> leave_graph();
 
   const StreamOptions options_;
-  const std::vector<Device*> between_;
+  std::vector<Device*> between_;
   Child image_;
   Child base_;  ///< Or none.
   Child filter_;
