@@ -200,18 +200,20 @@ struct GraphChange {
   static const Node* above(const Child& edge) {
     return edge.owner() ? edge.owner()->node() : nullptr;
   }
-  /// Does anybody read or write it, be it through others?  Names do not.
+  /// Does anybody read or write it, be it through others?  Names do not, nor does an image that is
+  /// being opened over it.
   bool is_used(const Node& node) const {
     return std::ranges::any_of(parents(node), [&](const Child* edge) {
       const bool passes_on = edge->role() == Role::filtered || edge->role() == Role::backing;
       const Node* const user = above(*edge);
-      return edge->role() != Role::name && (!passes_on || !user || is_used(*user));
+      if (edge->role() == Role::name || (edge->role() == Role::backing && !user)) return false;
+      return !passes_on || !user || is_used(*user);
     });
   }
   Permissions effective(const Child& edge) const {
     const Node* const above = GraphChange::above(edge);
     // Who shows it is shown to nobody, and counts on nothing until somebody reads it.
-    if (edge.role() == Role::backing && above && !is_used(*above)) return {};
+    if (edge.role() == Role::backing && (!above || !is_used(*above))) return {};
     if (edge.role() != Role::filtered) return edge.permissions();
     Permissions all = edge.permissions();
     if (!above) return all;

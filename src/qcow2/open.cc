@@ -466,12 +466,17 @@ Task<std::unique_ptr<Image>> Image::Opening::open_layer(Child file, FileOpener& 
   disk->data = std::move(data_file);
   auto health = std::make_unique<ImageHealth>();
   Result<void> loaded = co_await load(*disk, *health, opener, self).result();
-  if (loaded) loaded = disk->claim_devices();
   if (!loaded) {
     disk->abandon();
     co_return std::move(loaded).error();
   }
-  co_return std::unique_ptr<Image>(new Image(std::move(disk), std::move(health)));
+  std::unique_ptr<Image> image(new Image(std::move(disk), std::move(health)));
+  // With edges of its own: of the backing disk it claims nothing until somebody reads it (G4).
+  if (Result<void> allowed = image->disk_->claim_devices(); !allowed) {
+    image->abandon();
+    co_return std::move(allowed).error();
+  }
+  co_return std::move(image);
 }
 
 /// Divides the memory for caches among this image and those below it.
