@@ -6,6 +6,7 @@
 
 #include "base/option_text.h"
 #include "block/gives_up.h"
+#include "block/let_through.h"
 #include "daemon/blockdev_options.h"
 #include "daemon/jobs.h"
 #include "daemon/modules.h"
@@ -192,6 +193,8 @@ Task<void> Daemon::end() {
   Op timer;
   watch.spawn(give_up_later(timer));
   {
+    LetThrough unthrottled;
+    for (const Node* node : nodes_.graph()) unthrottled.add(node->device());
     const auto turn = co_await turn_.lock();
     realm_.ending = true;
     if (exports_.is_running()) (void)co_await exports_.stop().result();

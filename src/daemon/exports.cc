@@ -5,6 +5,7 @@
 #include <limits>
 #include <utility>
 
+#include "block/let_through.h"
 #include "block/whole_sectors.h"
 
 namespace byre {
@@ -171,8 +172,11 @@ Task<void> BlockExports::remove(std::string id, Mode mode) {
 
 /// Without clients it has ended when remove() does.
 Task<void> BlockExports::take_down(One& one) {
-  const Result<void> removed = co_await server_->remove_export(one.said.name).result();
-  if (!removed && options_.report) options_.report(removed.error());
+  {
+    const LetThrough unthrottled(*one.entrance->edge());
+    const Result<void> removed = co_await server_->remove_export(one.said.name).result();
+    if (!removed && options_.report) options_.report(removed.error());
+  }
   release(one.said, one.said.bitmaps.size());
   const Result<void> closed = co_await one.entrance->edge().close().result();
   if (!closed && options_.report) options_.report(closed.error());
@@ -209,3 +213,5 @@ Task<void> HoldClients::begin() {
 }
 
 }  // namespace byre
+  LetThrough unthrottled;
+  for (const auto& entrance : entrances_) unthrottled.add(*entrance->edge());

@@ -9,7 +9,7 @@
 ///     Result<void> ended = co_await run.end().result();      // also when listen() failed
 ///
 /// The order of the end, which clients and scripts rely on:
-///   1. No new clients; requests that run are answered (Server::stop()).
+///   1. No new clients; requests that run are answered (Server::stop()), whatever throttles say.
 ///   2. What runs beside the server ends: timers are cut short, watched signals cancelled.
 ///   3. The disk is flushed and closed, and with it goes its lock.
 ///   4. The connection of the last client, where the server ended with it, and the sockets: so who
@@ -26,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include "block/let_through.h"
 #include "coro/scope.h"
 #include "export/nbd_listen.h"
 #include "export/nbd_server.h"
@@ -71,7 +72,10 @@ class ServerRun {
   /// beside it has ended.
   Task<void> serve();
   /// Safe to call at any time, and again.
-  void stop() { server_.stop(); }
+  void stop() {
+    if (!unthrottled_) unthrottled_ = std::make_unique<LetThrough>(disk_->device());
+    server_.stop();
+  }
   /// serve() only waits for what runs.
   bool ending() const { return ending_; }
 
@@ -108,6 +112,7 @@ class ServerRun {
   std::vector<SignalWatch*> watches_;
   std::vector<std::function<void()>> stops_;
   std::vector<Uri> addresses_;
+  std::unique_ptr<LetThrough> unthrottled_;  ///< From stop() on.
   bool ending_ = false;
   bool closing_ = false;
 };

@@ -772,7 +772,7 @@ class Endures(Played):
         stage.quit()
         self.expect(stage, "disk", model)
 
-    def throttled(self):
+    def throttled(self, rate=64 * KIB):
         """A disk over a base, with more than a minute's worth of requests under way that its limits hold back."""
         stage = self.stage()
         stage.create("base")
@@ -781,9 +781,77 @@ class Endures(Played):
         stage.start()
         stage.add(1, "base")
         stage.add(2, "disk", below=1)
-        stage.do("object-add", qom_type="throttle-group", id="slow", limits={"bps-total": 64 * KIB})
+        stage.do("object-add", qom_type="throttle-group", id="slow", limits={"bps-total": rate})
         stage.do("blockdev-add", **node("throttled", driver="throttle", throttle_group="slow", file="libvirt-2-format"))
         stage.listen()
+    def ends_at_once(self, stage, handle, end):
+        """What holds requests back does not hold up an end (trap 14): all that was sent is answered or refused within two seconds, and
+        what was answered is there."""
+        offsets = [2 * MIB + number * 128 * KIB for number in range(40)]
+        began = time.monotonic()
+        end(stage)
+        took = time.monotonic() - began
+        self.assertLess(took, 2)
+        answered = []
+        with contextlib.suppress(nbd.Error):
+            while handle.aio_in_flight() or handle.aio_peek_command_completed() > 0:
+                cookie = handle.aio_peek_command_completed()
+                if cookie > 0:
+                    with contextlib.suppress(nbd.Error):
+                        if handle.aio_command_completed(cookie):
+                            answered.append(offsets[cookie - 1])
+                elif handle.poll(2000) == 0:
+                    break
+        return answered
+
+    def test_trap_14_throttling_does_not_hold_up_an_end(self):
+        def gone(stage):
+            stage.wait("BLOCK_EXPORT_DELETED", id="machine")
+
+        def removed(stage):
+            stage.do("block-export-del", id="machine", mode="hard")
+            gone(stage)
+
+        def stopped(stage):
+            stage.do("nbd-server-stop")
+            gone(stage)
+
+        def held(stage):
+            stage.transaction(action("block-dirty-bitmap-add", node="libvirt-2-format", name="b"))
+
+        def cancelled(stage):
+            """A job whose reads the limits hold back."""
+            stage.create("copy")
+            stage.add(3, "copy")
+            stage.do("blockdev-backup", job_id="job", device="throttled", target="libvirt-3-format", sync="full", auto_dismiss=False)
+            time.sleep(0.2)
+            began = time.monotonic()
+            stage.do("block-job-cancel", device="job")
+            stage.concluded("job")
+            self.assertLess(time.monotonic() - began, 1)
+
+        def quit_by(how):
+            def end(stage):
+                how(stage)
+                self.assertEqual(stage.daemon.end(None), 0)
+            return end
+
+        ends = {"removed": removed, "stopped": stopped, "held": held, "cancelled": cancelled,
+                "quit": quit_by(lambda stage: stage.do("quit")), "term": quit_by(lambda stage: stage.daemon.process.send_signal(signal.SIGTERM))}
+        for name, end in ends.items():
+            with self.subTest(end=name):
+                self.folder = self.path(name)
+                os.makedirs(self.folder)
+                stage, handle = self.throttled(4 * KIB)
+                answered = self.ends_at_once(stage, handle, end)
+                self.assertGreater(len(answered), 20)
+                if stage.daemon.process.poll() is None:
+                    stage.quit()
+                image = stage.path("disk.qcow2")
+                self.assertIn("No errors were found", qemu_img("check", image).text)
+                run("qemu-io", "-f", "qcow2", "-r", *[word for at in answered for word in ("-c", f"read -P 5 {at} 128k")], image)
+                self.folder = os.path.dirname(self.folder)
+
         stage.serve("throttled")
         handle = nbd.NBD()
         handle.connect_uri(stage.uri("disk"))

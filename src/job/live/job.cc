@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "block/let_through.h"
 #include "job/live/job_list.h"
 
 namespace byre {
@@ -130,6 +131,15 @@ Result<void> Job::resume() {
 
 Result<void> Job::cancel(bool force) {
   using enum JobStatus;
+  // No throttle holds up the end of what is under way.
+  const auto let_through = [](JobList& list, const Job* job) -> Task<void> {
+    if (job->status_ >= waiting) co_return;
+    LetThrough unthrottled;
+    for (const Node* node : job->work_->nodes()) unthrottled.add(node->device());
+    const auto lives = [job](const auto& one) { return one.get() == job; };
+    while (std::ranges::any_of(list.jobs_, lives) && job->status_ < concluded)
+      co_await list.changed_.wait();
+  };
   if (Result<void> can =
           check("cancel", {created, running, paused, ready, standby, waiting, pending});
       !can) {
@@ -137,11 +147,12 @@ Result<void> Job::cancel(bool force) {
   }
   if (!force && ready_ && work_->ends_without_switch()) {
     if (status_ == ready || status_ == standby) soft_cancelled_ = completing_ = true;
+    list_.scope_.spawn(let_through(list_, this));
     open_gate();
     wake();
     return {};
   }
-  cancelled_ = true;
+  if (!std::exchange(cancelled_, true)) list_.scope_.spawn(let_through(list_, this));
   open_gate();
   list_.interrupt_later(*this);
   wake();
