@@ -19,8 +19,6 @@ std::string_view why_not(std::string_view name) {
   static constexpr Refused kRefused[] = {
       {"drive-mirror", "add the target with blockdev-add, and use blockdev-mirror"},
       {"drive-backup", "add the target with blockdev-add, and use blockdev-backup"},
-      {"blockdev-snapshot-sync",
-       "make the overlay with blockdev-create and blockdev-add, and use blockdev-snapshot"},
       {"x-blockdev-amend", "an image is amended while nobody uses it: byre amend"},
       {"blockdev-snapshot-internal-sync",
        "internal snapshots are made while nobody uses the image: byre snapshot create"},

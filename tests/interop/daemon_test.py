@@ -9,7 +9,7 @@ import sys
 import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
-from harness import BYRE, MIB, Case, main, qemu_img, run, until  # noqa: E402
+from harness import BYRE, MIB, Case, describe, main, qemu_img, run, until  # noqa: E402
 from qmp import Daemon, Monitor, command  # noqa: E402
 from rawnbd import Raw  # noqa: E402
 
@@ -188,11 +188,37 @@ class Scripts(Both):
             command(ADD, driver="qcow2", node_name="o", file={"driver": "file", "filename": "other.qcow2"}, backing=None),
             command("blockdev-snapshot", node="nosuch", overlay="o"), command("blockdev-snapshot", node="q", overlay="f"),
             command("change-backing-file", device="q", image_node_name="q", backing_file="x"),
-            command("blockdev-snapshot", node="q", overlay="o"), command("blockdev-snapshot", node="q", overlay="o"),
+            *[command("transaction", actions=[{"type": "blockdev-snapshot", "data": {"node": "q", "overlay": "o"}}, wrong]) for wrong in (
+                {"type": "abort", "data": {}}, {"type": "blockdev-snapshot", "data": {"node": "q", "overlay": "nosuch"}})],
+            command("query-named-block-nodes", flat=True),
+            command("transaction", actions=[{"type": "blockdev-snapshot", "data": {"node": "q", "overlay": "o"}}]),
+            command("blockdev-snapshot", node="q", overlay="o"),
             command("blockdev-del", node_name="q"), command("query-named-block-nodes", flat=True),
             command("change-backing-file", device="o", image_node_name="o", backing_file="a.qcow2"),
             command("blockdev-del", node_name="o"), command("blockdev-del", node_name="q"),
         ])
+
+
+    def test_snapshots_in_new_files(self):
+        def sync(**more):
+            return command("blockdev-snapshot-sync", **{"snapshot_file": "new.qcow2", "snapshot_node_name": "n", **more})
+
+        def in_transaction(*more, **arguments):
+            return command("transaction", actions=[{"type": "blockdev-snapshot-sync", "data": sync(**arguments)["arguments"]}, *more])
+        there = {"snapshot_file": "other.qcow2", "mode": "existing"}
+        self.both([
+            QMP, command(ADD, driver="qcow2", node_name="q", file={"driver": "file", "filename": "a.qcow2"}),
+            command("nbd-server-start", addr={"type": "unix", "data": {"path": "nbd"}}), command("block-export-add", type="nbd", id="e", node_name="q"),
+            sync(device="q"), sync(node_name="nosuch"), sync(), sync(node_name="q", format="nosuch"), sync(node_name="q", format="raw"),
+            sync(node_name="q", snapshot_node_name="q"), sync(node_name="q", snapshot_node_name="1n"), sync(node_name="q", mode="foo"),
+            sync(node_name="q", **{**there, "snapshot_file": "nosuch.qcow2"}), sync(node_name="q", snapshot_file="nosuch/new.qcow2"),
+            in_transaction({"type": "abort", "data": {}}, node_name="q"), command("query-named-block-nodes", flat=True),
+            sync(node_name="q"), sync(node_name="q", snapshot_node_name="m"),
+            in_transaction(node_name="n", **{**there, "snapshot_node_name": "o"}), command("query-named-block-nodes", flat=True),
+        ])
+        for kind in ("qemu", "byre"):
+            folder = os.path.join(self.folder, kind)
+            self.assertEqual(describe(os.path.join(folder, "new.qcow2"))["full-backing-filename"], os.path.join(folder, "a.qcow2"))
 
 
 class Byre(Case):
@@ -398,6 +424,44 @@ class Byre(Case):
         run("qemu-io", "-f", "qcow2", "-r", "-c", "read -P 2 0 64k", "-c", "read -P 1 64k 960k", overlay)
         for image in (self.disk, overlay):
             self.assertIn("No errors were found", qemu_img("check", image).text)
+
+    def test_snapshots_of_several_disks_or_of_none(self):
+        """As libvirt makes them; one that fails takes the others back, whatever the headers said before."""
+        path = os.path.join(self.folder, "nbd")
+        disks = {name: os.path.join(self.folder, f"{name}.qcow2") for name in ("one", "two", "over-one", "over-two")}
+        for name, file in disks.items():
+            over = ("-b", disks["one"], "-F", "qcow2") if name == "over-one" else ()
+            qemu_img("create", "-q", "-f", "qcow2", *over, file, "4M")
+        daemon = self.start("--nbd-server", f"addr.type=unix,addr.path={path}")
+        monitor = daemon.monitor()
+        for name, file in disks.items():
+            below = {"backing": None} if name.startswith("over") else {}
+            monitor.do("blockdev-add", driver="qcow2", node_name=name, file={"driver": "file", "filename": file}, **below)
+        for name in ("one", "two"):
+            monitor.do("block-export-add", type="nbd", id=name, node_name=name, name=name, writable=True)
+            run("qemu-io", "-f", "raw", "-c", "write -P 1 0 1M", f"nbd+unix:///{name}?socket={path}")
+
+        def snapshots(*more):
+            actions = [{"type": "blockdev-snapshot", "data": {"node": name, "overlay": f"over-{name}"}} for name in ("one", "two")]
+            return monitor.ask(command("transaction", actions=[*actions, *more]))
+        for _ in range(2):
+            self.assertIn("error", snapshots({"type": "abort", "data": {}}))
+            for name in ("one", "two"):
+                run("qemu-io", "-f", "raw", "-c", "write -P 2 0 64k", f"nbd+unix:///{name}?socket={path}")
+                told = json.loads(qemu_img("info", "-U", "--output=json", disks[f"over-{name}"]).out)
+                self.assertEqual(told.get("backing-filename"), disks["one"] if name == "one" else None)
+        self.assertEqual(snapshots(), {"return": {}})
+        for name in ("one", "two"):
+            run("qemu-io", "-f", "raw", "-c", "write -P 3 64k 64k", f"nbd+unix:///{name}?socket={path}")
+        monitor.do("quit")
+        self.assertEqual(daemon.end(None), 0)
+        for name in ("one", "two"):
+            run("qemu-io", "-f", "qcow2", "-r", "-c", "read -P 2 0 64k", "-c", "read -P 1 64k 960k", disks[name])
+            run("qemu-io", "-f", "qcow2", "-r", "-c", "read -P 2 0 64k", "-c", "read -P 3 64k 64k", "-c", "read -P 1 128k 896k",
+                disks[f"over-{name}"])
+            self.assertEqual(describe(disks[f"over-{name}"]).get("backing-filename"), disks[name])
+            for image in (disks[name], disks[f"over-{name}"]):
+                self.assertIn("No errors were found", qemu_img("check", image).text)
 
     def test_it_goes_to_the_background_as_proxmox_starts_it(self):
         pid = os.path.join(self.folder, "pid")

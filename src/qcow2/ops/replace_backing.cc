@@ -30,7 +30,7 @@ Task<Planned> plan_header(GuestDisk& disk, const std::optional<BackingName>& nam
   plan.header = co_await parse_header(first);
   plan.extensions = co_await parse_extensions(first, plan.header);
   plan.extensions.backing_format.reset();
-  if (name) plan.extensions.backing_format = name->format;
+  if (name && !name->format.empty()) plan.extensions.backing_format = name->format;
   Result<HeaderChange> change =
       change_header(first, plan.header, plan.extensions, name ? name->file : "");
   if (!change) {
@@ -57,13 +57,13 @@ Task<void> write_header(GuestDisk& disk, const Quiesced& quiesced, Planned plan,
 
 Result<void> check(const GuestDisk& disk, const Child& next,
                    const std::optional<BackingName>& name) {
-  BYRE_ASSERT(static_cast<bool>(next) == name.has_value());
+  BYRE_ASSERT(!next || name.has_value());
   if (Result<void> can = disk.check_can_write(); !can) return can;
   if (next && disk.data && disk.has_raw_data()) {
     return invalid("the external data file of ", quoted(disk.name()),
                    " holds the whole disk (data_file_raw), so there can be no backing file");
   }
-  if (name && (name->file.empty() || name->format.empty())) {
+  if (name && (name->file.empty() || (next && name->format.empty()))) {
     return invalid("a backing file needs a name and a format in ", quoted(disk.name()));
   }
   if (name && name->file.size() > kBackingFileSizeMax) {
