@@ -2,12 +2,16 @@
 #include "block/copy_before_write.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cerrno>
 #include <utility>
+#include <vector>
 
 #include "base/checked.h"
 #include "base/units.h"
+#include "block/drain.h"
+#include "block/snapshot_below.h"
 #include "io/buffer.h"
 
 namespace byre {
@@ -16,10 +20,8 @@ namespace {
 constexpr uint64_t kClusterMin = 64 * KiB;
 /// Old contents are copied through a buffer of this size.
 constexpr uint64_t kCopyMax = 1 * MiB;
-/// A copy takes so much of the disk at a time: readers of the snapshot wait for that.
+/// A copy takes so much of the disk at a time: others that want some of it wait for that.
 constexpr uint64_t kLockMax = 16 * MiB;
-/// A read of the snapshot holds the guest back for so many bytes at a time.
-constexpr uint64_t kReadMax = 1 * MiB;
 
 uint64_t cluster_size_for(const Device& file, const Device& target, uint64_t least) {
   const uint64_t largest = std::max<uint64_t>(
@@ -77,14 +79,12 @@ CopyBeforeWrite::CopyBeforeWrite(Child file, Child target, const CopyBeforeWrite
   }
 }
 
+CopyBeforeWrite::~CopyBeforeWrite() {
+  if (below_target_) below_target().forget_filter();
+}
+
 Result<void> CopyBeforeWrite::claim() {
   const bool writes = below().writable();
-  for (Child* const edge : target_->children()) {
-    if (edge->role() != Role::backing || edge->get() != &below()) continue;
-    Permissions shown = edge->permissions();
-    shown.shares = Access::all();
-    if (Result<void> allowed = edge->set_permissions(shown); !allowed) return allowed;
-  }
   for (Child* const edge : children()) {
     const bool is_target = edge == &target_;
     const Permissions own{.uses = {.read = true, .write = is_target && writes},
@@ -156,21 +156,24 @@ Task<void> CopyBeforeWrite::copy_run(Clusters run, bool* of_target) {
   for (uint64_t at = run.first * cluster_; at < end;) {
     target_fails = false;
     const Extent extent = co_await below().status(at, end - at);
+    // Whole clusters: streams are made of them, and no part need be filled from below the target.
     uint64_t length = extent.length;
     if (extent.zero) length = co_await zeros_from(at, length, end);
-    // Streams are made of whole clusters.
-    if (compressed_ && extent.zero && at + length < end) length = round_down(length, cluster_);
+    if (extent.zero && at + length < end) length = round_down(length, cluster_);
     if (extent.zero && length != 0) {
+      co_await check_whole();
       target_fails = true;
       co_await target_->zero(at, length, {.may_unmap = true})
           .doing("write ", length, " zeros at ", hex(at), " of the target");
     } else {
-      length = compressed_ ? std::min(std::max(kCopyMax, cluster_), end - at)
-                           : std::min(length, kCopyMax);
+      if (!compressed_) length = round_up(std::max<uint64_t>(extent.length, 1), cluster_);
+      if (compressed_) length = kCopyMax;
+      length = std::min({length, std::max(kCopyMax, cluster_), end - at});
       const Buffer buffer(length);
       co_await below()
           .read(at, buffer.bytes(), IoTag::none)
           .doing("read ", length, " bytes at ", hex(at));
+      co_await check_whole();
       target_fails = true;
       co_await target_->write(at, buffer.bytes(), {.compressed = compressed_})
           .doing("write ", length, " bytes at ", hex(at), " of the target");
@@ -178,6 +181,12 @@ Task<void> CopyBeforeWrite::copy_run(Clusters run, bool* of_target) {
     bytes_copied_ += length;
     at += length;
   }
+}
+
+/// Guests do not wait for a copy any more that took too long: what it has read is not the moment's,
+/// and who reads the target itself would take it for that.
+Result<void> CopyBeforeWrite::check_whole() const {
+  return broken_ ? Result<void>(broken_.copy()) : Result<void>();
 }
 
 Task<CopyBeforeWrite::Kept> CopyBeforeWrite::keep(uint64_t offset, uint64_t length) {
@@ -264,14 +273,97 @@ Task<void> CopyBeforeWrite::resize(uint64_t size) {
 
 Task<void> CopyBeforeWrite::close() {
   (void)co_await late_.join().result();
-  const Result<void> kept = co_await target_.close().result();
+  // Kept open: one of its edges may have to be led elsewhere.
+  Child target = below_target_ ? target_.hold() : Child();
+  Result<void> kept = co_await target_.close().result();
+  if (target) {
+    co_await show_disk_again();
+    kept = co_await target.close().result();
+  }
   co_await Filter::close();
   if (!kept) co_await fail(kept.error().copy());
 }
 
 void CopyBeforeWrite::abandon() {
+  if (below_target_) below_target().forget_filter();
+  showed_.abandon();
+  below_target_.abandon();
   target_.abandon();
   Filter::abandon();
+}
+
+// --- A target over the disk ----------------------------------------------------------------------
+
+SnapshotBelow& CopyBeforeWrite::below_target() const {
+  return static_cast<SnapshotBelow&>(*below_target_);
+}
+
+std::optional<Move> CopyBeforeWrite::move_for_target() {
+  shows_ = SnapshotBelow::edge_that_shows(*target_, below());
+  if (!shows_) return std::nullopt;
+  Device& shown = SnapshotBelow::stands_for(**shows_);  // An earlier snapshot may have ended there.
+  if (&shown != &below()) showed_ = Child::to(shown).hold();
+  Child snapshot = std::make_unique<SnapshotBelow>(Child::to(below()), *this);
+  below_target_ = snapshot.hold();
+  return Move{*shows_, below_target_.node()};
+}
+
+Task<void> CopyBeforeWrite::enter(const Drain& drain, Child& filter) {
+  std::vector<Move> shown;
+  std::optional<Drain> shown_drain;  // The target may show a disk that lies below a filter of ours.
+  if (const std::optional<Move> one = move_for_target()) {
+    shown.push_back(*one);
+    shown_drain.emplace(std::vector<Child*>{shows_});
+    co_await shown_drain->begin();
+  }
+  std::vector<Move> above;
+  const auto stays = [&](const Child& edge) {
+    if (&edge == shows_ || edge.role() == Role::name) return true;
+    if (!edge.owner()) return false;
+    // What an earlier snapshot has left in the target goes.
+    const bool is_left = shows_ && edge.owner() == shows_->get() &&
+                         &SnapshotBelow::stands_for(*edge.owner()) != edge.owner();
+    return is_left || edge.owner() == this || edge.owner() == below_target_.get();
+  };
+  for (Child* edge : below().node()->parents()) {
+    if (!stays(*edge)) above.push_back({*edge, filter.node()});
+  }
+  std::vector<Move> all = shown;
+  for (const Move& move : above) all.push_back(move);
+  co_await check_moves(all);
+  if (shown_drain) repoint(*shown_drain, shown);
+  repoint(drain, above);
+}
+
+Task<void> CopyBeforeWrite::show_snapshot_in_target() {
+  const std::optional<Move> shown = move_for_target();
+  if (!shown) co_return;
+  const std::array moves = {*shown};
+  Drain drain(std::vector<Child*>{shows_});
+  co_await drain.begin();
+  co_await check_moves(moves);
+  repoint(drain, moves);
+}
+
+Task<void> CopyBeforeWrite::end_snapshot(Error why) {
+  break_snapshot(std::move(why));
+  if (below_target_) co_await below_target().end();
+}
+
+Task<void> CopyBeforeWrite::show_disk_again() {
+  SnapshotBelow& snapshot = below_target();
+  co_await snapshot.end();
+  if (shows_->get() == &snapshot) {
+    Drain drain(std::vector<Child*>{shows_});
+    co_await drain.begin();
+    const std::array moves = {Move{*shows_, showed_ ? showed_.node() : snapshot.disk().node()}};
+    const bool is_read = shows_->effective().uses.any();
+    if (!is_read && check_moves(moves)) repoint(drain, moves);
+  }
+  for (Child* edge : {&showed_, &below_target_}) {
+    if (*edge) (void)co_await edge->close().result();
+    edge->reset();
+  }
 }
 
 // --- The snapshot --------------------------------------------------------------------------------
@@ -303,15 +395,12 @@ Task<uint64_t> CopyBeforeWrite::read_piece(uint64_t offset, MutableBytes data, I
     co_await target_->read(offset, data.first(kept - offset), tag);
     co_return kept - offset;
   }
-  // Short of the next cluster that was copied: nobody waits for a lock on that.
-  const uint64_t most = std::min(end, round_down(offset, cluster_) + std::max(kReadMax, cluster_));
-  RangeLock::Request held(locks_, offset / cluster_, div_ceil(most, cluster_),
-                          RangeLock::Mode::shared);
-  co_await held;
-  const uint64_t length = end_of_run(false, offset, most) - offset;
-  if (length == 0) co_return 0;  // It was copied meanwhile.
-  co_await below().read(offset, data.first(length), tag);
-  co_return length;
+  const uint64_t missing = end_of_run(false, offset, end);
+  Result<void> read = co_await below().read(offset, data.first(missing - offset), tag).result();
+  // A change waits until its clusters are in the target: the others are what they were.
+  const uint64_t same = end_of_run(false, offset, missing);
+  if (!read && same == missing) co_await std::move(read);
+  co_return read ? same - offset : 0;
 }
 
 Task<void> CopyBeforeWrite::read_snapshot(uint64_t offset, MutableBytes data, IoTag tag) {
@@ -334,19 +423,20 @@ Task<Extent> CopyBeforeWrite::snapshot_status(uint64_t offset, uint64_t length) 
   const Clusters all = clusters_of(offset, length);
   length = std::min(length, unwanted_.next(true, all.first, all.end) * cluster_ - offset);
   Extent extent;
-  if (const uint64_t kept = end_of_run(true, offset, offset + length); kept > offset) {
-    extent = co_await target_->status(offset, kept - offset);
-  } else {
-    RangeLock::Request held(locks_, all.first, all.end, RangeLock::Mode::shared);
-    co_await held;
-    const uint64_t rest = end_of_run(false, offset, offset + length);
-    if (rest == offset) co_return Extent{.length = std::min(length, cluster_ - offset % cluster_)};
-    extent = co_await below().status(offset, rest - offset);
+  while (extent.length == 0) {
+    if (const uint64_t kept = end_of_run(true, offset, offset + length); kept > offset) {
+      extent = co_await target_->status(offset, kept - offset);
+      break;
+    }
+    const uint64_t missing = end_of_run(false, offset, offset + length);
+    Result<Extent> now = co_await below().status(offset, missing - offset).result();
+    // As for a read.
+    const uint64_t same = end_of_run(false, offset, missing);
+    if (!now && same != missing) continue;
+    extent = co_await std::move(now);
+    extent.length = std::min(extent.length, same - offset);
   }
   co_await check_readable(offset, offset + 1);
-  extent.allocated = true;
-  extent.depth = 0;
-  extent.compressed = false;
   extent.host_offset.reset();
   extent.file = {};
   co_return extent;

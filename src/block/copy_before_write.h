@@ -8,15 +8,17 @@
 ///   1. A write, a zero, a discard or a smaller size waits here, before anything below sees it,
 ///      until each cluster that it touches is in the target.  Requests of the guest to clusters
 ///      that are there already wait for nothing.
-///   2. A copy takes its clusters exclusively.  A read of the snapshot shares its clusters while it
-///      reads from `file`, so it holds back the copy, and with that the writer behind it.  What is
-///      in the target never changes again, and is read without a lock.
+///   2. A copy takes its clusters exclusively.  A read of the snapshot takes no lock: it reads from
+///      `file`, and looks again; a cluster that was not copied even then was not changed while it
+///      was read, and what was copied is read once more, from the target, where it never changes.
 ///   3. A copy that fails, or takes longer than the timeout, fails the guest's request and leaves
 ///      the snapshot whole (CbwError::break_guest_write); or the request goes on, nothing is copied
 ///      from then on, and every read of the snapshot fails, also one that is under way.
 ///
 /// Invariant: what a read of the snapshot gives was there when the filter was made, byte for byte,
 /// or the read fails.  A cluster is marked as copied when the target has answered, never before.
+/// Where the disk lies below the target, who reads the target gets the snapshot as well: what shows
+/// of the disk goes through a SnapshotBelow (snapshot_below.h) as long as the filter is there.
 /// Who puts the filter above a disk in use makes it in a drain of its own (drain.h): nobody may
 /// write past it.  Who removes it, or changes an image below it as a whole (Image::resize(),
 /// applying a snapshot: no requests that it sees), ends those who read the snapshot first. Locks:
@@ -57,6 +59,8 @@ struct CopyBeforeWriteOptions {
   std::function<void(uint64_t offset, uint64_t length)> on_change = {};
 };
 
+class SnapshotBelow;
+
 class CopyBeforeWrite final : public Filter {
  public:
   /// Refuses a target that is too small or cannot be written, if the disk can be.
@@ -64,8 +68,14 @@ class CopyBeforeWrite final : public Filter {
                            const CopyBeforeWriteOptions& options);
   /// fits() said yes.
   CopyBeforeWrite(Child file, Child target, const CopyBeforeWriteOptions& options);
-  /// From here on nobody else may write the disk or the target; Errc::busy when somebody can.  The
-  /// disk may lie below the target, as its backing disk: only whole clusters are written there.
+  ~CopyBeforeWrite() override;
+  /// Puts the filter, where `filter` leads, between the disk and its other parents.  Where the
+  /// target shows the disk it shows the snapshot from then on.  `drain` holds the disk.
+  Task<void> enter(const Drain& drain, Child& filter);
+  /// Of a filter that nobody uses yet, over a disk that nobody else writes: only what the target
+  /// shows changes.
+  Task<void> show_snapshot_in_target();
+  /// From here on nobody else may write the disk or the target; Errc::busy when somebody can.
   Result<void> claim();
 
   uint64_t cluster_size() const { return cluster_; }
@@ -86,13 +96,16 @@ class CopyBeforeWrite final : public Filter {
   void break_snapshot(Error why) {
     if (!broken_) broken_ = std::move(why);
   }
+  /// The same, and who reads the target over the disk has ended, or been refused: from here on
+  /// guests may write past the filter.
+  Task<void> end_snapshot(Error why);
   /// Null while the snapshot is whole.
   const Error& broken() const { return broken_; }
 
   // The snapshot.
   uint64_t snapshot_size() const { return size_; }
   Task<void> read_snapshot(uint64_t offset, MutableBytes data, IoTag tag);
-  /// Nothing says where the bytes are: they may move.
+  /// As that of the disk and the target; but nothing says where the bytes are: they may move.
   Task<Extent> snapshot_status(uint64_t offset, uint64_t length);
 
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
@@ -115,6 +128,7 @@ class CopyBeforeWrite final : public Filter {
   Task<void> resize(uint64_t size) override;
   /// Waits for copies whose time was over.
   Task<void> settle() override;
+  /// What the target showed of the disk it shows again, if nobody reads it; else its reads fail.
   Task<void> close() override;
   void abandon() override;
 
@@ -139,6 +153,10 @@ class CopyBeforeWrite final : public Filter {
   Task<uint64_t> read_piece(uint64_t offset, MutableBytes data, IoTag tag);
   uint64_t end_of_run(bool kept, uint64_t offset, uint64_t end) const;
   Result<void> check_readable(uint64_t offset, uint64_t end) const;
+  Result<void> check_whole() const;
+  std::optional<Move> move_for_target();
+  SnapshotBelow& below_target() const;
+  Task<void> show_disk_again();
 
   Child target_;
   const uint64_t size_;  ///< Of the snapshot.
@@ -150,9 +168,13 @@ class CopyBeforeWrite final : public Filter {
   ClusterSet kept_;      ///< In the target, or unwanted.
   ClusterSet unwanted_;  ///< Clusters that are no part of the snapshot.
   Error broken_;         ///< Why there is no snapshot any more.
-  RangeLock locks_;      ///< In clusters.
+  RangeLock locks_;      ///< In clusters; of copies.
   Scope late_;           ///< Copies that are under way, where a timeout is set.
   uint64_t bytes_copied_ = 0;
+  // Of a target over the disk.
+  Child below_target_;      ///< To the SnapshotBelow; or none.
+  Child* shows_ = nullptr;  ///< The edge that leads there.
+  Child showed_;            ///< Where it led before, unless to the disk of the SnapshotBelow.
 };
 
 }  // namespace byre

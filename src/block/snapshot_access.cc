@@ -42,8 +42,12 @@ Task<void> SnapshotAccess::discard(uint64_t, uint64_t, DiscardOptions) {
   co_await fail(unchangeable());
 }
 Task<void> SnapshotAccess::flush(IoTag) { co_return; }
-BYRE_CORO_WRAPPER Task<Extent> SnapshotAccess::status(uint64_t offset, uint64_t length) {
-  return filter_.snapshot_status(offset, length);
+Task<Extent> SnapshotAccess::status(uint64_t offset, uint64_t length) {
+  Extent extent = co_await filter_.snapshot_status(offset, length);
+  extent.allocated = true;
+  extent.depth = 0;
+  extent.compressed = false;
+  co_return extent;
 }
 BYRE_CORO_WRAPPER Task<void> SnapshotAccess::close() { return below_.close(); }
 void SnapshotAccess::abandon() { below_.abandon(); }

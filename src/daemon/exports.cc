@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "block/let_through.h"
+#include "block/snapshot_below.h"
 #include "block/whole_sectors.h"
 
 namespace byre {
@@ -68,6 +69,22 @@ BlockExports::One* BlockExports::find(const std::string& id) {
 
 NamedNode* BlockExports::holder(const NewExport& said, const std::optional<std::string>& node) {
   return nodes_.find(node.value_or(said.node_name));
+}
+
+/// Bitmaps whose node is not named are looked for in the export's, and then in those below it.
+static void find_bitmaps(Nodes& nodes, const NamedNode& top, NewExport& wanted) {
+  for (auto& [node, bitmap] : wanted.bitmaps) {
+    for (Device* at = &top.device(); at && !node;) {
+      NamedNode* const named = at->node() ? nodes.named(*at->node()) : nullptr;
+      if (named && look_at_bitmap(*named, bitmap)) node = named->name;
+      Device* down = nullptr;
+      for (const Child* edge : at->children()) {
+        if (edge->role() == Role::filtered || edge->role() == Role::backing)
+          down = &SnapshotBelow::stands_for(**edge);
+      }
+      at = down;
+    }
+  }
 }
 
 void BlockExports::release(const NewExport& said, size_t bitmaps) {
@@ -137,6 +154,7 @@ Task<void> BlockExports::add(NewExport wanted) {
   NamedNode* const node = co_await nodes_.need(wanted.node_name);
   if (!server_) co_await fail(invalid("NBD server not running"));
   if (wanted.writable) co_await nodes_.prepare_to_write(*node);
+  find_bitmaps(nodes_, *node, wanted);
   Result<void> sound = check(wanted, *node);
   if (!sound) {
     co_await nodes_.let_follow();
@@ -208,10 +226,10 @@ HoldClients::~HoldClients() {
 Task<void> HoldClients::begin() {
   closed_ = true;
   for (const auto& entrance : entrances_) entrance->edge().gate()->close(idle_);
+  LetThrough unthrottled;
+  for (const auto& entrance : entrances_) unthrottled.add(*entrance->edge());
   const auto is_busy = [](const auto& entrance) { return !entrance->edge().gate()->is_idle(); };
   while (std::ranges::any_of(entrances_, is_busy)) co_await idle_.wait();
 }
 
 }  // namespace byre
-  LetThrough unthrottled;
-  for (const auto& entrance : entrances_) unthrottled.add(*entrance->edge());

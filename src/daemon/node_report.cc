@@ -8,6 +8,7 @@
 #include "block/copy_before_write.h"
 #include "block/copy_on_read.h"
 #include "block/raw.h"
+#include "block/snapshot_below.h"
 #include "daemon/nodes.h"
 #include "job/live/mirror_filter.h"
 
@@ -71,10 +72,9 @@ void add_qcow2(Json& out, Image& image, bool flat, Nodes& nodes) {
                {"refcount-bits", 1u << head.header.refcount_order}};
   out["format-specific"] = {{"type", "qcow2"}, {"data", std::move(data)}};
   if (!flat && image.backing()) {
-    Node* const below = image.backing()->node();
-    const NamedNode* const named = below ? nodes.named(*below) : nullptr;
-    out["backing-image"] =
-        describe_image(*image.backing(), driver_of_node(*image.backing(), named), flat, nodes);
+    Device& below = SnapshotBelow::stands_for(*image.backing());
+    const NamedNode* const named = below.node() ? nodes.named(*below.node()) : nullptr;
+    out["backing-image"] = describe_image(below, driver_of_node(below, named), flat, nodes);
   }
 }
 
@@ -91,7 +91,7 @@ Json describe_image(Device& device, const std::string& driver, bool flat, Nodes&
 uint64_t depth_of(Device& device) {
   uint64_t depth = 0;
   for (auto* image = dynamic_cast<Image*>(&device); image && image->backing();
-       image = dynamic_cast<Image*>(image->backing())) {
+       image = dynamic_cast<Image*>(&SnapshotBelow::stands_for(*image->backing()))) {
     ++depth;
   }
   return depth;
@@ -141,7 +141,7 @@ Task<Json> describe_nodes(Nodes& nodes, bool flat) {
     Device& device = node->device();
     NamedNode* const named = nodes.named(*node);
     const std::string driver = driver_of_node(device, named);
-    if (!named && driver == "filter") continue;
+    if (!named && (driver == "filter" || &SnapshotBelow::stands_for(device) != &device)) continue;
     Json one = {{"node-name", node->name()},
                 {"file", device.name()},
                 {"drv", driver},
@@ -170,6 +170,7 @@ namespace {
 
 /// A filter that nobody named: what lies below it stands for it.
 bool is_hidden(const Node& node, Nodes& nodes) {
+  if (&SnapshotBelow::stands_for(node.device()) != &node.device()) return true;
   const std::span<Child* const> below = node.device().children();
   return !nodes.named(node) && !below.empty() && below.front()->role() == Role::filtered;
 }

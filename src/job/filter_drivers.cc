@@ -131,7 +131,9 @@ Task<OpenedNode> make_copy_before_write(NodeParts& parts) {
   opened.device = std::move(filter);
   opened.image = nullptr;  // What changes it as a whole would go by the filter.
   set_name(parts, opened);
-  if (Result<void> allowed = copies.claim(); !allowed) {
+  Result<void> allowed = copies.claim();
+  if (allowed) allowed = co_await copies.show_snapshot_in_target().result();
+  if (!allowed) {
     (void)co_await opened.device.close().result();
     co_return std::move(allowed).error();
   }

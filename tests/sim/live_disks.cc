@@ -30,6 +30,11 @@ void LiveRun::make_disks() {
       target_.raw = false;
       target_.below = top_.below;
     }
+    if (kind_ == LiveJob::backup && late_prng_.one_in(3)) {
+      target_is_over_top_ = true;
+      top_only_ = target_.raw = false;
+      target_.below = top_.name;
+    }
     make(target_, size_);
   } else if (kind_ == LiveJob::commit) {
     target_ = disks_of_chain_[below - depth_];
@@ -96,6 +101,20 @@ Task<Child> LiveRun::open(Reactor& reactor, FileOpener& opener, LiveDisk wanted,
                                       .writable_below = depth,
                                       .table_cache_size = 4 * KiB,
                                       .growth_step = 64 * KiB});
+  co_return std::move(image);
+}
+
+/// Over the disk that is open, if it lies over that.
+Task<Child> LiveRun::open_target(Process& process) {
+  if (!target_is_over_top_) {
+    co_return co_await open(process.reactor, process.opener, target_, true);
+  }
+  Child file = std::make_unique<RawDevice>(
+      co_await process.opener.open(target_.name, {.writable = true}), RawOptions{.growable = true});
+  Child image = co_await Image::open_over(
+      std::move(file), process.opener,
+      {.writable = true, .table_cache_size = 4 * KiB, .growth_step = 64 * KiB},
+      Child::to(*process.entrance->edge()));
   co_return std::move(image);
 }
 

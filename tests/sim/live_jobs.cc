@@ -79,6 +79,8 @@ Result<std::unique_ptr<JobWork>> LiveRun::make_backup(Child source, Process& pro
     options.bitmap = *std::move(bitmap);
   }
   options.compressed = !target_.raw && prng_.one_in(4);
+  only_on_change_ = target_is_over_top_ && late_prng_.one_in(2);
+  options.only_on_change = only_on_change_;
   bitmap_sync_ = options.bitmap_sync;
   may_break_ = options.cbw_timeout_ns != 0;
   Result<std::unique_ptr<Backup>> work =
@@ -178,7 +180,7 @@ Task<void> LiveRun::control(Process& process) {
   co_await process.reactor.sleep(static_cast<int64_t>(prng_.below(8)) * kMillisecond);
   if (kind_ == LiveJob::mirror || kind_ == LiveJob::backup) {
     if (kind_ == LiveJob::backup && !target_is_fresh_) co_return;
-    process.target = co_await open(process.reactor, process.opener, target_, true);
+    process.target = co_await open_target(process);
     if (!intrusion_ && faulty_.empty() && late_prng_.one_in(8)) {
       auto stuck = std::make_unique<Stuck>(std::move(process.target), late_prng_.below(16));
       process.stuck = stuck.get();
@@ -194,9 +196,18 @@ Task<void> LiveRun::control(Process& process) {
   Job* job = co_await start_job(process);
   process.job = job;
   target_is_fresh_ = false;
+  if (target_is_over_top_) {
+    for (uint64_t i = late_prng_.below(3); i != 0; --i) {
+      ++process.guests;
+      ++process.readers;
+      process.scope.spawn(read_target(process, late_prng_.next()));
+    }
+  }
   const bool is_to_end = prng_.one_in(2);  // By being left alone.
+  bool is_read = process.readers != 0;     // The target, when the job began to end.
   for (uint64_t steps = 0; job->status() != JobStatus::concluded; ++steps) {
     if (!ok()) co_return;
+    if (job->status() < JobStatus::waiting && !job->is_cancelled()) is_read = process.readers != 0;
     co_await process.reactor.sleep(static_cast<int64_t>(prng_.below(24)) * kMillisecond / 4 + 1);
     if (steps > 20'000) {
       fail_with("the job does not end");
@@ -204,7 +215,7 @@ Task<void> LiveRun::control(Process& process) {
       co_return;
     }
     if (steps > 60) {  // Long enough: whatever holds it back ends.
-      if (faulty_.empty()) {
+      if (faulty_.empty() && !only_on_change_) {
         if (job->is_paused()) (void)job->resume();
         (void)job->set_speed(0);
         (void)job->complete();
@@ -228,6 +239,7 @@ Task<void> LiveRun::control(Process& process) {
     fail_with("the job failed: ", job->error().message());
   }
   if (kind_ == LiveJob::backup) co_await end_backup(process, *job);
+  if (target_is_over_top_ && !is_read) check_shown(process);
   const bool switched = process.has_switched();
   const bool switches = kind_ == LiveJob::mirror || kind_ == LiveJob::commit;
   if (!job->error() && switches && job->shall_switch() != switched) {
@@ -241,6 +253,13 @@ Task<void> LiveRun::control(Process& process) {
   (void)job->dismiss();
   process.job_ended = true;
   process.changed.notify();
+}
+
+void LiveRun::check_shown(const Process& process) {
+  if (process.stuck) return;
+  const Device* const below = static_cast<Image&>(*process.kept).backing();
+  if (below != process.entrance->edge().get())
+    fail_with("the backup has ended, nobody reads its target, and that does not show the disk");
 }
 
 void LiveRun::check_loan(const Process& process) {
@@ -401,7 +420,10 @@ Task<void> LiveRun::main(Process& process) {
     closed = co_await process.entrance->edge().close().result();
   }
   if (process.target) (void)co_await process.target.close().result();
-  if (process.kept) (void)co_await process.kept.close().result();
+  if (process.kept) {
+    Result<void> kept = co_await process.kept.close().result();
+    if (target_is_over_top_ && closed) closed = std::move(kept);  // The disk is closed with it.
+  }
   co_await process.jobs.close();
   process.result.emplace(used ? std::move(closed) : std::move(used));
   process.ended = true;

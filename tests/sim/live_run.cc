@@ -92,7 +92,8 @@ uint64_t LiveRun::reads() const {
 Task<void> LiveRun::hold_still(Process& process, const Drain& /*begun*/, int64_t ns) {
   const uint64_t before = reads();
   const Job* const job = process.job;
-  const bool by_itself = !job || job->status() >= JobStatus::waiting;
+  // Who reads the target is no business of a drain of the filter.
+  const bool by_itself = !job || job->status() >= JobStatus::waiting || process.readers != 0;
   co_await process.reactor.sleep(ns);
   // The last copies of a job are made while it holds a drain itself.
   if (by_itself || process.job != job || job->status() >= JobStatus::waiting) co_return;
@@ -302,6 +303,56 @@ Task<void> LiveRun::request(Process& process, Prng& prng) {
   if (faulty_.empty() || (of_target && !process.has_switched())) {
     fail_with("a guest's request failed: ", done.error().message());
     process.reactor.fail(verdict_.failure);
+  }
+}
+
+Task<void> LiveRun::read_target(Process& process, uint64_t seed) {
+  Prng prng(seed);
+  {
+    Entrance entrance(process.kept.another());
+    const Result<void> allowed = entrance.edge().set_permissions({.uses = Access::reading()});
+    if (!allowed) fail_with("nobody may read the target: ", allowed.error().message());
+    // Some leave before the job ends, some stay behind it.
+    uint64_t left = prng.between(1, intrusion_ ? 8 : 30);
+    const bool stays = prng.one_in(2);
+    for (uint64_t late = 4; ok() && left != 0 && late != 0; stays ? left : --left) {
+      if (process.job_ended) --late;
+      const uint64_t at = prng.below(size_ / kSectorSize) * kSectorSize;
+      const uint64_t length = std::min(prng.between(1, 100) * kSectorSize, size_ - at);
+      Contents bytes(length);
+      Result<void> done;
+      {
+        const Entrance::Pass pass = co_await entrance.enter();
+        if (prng.one_in(4)) {
+          const Result<Extent> extent = co_await pass->status(at, length).result();
+          if (!extent) done = extent.error().copy();
+        }
+        if (done) done = co_await pass->read(at, bytes, IoTag::read_guest).result();
+      }
+      check_read_of_target(process, at, bytes, done);
+      co_await process.reactor.sleep(static_cast<int64_t>(prng.below(24)) * kMillisecond / 4 + 1);
+    }
+    co_await entrance.edge().close();
+  }
+  --process.readers;
+  --process.guests;
+  process.changed.notify();
+}
+
+void LiveRun::check_read_of_target(const Process& process, uint64_t at, const Contents& bytes,
+                                   const Result<void>& done) {
+  // After a failed sync what was not durable may be gone from the page cache.
+  if (syncs_lost() != lost_before_) return;
+  if (done) {
+    const auto differ = std::ranges::mismatch(bytes, Bytes(moment_).subspan(at, bytes.size()));
+    if (differ.in1 == bytes.end()) return;
+    fail_with("the target shows something else than the moment at ",
+              hex(at + static_cast<uint64_t>(differ.in1 - bytes.begin())));
+  } else {
+    const bool runs =
+        process.job && process.job->status() < JobStatus::waiting && !process.job->is_cancelled();
+    if (!runs || may_break_ || wanted_ || !faulty_.empty()) return;
+    fail_with("the target cannot be read: ", done.error().message());
   }
 }
 

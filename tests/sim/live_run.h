@@ -6,6 +6,7 @@
 /// discard and flush; every sector that they read is judged by the oracle, and so is every sector
 /// of the disk after a cut.  Meanwhile somebody starts the job, pauses it, lets it go on, changes
 /// its speed and mode, drains the graph, and cancels or completes it, at any moment.
+/// A backup may go into an image over the disk, which others read meanwhile: they see the moment.
 /// A job that has switched leads the guests to the target: from then on that is the disk that
 /// counts.  One that was cancelled or has failed leaves the disk that there was.  All images are
 /// sound at each cut, each with its own choice of what is left.
@@ -114,6 +115,8 @@ class LiveRun {
   /// `depth`: of a disk below that is written, too.
   static Task<Child> open(Reactor& reactor, FileOpener& opener, LiveDisk wanted, bool writable,
                           uint32_t depth = 0);
+  struct Process;
+  Task<Child> open_target(Process& process);
   Task<void> fill(Reactor& reactor, FileOpener& opener, LiveDisk made);
   Result<Contents> contents(SimDisks& disks, const LiveDisk& disk);
   static Task<Contents> read_whole(Reactor& reactor, FileOpener& opener, LiveDisk wanted);
@@ -141,6 +144,7 @@ class LiveRun {
     Stuck* stuck = nullptr;  ///< The target, where it stops to answer.
     Job* job = nullptr;      ///< While it lives.
     uint64_t guests = 0;
+    uint64_t readers = 0;  ///< Of the target, while the job runs.
     bool job_ended = false;
     bool ended = false;
     std::optional<Result<void>> result;
@@ -184,6 +188,10 @@ class LiveRun {
 
   Task<void> guest(Process& process, uint64_t seed);
   Task<void> request(Process& process, Prng& prng);
+  /// Of a target over the disk: whoever reads it gets the moment, byte for byte, or an error.
+  Task<void> read_target(Process& process, uint64_t seed);
+  void check_read_of_target(const Process& process, uint64_t at, const Contents& bytes,
+                            const Result<void>& done);
 
   // --- The job ----------------------------------------------------------------------------------
 
@@ -210,6 +218,9 @@ class LiveRun {
 
   /// What users do to it, until it has ended.
   Task<void> control(Process& process);
+
+  /// The target shows the disk itself again.
+  void check_shown(const Process& process);
 
   /// What was opened for writing is so no longer, unless it is the guests' disk now.
   void check_loan(const Process& process);
@@ -250,6 +261,8 @@ class LiveRun {
   LiveDisk top_;
   LiveDisk target_;
   bool top_only_ = false;
+  bool target_is_over_top_ = false;
+  bool only_on_change_ = false;
   bool target_is_fresh_ = true;
   uint32_t depth_ = 0;
   bool base_is_lent_ = false;  ///< It is opened for writing for each job.

@@ -88,13 +88,7 @@ Task<void> Backup::enter_graph(Job& job, const Drain& drain) {
   filter_ = std::move(filter);
   filter_.set_gate(&job.gate());
   name_filter(filter_, options_.filter_name);
-  std::vector<Move> moves;
-  for (Child* edge : source_.node().parents()) {
-    if (edge->owner() == &entered || edge->role() == Role::name) continue;
-    moves.push_back({*edge, filter_.node()});
-  }
-  co_await check_moves(moves);
-  repoint(drain, moves);
+  co_await entered.enter(drain, filter_);
   entered_ = true;
   co_await entered.claim();
 }
@@ -204,6 +198,7 @@ Task<void> Backup::leave_graph(bool succeeded) {
   // it need.
   if (settled) settled = co_await settle_bitmap(succeeded).result();
   drain_.reset();
+  co_await filter()->end_snapshot(Error(Errc::denied, "the backup has ended"));
   co_await byre::leave_graph(filter_);
   co_await std::move(settled);
 }
