@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "block/entrance.h"
+#include "block/let_through.h"
 #include "block/null.h"
 #include "coro/scope.h"
 #include "sim/sim_reactor.h"
@@ -240,6 +241,33 @@ TEST_F(ThrottleTest, ADrainDoesNotWaitForALimit) {
   const Result<void> done = reactor_.run(story());
   EXPECT_TRUE(done);
   join();
+}
+
+TEST_F(ThrottleTest, WhoeverWaitsForAnEndLetsAllBelowThrough) {
+  const ThrottleLimits limits{.iops_total = {.average = 1}};
+  const auto group = std::make_shared<ThrottleGroup>(reactor_, limits);
+  Child disk = std::make_unique<Filter>(std::make_unique<Throttle>(
+      std::make_unique<NullDevice>(reactor_, NullOptions{.size = 1 * TiB}), group));
+  int ended = 0;
+  const auto write = [&]() -> Task<void> {
+    const std::vector<std::byte> data(512);
+    co_await disk->write(0, data, {});
+    ++ended;
+  };
+  for (int i = 0; i < 20; ++i) scope_.spawn(write());
+  {
+    const LetThrough unthrottled(*disk);
+    join();
+    EXPECT_EQ(ended, 20);
+  }
+  start_ = reactor_.now();
+  for (int i = 0; i < 3; ++i) scope_.spawn(write());
+  join();
+  EXPECT_GT(seconds(), 1);  // The limit holds again.
+  // The disk may go first.
+  const LetThrough unthrottled(*disk);
+  EXPECT_TRUE(reactor_.run(disk.close()));
+  disk.reset();
 }
 
 TEST_F(ThrottleTest, CloseDoesNotWaitForALimit) {
