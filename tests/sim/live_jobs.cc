@@ -256,7 +256,9 @@ Task<void> LiveRun::control(Process& process) {
 }
 
 void LiveRun::check_shown(const Process& process) {
-  if (process.stuck) return;
+  // Who drains the filter may still hold it.
+  const bool is_held = intrusion_ && intrusion_->kind == Intrusion::Kind::drain;
+  if (process.stuck || is_held) return;
   const Device* const below = static_cast<Image&>(*process.kept).backing();
   if (below != process.entrance->edge().get())
     fail_with("the backup has ended, nobody reads its target, and that does not show the disk");
