@@ -66,7 +66,8 @@ Daemon::Daemon(Reactor& reactor, Options options)
              .turn = turn_,
              .version = version_of(options_.qemu_version, options_.package)},
       serving_(reactor.ready()),
-      asked_to_quit_(reactor.ready()) {
+      asked_to_quit_(reactor.ready()),
+      giving_up_(reactor.ready()) {
   qmp::add_all(commands_);
   jobs_ = std::make_unique<DaemonJobs>(*this);
   add_user(*jobs_);
@@ -177,21 +178,23 @@ void Daemon::quit() {
 constexpr int64_t kGiveUpAfter = 5 * kSecond;
 
 /// Again and again: a command that waited may begin another request.
-Task<void> Daemon::give_up_later(Op& timer) {
+Task<void> Daemon::give_up_later() {
   while (true) {
-    timer = Op{.kind = Op::Kind::timer, .deadline = reactor_.now() + kGiveUpAfter};
-    co_await reactor_.perform(timer);
+    give_up_timer_ = Op{.kind = Op::Kind::timer, .deadline = reactor_.now() + kGiveUpAfter};
+    co_await reactor_.perform(give_up_timer_);
     if (ended_) co_return;
     for (Node* node : nodes_.graph()) give_up_requests(node->device());
   }
 }
 
 Task<void> Daemon::end() {
+void Daemon::expect_end() {
+  if (!std::exchange(end_expected_, true)) giving_up_.spawn(give_up_later());
+}
+
   quitting_ = true;
   Result<void> closed;
-  Scope watch(reactor_.ready());
-  Op timer;
-  watch.spawn(give_up_later(timer));
+  expect_end();
   {
     LetThrough unthrottled;
     for (const Node* node : nodes_.graph()) unthrottled.add(node->device());
@@ -202,8 +205,8 @@ Task<void> Daemon::end() {
     closed = co_await nodes_.close_all().result();
   }
   ended_ = true;
-  reactor_.cancel(timer);
-  co_await watch.join();
+  reactor_.cancel(give_up_timer_);
+  co_await giving_up_.join();
   for (const auto& chardev : chardevs_) chardev->stop();
   for (const auto& monitor : monitors_) {
     if (monitor->session) monitor->session->stop();

@@ -94,6 +94,9 @@ class Daemon {
   bool quitting() const { return quitting_; }
   Task<void> end();
 
+  /// The end is near: what waits for another server is given up when it has taken kGiveUpAfter.
+  /// end() does that itself; who has something to end before calls it first.  Safe to call again.
+  void expect_end();
   Reactor& reactor() { return reactor_; }
   Nodes& nodes() { return nodes_; }
   BlockExports& exports() { return exports_; }
@@ -121,7 +124,7 @@ class Daemon {
   struct Monitor;
   Result<std::string> confined(const std::string& text) const;
   Task<void> serve(Monitor& monitor);
-  Task<void> give_up_later(Op& timer);
+  Task<void> give_up_later();
 
   Reactor& reactor_;
   const Options options_;
@@ -141,6 +144,9 @@ class Daemon {
   Event asked_to_quit_;
   bool quitting_ = false;
   bool ended_ = false;  ///< All nodes are closed.
+  Scope giving_up_;
+  Op give_up_timer_;
+  bool end_expected_ = false;
 };
 
 }  // namespace byre

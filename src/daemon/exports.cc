@@ -50,7 +50,9 @@ Result<void> BlockExports::start(Listener listener, uint32_t connections_max, bo
 Task<void> BlockExports::stop() {
   if (!server_) co_await fail(invalid("NBD server not running"));
   std::vector<std::string> ids;
-  for (const auto& one : exports_) ids.push_back(one->said.id);
+  for (const auto& one : exports_) {
+    if (!one->adopted) ids.push_back(one->said.id);
+  }
   for (std::string& id : ids) {
     if (find(id)) (void)co_await remove(std::move(id), Mode::hard).result();
   }
@@ -97,7 +99,7 @@ void BlockExports::release(const NewExport& said, size_t bitmaps) {
 Result<void> BlockExports::check(const NewExport& wanted, const NamedNode& node) {
   if (exports_.size() >= kExportsMax) return invalid("There are ", kExportsMax, " exports already");
   for (const auto& one : exports_) {
-    if (one->said.name == wanted.name) {
+    if (!one->adopted && one->said.name == wanted.name) {
       return Error(Errc::exists, cat("NBD server already has export named '", wanted.name, "'"));
     }
   }
@@ -173,9 +175,26 @@ Task<void> BlockExports::add(NewExport wanted) {
   exports_.push_back(std::move(one));
 }
 
+void BlockExports::adopt(NewExport said, std::shared_ptr<Entrance> entrance) {
+  exports_.push_back(std::make_unique<One>(std::move(said), std::move(entrance), true));
+}
+
+void BlockExports::let_go(const std::string& id) {
+  One* const one = find(id);
+  if (!one) return;
+  release(one->said, one->said.bitmaps.size());
+  std::erase_if(exports_, [&](const auto& other) { return other.get() == one; });
+  options_.deleted(id);
+}
+
 Task<void> BlockExports::remove(std::string id, Mode mode) {
   One* const one = find(id);
   if (!one) co_await fail(Error(Errc::not_found, cat("Export '", id, "' is not found")));
+  if (one->adopted) {
+    co_await fail(unsupported("Export '", id,
+                              "' is the one that this server is there for: it ends "
+                              "with the server"));
+  }
   if (one->shutting_down) {
     co_await fail(invalid("Export '", id, "' is already shutting down"));
   }
@@ -203,12 +222,24 @@ Task<void> BlockExports::take_down(One& one) {
   options_.deleted(id);
 }
 
+/// A job may have led its clients to another node than the one it began with.
+std::string BlockExports::node_name_of(const One& one) const {
+  for (const Device* at = one.entrance->edge().get(); at;) {
+    if (const NamedNode* const named = at->node() ? nodes_.named(*at->node()) : nullptr) {
+      return named->name;
+    }
+    const auto down = std::ranges::find(at->children(), Role::filtered, &Child::role);
+    at = down == at->children().end() ? nullptr : (*down)->get();
+  }
+  return one.said.node_name;
+}
+
 qmp::Json BlockExports::describe() const {
   qmp::Json all = qmp::Json::array();
   for (const auto& one : exports_) {
     all.push_back({{"id", one->said.id},
                    {"type", "nbd"},
-                   {"node-name", one->said.node_name},
+                   {"node-name", node_name_of(*one)},
                    {"shutting-down", one->shutting_down}});
   }
   return all;

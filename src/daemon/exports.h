@@ -52,6 +52,10 @@ class BlockExports {
   Task<void> stop();
 
   Task<void> add(NewExport wanted);
+  /// Lists one that another server of this process has: `entrance` is where its clients' requests
+  /// enter.  It ends with that server; nobody removes it before let_go().
+  void adopt(NewExport said, std::shared_ptr<Entrance> entrance);
+  void let_go(const std::string& id);
   enum class Mode : uint8_t { safe, hard };
   Task<void> remove(std::string id, Mode mode);
   qmp::Json describe() const;
@@ -61,6 +65,7 @@ class BlockExports {
   struct One {
     NewExport said;
     std::shared_ptr<Entrance> entrance;
+    bool adopted = false;
     bool shutting_down = false;
   };
   One* find(const std::string& id);
@@ -69,6 +74,7 @@ class BlockExports {
   NamedNode* holder(const NewExport& said, const std::optional<std::string>& node);
   void release(const NewExport& said, size_t bitmaps);
   Task<void> take_down(One& one);
+  std::string node_name_of(const One& one) const;
 
   Reactor& reactor_;
   Nodes& nodes_;

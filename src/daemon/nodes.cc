@@ -7,6 +7,7 @@
 
 #include "block/reopen.h"
 #include "daemon/blockdev_options.h"
+#include "job/layers.h"
 
 namespace byre {
 
@@ -70,14 +71,16 @@ Device& NamedNode::device() const {
 
 Device& NamedNode::entry() const { return bitmaps.recorder ? *bitmaps.recorder : device(); }
 
-Image* NamedNode::image() const {
-  for (Device* at = &device(); at;) {
+Image* image_of(Device& device) {
+  for (Device* at = &device; at;) {
     if (auto* const image = dynamic_cast<Image*>(at)) return image;
     const auto down = std::ranges::find(at->children(), Role::filtered, &Child::role);
     at = down == at->children().end() ? nullptr : (*down)->get();
   }
   return nullptr;
 }
+
+Image* NamedNode::image() const { return image_of(device()); }
 
 Result<void> NamedNode::check_free() const {
   if (blockers.empty()) return {};
@@ -281,6 +284,27 @@ Task<void> Nodes::open_as(DeviceTree tree, qmp::Json options) {
   co_await disk.device.close();
 }
 
+void Nodes::add_adopted(Device& device, const std::string& name, const std::string& top,
+                        bool direct) {
+  DeviceNode said;
+  said.driver = &driver_of(image_of(device) ? DiskFormat::qcow2 : DiskFormat::raw);
+  said.direct = direct;
+  auto named = std::make_unique<NamedNode>(name, *device.node(), said);
+  named->opened_for_ = top;
+  device.node()->set_name(name);
+  nodes_.insert_or_assign(name, std::move(named));
+}
+
+void Nodes::adopt(Disk& disk, const std::string& name, bool direct) {
+  size_t depth = 0;
+  for (Device* layer : layers_of(*disk.device)) {
+    // One that has no node is part of the layer above.
+    if (layer->node()) add_adopted(*layer, depth == 0 ? name : cat(name, "-", depth), name, direct);
+    ++depth;
+  }
+  nodes_.at(name)->hold_ = disk.device.hold();
+}
+
 Result<void> Nodes::check_unused(const NamedNode& node) {
   if (Result<void> free = node.check_free(); !free) return free;
   if (Result<void> unused = in_use(node, node.device().node()->parents()); !unused) return unused;
@@ -340,7 +364,13 @@ Task<void> Nodes::remove(std::string name) {
   if (!node->is_owned()) co_await fail(invalid("Node ", name, " is not owned by the monitor"));
   co_await check_unused(*node);
   for (const NamedNode* other : all()) {
-    if (other->opened_for_ == name) co_await other->check_free();
+    if (other->opened_for_ != name) continue;
+    co_await other->check_free();
+    // An export shows it, whatever node its clients have been led to.
+    if (!other->bitmaps.users.empty()) {
+      co_await fail(Error(Errc::busy, cat("Node '", other->name, "' is busy: bitmap '",
+                                          other->bitmaps.users.begin()->first, "' is in use")));
+    }
   }
   co_await close(*node);
 }
@@ -399,6 +429,9 @@ Task<void> Nodes::reopen(qmp::Json options) {
     co_await fail(Error(Errc::not_found, cat("Failed to find node with node-name='", name, "'")));
   }
   if (!node->is_owned()) co_await fail(invalid("Node ", name, " is not owned by the monitor"));
+  if (node->options_.is_null()) {
+    co_await fail(unsupported("Node '", name, "' is as the command line of this server says"));
+  }
   if (options["driver"] != node->options_["driver"]) {
     co_await fail(invalid("Cannot change the option 'driver'"));
   }

@@ -63,7 +63,7 @@ class NamedNode {
   std::weak_ptr<Node> node_;
   std::string opened_for_;  ///< The node with which it was opened: itself, or one above.
   DeviceTree tree_;         ///< Of one that is owned.
-  qmp::Json options_;
+  qmp::Json options_;       ///< Null where somebody else has opened it.
   Child hold_;
 };
 
@@ -81,6 +81,9 @@ class Nodes {
   /// `options` were checked (blockdev_options.h).
   Task<void> add(qmp::Json options);
   Task<void> remove(std::string name);
+  /// What somebody else has opened, and the disks below it: they are kept open as the node `name`
+  /// and, from the top down, NAME-1, NAME-2 ...; `name` is one that a new node may have.
+  void adopt(Disk& disk, const std::string& name, bool direct);
   /// Gives it other options: read-only at any time, the others only where nobody uses it.
   Task<void> reopen(qmp::Json options);
   /// A node that follows its use is about to be written by itself.
@@ -114,6 +117,7 @@ class Nodes {
   Task<void> change_read_only(NamedNode& node, qmp::Json options);
   OpenNodes known();
   Result<void> check_children(const qmp::Json& options);
+  void add_adopted(Device& device, const std::string& name, const std::string& top, bool direct);
   Result<void> check_unused(const NamedNode& node);
   Task<void> close(NamedNode& node);
   void forget(const std::string& opened_for);
@@ -122,6 +126,9 @@ class Nodes {
   const Options options_;
   std::map<std::string, std::unique_ptr<NamedNode>, std::less<>> nodes_;
 };
+
+/// The image that the device is, maybe below filters; null: none.
+Image* image_of(Device& device);
 
 /// "Cannot find device='x' nor node-name='x'"
 Error no_such_node(std::string_view device, std::string_view name);

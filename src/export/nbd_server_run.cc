@@ -18,7 +18,9 @@ ServerRun::ServerRun(Reactor& reactor, Child disk, std::string disk_name, Server
 Task<void> ServerRun::listen(Export target, ListenPlan plan) {
   plan.export_name = target.name;
   const Access uses{.read = true, .write = target.writable && disk_->device().writable()};
-  co_await disk_->edge().set_permissions({.uses = uses});
+  Permissions permissions{.uses = uses, .shares = Access::all()};
+  permissions.shares.resize = false;  // Clients could not be told of another size.
+  co_await disk_->edge().set_permissions(permissions);
   target.disk = disk_;
   co_await server_.add_export(std::move(target), true);
   addresses_ = co_await nbd::listen(reactor_, server_, std::move(plan));

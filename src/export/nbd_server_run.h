@@ -43,6 +43,8 @@ class ServerRun {
 
   /// Until end().
   Device& disk() { return *disk_->edge(); }
+  /// Where requests of clients enter: a job may lead its edge to another disk.
+  const std::shared_ptr<Entrance>& entrance() const { return disk_; }
 
   /// Once, before serve().  `target` is the default export; its device is the disk.
   Task<void> listen(Export target, ListenPlan plan);
