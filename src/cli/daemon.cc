@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "cli/commands.h"
-#include "cli/io_shell.h"
+#include "cli/node_io.h"
 #include "cli/options.h"
 #include "daemon/blockdev_options.h"
 #include "daemon/export_commands.h"
@@ -49,27 +49,6 @@ Argument step(std::string_view name, Step::Kind kind, std::string_view metavar,
   };
   return argument;
 }
-
-/// `qemu-io NODE "..."` of human-monitor-command.
-class NodeIo final : public IoRunner {
- public:
-  NodeIo(Reactor& reactor, FileOpener& opener) : reactor_(reactor), opener_(opener) {}
-  Task<std::string> run_io(NamedNode& node, std::string command) override {
-    std::string said;
-    IoShell::Options options;
-    options.out = options.err = [&said](std::string_view text) { said += text; };
-    IoShell shell(reactor_, opener_, std::move(options));
-    shell.use(Child::to(node.entry()), node.image());
-    const Result<void> ran = co_await shell.run(std::move(command)).result();
-    co_await shell.finish();
-    if (!ran) co_return ran.error().copy();
-    co_return std::move(said);
-  }
-
- private:
-  Reactor& reactor_;
-  FileOpener& opener_;
-};
 
 template <class Options>
 Result<Options> read_options(const std::string& text, std::string_view implied) {

@@ -31,6 +31,7 @@ struct ServeArgs : OpenArgs {
   std::optional<std::string> metrics;
   std::optional<std::string> connect;
   bool disconnect = false;
+  std::optional<std::string> control;
   bool quiet = false;
 };
 
@@ -55,6 +56,7 @@ Task<int> serve(Session& session, ServeArgs args) {
                  .default_socket = !args.connect,
                  .address = args.address.value_or("127.0.0.1"),
                  .connect = args.connect,
+                 .control = args.control,
                  .metrics = args.metrics,
                  .check_on_signal = true,
                  .quiet = args.quiet || session.json(),  // Lines for people.
@@ -90,6 +92,7 @@ Task<int> serve(Session& session, ServeArgs args) {
         "--strict needs the count of all references that --trust-refcounts leaves out");
   }
   if (!args.create && !args.options.empty()) co_return invalid("-o is for --create");
+  co_await check_control(plan);
   if (plan.port && !nbd::is_loopback(plan.address)) {
     session.warn(cat("whoever reaches ", plan.address, " can ", plan.read_only ? "read" : "write",
                      " this disk: there is no TLS and no password"));
@@ -169,6 +172,10 @@ const Command<ServeArgs> kServeDefinition({
                 "tell Prometheus what is done, and what was found wrong with the image, at "
                 "http://HOST:PORT/metrics; 127.0.0.1 is the default, a PATH with a slash is a unix "
                 "socket"),
+         option("--control", "PATH", &ServeArgs::control,
+                "a unix socket for byre ctl and other clients of QMP: they begin jobs on the disk "
+                "(commit, stream, mirror, backup) while it is used; it is the node 'disk', or "
+                "what --export says"),
          flag("-q, --quiet", &ServeArgs::quiet, "no line about what is going on"),
          scan_arguments<ServeArgs>(),
          share_argument<ServeArgs>(),

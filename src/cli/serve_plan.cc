@@ -12,6 +12,7 @@
 
 #include "cli/json.h"
 #include "cli/kernel_client.h"
+#include "cli/serve_control.h"
 #include "cli/serve_reporter.h"
 #include "cli/served_disk.h"
 #include "cli/text.h"
@@ -64,12 +65,14 @@ std::string curl_command(const MetricsServer& metrics) {
 std::string lines_of_service(const ServePlan& plan, nbd::ServerRun& run, DiskFormat format,
                              const MetricsServer* metrics) {
   const Device& disk = run.disk();
-  return cat(attach_lines(run.addresses(), plan.export_name),
-             plan.connect ? cat("attached to ", *plan.connect, "\n") : "",
-             metrics ? cat("  watch it   ", curl_command(*metrics), "\n") : "",
-             "ready: ", plan.image, " (", name_of(format), ", ",
-             size_text(round_up(disk.size(), kSectorSize)), disk.writable() ? "" : ", read-only",
-             "); ctrl-C ends\n");
+  return cat(
+      attach_lines(run.addresses(), plan.export_name),
+      plan.connect ? cat("attached to ", *plan.connect, "\n") : "",
+      plan.control ? cat("  steer it   byre ctl --socket ", shell_quoted(*plan.control), " nodes\n")
+                   : "",
+      metrics ? cat("  watch it   ", curl_command(*metrics), "\n") : "", "ready: ", plan.image,
+      " (", name_of(format), ", ", size_text(round_up(disk.size(), kSectorSize)),
+      disk.writable() ? "" : ", read-only", "); ctrl-C ends\n");
 }
 Json json_of_service(const ServePlan& plan, nbd::ServerRun& run, DiskFormat format,
                      const MetricsServer* metrics) {
@@ -84,6 +87,7 @@ Json json_of_service(const ServePlan& plan, nbd::ServerRun& run, DiskFormat form
             {"uris", std::move(uris)},
             {"pid", getpid()}};
   if (plan.connect) json["device"] = Json(*plan.connect);
+  if (plan.control) json["control"] = Json(*plan.control);
   if (metrics) {
     json["metrics"] = Json{{"uri", metrics->address()}};
     if (const std::optional<std::string> socket = metrics->socket())
@@ -91,6 +95,8 @@ Json json_of_service(const ServePlan& plan, nbd::ServerRun& run, DiskFormat form
   }
   return json;
 }
+/// Where the image is that clients use now.
+using CurrentImage = std::function<Image*()>;
 
 /// It listens: says so to the user, to the file that names our process, and to a waiting parent.
 Task<void> announce(Session& session, const ServePlan& plan, nbd::ServerRun& run, DiskFormat format,
@@ -137,19 +143,19 @@ nbd::ListenPlan listen_plan_of(const ServePlan& plan) {
 
 /// Listens where the plan says; null: no metrics are wanted.
 Task<std::unique_ptr<MetricsServer>> offer_metrics(Session& session, const ServePlan& plan,
-                                                   const nbd::ServerRun& run, const Image* image) {
+                                                   const nbd::ServerRun& run, CurrentImage image) {
   if (!plan.metrics) co_return std::unique_ptr<MetricsServer>();
   const MetricsPlace place = co_await parse_metrics_place(*plan.metrics);
   Listener listener =
       place.socket ? co_await Listener::listen_unix(session.reactor(), *place.socket)
                    : co_await Listener::listen_tcp(session.reactor(), place.address, place.port);
   co_return co_await MetricsServer::make(session.reactor(), std::move(listener),
-                                         [&plan, &run, image] {
+                                         [&plan, &run, image = std::move(image)] {
                                            return metrics_page({.version = BYRE_VERSION,
                                                                 .export_name = plan.export_name,
                                                                 .server = &run.statistics(),
                                                                 .image_name = plan.image,
-                                                                .image = image});
+                                                                .image = image()});
                                          });
 }
 
@@ -162,11 +168,16 @@ void limit_handshakes(uint32_t seconds, nbd::ServerOptions& options) {
 
 /// Serves, and tells the user about it; until the end of the last request.
 Task<void> run_and_report(nbd::ServerRun& run, ServeReporter& reporter, const ServePlan& plan,
-                          Image* image, SignalWatch* check_signals, MetricsServer* metrics) {
+                          Image* image, SignalWatch* check_signals, MetricsServer* metrics,
+                          ServeControl* control) {
   const auto check = [&]() -> Task<void> {
     Progress progress;
     progress.stop_when([&run] { return run.ending(); });
-    co_await reporter.check(image, progress);
+    Image* const checked = control ? control->image(run) : image;
+    // A job may lead clients to another image meanwhile, which others may then close.
+    Child kept = control && checked ? Child::to(*checked).hold() : Child();
+    co_await reporter.check(checked, progress);
+    if (kept) co_await kept.close();
   };
   reporter.begin(!plan.quiet);
   if (metrics) run.beside(metrics->run(), [metrics] { metrics->stop(); });
@@ -183,11 +194,18 @@ Task<void> run_and_report(nbd::ServerRun& run, ServeReporter& reporter, const Se
   if (!served) co_await fail(served.error().copy());
 }
 
+/// A client of the monitor may ask the server to quit.
+Task<void> control_until_end(ServeControl& control, std::function<void()> stop) {
+  co_await control.run();
+  stop();
+}
+
 }  // namespace
 
 Result<uint16_t> parse_port(const std::string& text) {
   const Result<uint64_t> port = parse_number(text, 0, 65535);
-  if (!port) return invalid("Invalid port: ", quoted(text), " (0 to 65535; 0 is any that is free)");
+  if (!port)
+    return invalid("Invalid port: ", byre::quoted(text), " (0 to 65535; 0 is any that is free)");
   return static_cast<uint16_t>(*port);
 }
 
@@ -219,7 +237,7 @@ Result<MetricsPlace> parse_metrics_place(const std::string& text) {
   const Result<uint64_t> port =
       parse_number(colon == std::string::npos ? text : text.substr(colon + 1), 0, 65535);
   if (!port || place.address.empty()) {
-    return invalid("Invalid --metrics: ", quoted(text),
+    return invalid("Invalid --metrics: ", byre::quoted(text),
                    " ([HOST:]PORT, where port 0 is any that is free, or the path of a unix socket, "
                    "with a slash)");
   }
@@ -246,10 +264,9 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
   Disk disk = co_await open_served(session, opener, plan);
   if (plan.check_every && !disk.image) {
     co_await disk.device.close();
-    co_return invalid(quoted(plan.image), " is raw, which has no checks; leave --check-every out");
+    co_return invalid(byre::quoted(plan.image),
+                      " is raw, which has no checks; leave --check-every out");
   }
-  Result<std::vector<nbd::ExportContext>> contexts =
-      co_await contexts_of(disk.image, plan.bitmaps).result();
   KernelClient kernel(session.reactor());
   if (plan.connect) {
     Result<void> opened = co_await kernel.open(*plan.connect).result();
@@ -258,6 +275,14 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
       co_return std::move(opened).error();
     }
   }
+  std::unique_ptr<ServeControl> control;
+  if (plan.control) {
+    control = std::make_unique<ServeControl>(session, opener, plan);
+    control->adopt(disk);
+  }
+  Result<std::vector<nbd::ExportContext>> contexts =
+      control ? co_await control->contexts().result()
+              : co_await contexts_of(disk.image, plan.bitmaps).result();
   co_await put_overlay(opener, plan, disk);
   put_layers(plan, disk);
 
@@ -266,17 +291,19 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
                              .end_with_last_client = plan.until_last_client || plan.connect,
                              .report = [&](const Error& error) { reporter.error(error); }};
   if (plan.handshake_limit) limit_handshakes(*plan.handshake_limit, options);
-  nbd::ServerRun run(session.reactor(), std::move(disk.device), quoted(plan.image),
+  nbd::ServerRun run(session.reactor(), std::move(disk.device), byre::quoted(plan.image),
                      std::move(options));
   // Before somebody sees the socket: a signal that comes then ends it in order.
   Scope telling(session.reactor().ready());
   const auto stop = [&] {
     telling.spawn(kernel.leave(run));
+    if (control) control->stop();
     telling.spawn(manager.tell_stopping());
   };
-  const Session::Interruptible guard(session, {.about = quoted(plan.image),
+  const auto waiting_for = [&] { return control ? control->waiting_for(run) : run.waiting_for(); };
+  const Session::Interruptible guard(session, {.about = byre::quoted(plan.image),
                                                .stop = stop,
-                                               .waiting_for = [&] { return run.waiting_for(); },
+                                               .waiting_for = waiting_for,
                                                .is_server = true});
   Result<void> served;
   if (contexts) {
@@ -289,10 +316,13 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
   } else {
     served = std::move(contexts).error();
   }
+  if (served && control) served = co_await control->open(run).result();
   std::unique_ptr<MetricsServer> metrics;
   if (served) {
     Result<std::unique_ptr<MetricsServer>> offered =
-        co_await offer_metrics(session, plan, run, disk.image).result();
+        co_await offer_metrics(session, plan, run, [&run, &control, image = disk.image] {
+          return control ? control->image(run) : image;
+        }).result();
     if (offered) {
       metrics = *std::move(offered);
     } else {
@@ -306,7 +336,11 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
     co_await manager.tell_ready(cat("serving ", plan.image));
     telling.spawn(manager.feed_watchdog());
     SignalWatch* const check_signals = signals ? &*signals : nullptr;
-    served = co_await run_and_report(run, reporter, plan, disk.image, check_signals, metrics.get())
+    if (control) {
+      run.beside(control_until_end(*control, stop), [&control] { control->stop(); });
+    }
+    served = co_await run_and_report(run, reporter, plan, disk.image, check_signals, metrics.get(),
+                                     control.get())
                  .result();
   }
 
@@ -316,7 +350,7 @@ Task<int> serve_plan(Session& session, ServePlan plan) {
     co_await kernel.leave(run);
     const Result<void> left = co_await run.serve().result();
   }
-  Result<void> ended = co_await run.end().result();
+  Result<void> ended = control ? co_await control->end(run).result() : co_await run.end().result();
   Result<void> let_go = co_await kernel.end(run).result();
   manager.stop();
   co_await telling.join();

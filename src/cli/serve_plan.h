@@ -49,6 +49,7 @@ struct ServePlan {
   /// Seconds that a client has to attach; 0: as many as it likes.
   std::optional<uint32_t> handshake_limit;
 
+  std::optional<std::string> control;   ///< Where clients of a monitor connect (serve_control.h).
   std::optional<std::string> metrics;   ///< Where: [HOST:]PORT, or the path of a unix socket.
   std::optional<uint64_t> check_every;  ///< Seconds between two checks of the disk.
   bool check_on_signal = false;
@@ -63,6 +64,9 @@ struct ServePlan {
 Result<uint16_t> parse_port(const std::string& text);
 /// Both spellings are QEMU's.
 Result<DetectZeroesMode> parse_detect_zeroes(const std::string& text, DiscardPolicy discard);
+
+/// What does not go together with --control.
+Result<void> check_control(const ServePlan& plan);
 
 /// Where `text` says that metrics are to be had: [HOST:]PORT, or a path, which has a slash.
 struct MetricsPlace {
