@@ -15,7 +15,7 @@ namespace {
 /// What the overlay's header says of the node, or else is to say.
 Result<BackingName> name_in_header_of(const Image& overlay, const NamedNode& node) {
   const ImageHeader& head = overlay.head();
-  BYRE_TRY(name, name_in_header(node.entry(), head.backing_file));
+  BYRE_TRY(name, name_in_header(node.entry(), overlay.name(), head.backing_file));
   if (head.backing_file && head.extensions.backing_format) {
     name.format = *head.extensions.backing_format;
   }
@@ -228,7 +228,7 @@ class MakingSnapshot final : public ActionRun {
     return nodes().check_new_name(*args_.overlay);
   }
   Task<void> make_file(const NamedNode& node) const {
-    const BackingName below = co_await name_in_header(node.entry(), {});
+    const BackingName below = co_await name_in_header(node.entry(), args_.file, {});
     CreateDiskOptions options{.format = DiskFormat::qcow2, .replace = true};
     options.image.size = node.device().size();
     options.image.backing_file = below.file;
@@ -305,7 +305,7 @@ Task<Json> change_backing_file(Call& call, ChangeBacking args) {
                                          "read-only=false to change its header"));
   }
   co_await node->check_free();
-  BackingName name = co_await name_in_header(*image->backing(), args.file);
+  BackingName name = co_await name_in_header(*image->backing(), image->name(), args.file);
   if (const auto& said = image->head().extensions.backing_format) name.format = *said;
   // The same device again, under another name.
   Child same = Child::to(*image->backing());

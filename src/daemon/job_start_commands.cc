@@ -167,6 +167,19 @@ std::optional<size_t> depth_of_file(const std::vector<Device*>& layers, const st
 
 // --- blockdev-mirror -----------------------------------------------------------------------------
 
+/// What becomes of a copy that guests overtake.
+enum class ConvergeWord : uint8_t { report, automatic };
+const Enumeration& definition_of(const ConvergeWord*) {
+  static const Enumeration kWords({"report", "auto"});
+  return kWords;
+}
+Converge converge_of(ConvergeWord word) {
+  return word == ConvergeWord::automatic ? Converge::automatic : Converge::report;
+}
+constexpr std::string_view kConvergeHelp =
+    "when guests write faster than it copies: report: tell; auto: let them write to both disks "
+    "from then on";
+
 enum class CopyModeWord : uint8_t { background, write_blocking };
 const Enumeration& definition_of(const CopyModeWord*) {
   static const Enumeration kModes({"background", "write-blocking"});
@@ -340,7 +353,7 @@ Task<Json> block_commit(Call& call, CommitArgs args) {
   }
   const CommitBelowOptions options{
       .depth = static_cast<uint32_t>(base - top),
-      .base_name = co_await name_in_header(*layers[base], args.backing_file),
+      .base_name = co_await name_in_header(*layers[base], overlay->name(), args.backing_file),
       .filter_name = filter};
   MakeWork make = [overlay, options]() -> Result<std::unique_ptr<JobWork>> {
     BYRE_TRY(work, CommitBelow::make(Child::to(*overlay), options));
@@ -393,7 +406,7 @@ Task<Json> block_stream(Call& call, StreamArgs args) {
   StreamOptions options;
   if (base < layers.size()) {
     options.depth = static_cast<uint32_t>(base - 1);
-    options.base_name = co_await name_in_header(*layers[base], args.backing_file);
+    options.base_name = co_await name_in_header(*layers[base], image->name(), args.backing_file);
   } else if (args.backing_file) {
     co_return invalid("backing file specified, but streaming the entire chain");
   }

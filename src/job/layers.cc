@@ -2,6 +2,7 @@
 #include "job/layers.h"
 
 #include <algorithm>
+#include <filesystem>
 
 #include "block/graph.h"
 #include "block/raw.h"
@@ -70,7 +71,19 @@ Device& without_filters(Device& layer) {
   return *device;
 }
 
-Result<BackingName> name_in_header(Device& layer, const std::optional<std::string>& file) {
+/// The file `layer` as the header of the image at `image` has to call it.
+static std::string name_from(const std::string& image, const std::string& layer) {
+  if (layer.starts_with('/') || layer.find(':') != std::string::npos) return layer;
+  const std::filesystem::path folder = std::filesystem::path(image).parent_path();
+  const std::filesystem::path file(layer);
+  if (folder == file.parent_path()) return file.filename().string();
+  std::error_code unknown;
+  const std::filesystem::path whole = std::filesystem::absolute(file, unknown);
+  return unknown ? layer : whole.string();
+}
+
+Result<BackingName> name_in_header(Device& layer, const std::string& image,
+                                   const std::optional<std::string>& file) {
   for (Device* device = &layer; device != &without_filters(layer);) {
     const auto down = std::ranges::find(device->children(), Role::filtered, &Child::role);
     if (dynamic_cast<Slice*>(device) && !file) {
@@ -82,7 +95,7 @@ Result<BackingName> name_in_header(Device& layer, const std::optional<std::strin
     device = (*down)->get();
   }
   Device& device = without_filters(layer);
-  return BackingName{.file = file.value_or(device.name()),
+  return BackingName{.file = file.value_or(name_from(image, device.name())),
                      .format = dynamic_cast<Image*>(&device) ? "qcow2" : "raw"};
 }
 

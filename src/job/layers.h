@@ -21,9 +21,12 @@ Child* edge_in_chain(Device& top, const Device& base);
 
 /// What the layer is when filters above it (of throttling, bitmaps, jobs) are left out.
 Device& without_filters(Device& layer);
-/// What the header of an image above is to say of the layer; `file`, when the caller says it.
-/// Errc::unsupported for a part of a file: read by its name it would be another disk.
-Result<BackingName> name_in_header(Device& layer, const std::optional<std::string>& file);
+/// What the header of the image in the file `image` above is to say of the layer; `file`, when the
+/// caller says it.  Names in headers begin at the image's folder, those that users gave at the
+/// working directory.  Errc::unsupported for a part of a file: read by its name it would be another
+/// disk.
+Result<BackingName> name_in_header(Device& layer, const std::string& image,
+                                   const std::optional<std::string>& file);
 
 /// Where two chains meet: the first disk of `left` that is in `right` as well, the same file read
 /// as the same format, so that all below it is the same, too.
