@@ -62,6 +62,7 @@ CopyBeforeWrite::CopyBeforeWrite(Child file, Child target, const CopyBeforeWrite
       timeout_ns_(options.timeout_ns),
       compressed_(options.compressed),
       on_change_(options.on_change),
+      on_break_(options.on_break),
       locks_(reactor().ready()),
       late_(reactor().ready()) {
   target_.belong_to(*this, Role::other);
@@ -118,6 +119,7 @@ Task<void> CopyBeforeWrite::preserve(uint64_t offset, uint64_t length) {
   if (on_error_ == CbwError::break_guest_write) co_await fail(std::move(why));
   // Before the change goes down: who reads the snapshot looks here when he has read.
   broken_ = std::move(why);
+  if (on_break_) on_break_();
 }
 
 Task<void> CopyBeforeWrite::copy(Clusters clusters, bool* of_target) {

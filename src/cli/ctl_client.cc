@@ -40,6 +40,10 @@ Error explained(Error error, const std::string& refusal, const std::string& comm
   if (refusal == "DeviceNotFound" || said.starts_with("Cannot find device=")) {
     return Error(Errc::not_found, cat(said, "; `byre ctl nodes` shows the nodes there are"));
   }
+  if (said.find("x-byre-") != std::string::npos && said.ends_with("is unexpected")) {
+    return Error(Errc::unsupported,
+                 cat(said, ": only a daemon that runs as `byre daemon` or `byre serve` has that"));
+  }
   if (command == "block-export-del") {
     return Error(error.code(), cat(said, "; `byre ctl exports` shows the exports there are"));
   }

@@ -47,6 +47,13 @@ Task<int> exports(Session& session, Args args) {
   co_return 0;
 }
 
+/// What is to be said of a job beside its state.
+std::string note_on(const Json& job) {
+  if (truth_at(job, "x-byre-went-write-blocking")) return "guests write to both disks";
+  if (truth_at(job, "x-byre-overtaken")) return "guests write faster than it copies";
+  return {};
+}
+
 std::string done_text(const Json& job) {
   const uint64_t done = number_at(job, "current-progress");
   const uint64_t total = number_at(job, "total-progress");
@@ -58,7 +65,7 @@ Task<int> jobs(Session& session, Args args) {
   const Client client = co_await connect(session, std::move(args));
   Json all = co_await ask(*client, "query-jobs");
   const Json details = co_await ask(*client, "query-block-jobs");
-  Rows rows = {{"JOB", "TYPE", "STATE", "DONE", "LIMIT", "ERROR"}};
+  Rows rows = {{"JOB", "TYPE", "STATE", "DONE", "LIMIT", "ERROR", "NOTE"}};
   for (Json& job : all) {
     // Both lists tell a part.
     const Json* const more = find_by(details, "device", text_at(job, "id"));
@@ -66,7 +73,7 @@ Task<int> jobs(Session& session, Args args) {
     const uint64_t speed = number_at(job, "speed");
     rows.push_back({text_at(job, "id"), text_at(job, "type"), text_at(job, "status"),
                     done_text(job), speed == 0 ? "none" : cat(size_text(speed), "/s"),
-                    text_at(job, "error")});
+                    text_at(job, "error"), note_on(job)});
   }
   show(session, all, rows);
   co_return 0;

@@ -35,6 +35,10 @@ Arguments start_arguments() {
       socket_argument<A>()};
 }
 
+constexpr std::string_view kConverge =
+    "when guests write faster than it copies: report (the default): 'byre ctl jobs' and 'wait' say "
+    "so; auto: guests write to both disks from then on, at the speed of the slower one";
+
 constexpr std::string_view kOnError =
     "report (the default): the job fails; ignore: it tries again later; stop: it pauses until "
     "'byre ctl resume'; enospc: stop for a full disk, else report";
@@ -87,7 +91,7 @@ Result<void> check_progress(const StartArgs& args) {
 // --- Into the chain ------------------------------------------------------------------------------
 
 struct CommitArgs : StartArgs {
-  std::optional<std::string> base, top, on_error;
+  std::optional<std::string> base, top, on_error, converge;
   bool no_pivot = false;
 };
 
@@ -99,6 +103,7 @@ Task<int> commit(Session& session, CommitArgs args) {
   set(arguments, "base-node", args.base);
   set(arguments, "top-node", args.top);
   set(arguments, "on-error", args.on_error);
+  set(arguments, "x-byre-converge", args.converge);
   {
     const Client client = co_await connect(session, args);
     Result<Json> begun = co_await ask(*client, "block-commit", std::move(arguments)).result();
@@ -184,7 +189,7 @@ Task<int> copy(Session& session, CopyArgs args, std::string command, Json argume
 }
 
 struct MirrorArgs : CopyArgs {
-  std::optional<std::string> copy_mode;
+  std::optional<std::string> copy_mode, converge;
   bool pivot = false;
 };
 
@@ -194,13 +199,14 @@ Task<int> mirror(Session& session, MirrorArgs args) {
   const std::string id = id_of(args, "mirror");
   Json arguments = job_arguments(args, id);
   set(arguments, "copy-mode", args.copy_mode);
+  set(arguments, "x-byre-converge", args.converge);
   WaitOptions options{.job = id, .complete = args.pivot, .progress = args.progress};
   co_return co_await copy(session, args, "blockdev-mirror", std::move(arguments),
                           std::move(options));
 }
 
 struct BackupArgs : CopyArgs {
-  std::optional<std::string> bitmap, bitmap_mode;
+  std::optional<std::string> bitmap, bitmap_mode, on_cbw_error, cbw_timeout;
   bool compress = false;
 };
 
@@ -210,6 +216,15 @@ Task<int> backup(Session& session, BackupArgs args) {
   Json arguments = job_arguments(args, id);
   set(arguments, "bitmap", args.bitmap);
   set(arguments, "bitmap-mode", args.bitmap_mode);
+  set(arguments, "x-byre-on-cbw-error", args.on_cbw_error);
+  if (args.cbw_timeout) {
+    const Result<uint64_t> seconds = parse_number(*args.cbw_timeout, 0, UINT32_MAX);
+    if (!seconds) {
+      co_return invalid("Invalid --cbw-timeout: ", byre::quoted(*args.cbw_timeout),
+                        " (seconds; 0: any time)");
+    }
+    arguments["x-byre-cbw-timeout"] = *seconds;
+  }
   if (args.compress) arguments["compress"] = true;
   if (args.bitmap && !args.sync) args.sync = args.bitmap_mode ? "bitmap" : "incremental";
   WaitOptions options{.job = id, .progress = args.progress};
@@ -234,6 +249,7 @@ Definitions start_commands() {
                 option("--top", "NODE", &CommitArgs::top,
                        "the uppermost of those that are committed; the disk itself without it"),
                 option("--on-error", "ACTION", &CommitArgs::on_error, kOnError),
+                option("--converge", "HOW", &CommitArgs::converge, kConverge),
                 flag("--no-pivot", &CommitArgs::no_pivot,
                      "with --wait: leave the job when it is ready, and its users where they are"),
                 start_arguments<CommitArgs>()},
@@ -260,6 +276,7 @@ Definitions start_commands() {
                 option("--copy-mode", "MODE", &MirrorArgs::copy_mode,
                        "background (the default); write-blocking: what is written goes to both at "
                        "once"),
+                option("--converge", "HOW", &MirrorArgs::converge, kConverge),
                 flag("--pivot", &MirrorArgs::pivot, "with --wait: complete it once it is ready"),
                 start_arguments<MirrorArgs>()},
        .run = mirror});
@@ -274,6 +291,13 @@ Definitions start_commands() {
                 option("--bitmap-mode", "MODE", &BackupArgs::bitmap_mode,
                        "when the bitmap begins anew: on-success, never or always (--sync bitmap)"),
                 flag("--compress", &BackupArgs::compress, "write compressed clusters"),
+                option("--on-cbw-error", "WHAT", &BackupArgs::on_cbw_error,
+                       "when what a guest is about to change cannot be copied first: "
+                       "break-snapshot (the default): the backup fails, and the guest goes on; "
+                       "break-guest-write: the guest's request fails"),
+                option("--cbw-timeout", "SECONDS", &BackupArgs::cbw_timeout,
+                       "how long such a copy may hold up a guest: 30 is the default; 0: as "
+                       "long as it takes"),
                 start_arguments<BackupArgs>()},
        .run = backup});
   return {&kCommit, &kStream, &kMirror, &kBackup};

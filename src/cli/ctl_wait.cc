@@ -124,6 +124,7 @@ class Waiting {
                               job.id, "' ends it\n"));
     }
     tell_when_held(job);
+    tell_when_overtaken(job);
     co_return Code();
   }
 
@@ -134,6 +135,24 @@ class Waiting {
       session_.print(text);
     }
     return 0;
+  }
+
+  void tell_when_overtaken(const JobFacts& job) {
+    const std::string name = byre::quoted(job.id);
+    if (job.went_blocking && !std::exchange(told_blocking_, true)) {
+      told_overtaken_ = true;
+      session_.note(cat("job ", name,
+                        ": guests wrote faster than it copies, so they write to both disks now, at "
+                        "the speed of the slower one\n"));
+    }
+    if (job.overtaken && !std::exchange(told_overtaken_, true)) {
+      session_.note(cat("job ", name,
+                        ": guests write faster than it copies, so it may never be ready: 'byre ctl "
+                        "speed ",
+                        job.id,
+                        "' changes its limit, and --converge auto would let guests write "
+                        "to both disks\n"));
+    }
   }
 
   void tell_when_held(const JobFacts& job) {
@@ -198,6 +217,8 @@ class Waiting {
   bool completed_ = false;
   unsigned held_looks_ = 0;  ///< So often it was paused, one after another.
   bool told_held_ = false;
+  bool told_overtaken_ = false;
+  bool told_blocking_ = false;
 };
 
 }  // namespace
@@ -211,7 +232,9 @@ Task<std::optional<JobFacts>> look_at_job(qmp::Client& client, std::string id) {
                  .status = text_at(*job, "status"),
                  .error = text_at(*job, "error"),
                  .done = number_at(*job, "current-progress"),
-                 .total = number_at(*job, "total-progress")};
+                 .total = number_at(*job, "total-progress"),
+                 .overtaken = truth_at(*job, "x-byre-overtaken"),
+                 .went_blocking = truth_at(*job, "x-byre-went-write-blocking")};
   const Json block_jobs = co_await ask(client, "query-block-jobs");
   if (const Json* const more = find_by(block_jobs, "device", id)) {
     facts.auto_dismiss = truth_at(*more, "auto-dismiss");

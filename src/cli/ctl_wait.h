@@ -23,6 +23,8 @@ struct JobFacts {
   uint64_t done = 0, total = 0;
   bool auto_dismiss = false;
   bool auto_finalize = true;
+  bool overtaken = false;      ///< Guests write faster than it copies.
+  bool went_blocking = false;  ///< And write to both disks because of that.
 
   bool is_over() const { return status == "concluded"; }
   bool is_ready() const { return status == "ready"; }

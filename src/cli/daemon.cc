@@ -117,7 +117,7 @@ std::string status_of(Daemon& daemon) {
 
 Task<int> run_daemon(Session& session, DaemonArgs args) {
   if (args.list_commands) {
-    qmp::CommandSet commands;
+    qmp::CommandSet commands(!session.compatibility_name());
     qmp::add_all(commands);
     session.print(qmp::describe_commands(commands));
     co_return 0;
@@ -142,6 +142,7 @@ Task<int> run_daemon(Session& session, DaemonArgs args) {
                  .package = cat("byre ", BYRE_VERSION),
                  // Under QEMU's name scripts that listen on the network go on working.
                  .allow_remote = args.allow_remote || session.compatibility_name(),
+                 .as_qemu = session.compatibility_name(),
                  .root = rooted.get(),
                  .note = [&](const std::string& text) { session.note(cat(text, "\n")); },
                  .warn = [&](const std::string& text) { session.warn(text); },

@@ -60,6 +60,7 @@ Daemon::Daemon(Reactor& reactor, Options options)
           reactor, nodes_,
           {.deleted = [this](const std::string& id) { emit("BLOCK_EXPORT_DELETED", {{"id", id}}); },
            .report = [this](const Error& error) { options_.warn(error.message()); }}),
+      commands_(!options_.as_qemu),
       turn_(reactor.ready()),
       realm_{.daemon = this,
              .commands = commands_,
@@ -187,11 +188,11 @@ Task<void> Daemon::give_up_later() {
   }
 }
 
-Task<void> Daemon::end() {
 void Daemon::expect_end() {
   if (!std::exchange(end_expected_, true)) giving_up_.spawn(give_up_later());
 }
 
+Task<void> Daemon::end() {
   quitting_ = true;
   Result<void> closed;
   expect_end();

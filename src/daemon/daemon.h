@@ -71,6 +71,8 @@ class Daemon {
     std::string qemu_version;  ///< "10.0.0"
     std::string package;       ///< Who it really is.
     bool allow_remote = false;
+    /// Called by QEMU's name: nothing that QEMU does not have, and its defaults.
+    bool as_qemu = false;
     /// Beneath which all lies that commands open by path; `files` is it, then.  Null: anywhere.
     const RootedOpener* root = nullptr;
     /// Told what users should know.
@@ -92,11 +94,11 @@ class Daemon {
   /// Safe to call at any time, and again.
   void quit();
   bool quitting() const { return quitting_; }
-  Task<void> end();
-
   /// The end is near: what waits for another server is given up when it has taken kGiveUpAfter.
   /// end() does that itself; who has something to end before calls it first.  Safe to call again.
   void expect_end();
+  Task<void> end();
+
   Reactor& reactor() { return reactor_; }
   Nodes& nodes() { return nodes_; }
   BlockExports& exports() { return exports_; }
@@ -142,11 +144,11 @@ class Daemon {
   std::unique_ptr<DaemonJobs> jobs_;
   Scope serving_;
   Event asked_to_quit_;
-  bool quitting_ = false;
-  bool ended_ = false;  ///< All nodes are closed.
   Scope giving_up_;
   Op give_up_timer_;
   bool end_expected_ = false;
+  bool quitting_ = false;
+  bool ended_ = false;  ///< All nodes are closed.
 };
 
 }  // namespace byre

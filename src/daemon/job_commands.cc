@@ -185,13 +185,30 @@ const Command<Change> kChange({.name = "block-job-change",
 
 // --- What there is -------------------------------------------------------------------------------
 
+std::vector<Field> job_fields() {
+  return {result_field<std::string>("id", "its name"),
+          result_field<std::string>("type", "its kind"),
+          result_field<std::string>("status", "its state"),
+          result_field<int64_t>("current-progress", "how much is done"),
+          result_field<int64_t>("total-progress", "of how much"),
+          result_field<std::string>("error", "why it failed", true)};
+}
 const Type& list_of_jobs() {
-  static const Struct kJob({result_field<std::string>("id", "its name"),
-                            result_field<std::string>("type", "its kind"),
-                            result_field<std::string>("status", "its state"),
-                            result_field<int64_t>("current-progress", "how much is done"),
-                            result_field<int64_t>("total-progress", "of how much"),
-                            result_field<std::string>("error", "why it failed", true)});
+  static const Struct kJob(job_fields());
+  static const Array kList(kJob);
+  return kList;
+}
+/// With what QEMU does not have.
+const Type& own_list_of_jobs() {
+  static const Struct kJob = [] {
+    std::vector<Field> fields = job_fields();
+    fields.push_back(
+        result_field<bool>("x-byre-overtaken", "true: guests write faster than it copies", true));
+    fields.push_back(result_field<bool>(
+        "x-byre-went-write-blocking",
+        "true: because of that guests write to both disks, as x-byre-converge has it", true));
+    return Struct(std::move(fields));
+  }();
   static const Array kList(kJob);
   return kList;
 }
@@ -204,6 +221,11 @@ Task<Json> query_jobs(Call& call, Nothing) {
                 {"type", name_of(job->kind())},
                 {"id", job->id()}};
     if (job->error()) one["error"] = job->error().message();
+    const auto* const mirror = dynamic_cast<const Mirror*>(&job->work());
+    if (mirror && call.daemon().commands().has_own()) {
+      if (mirror->is_overtaken()) one["x-byre-overtaken"] = true;
+      if (mirror->has_gone_blocking()) one["x-byre-went-write-blocking"] = true;
+    }
     list.push_back(std::move(one));
   }
   co_return std::move(list);
@@ -212,6 +234,10 @@ const Command<> kQueryJobs({.name = "query-jobs",
                             .help = "the jobs there are",
                             .result = &list_of_jobs(),
                             .run = query_jobs});
+const Command<> kOwnQueryJobs({.name = "query-jobs",
+                               .help = "the jobs there are",
+                               .result = &own_list_of_jobs(),
+                               .run = query_jobs});
 
 std::string_view name_of_status(JobIoStatus status) {
   return status == JobIoStatus::ok ? "ok" : status == JobIoStatus::no_space ? "nospace" : "failed";
@@ -312,7 +338,7 @@ void add_job_commands(CommandSet& set) {
   for (const AnyCommand* command : std::initializer_list<const AnyCommand*>{
            &kPause, &kResume, &kCancel, &kComplete, &kFinalize, &kDismiss, &kBlockPause,
            &kBlockResume, &kBlockCancel, &kBlockComplete, &kBlockFinalize, &kBlockDismiss,
-           &kSetSpeed, &kChange, &kQueryJobs, &kQueryBlockJobs}) {
+           &kSetSpeed, &kChange, set.has_own() ? &kOwnQueryJobs : &kQueryJobs, &kQueryBlockJobs}) {
     set.add(*command);
   }
   for (const EventDefinition* event :

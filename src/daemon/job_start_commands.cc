@@ -196,9 +196,10 @@ struct MirrorArgs : JobArgs {
   OnErrorWord on_target_error = OnErrorWord::report;
   CopyModeWord copy_mode = CopyModeWord::background;
   std::optional<int64_t> buf_size;
+  ConvergeWord converge = ConvergeWord::report;
 };
-const Struct& definition_of(const MirrorArgs*) {
-  static const Struct kStruct(with_job_fields<MirrorArgs>(
+std::vector<Field> mirror_fields() {
+  return with_job_fields<MirrorArgs>(
       {field("device", &MirrorArgs::device, "what is mirrored"),
        field("target", &MirrorArgs::target, "the node that gets the copy"),
        field("replaces", &MirrorArgs::replaces, "the node whose users are led to the target"),
@@ -208,7 +209,20 @@ const Struct& definition_of(const MirrorArgs*) {
        with_default("on-source-error", &MirrorArgs::on_source_error, "when a read fails"),
        with_default("on-target-error", &MirrorArgs::on_target_error, "when a write fails"),
        with_default("copy-mode", &MirrorArgs::copy_mode,
-                    "write-blocking: guests write to both devices")}));
+                    "write-blocking: guests write to both devices")});
+}
+const Struct& definition_of(const MirrorArgs*) {
+  static const Struct kStruct(mirror_fields());
+  return kStruct;
+}
+/// With what QEMU does not have.
+struct OwnMirrorArgs : MirrorArgs {};
+const Struct& definition_of(const OwnMirrorArgs*) {
+  static const Struct kStruct = [] {
+    std::vector<Field> fields = mirror_fields();
+    fields.push_back(with_default("x-byre-converge", &MirrorArgs::converge, kConvergeHelp));
+    return Struct(std::move(fields));
+  }();
   return kStruct;
 }
 
@@ -261,6 +275,7 @@ Task<Json> blockdev_mirror(Call& call, MirrorArgs args) {
   options.filter.mode = args.copy_mode == CopyModeWord::background ? MirrorMode::background
                                                                    : MirrorMode::write_blocking;
   options.copies_nothing = args.sync == SyncWord::none;
+  options.converge = converge_of(args.converge);
   options.filter.backing_comes_later =
       backing_comes_later(*target, options.filter.above != 0 || options.copies_nothing);
   options.filter.target_is_zero =
@@ -275,10 +290,17 @@ Task<Json> blockdev_mirror(Call& call, MirrorArgs args) {
       Child::to(source->entry()), Child::to(target->entry()), std::move(options));
   co_return co_await start(call, std::move(work), std::move(job));
 }
+constexpr std::string_view kMirrorHelp =
+    "copies a disk in use to another node, keeps both alike, and leads its users there in the end";
 const Command<MirrorArgs> kMirror({.name = "blockdev-mirror",
-                                   .help = "copies a disk in use to another node, keeps both "
-                                           "alike, and leads its users there in the end",
+                                   .help = kMirrorHelp,
                                    .run = blockdev_mirror});
+Task<Json> own_mirror(Call& call, OwnMirrorArgs args) {
+  co_return co_await blockdev_mirror(call, std::move(args));
+}
+const Command<OwnMirrorArgs> kOwnMirror({.name = "blockdev-mirror",
+                                         .help = kMirrorHelp,
+                                         .run = own_mirror});
 
 // --- block-commit --------------------------------------------------------------------------------
 
@@ -287,9 +309,10 @@ struct CommitArgs : JobArgs {
   std::optional<std::string> base_node, base, top_node, top, backing_file;
   bool backing_mask_protocol = false;
   OnErrorWord on_error = OnErrorWord::report;
+  std::optional<ConvergeWord> converge;
 };
-const Struct& definition_of(const CommitArgs*) {
-  static const Struct kStruct(with_job_fields<CommitArgs>(
+std::vector<Field> commit_fields() {
+  return with_job_fields<CommitArgs>(
       {field("device", &CommitArgs::device, "the disk in whose chain it happens"),
        field("base-node", &CommitArgs::base_node, "what is committed into; the lowest without it"),
        field("base", &CommitArgs::base, "the same by its file name"),
@@ -299,7 +322,20 @@ const Struct& definition_of(const CommitArgs*) {
              "what the header of the image above is to say"),
        with_default("backing-mask-protocol", &CommitArgs::backing_mask_protocol,
                     "a base that is no image is called raw, which is always done"),
-       with_default("on-error", &CommitArgs::on_error, "when a request fails")}));
+       with_default("on-error", &CommitArgs::on_error, "when a request fails")});
+}
+const Struct& definition_of(const CommitArgs*) {
+  static const Struct kStruct(commit_fields());
+  return kStruct;
+}
+/// With what QEMU does not have.
+struct OwnCommitArgs : CommitArgs {};
+const Struct& definition_of(const OwnCommitArgs*) {
+  static const Struct kStruct = [] {
+    std::vector<Field> fields = commit_fields();
+    fields.push_back(field("x-byre-converge", &CommitArgs::converge, kConvergeHelp));
+    return Struct(std::move(fields));
+  }();
   return kStruct;
 }
 
@@ -338,12 +374,18 @@ Task<Json> block_commit(Call& call, CommitArgs args) {
     if (args.backing_file) {
       co_return invalid("'backing-file' specified, but 'top' is the active layer");
     }
-    MakeWork make = [device, base, filter]() -> Result<std::unique_ptr<JobWork>> {
+    const Converge converge = converge_of(args.converge.value_or(ConvergeWord::report));
+    MakeWork make = [device, base, filter, converge]() -> Result<std::unique_ptr<JobWork>> {
       BYRE_TRY(work, Mirror::commit_into(Child::to(device->entry()), static_cast<uint32_t>(base),
-                                         {.filter_name = filter}));
+                                         {.converge = converge, .filter_name = filter}));
       return std::unique_ptr<JobWork>(std::move(work));
     };
     co_return co_await start_writing(call, {layers[base]}, std::move(job), std::move(make));
+  }
+  if (args.converge) {
+    co_return invalid(
+        "'x-byre-converge' is for the commit of the disk itself: guests do not write to a 'top' "
+        "that lies below it");
   }
   Device* overlay = layers[top - 1];
   while (!dynamic_cast<Image*>(overlay)) {
@@ -361,10 +403,17 @@ Task<Json> block_commit(Call& call, CommitArgs args) {
   };
   co_return co_await start_writing(call, {overlay, layers[base]}, std::move(job), std::move(make));
 }
+constexpr std::string_view kCommitHelp =
+    "moves what a disk, or images below it, have into one further below";
 const Command<CommitArgs> kCommit({.name = "block-commit",
-                                   .help = "moves what a disk, or images below it, have into one "
-                                           "further below",
+                                   .help = kCommitHelp,
                                    .run = block_commit});
+Task<Json> own_commit(Call& call, OwnCommitArgs args) {
+  co_return co_await block_commit(call, std::move(args));
+}
+const Command<OwnCommitArgs> kOwnCommit({.name = "block-commit",
+                                         .help = kCommitHelp,
+                                         .run = own_commit});
 
 // --- block-stream --------------------------------------------------------------------------------
 
@@ -436,6 +485,12 @@ BitmapSync bitmap_sync_of(BitmapModeWord word) {
                                             : BitmapSync::always;
 }
 
+enum class CbwErrorWord : uint8_t { break_guest_write, break_snapshot };
+const Enumeration& definition_of(const CbwErrorWord*) {
+  static const Enumeration kWords({"break-guest-write", "break-snapshot"});
+  return kWords;
+}
+
 struct BackupArgs : JobArgs {
   std::string device;
   std::string target;
@@ -445,9 +500,12 @@ struct BackupArgs : JobArgs {
   bool compress = false;
   OnErrorWord on_source_error = OnErrorWord::report;
   OnErrorWord on_target_error = OnErrorWord::report;
+  // As QEMU has it; OwnBackupArgs has other defaults.
+  CbwErrorWord on_cbw_error = CbwErrorWord::break_guest_write;
+  uint32_t cbw_timeout = 0;
 };
-const Struct& definition_of(const BackupArgs*) {
-  static const Struct kStruct(with_job_fields<BackupArgs>(
+std::vector<Field> backup_fields() {
+  return with_job_fields<BackupArgs>(
       {field("device", &BackupArgs::device, "what is backed up, as it is now"),
        field("target", &BackupArgs::target, "the node that gets it"),
        field("sync", &BackupArgs::sync,
@@ -462,7 +520,31 @@ const Struct& definition_of(const BackupArgs*) {
        refused_field(
            "discard-source",
            "guests may still need what was copied; discard it yourself when the backup has ended"),
-       refused_field("x-perf", "requests are tuned by byre itself")}));
+       refused_field("x-perf", "requests are tuned by byre itself")});
+}
+const Struct& definition_of(const BackupArgs*) {
+  static const Struct kStruct(backup_fields());
+  return kStruct;
+}
+/// With what QEMU does not have: a backup that cannot go on never fails a guest's request.
+struct OwnBackupArgs : BackupArgs {
+  static constexpr uint32_t kTimeout = 30;
+  OwnBackupArgs() {
+    on_cbw_error = CbwErrorWord::break_snapshot;
+    cbw_timeout = kTimeout;
+  }
+};
+const Struct& definition_of(const OwnBackupArgs*) {
+  static const Struct kStruct = [] {
+    std::vector<Field> fields = backup_fields();
+    fields.push_back(
+        with_default("x-byre-on-cbw-error", &BackupArgs::on_cbw_error,
+                     "when what a guest is about to change cannot be copied: break-snapshot (the "
+                     "default): the backup fails; break-guest-write: the guest's request"));
+    fields.push_back(with_default("x-byre-cbw-timeout", &BackupArgs::cbw_timeout,
+                                  "seconds that such a copy may take: 30 without it; 0: any time"));
+    return Struct(std::move(fields));
+  }();
   return kStruct;
 }
 
@@ -494,7 +576,10 @@ class NodeBitmap final : public BackupBitmap {
 /// What a backup is to be, from its arguments.
 Result<BackupOptions> backup_options(NamedNode& source, const BackupArgs& args) {
   BackupOptions options{.only_on_change = args.sync == SyncWord::none,
-                        .on_cbw_error = CbwError::break_guest_write,
+                        .on_cbw_error = args.on_cbw_error == CbwErrorWord::break_snapshot
+                                            ? CbwError::break_snapshot
+                                            : CbwError::break_guest_write,
+                        .cbw_timeout_ns = args.cbw_timeout * kSecond,
                         .compressed = args.compress};
   const bool has_base = layers_of(source.entry()).size() > 1;
   options.top_only = args.sync == SyncWord::top && has_base;
@@ -572,6 +657,10 @@ std::unique_ptr<ActionRun> starting_backup(Call& call, BackupArgs args) {
   return std::make_unique<StartingBackup>(call, std::move(args));
 }
 const Action<BackupArgs> kBackupAction("blockdev-backup", starting_backup);
+std::unique_ptr<ActionRun> starting_own_backup(Call& call, OwnBackupArgs args) {
+  return starting_backup(call, std::move(args));
+}
+const Action<OwnBackupArgs> kOwnBackupAction("blockdev-backup", starting_own_backup);
 
 Task<Json> blockdev_backup(Call& call, BackupArgs args) {
   StartingBackup backup(call, std::move(args));
@@ -579,18 +668,30 @@ Task<Json> blockdev_backup(Call& call, BackupArgs args) {
   co_await backup.finish();
   co_return Json();
 }
+constexpr std::string_view kBackupHelp = "copies a disk in use as it is at this moment";
 const Command<BackupArgs> kBackup({.name = "blockdev-backup",
-                                   .help = "copies a disk in use as it is at this moment",
+                                   .help = kBackupHelp,
                                    .run = blockdev_backup});
+Task<Json> own_backup(Call& call, OwnBackupArgs args) {
+  co_return co_await blockdev_backup(call, std::move(args));
+}
+const Command<OwnBackupArgs> kOwnBackup({.name = "blockdev-backup",
+                                         .help = kBackupHelp,
+                                         .run = own_backup});
 
 }  // namespace
 
 void add_job_start_commands(CommandSet& set) {
-  for (const AnyCommand* command :
-       std::initializer_list<const AnyCommand*>{&kMirror, &kCommit, &kStream, &kBackup}) {
-    set.add(*command);
+  using Commands = std::initializer_list<const AnyCommand*>;
+  const Commands commands = set.has_own()
+                                ? Commands{&kOwnMirror, &kOwnCommit, &kStream, &kOwnBackup}
+                                : Commands{&kMirror, &kCommit, &kStream, &kBackup};
+  for (const AnyCommand* command : commands) set.add(*command);
+  if (set.has_own()) {
+    set.add(kOwnBackupAction);
+  } else {
+    set.add(kBackupAction);
   }
-  set.add(kBackupAction);
 }
 
 }  // namespace byre::qmp

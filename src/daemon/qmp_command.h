@@ -138,6 +138,10 @@ class Action final : public AnyAction {
 /// All that clients can ask for, and hear of.
 class CommandSet {
  public:
+  CommandSet() = default;
+  /// `has_own`: with arguments and members that QEMU does not have; their names begin with x-byre-.
+  explicit CommandSet(bool has_own) : has_own_(has_own) {}
+  bool has_own() const { return has_own_; }
   void add(const AnyCommand& command) { commands_.push_back(&command); }
   /// One that depends on what else is in the set; comes last.
   void own(std::unique_ptr<const AnyCommand> command) {
@@ -158,6 +162,7 @@ class CommandSet {
   std::vector<std::unique_ptr<const AnyCommand>> owned_;
   std::vector<const EventDefinition*> events_;
   std::vector<const AnyAction*> actions_;
+  bool has_own_ = false;
 };
 
 /// What query-qmp-schema answers.

@@ -70,6 +70,7 @@ Task<void> Backup::enter_graph(Job& job, const Drain& drain) {
                                  .timeout_ns = options_.cbw_timeout_ns,
                                  .cluster_size_min = options_.cluster_size_min,
                                  .compressed = options_.compressed};
+  options.on_break = [&job] { job.fail_soon(); };
   if (options_.bitmap) {
     wanted_ = co_await options_.bitmap->read();
     changed_ = std::make_unique<DirtyBits>(wanted_->size(), wanted_->granularity_bits(),
@@ -99,8 +100,8 @@ Task<void> Backup::run(Job& job) {
   co_await take_moment(job, nullptr);
   job.progress().set_total(wanted_ ? wanted_->dirty_bytes() : source_->size());
   if (options_.only_on_change) {
-    while (!job.is_cancelled()) co_await job.changed().wait();
-    co_await fail(job.cancelled_error());
+    while (!job.is_cancelled() && !filter()->broken()) co_await job.changed().wait();
+    co_await fail(job.is_cancelled() ? job.cancelled_error() : filter()->broken().copy());
   }
   Scope workers(job.reactor().ready());
   for (unsigned i = 0; i < options_.requests_max; ++i) workers.spawn(worker(job));
@@ -214,6 +215,8 @@ void Backup::interrupt() {
 }
 
 Task<void> Backup::clean(Job&) {
+  // Somebody may keep the filter: it has no job any more.
+  if (filter()) filter()->break_snapshot(Error(Errc::denied, "the backup has ended"));
   for (Child* edge : {&filter_, &target_, &source_}) {
     if (!*edge) continue;
     (void)co_await edge->close().result();

@@ -9,12 +9,12 @@
 ///   3. The target is flushed.  Guests are drained; the bitmap becomes what they have changed since
 ///      the moment, in one durable step; the filter leaves.
 /// Invariant (docs/engine.md, G6, J4): the target holds the wanted parts as they were at the
-/// moment, durably, when the job ends well; a job whose snapshot broke fails. Invariant: until the
-/// job has ended well the bitmap in the image is a superset of what it had and what was changed
-/// since, so a backup that fails or is cut off costs nothing but its target. Cost: each cluster
-/// once; guests wait for copies of what they change (copy_before_write.h). Memory: requests_max
-/// pieces; with a bitmap a bit for each of its granules that guests change. Not here: images made
-/// for the target; checksums.
+/// moment, durably, when the job ends well; a job whose snapshot broke fails, soon. Invariant:
+/// until the job has ended well the bitmap in the image is a superset of what it had and what was
+/// changed since, so a backup that fails or is cut off costs nothing but its target. Cost: each
+/// cluster once; guests wait for copies of what they change (copy_before_write.h). Memory:
+/// requests_max pieces; with a bitmap a bit for each of its granules that guests change. Not here:
+/// images made for the target; checksums.
 #pragma once
 
 #include <memory>

@@ -251,6 +251,12 @@ Task<bool> Job::retries(JobSide side, const Error& error) {
   co_return !cancelled_;
 }
 
+void Job::fail_soon() {
+  if (std::exchange(failing_, true)) return;
+  wake();
+  list_.interrupt_later(*this);
+}
+
 void Job::set_ready() {
   if (std::exchange(ready_, true)) return;
   // A pause that is not yet shown is shown as standby.

@@ -164,6 +164,9 @@ class Job {
   /// A request has failed: true when it is to be tried again, now.  Waits as long as the job is
   /// stopped by it.  Without a pass.
   Task<bool> retries(JobSide side, const Error& error);
+  /// The work can only fail from here on: it waits for no speed, and what is under way is given up
+  /// when it has not ended soon, as after a cancel.
+  void fail_soon();
   /// The target is like the source; from here on somebody may complete the job.
   void set_ready();
   bool is_cancelled() const { return cancelled_; }
@@ -182,7 +185,7 @@ class Job {
   Task<void> live();
   void set_status(JobStatus status);
   void tell(JobEvent event);
-  bool is_limited() const { return !cancelled_ && !completing_; }
+  bool is_limited() const { return !cancelled_ && !completing_ && !failing_; }
   void show_pause();
   Task<void> watch_pause();
   void open_gate();
@@ -209,6 +212,7 @@ class Job {
   bool completing_ = false;
   bool soft_cancelled_ = false;
   bool cancelled_ = false;
+  bool failing_ = false;  ///< fail_soon()
   JobIoStatus io_status_ = JobIoStatus::ok;
   Error error_;
 };

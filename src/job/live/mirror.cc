@@ -147,8 +147,8 @@ void Mirror::look_at_round(Job& job) {
   const uint64_t before = std::exchange(round_began_, dirty);
   if (++rounds_ < 3 || dirty < kRoundMin) return;
   overtaken_ = dirty > before / 2;
-  if (overtaken_ && options_.converge == Converge::automatic) {
-    (void)set_mode(MirrorMode::write_blocking);
+  if (overtaken_ && options_.converge == Converge::automatic && mode() == MirrorMode::background) {
+    gone_blocking_ = set_mode(MirrorMode::write_blocking).has_value();
   }
 }
 

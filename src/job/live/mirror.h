@@ -66,6 +66,8 @@ class Mirror final : public JobWork {
   const MirrorFilter* filter_in_use() const { return entered_ ? &filter() : nullptr; }
   /// Did guests change more than could be copied?
   bool is_overtaken() const { return overtaken_; }
+  /// Did it let guests write to both devices because of that?
+  bool has_gone_blocking() const { return gone_blocking_; }
   /// Do both hold the same, and get the same?
   bool is_in_sync_actively() const {
     return filter_ && !filter().is_dirty() && mode() == MirrorMode::write_blocking;
@@ -113,4 +115,5 @@ class Mirror final : public JobWork {
   bool overtaken_ = false;
 };
 
+  bool gone_blocking_ = false;
 }  // namespace byre
