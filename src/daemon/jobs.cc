@@ -31,19 +31,19 @@ Result<Job*> DaemonJobs::add(std::unique_ptr<JobWork> work, JobOptions options,
                              const std::shared_ptr<JobTransaction>& transaction, NamedNode* node,
                              const std::string& bitmap) {
   Held held{.blocker = cat("block device is in use by block job: ", name_of(work->kind()))};
-  for (const Node* used : work->nodes()) {
+  for (const Node* used : JobList::held_by(*work)) {
     NamedNode* const named = daemon_.nodes().named(*used);
     if (!named) continue;
     if (Result<void> free = named->check_free(); !free) return std::move(free).error();
-    held.nodes.push_back(named);
+    held.nodes.push_back({named, named->device().node()->weak_from_this()});
   }
   const std::string id = options.id;
   Result<Job*> job = list_.add(std::move(work), std::move(options), transaction);
   if (!job) return job;
-  for (NamedNode* each : held.nodes) each->blockers.push_back(held.blocker);
+  for (const HeldNode& each : held.nodes) each.named->blockers.push_back(held.blocker);
   if (node && !bitmap.empty()) {
     ++node->bitmaps.users[bitmap];
-    held.bitmap_of = node;
+    held.bitmap_of = {node, node->device().node()->weak_from_this()};
     held.bitmap = bitmap;
   }
   held_.emplace(id, std::move(held));
@@ -54,11 +54,13 @@ void DaemonJobs::let_go(const std::string& id) {
   const auto found = held_.find(id);
   if (found == held_.end()) return;
   Held& held = found->second;
-  for (NamedNode* node : held.nodes) {
-    const auto blocker = std::ranges::find(node->blockers, held.blocker);
-    if (blocker != node->blockers.end()) node->blockers.erase(blocker);
+  for (const HeldNode& each : held.nodes) {
+    if (!each.is_there()) continue;
+    std::vector<std::string>& blockers = each.named->blockers;
+    const auto blocker = std::ranges::find(blockers, held.blocker);
+    if (blocker != blockers.end()) blockers.erase(blocker);
   }
-  if (held.bitmap_of) release_bitmap(*held.bitmap_of, held.bitmap);
+  if (held.bitmap_of.is_there()) release_bitmap(*held.bitmap_of.named, held.bitmap);
   held_.erase(found);
 }
 

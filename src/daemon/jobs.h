@@ -33,10 +33,16 @@ class DaemonJobs final : public NodeUser {
   Task<void> end() override;
 
  private:
+  /// A node may go before the job does: one that a stream no longer needs.
+  struct HeldNode {
+    NamedNode* named;
+    std::weak_ptr<Node> node;
+    bool is_there() const { return !node.expired(); }
+  };
   struct Held {
-    std::vector<NamedNode*> nodes;
+    std::vector<HeldNode> nodes;
     std::string blocker;
-    NamedNode* bitmap_of = nullptr;
+    HeldNode bitmap_of{};
     std::string bitmap;
   };
   void hear(const Job& job, const JobEvent& event);

@@ -97,6 +97,16 @@ class Beside(Case):
             command("blockdev-backup", {"job-id": "b", "device": "nosuch", "target": "target", "sync": "full"}),
             command("query-jobs"), command("query-block-jobs"))
 
+    def test_a_second_job_on_the_same_chain(self):
+        """A commit counts on all the disks down to its base."""
+        self.both(
+            command("block-commit", {"job-id": "c", "device": "top", "base-node": "base"}), ("BLOCK_JOB_READY", {}),
+            command("block-stream", {"job-id": "s", "device": "mid"}),
+            command("block-commit", {"job-id": "d", "device": "top", "top-node": "mid", "base-node": "base"}),
+            command("blockdev-mirror", {"job-id": "m", "device": "base", "target": "target", "sync": "full"}),
+            command("blockdev-backup", {"job-id": "b", "device": "mid", "target": "target", "sync": "full"}),
+            command("job-complete", id="c"), ("BLOCK_JOB_COMPLETED", {}), command("query-jobs"), progress=False)
+
     def test_the_life_of_a_mirror(self):
         self.both(
             command("blockdev-mirror", {"job-id": "j", "device": "top", "target": "target", "sync": "full", "auto-finalize": False,

@@ -35,7 +35,9 @@ CommitBelow::CommitBelow(Child overlay, std::vector<Device*> layers, CommitBelow
     : options_(std::move(options)),
       layers_(std::move(layers)),
       overlay_(overlay.hold()),
-      base_(Child::to(*layers_.back()).hold()) {}
+      base_(Child::to(*layers_.back()).hold()) {
+  for (Device* layer : layers_) held_.push_back(Child::to(*layer).hold());
+}
 
 std::vector<Node*> CommitBelow::nodes() const {
   std::vector<Node*> nodes;
@@ -84,8 +86,6 @@ Task<void> CommitBelow::prepare(Job&) {
   give_back_permissions();
   Child next = base_.another();
   co_await static_cast<Image&>(*overlay_).replace_backing(next, options_.base_name);
-  // What goes with that edge is no node of the job any more.
-  layers_.erase(layers_.begin(), layers_.end() - 1);
   if (next) (void)co_await next.close().result();  // What lay below until now.
 }
 
@@ -105,6 +105,7 @@ Task<void> CommitBelow::clean(Job&) {
     (void)co_await edge->close().result();
     edge->reset();
   }
+  co_await close_all(std::exchange(held_, {}));
 }
 
 }  // namespace byre

@@ -51,6 +51,7 @@ class CommitBelow final : public JobWork {
 
   CommitBelowOptions options_;
   std::vector<Device*> layers_;  ///< From the top to the base.
+  std::vector<Child> held_;      ///< Keep them there.
   Child overlay_;
   Child base_;              ///< It stays open.
   Child filter_;            ///< Nothing but the job leads there.

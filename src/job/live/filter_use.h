@@ -7,6 +7,7 @@
 
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "block/graph.h"
 
@@ -32,6 +33,14 @@ inline Task<void> leave_graph(Child& filter) {
     if (edge->role() == Role::filtered) (void)edge->set_permissions({});
   }
   co_await remove_filter(filter);
+}
+
+/// What kept disks there ends; those that nobody else uses are closed, the first first.
+inline Task<void> close_all(std::vector<Child> edges) {
+  for (Child& edge : edges) {
+    (void)co_await edge.close().result();
+    edge.reset();
+  }
 }
 
 }  // namespace byre

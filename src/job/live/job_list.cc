@@ -83,10 +83,23 @@ std::shared_ptr<JobTransaction> JobList::begin_transaction() {
   return std::make_shared<JobTransaction>(reactor_.ready());
 }
 
+std::vector<Node*> JobList::held_by(const JobWork& work) {
+  std::vector<Node*> held;
+  for (Node* node : work.nodes()) {
+    while (node && std::ranges::find(held, node) == held.end()) {
+      held.push_back(node);
+      const std::span<Child* const> below = node->device().children();
+      const auto filtered = std::ranges::find(below, Role::filtered, &Child::role);
+      node = filtered == below.end() ? nullptr : &(*filtered)->node();
+    }
+  }
+  return held;
+}
+
 Result<void> JobList::check_free(const Node& node) const {
   for (const auto& job : jobs_) {
     if (job->status() == JobStatus::concluded || job->status() == JobStatus::null) continue;
-    for (const Node* held : job->work().nodes()) {
+    for (const Node* held : held_by(job->work())) {
       if (held != &node) continue;
       return Error(Errc::busy,
                    cat("Node '", node.name(),
@@ -102,7 +115,7 @@ Result<Job*> JobList::add(std::unique_ptr<JobWork> work, JobOptions options,
   if (find(options.id)) {
     return Error(Errc::exists, cat("Job ID '", options.id, "' already in use"));
   }
-  for (const Node* node : work->nodes()) {
+  for (const Node* node : held_by(*work)) {
     if (Result<void> free = check_free(*node); !free) return std::move(free).error();
   }
   jobs_.push_back(

@@ -71,6 +71,9 @@ class JobList {
   /// Null: none has this id.
   Job* find(std::string_view id) const;
   std::vector<Job*> jobs() const;
+  /// The nodes that a job holds: its own, and of filters what they are over, whoever put them
+  /// there: to another job that is the same disk.
+  static std::vector<Node*> held_by(const JobWork& work);
   /// Errc::busy when a job holds the node: "Node 'a' is busy: block device is in use by block job:
   /// mirror".
   Result<void> check_free(const Node& node) const;

@@ -40,8 +40,9 @@ Result<std::unique_ptr<Mirror>> Mirror::commit_into(Child source, uint32_t depth
   options.kind = JobKind::commit;
   options.filter.above = depth;
   options.filter.between.assign(layers.begin() + 1, layers.begin() + depth);
-  return std::unique_ptr<Mirror>(
-      new Mirror(std::move(source), Child::to(base), std::move(options)));
+  std::unique_ptr<Mirror> made(new Mirror(std::move(source), Child::to(base), std::move(options)));
+  for (uint32_t i = 1; i < depth; ++i) made->between_.push_back(Child::to(*layers[i]).hold());
+  return made;
 }
 
 Mirror::Mirror(Child source, Child target, MirrorOptions options)
@@ -57,6 +58,7 @@ std::vector<Node*> Mirror::nodes() const {
   if (target_) nodes.push_back(&target_.node());
   if (filter_) nodes.push_back(&filter().target_edge().node());
   if (replaced_) nodes.push_back(&replaced_.node());
+  for (const Child& layer : between_) nodes.push_back(&layer.node());
   return nodes;
 }
 
@@ -209,6 +211,7 @@ Task<void> Mirror::clean(Job&) {
   if (target_) (void)co_await target_.close().result();
   if (source_) (void)co_await source_.close().result();
   if (replaced_) (void)co_await replaced_.close().result();
+  co_await close_all(std::exchange(between_, {}));
   replaced_ = {};
   filter_ = {};
   target_ = {};

@@ -100,6 +100,8 @@ class Mirror final : public JobWork {
   Child target_;  ///< Until the filter has it.
   Child filter_;
   Child replaced_;  ///< Keeps options_.replaces there; or none.
+  /// Keep the disks between source and base there, for a commit: it counts on their order.
+  std::vector<Child> between_;
   bool entered_ = false;
   std::unique_ptr<MirrorCopy> copy_;
   std::unique_ptr<Drain> drain_;
@@ -113,7 +115,7 @@ class Mirror final : public JobWork {
   uint64_t round_began_ = 0;  ///< Dirty bytes then; 0: no round yet.
   uint64_t rounds_ = 0;
   bool overtaken_ = false;
+  bool gone_blocking_ = false;
 };
 
-  bool gone_blocking_ = false;
 }  // namespace byre

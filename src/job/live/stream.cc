@@ -29,21 +29,22 @@ Result<std::unique_ptr<Stream>> Stream::make(Child image, StreamOptions options)
   const auto first = layers.begin() + 1;
   std::vector<Device*> between(first, first + static_cast<std::ptrdiff_t>(depth));
   Device* base = options.depth ? layers[depth + 1] : nullptr;
-  return std::unique_ptr<Stream>(
-      new Stream(std::move(image), std::move(options), std::move(between), base));
+  return std::unique_ptr<Stream>(new Stream(std::move(image), std::move(options), between, base));
 }
 
-Stream::Stream(Child image, StreamOptions options, std::vector<Device*> between, Device* base)
+Stream::Stream(Child image, StreamOptions options, const std::vector<Device*>& between,
+               Device* base)
     : options_(std::move(options)),
-      between_(std::move(between)),
       image_(std::move(image)),
-      base_(base ? Child::to(*base) : Child()) {}
+      base_(base ? Child::to(*base) : Child()) {
+  for (Device* layer : between) between_.push_back(Child::to(*layer).hold());
+}
 
 std::vector<Node*> Stream::nodes() const {
   std::vector<Node*> nodes;
   if (!image_) return nodes;
   nodes.push_back(&image_.node());
-  for (const Device* layer : between_) nodes.push_back(layer->node());
+  for (const Child& layer : between_) nodes.push_back(&layer.node());
   return nodes;
 }
 
@@ -93,7 +94,7 @@ Task<void> Stream::fill(uint64_t at, uint64_t length) {
   const uint64_t end = at + length;
   // Behind the end of a disk between nothing of the base shows.
   uint64_t hidden = end;
-  for (const Device* layer : between_) hidden = std::min(hidden, std::max(at, layer->size()));
+  for (const Child& layer : between_) hidden = std::min(hidden, std::max(at, layer->size()));
   co_await filter().fill(at, length);
   if (base_ && hidden < end && base_->size() > hidden) {
     co_await filter().fill_with_zeros(hidden, end - hidden);
@@ -105,8 +106,6 @@ Task<void> Stream::prepare(Job&) {
   if (between_.empty()) co_return;  // It lies there already.
   Child next = base_ ? base_.another() : Child();
   co_await image().replace_backing(next, options_.base_name);
-  // What goes with that edge is no node of the job any more.
-  between_.clear();
   if (next) (void)co_await next.close().result();  // What lay below until now.
 }
 
@@ -123,6 +122,7 @@ Task<void> Stream::clean(Job&) {
     (void)co_await edge->close().result();
     edge->reset();
   }
+  co_await close_all(std::exchange(between_, {}));
 }
 
 }  // namespace byre

@@ -49,7 +49,7 @@ class Stream final : public JobWork {
   Task<void> clean(Job& job) override;
 
  private:
-  Stream(Child image, StreamOptions options, std::vector<Device*> between, Device* base);
+  Stream(Child image, StreamOptions options, const std::vector<Device*>& between, Device* base);
   CopyOnRead& filter() const { return static_cast<CopyOnRead&>(*filter_); }
   Image& image() const { return static_cast<Image&>(*image_); }
   Task<void> worker(Job& job);
@@ -57,7 +57,7 @@ class Stream final : public JobWork {
   Task<void> leave_graph();
 
   const StreamOptions options_;
-  std::vector<Device*> between_;
+  std::vector<Child> between_;  ///< They stay there.
   Child image_;
   Child base_;  ///< Or none.
   Child filter_;
