@@ -1084,6 +1084,7 @@ const std::vector<Scenario>& scenarios() {
        play_live_commit_below, 40},
       {"live-stream", "what lies below guests' disk becomes its own (J2)", play_live_stream, 40},
       {"live-backup", "guests' disk is backed up, whole or by a bitmap (J4)", play_live_backup, 40},
+      {"live-two", "two jobs on one chain, or the refusal of the second (J9)", play_live_two, 60},
       {"live-steps", "a job paused, cancelled, completed, drained, killed after every step (J)",
        play_live_steps, 5},
       {"live-faults", "a fault at the k-th operation of every disk of a job, for every k (J)",

@@ -53,5 +53,7 @@ Verdict play_live_backup(uint64_t seed, const RunOptions& options);
 Verdict play_live_commit_below(uint64_t seed, const RunOptions& options);
 Verdict play_live_steps(uint64_t seed, const RunOptions& options);
 Verdict play_live_faults(uint64_t seed, const RunOptions& options);
+/// live_two.cc
+Verdict play_live_two(uint64_t seed, const RunOptions& options);
 
 }  // namespace byre
