@@ -19,7 +19,9 @@ std::string_view why_not(std::string_view name) {
   static constexpr Refused kRefused[] = {
       {"drive-mirror", "add the target with blockdev-add, and use blockdev-mirror"},
       {"drive-backup", "add the target with blockdev-add, and use blockdev-backup"},
-      {"x-blockdev-amend", "an image is amended while nobody uses it: byre amend"},
+      {"x-blockdev-amend",
+       "of a qcow2 image it changes the encryption, which is not supported; byre amend changes the "
+       "rest while nobody uses the image"},
       {"blockdev-snapshot-internal-sync",
        "internal snapshots are made while nobody uses the image: byre snapshot create"},
       {"blockdev-snapshot-delete-internal-sync",
