@@ -12,6 +12,7 @@ void add_all(CommandSet& set) {
   add_bitmap_commands(set);
   add_job_commands(set);
   add_job_start_commands(set);
+  add_backup_command(set);
   add_create_commands(set);
   add_transaction(set);
 }

@@ -17,6 +17,7 @@ void add_export_commands(CommandSet& set);      // export_commands.cc
 void add_bitmap_commands(CommandSet& set);      // bitmap_commands.cc
 void add_job_commands(CommandSet& set);         // job_commands.cc
 void add_job_start_commands(CommandSet& set);   // job_start_commands.cc
+void add_backup_command(CommandSet& set);       // backup_command.cc
 void add_create_commands(CommandSet& set);      // create_commands.cc
 void add_transaction(CommandSet& set);          // transaction.cc
 

@@ -84,7 +84,7 @@ class Jobs(Controlled):
                          {"disk": ("top.qcow2", "qcow2", False), "disk-1": ("mid.qcow2", "qcow2", True), "disk-2": ("base.qcow2", "qcow2", True)})
         self.assertEqual(self.json("exports"), [{"id": "disk", "type": "nbd", "node-name": "disk", "shutting-down": False}])
         self.assertEqual(self.json("jobs"), [])
-        for words, says in ((("export", "remove", "disk", "--force"), "ends with the server"), (("close", "disk"), "in use"),
+        for words, says in ((("export", "remove", "disk"), "ends with the server"), (("close", "disk"), "in use"),
                             (("close", "disk-1"), "not owned")):
             self.assertIn(says, self.ctl(*words, ok=(64, 75)).text)
         self.served.stop()
