@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /// MetricsServer: answers `GET /metrics` over HTTP, for Prometheus and whoever reads its format.
 ///
-/// GNU libmicrohttpd speaks HTTP; it is loaded when the first server is made.  It has no thread: it gives the descriptor of an epoll instance,
-/// which the reactor waits for, and works when it is told to; so the page is made on the reactor's
-/// thread, between two steps of everything else.
+/// GNU libmicrohttpd speaks HTTP; it is loaded when the first server is made.  It has no thread: it
+/// gives the descriptor of an epoll instance, which the reactor waits for, and works when it is
+/// told to; so the page is made on the reactor's thread, between two steps of everything else.
 /// Invariant: clients cost at most kClientsMax connections of kClientMemory each, which end after
 /// kClientSeconds of silence; none can hold up the disk for longer than a page takes to make.
 /// Cost: nothing while nobody asks.

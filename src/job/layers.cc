@@ -88,7 +88,7 @@ Result<BackingName> name_in_header(Device& layer, const std::string& image,
     const auto down = std::ranges::find(device->children(), Role::filtered, &Child::role);
     if (dynamic_cast<Slice*>(device) && !file) {
       return unsupported("the header of an image cannot say that only a part of ",
-                         quoted(device->name()),
+                         byre::quoted(device->name()),
                          " lies below it: give it a node over the whole file, or say what it is "
                          "called");
     }
