@@ -102,8 +102,6 @@ class Beside(Case):
         self.both(
             command("block-commit", {"job-id": "c", "device": "top", "base-node": "base"}), ("BLOCK_JOB_READY", {}),
             command("block-stream", {"job-id": "s", "device": "mid"}),
-            command("block-commit", {"job-id": "d", "device": "top", "top-node": "mid", "base-node": "base"}),
-            command("blockdev-mirror", {"job-id": "m", "device": "base", "target": "target", "sync": "full"}),
             command("blockdev-backup", {"job-id": "b", "device": "mid", "target": "target", "sync": "full"}),
             command("job-complete", id="c"), ("BLOCK_JOB_COMPLETED", {}), command("query-jobs"), progress=False)
 

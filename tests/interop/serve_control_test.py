@@ -77,7 +77,7 @@ class Jobs(Controlled):
     def test_what_there_is(self):
         self.start()
         until(lambda: "ready: " in self.served.said(), "what it says")
-        self.assertIn(f"steer it   byre ctl --socket {self.socket} nodes", self.served.said())
+        self.assertIn(f"steer it   byre ctl nodes --socket {self.socket}\n", self.served.said())
         self.assertEqual(stat.S_IMODE(os.stat(self.socket).st_mode), 0o600)
         nodes = self.names()
         self.assertEqual({name: (os.path.basename(node["file"]), node["drv"], node["ro"]) for name, node in nodes.items()},

@@ -324,8 +324,15 @@ class TwoJobs {
     const bool writes_disk = part.kind == TwoKind::stream || part.kind == TwoKind::commit_below;
     const bool writes_base = part.kind == TwoKind::commit || part.kind == TwoKind::commit_below;
     WriteLoans loans;
-    if (writes_disk) co_await loans.take(*unfiltered(*disk).node());
-    if (writes_base) co_await loans.take(*unfiltered(*layers[part.first]).node());
+    Result<void> lent;
+    if (writes_disk) lent = co_await loans.take(*unfiltered(*disk).node()).result();
+    if (writes_base && lent) {
+      lent = co_await loans.take(*unfiltered(*layers[part.first]).node()).result();
+    }
+    if (!lent) {
+      (void)co_await loans.give_back().result();
+      co_return std::move(lent).error();
+    }
     Child target;
     if (!part.target.empty()) {
       target = co_await open(process.reactor, process.opener, part.target, true);
@@ -344,7 +351,8 @@ class TwoJobs {
     Result<Job*> job = work ? process.jobs.add(*std::move(work), std::move(options), transaction)
                             : Result<Job*>(std::move(work).error());
     if (!job) {
-      (void)co_await loans.give_back().result();
+      Result<void> given_back = co_await loans.give_back().result();
+      if (!given_back) stop(process, "a loan was not given back: ", given_back.error().message());
       if (kept) (void)co_await kept.close().result();
       co_return std::move(job).error();
     }
@@ -369,16 +377,11 @@ class TwoJobs {
     co_return *job;
   }
 
-  /// What a refusal leaves as it was.
+  /// What a refusal leaves as it was, whatever the first job does to the graph meanwhile.
   static std::string describe(Process& process) {
     std::string text;
     for (Device* layer : layers_of(*process.entrance->edge())) {
-      text +=
-          cat(layer->name(), layer->writable() ? "+" : "-", layer->node()->parents().size(), " ");
-      for (const Child* edge : layer->node()->parents()) {
-        text += cat(byre::name_of(edge->role()), ":", byre::describe(edge->effective().uses), "/",
-                    byre::describe(edge->effective().shares), " ");
-      }
+      text += cat(layer->name(), layer->writable() ? " is written, " : " is read, ");
     }
     return text;
   }
