@@ -6,6 +6,7 @@ reference reads the bits; at the end QEMU gives them over NBD (qemu:dirty-bitmap
 valid for QEMU, and a superset.
 """
 import contextlib
+import json
 import os
 import random
 import subprocess
@@ -167,6 +168,23 @@ class Turns(Case):
 
 @only_byre
 class Served(Case):
+    def test_what_is_copied_up_is_not_recorded(self):
+        """Copy-on-read and streaming change nothing that the guest reads; a write to the same clusters does."""
+        base = self.path("base.raw")
+        with open(base, "wb") as file:
+            file.write(b"\7" * MIB + bytes(MIB))
+        for program in (qemu_io, byre_io):
+            image = self.path("copies")
+            qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", image)
+            qemu_img("bitmap", "--add", image, "b")
+            program(image, "read -q -P 7 128k 100k", "read -q -P 0 1536k 64k", options=("-C", "-f", "qcow2"))
+            self.assertTrue(any(run["start"] <= 128 * KIB < run["start"] + run["length"] and run["depth"] == 0
+                                for run in json.loads(qemu_img("map", "--output=json", image).out)))
+            self.assertEqual(dirty_by_qemu(self, image, "b"), [])
+            self.assert_sound(image)
+            program(image, "read -q -P 7 512k 4k", "write -q -P 8 130k 4k", options=("-C", "-f", "qcow2"))
+            self.assertEqual(dirty_by_qemu(self, image, "b"), [(128 * KIB, 192 * KIB)])
+
     def test_clients_see_what_is_recorded(self):
         """qemu:dirty-bitmap over NBD: as QEMU serves it, and as it is now while it records."""
         image = self.path("disk.qcow2")

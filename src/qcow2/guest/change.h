@@ -64,12 +64,19 @@ class ChangeRequest {
 
 namespace detail {
 
+/// Of no bytes: nothing changes that the guest can see.
 struct RecordStep {
   GuestDisk& disk;
   GuestOffset offset;
   uint64_t length;
-  bool try_now() { return disk.bitmaps->try_set_dirty(offset.value, length); }
-  BYRE_CORO_WRAPPER Task<void> wait() { return disk.bitmaps->set_dirty(offset.value, length); }
+  bool try_now() {
+    if (length == 0) return bool(disk.check_can_write());
+    return disk.bitmaps->try_set_dirty(offset.value, length);
+  }
+  Task<void> wait() {
+    if (length == 0) co_return co_await disk.check_can_write();
+    co_await disk.bitmaps->set_dirty(offset.value, length);
+  }
 };
 
 /// The lock, and before it room to stage, if `stages`.

@@ -19,10 +19,12 @@ constexpr uint64_t kPieceMax = 2 * MiB;
 }  // namespace
 
 struct InPlace;
-static Task<InPlace> write_in_place(GuestDisk& disk, GuestOffset offset, Bytes data, bool fua);
+static Task<InPlace> write_in_place(GuestDisk& disk, GuestOffset offset, Bytes data, bool fua,
+                                    Recorded recorded);
 // Not inlined: clang would make its frame a part of every overwrite's, which no pool takes then.
 [[gnu::noinline]] static Task<void> write_allocating(GuestDisk& disk, GuestOffset offset,
-                                                     Bytes data, ArrivalOrder::Ticket* turn);
+                                                     Bytes data, ArrivalOrder::Ticket* turn,
+                                                     Recorded recorded);
 static bool fits_in_place(GuestDisk& disk, GuestOffset offset, uint64_t length);
 static Task<void> write_segments(GuestDisk& disk, const ExclusiveRange& range, WritePiece piece,
                                  ArrivalOrder::Ticket* turn);
@@ -45,7 +47,9 @@ Task<void> write_disk(GuestDisk& disk, GuestOffset offset, Bytes data, WriteOpti
     co_await write_compressed(disk, request.size(), offset, data, options.compression_level, turn);
   } else {
     if (!turn.is_first()) co_await turn.wait();
-    durable = co_await write_checked(disk, request.size(), offset, data, options.fua, &turn);
+    const Recorded recorded = options.tag == IoTag::copy_on_read ? Recorded::no : Recorded::yes;
+    durable =
+        co_await write_checked(disk, request.size(), offset, data, options.fua, &turn, recorded);
   }
   turn.end();
   request.release_size();
@@ -60,7 +64,7 @@ struct InPlace {
 
 /// True if everything is durable: it all went, with FUA, to clusters whose mapping is.
 Task<bool> write_checked(GuestDisk& disk, SizeKept, GuestOffset offset, Bytes data, bool fua,
-                         ArrivalOrder::Ticket* turn) {
+                         ArrivalOrder::Ticket* turn, Recorded recorded) {
   const Geometry& g = disk.head.geometry;
   bool durable = true;
   while (!data.empty()) {
@@ -81,12 +85,13 @@ Task<bool> write_checked(GuestDisk& disk, SizeKept, GuestOffset offset, Bytes da
           (peek && *peek && !writable_in_place((*peek)->mapping, in_cluster, in_first, g));
       if (!allocates) {
         const InPlace part = co_await write_in_place(
-            disk, offset + done, data.subspan(done, piece - done), fua && durable);
+            disk, offset + done, data.subspan(done, piece - done), fua && durable, recorded);
         done += part.bytes;
         durable &= part.durable;
       }
       if (done < piece) {
-        co_await write_allocating(disk, offset + done, data.subspan(done, piece - done), last_turn);
+        co_await write_allocating(disk, offset + done, data.subspan(done, piece - done), last_turn,
+                                  recorded);
         durable = false;
         done = piece;
       }
@@ -116,12 +121,13 @@ bool fits_in_place(GuestDisk& disk, GuestOffset offset, uint64_t length) {
 
 /// Overwrites from the start of `data` on what is ours alone, under a shared lock.  Clusters that
 /// follow each other on the host are one I/O.
-Task<InPlace> write_in_place(GuestDisk& disk, GuestOffset offset, Bytes data, bool fua) {
+Task<InPlace> write_in_place(GuestDisk& disk, GuestOffset offset, Bytes data, bool fua,
+                             Recorded recorded) {
   const Geometry& g = disk.head.geometry;
   const GuestCluster first = g.cluster_of(offset);
   const GuestCluster last = g.cluster_of(offset + (data.size() - 1));
   SharedRange range(disk.clusters, first, last + 1);
-  co_await begin_change(disk, range, offset, data.size());
+  co_await begin_change(disk, range, offset, recorded == Recorded::yes ? data.size() : 0);
   const Epochs::Pin pin = disk.epochs.pin();
   uint64_t done = 0;
   bool durable = fua;
@@ -154,12 +160,12 @@ Task<InPlace> write_in_place(GuestDisk& disk, GuestOffset offset, Bytes data, bo
 
 /// Writes a piece under an exclusive lock: lookup, space, data, and only then the map (M3).
 Task<void> write_allocating(GuestDisk& disk, GuestOffset offset, Bytes data,
-                            ArrivalOrder::Ticket* turn) {
+                            ArrivalOrder::Ticket* turn, Recorded recorded) {
   const Geometry& g = disk.head.geometry;
   const GuestCluster first = g.cluster_of(offset);
   const GuestCluster last = g.cluster_of(offset + (data.size() - 1));
   ExclusiveRange range(disk.clusters, first, last + 1);
-  co_await begin_change(disk, range, offset, data.size());
+  co_await begin_change(disk, range, offset, recorded == Recorded::yes ? data.size() : 0);
 
   std::vector<Mapping> old(last - first + 1);
   // Nothing of what the cluster held will be there.

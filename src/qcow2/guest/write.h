@@ -22,10 +22,13 @@ class SizeKept;
 
 Task<void> write_disk(GuestDisk& disk, GuestOffset offset, Bytes data, WriteOptions options);
 
+/// Do bitmaps hear of it?  Not of what leaves the guest's bytes as they are (docs/engine.md, B1).
+enum class Recorded : uint8_t { no, yes };
+
 // For other changes of the disk.
 /// True if everything is durable: it all went, with FUA, to clusters whose mapping is.  `turn`,
 /// which is first, ends when no cluster is going to be taken any more.
 Task<bool> write_checked(GuestDisk& disk, SizeKept size, GuestOffset offset, Bytes data, bool fua,
-                         ArrivalOrder::Ticket* turn = nullptr);
+                         ArrivalOrder::Ticket* turn = nullptr, Recorded recorded = Recorded::yes);
 
 }  // namespace byre
