@@ -95,8 +95,10 @@ std::string advice_for(std::string_view word, const AnyCommand& command, Dialect
 Parsed assign_operands(const AnyCommand& command, const std::vector<std::string>& words,
                        void* args) {
   size_t next = 0;
+  const Argument* last = nullptr;
   for (const Argument& argument : command.args) {
     if (argument.is_option()) continue;
+    last = &argument;
     if (next == words.size() && !argument.optional) {
       if (!command.too_few.empty()) return usage(std::string(command.too_few));
       return usage(cat("Expecting ", argument.metavar));
@@ -107,6 +109,11 @@ Parsed assign_operands(const AnyCommand& command, const std::vector<std::string>
         return {.outcome = Parsed::Outcome::failed, .error = stored.error().message()};
       }
     } while (argument.repeats);
+  }
+  // An operand that is told of wrong uses decides about the words behind it.
+  while (next < words.size() && last && last->misuse) {
+    if (Result<void> stored = last->store(args, words[next++]); !stored)
+      return usage(stored.error().message());
   }
   if (next < words.size()) {
     if (!command.too_many.empty()) return usage(std::string(command.too_many));

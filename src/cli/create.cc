@@ -186,7 +186,7 @@ Argument image_operand() {
   return argument;
 }
 
-/// What is wrong with it is told before there are too many words.
+/// What is wrong with it is told before there are too many words, which -o help does not mind.
 Argument size_operand() {
   Argument argument =
       optional_operand("SIZE", &CreateArgs::size,
@@ -194,12 +194,14 @@ Argument size_operand() {
                        "without it, the backing disk's");
   argument.store = [](void* args, std::string_view value) -> Result<void> {
     CreateArgs& create = *static_cast<CreateArgs*>(args);
-    create.size = value;
     if (create.options.help) return {};
+    if (create.size) return invalid("Unexpected argument: ", value);
+    create.size = value;
     if (Result<uint64_t> size = parse_size_option(value, "image size"); !size)
       return std::move(size).error();
     return {};
   };
+  argument.misuse = true;
   return argument;
 }
 

@@ -308,9 +308,10 @@ class Words(Case):
                 self.assertEqual(result.out, self.byre("help", name).out)
 
     def test_options_are_listed_without_files(self):
-        for words in ("convert -O raw", "convert", "convert -O raw a.raw", "convert -O raw a.raw b", "create"):
+        for words in ("convert -O raw", "convert", "convert -O raw a.raw", "convert -O raw a.raw b", "create", "create x 1M more words"):
             self.same(*words.split(), "-o", "help", code=0)
-        for words in ("convert -O qcow2", "convert -O qcow2 a.raw", "convert -O qcow2 a.raw b", "create -f qcow2"):
+        for words in ("convert -O qcow2", "convert -O qcow2 a.raw", "convert -O qcow2 a.raw b", "create -f qcow2",
+                      "create -f qcow2 x 1M more words"):
             theirs, ours = self.both(*words.split(), "-o", "help")
             self.assertEqual((theirs.code, ours.code), (0, 0))
             kept = [line for line in theirs.out.splitlines(True) if not line.startswith("  encrypt")]
