@@ -88,6 +88,32 @@ class Amend(Case):
 
 @only_byre
 class Versions(Amend):
+    def test_what_is_preallocated_stays_so(self):
+        """A zero cluster with a cluster of its own becomes zeros in it, as with QEMU; one whose cluster a snapshot has as well does not."""
+        theirs, ours = self.path("theirs"), self.path("ours")
+        for backing in ([], ["-b", self.base(), "-F", "raw"]):
+            for image in (theirs, ours):
+                qemu_img("create", "-q", "-f", "qcow2", *backing, image, SIZE)
+                qemu_io(image, "write -q -P 7 0 1M", "write -q -z 64k 128k", "write -q -z 300k 200k", "write -q -z -u 2M 64k")
+            before = self.contents(ours)
+            qemu_img("amend", "-o", "compat=0.10", theirs)
+            self.amend(ours, compat="0.10")
+            self.assert_sound(ours)
+            self.assertEqual(self.contents(ours), before)
+            maps = [[(run["start"], run["length"], run["depth"], run["present"]) for run in
+                     json.loads(qemu_img("map", "--output=json", image).out)] for image in (theirs, ours)]
+            self.assertEqual(*maps)
+        for shared in (False, True):  # By a table, or by two tables.
+            image = self.build("image", snapshots=0)
+            qemu_io(image, "write -q -P 7 0 1M", "write -q -z 0 256k")
+            qemu_img("snapshot", "-c", "one", image)
+            if shared:
+                qemu_io(image, "write -q -P 8 3M 64k")
+            before = self.contents(image)
+            self.amend(image, compat="0.10")
+            self.assert_sound(image)
+            self.assertEqual(self.contents(image), before)
+
     def test_down_and_up_again(self):
         for backing in (False, True):
             for number, options in enumerate(({}, {"cluster_size": 512}, {"cluster_size": 4096}, {"cluster_size": "2M"},

@@ -391,6 +391,14 @@ Task<void> Amendment::expand_table(HostCluster table, const Place& place) {
     if (mapping.compressed || mapping.zero == 0) continue;
     if (mapping.host) {
       co_await disk_.load_refcounts_of(mapping);
+      // Preallocated, by this table alone: it stays so.  Nobody reads it before the entry changes.
+      if (allocator().refcount(*mapping.host) == place.owners) {
+        co_await disk_.store.zero(quiesced_.clusters(), g().start_of(*mapping.host),
+                                  g().cluster_size(), {.may_unmap = false});
+        replace(
+            i, {.copied = place.active && place.owners == 1, .allocated = 1, .host = mapping.host});
+        continue;
+      }
       change.removed.push_back(hosts(mapping, g()));
     }
     const uint64_t start = g().start_of(g().first_of_l1(place.l1_index) + i).value;

@@ -6,8 +6,9 @@
 ///   1. version 3, if that is wanted: one sector of the header.
 ///   2. the size (resize.h).
 ///   3. version 2 has no zero flag: each entry that has one, in the tables of the disk and of every
-///      snapshot, once for each table (trap 105), leads to zeros instead: to nothing where nothing
-///      shows through, else to a cluster of zeros, whose contents and refcount are durable before.
+///      snapshot, once for each table (trap 105), leads to zeros instead: to its own cluster where
+///      it has one that no other table has, else to nothing where nothing shows through, else to a
+///      new cluster; contents and refcount of these are durable before.
 ///   4. refcounts of another width: the whole new table and its blocks in fresh clusters; then
 ///      width, offset and length of the table, in one sector of the header; then the old ones are
 ///      free.

@@ -332,9 +332,13 @@ def backing_file_without_a_format(_, __, all_of_them):
 
 @rule("D35")
 def from_the_next_cluster(line, one, _):
-    """resize --preallocation: the cluster in which the old end lay stays as it was."""
-    return line.command == "resize" and "metadata" in " ".join(line.words) and "oddsize.qcow2" in " ".join(line.words) and \
-        one.aspect == "map oddsize.qcow2"
+    """resize --preallocation: the cluster in which the old end lay stays as it was, and a data file is as long as the disk."""
+    words = " ".join(line.words)
+    if line.command != "resize" or not re.search("metadata|full|falloc", words):
+        return False
+    if one.aspect == "map oddsize.qcow2":
+        return "oddsize.qcow2" in words
+    return one.aspect.endswith(".bin") and re.search(r"\w+data\.qcow2", words)
 
 
 @rule("D36")
