@@ -68,9 +68,8 @@ std::string lines_of_service(const ServePlan& plan, nbd::ServerRun& run, DiskFor
   return cat(
       attach_lines(run.addresses(), plan.export_name),
       plan.connect ? cat("attached to ", *plan.connect, "\n") : "",
-      plan.control
-          ? cat("  steer it   byre ctl nodes --socket ", shell_quoted(*plan.control), " nodes\n")
-          : "",
+      plan.control ? cat("  steer it   byre ctl nodes --socket ", shell_quoted(*plan.control), "\n")
+                   : "",
       metrics ? cat("  watch it   ", curl_command(*metrics), "\n") : "", "ready: ", plan.image,
       " (", name_of(format), ", ", size_text(round_up(disk.size(), kSectorSize)),
       disk.writable() ? "" : ", read-only", "); ctrl-C ends\n");
