@@ -110,19 +110,30 @@ class CopyBeforeWrite final : public Filter {
   /// As that of the disk and the target; but nothing says where the bytes are: they may move.
   Task<Extent> snapshot_status(uint64_t offset, uint64_t length);
 
+  /// Since the filter was made; those for the snapshot are not of them.
+  uint64_t guest_requests() const { return guest_requests_; }
+
+  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data,
+                                    ReadOptions options) override {
+    ++guest_requests_;
+    return below().read(offset, data, options);
+  }
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
+    ++guest_requests_;
     if (on_change_) on_change_(offset, data.size());
     if (is_kept(offset, data.size())) return below().write(offset, data, options);
     return write_after_copy(offset, data, options);
   }
   BYRE_CORO_WRAPPER Task<void> zero(uint64_t offset, uint64_t length,
                                     ZeroOptions options) override {
+    ++guest_requests_;
     if (on_change_) on_change_(offset, length);
     if (is_kept(offset, length)) return below().zero(offset, length, options);
     return zero_after_copy(offset, length, options);
   }
   BYRE_CORO_WRAPPER Task<void> discard(uint64_t offset, uint64_t length,
                                        DiscardOptions options) override {
+    ++guest_requests_;
     if (on_change_) on_change_(offset, length);
     if (is_kept(offset, length)) return below().discard(offset, length, options);
     return discard_after_copy(offset, length, options);
@@ -178,6 +189,7 @@ class CopyBeforeWrite final : public Filter {
   Child below_target_;      ///< To the SnapshotBelow; or none.
   Child* shows_ = nullptr;  ///< The edge that leads there.
   Child showed_;            ///< Where it led before, unless to the disk of the SnapshotBelow.
+  uint64_t guest_requests_ = 0;
 };
 
 }  // namespace byre

@@ -73,6 +73,7 @@ Task<uint64_t> CopyOnRead::unwanted_until(uint64_t offset, uint64_t end) {
 }
 
 Task<void> CopyOnRead::read(uint64_t offset, MutableBytes data, ReadOptions options) {
+  ++guest_requests_;
   if (!within(offset, data.size(), below().size()))
     co_await fail(out_of_range("read", offset, data.size()));
   while (!data.empty()) {
@@ -164,6 +165,7 @@ Task<void> CopyOnRead::copy_extent(const Extent& extent, uint64_t at, IoTag tag,
 }
 
 Task<void> CopyOnRead::write(uint64_t offset, Bytes data, WriteOptions options) {
+  ++guest_requests_;
   if (data.empty() || !within(offset, data.size(), INT64_MAX)) {
     co_await below().write(offset, data, options);
     co_return;
@@ -174,6 +176,7 @@ Task<void> CopyOnRead::write(uint64_t offset, Bytes data, WriteOptions options) 
 }
 
 Task<void> CopyOnRead::zero(uint64_t offset, uint64_t length, ZeroOptions options) {
+  ++guest_requests_;
   if (length == 0 || !within(offset, length, INT64_MAX)) {
     co_await below().zero(offset, length, options);
     co_return;
@@ -184,6 +187,7 @@ Task<void> CopyOnRead::zero(uint64_t offset, uint64_t length, ZeroOptions option
 }
 
 Task<void> CopyOnRead::discard(uint64_t offset, uint64_t length, DiscardOptions options) {
+  ++guest_requests_;
   if (length == 0 || !within(offset, length, INT64_MAX)) {
     co_await below().discard(offset, length, options);
     co_return;

@@ -47,6 +47,8 @@ class CopyOnRead final : public Filter {
   Task<void> resize(uint64_t size) override;
 
   uint64_t bytes_copied() const { return bytes_copied_; }
+  /// Since the filter was made; fill() is none.
+  uint64_t guest_requests() const { return guest_requests_; }
 
  private:
   CopyOnRead(Child below, std::optional<uint32_t> bottom);
@@ -61,6 +63,7 @@ class CopyOnRead final : public Filter {
   const std::optional<uint32_t> bottom_;
   RangeLock locks_;  ///< In clusters.
   uint64_t bytes_copied_ = 0;
+  uint64_t guest_requests_ = 0;
 };
 
 }  // namespace byre

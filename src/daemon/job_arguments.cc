@@ -43,7 +43,8 @@ Result<JobOptions> options_of(const JobArgs& args, OnErrorWord source, OnErrorWo
                     .auto_dismiss = args.auto_dismiss,
                     .speed = static_cast<uint64_t>(args.speed),
                     .on_source_error = on_error_of(source, JobSide::source),
-                    .on_target_error = on_error_of(target, JobSide::target)};
+                    .on_target_error = on_error_of(target, JobSide::target),
+                    .gives_way = true};
 }
 
 Result<std::string> filter_name_of(Call& call, const JobArgs& args) {

@@ -119,8 +119,10 @@ Task<void> Backup::worker(Job& job) {
     next_ = std::max(next_, stop);
     while (at < stop) {
       CopyBeforeWrite::Kept kept;
+      Instant began;
       {
         const Gate::Pass pass = co_await job.enter();
+        began = job.reactor().now();
         if (options_.top_only) {
           Result<void> looked = co_await leave_out_what_shows(at, stop).result();
           if (!looked) kept.error = std::move(looked).error();
@@ -129,6 +131,7 @@ Task<void> Backup::worker(Job& job) {
       }
       if (!kept.error) {
         co_await job.limit(stop - at);
+        co_await job.give_way(began, filter()->guest_requests());
         break;
       }
       const JobSide side = kept.of_target ? JobSide::target : JobSide::source;

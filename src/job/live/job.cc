@@ -13,6 +13,11 @@ namespace {
 
 /// Before a request that failed is tried again.
 constexpr int64_t kRetryAfter = 100 * kMillisecond;
+/// A rest beside the time that the piece before it took, which counts as this long at most.
+constexpr int64_t kRestsPerPiece = 5;
+constexpr int64_t kPieceMax = 20 * kMillisecond;
+/// Guests that have asked nothing for so long are not at work.
+constexpr int64_t kGuestsRest = 20 * kMillisecond;
 
 }  // namespace
 
@@ -217,6 +222,19 @@ Task<void> Job::limit(uint64_t bytes) {
       co_await sleep_until(start);
     }
     if (speed_ == speed && next_start_ >= booked) break;  // Else somebody has set another speed.
+  }
+}
+
+Task<void> Job::give_way(Instant began, uint64_t guest_requests) {
+  const Instant now = reactor_.now();
+  if (std::exchange(guest_requests_, guest_requests) != guest_requests) guests_seen_ = now;
+  if (!options_.gives_way || speed_ != 0 || now - guests_seen_ > kGuestsRest) co_return;
+  const int64_t took = std::min(now - began, kPieceMax);
+  next_start_ = std::max(next_start_, now) + kRestsPerPiece * took;
+  const Instant start = next_start_;
+  while (reactor_.now() < start && speed_ == 0 && next_start_ >= start && !cancelled_ &&
+         !completing_) {
+    co_await sleep_until(start);
   }
 }
 

@@ -77,6 +77,8 @@ struct JobOptions {
   uint64_t speed = 0;  ///< Bytes a second; 0: no limit.
   OnError on_source_error = OnError::report;
   OnError on_target_error = OnError::report;
+  /// Without a speed: while guests are at work on the disk, it rests longer than it copies.
+  bool gives_way = false;
 };
 
 /// What a job does.  Every call is made once, in this order; nothing is called after an error of
@@ -161,6 +163,14 @@ class Job {
   /// Waits until `bytes` more are within the job's speed, or somebody has asked for its end: what
   /// is left then is not limited.  Without a pass.
   Task<void> limit(uint64_t bytes);
+  /// A piece that began then has ended, and there have been so many requests of guests so far:
+  /// rests if guests come first (JobOptions::gives_way) and nobody has asked for its end.  Without
+  /// a pass.
+  ///
+  /// One thread copies and serves guests, so a job that copies all the time takes most of it. Rests
+  /// follow each other, whoever copied: one piece at a time is under way then, and its time, which
+  /// is that of a few requests of guests as well, is a sixth of all at most.
+  Task<void> give_way(Instant began, uint64_t guest_requests);
   /// A request has failed: true when it is to be tried again, now.  Waits as long as the job is
   /// stopped by it.  Without a pass.
   Task<bool> retries(JobSide side, const Error& error);
@@ -204,8 +214,10 @@ class Job {
   Event idle_;     ///< Nothing is under way, and the gate was closed by a pause.
   Event changed_;  ///< The work looks again.
   uint64_t speed_ = 0;
-  Instant next_start_;         ///< With a speed: no piece begins before.
-  std::vector<Op*> sleepers_;  ///< Timers under way.
+  Instant next_start_;  ///< With a speed or a rest: no piece begins before.
+  uint64_t guest_requests_ = 0;
+  Instant guests_seen_{-kSecond};  ///< When that number was another.
+  std::vector<Op*> sleepers_;      ///< Timers under way.
   bool started_ = false;
   bool user_paused_ = false;
   bool ready_ = false;

@@ -19,6 +19,7 @@ class Counting final : public JobWork {
     bool gets_ready = false;
     bool fails_to_prepare = false;
     bool ends_softly = false;
+    bool guests = false;  ///< They are at work all the time.
   };
   struct Seen {
     int pieces = 0;
@@ -34,8 +35,13 @@ class Counting final : public JobWork {
     job.progress().set_total(static_cast<uint64_t>(script_.pieces) * MiB);
     while (seen_.pieces < script_.pieces) {
       co_await job.limit(1 * MiB);
+      const Instant began = job.reactor().now();
       Result<void> done = co_await piece(job).result();
-      if (done) continue;
+      if (done) {
+        if (script_.guests) ++guest_requests_;
+        co_await job.give_way(began, guest_requests_);
+        continue;
+      }
       if (done.error().code() == Errc::cancelled) co_await std::move(done);
       if (!co_await job.retries(JobSide::target, done.error())) co_await std::move(done);
     }
@@ -76,6 +82,7 @@ class Counting final : public JobWork {
 
   Script script_;
   Seen& seen_;
+  uint64_t guest_requests_ = 0;
 };
 
 class JobTest : public testing::Test {
@@ -285,6 +292,33 @@ TEST_F(JobTest, KeepsItsSpeedAndWakesForAnother) {
   EXPECT_TRUE(job->set_speed(0));
   wait_for(JobStatus::null);
   EXPECT_LT(reactor_.now() - begin, 10 * kSecond);
+}
+
+TEST_F(JobTest, RestsWhileGuestsAreAtWork) {
+  const auto time_of = [&](bool guests, JobOptions options) {
+    seen_ = {};
+    const Instant begin = reactor_.now();
+    run({.guests = guests}, std::move(options));
+    wait_for(JobStatus::null);
+    EXPECT_EQ(seen_.pieces, 10);
+    return reactor_.now() - begin;
+  };
+  const int64_t alone = time_of(false, {.id = "j", .gives_way = true});
+  // Ten pieces of a millisecond, five of rest behind each.
+  EXPECT_GE(time_of(true, {.id = "j", .gives_way = true}), 55 * kMillisecond);
+  EXPECT_LT(alone, 40 * kMillisecond);
+  EXPECT_LT(time_of(true, {.id = "j"}), 2 * alone);
+  // Who gives a speed says how much may be taken from guests.
+  EXPECT_LT(time_of(true, {.id = "j", .speed = 1 * GiB, .gives_way = true}), 2 * alone);
+}
+
+TEST_F(JobTest, ARestEndsWithTheJob) {
+  Job* job = run({.pieces = 1000, .guests = true}, {.id = "j", .gives_way = true});
+  pass_time(100 * kMillisecond);
+  EXPECT_TRUE(job->cancel(false));
+  const Instant before = reactor_.now();
+  wait_for(JobStatus::null);
+  EXPECT_LT(reactor_.now() - before, 5 * kMillisecond);
 }
 
 TEST_F(JobTest, JobsOfATransactionEndAlike) {

@@ -17,8 +17,10 @@ Task<void> MirrorCopy::run(Job& job, std::function<bool()> enough) {
 Task<void> MirrorCopy::worker(Job& job, const std::function<bool()>& enough) {
   while (!failed_ && !(enough && enough())) {
     MirrorFilter::Copied copied;
+    Instant began;
     {
       const Gate::Pass pass = co_await job.enter();
+      began = job.reactor().now();
       const auto taken = co_await filter_.take(cursor_);
       if (!taken) break;
       if (taken->first < cursor_ && on_round_) on_round_();
@@ -34,6 +36,7 @@ Task<void> MirrorCopy::worker(Job& job, const std::function<bool()>& enough) {
       co_await fail(job.is_cancelled() ? job.cancelled_error() : std::move(copied.error));
     }
     co_await job.limit(copied.bytes);
+    if (copied.bytes != 0) co_await job.give_way(began, filter_.guest_requests());
   }
 }
 

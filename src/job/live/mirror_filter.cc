@@ -215,6 +215,7 @@ Task<MirrorFilter::Copied> MirrorFilter::copy_locked(Pieces pieces) {
 // --- The guest's changes -------------------------------------------------------------------------
 
 Task<void> MirrorFilter::write(uint64_t offset, Bytes data, WriteOptions options) {
+  ++guest_requests_;
   if (mode_ == MirrorMode::write_blocking && !data.empty()) {
     co_await write_both(offset, data, options);
     co_return;
@@ -225,6 +226,7 @@ Task<void> MirrorFilter::write(uint64_t offset, Bytes data, WriteOptions options
 }
 
 Task<void> MirrorFilter::zero(uint64_t offset, uint64_t length, ZeroOptions options) {
+  ++guest_requests_;
   if (mode_ == MirrorMode::write_blocking && length != 0) {
     co_await zero_both(offset, length, options);
     co_return;
@@ -235,6 +237,7 @@ Task<void> MirrorFilter::zero(uint64_t offset, uint64_t length, ZeroOptions opti
 }
 
 Task<void> MirrorFilter::discard(uint64_t offset, uint64_t length, DiscardOptions options) {
+  ++guest_requests_;
   Result<void> done = co_await below().discard(offset, length, options).result();
   mark(offset, length);
   co_await std::move(done);

@@ -90,6 +90,14 @@ class MirrorFilter final : public Filter {
   };
   Task<Copied> copy(Pieces pieces);
 
+  /// Since the filter was made.
+  uint64_t guest_requests() const { return guest_requests_; }
+
+  BYRE_CORO_WRAPPER Task<void> read(uint64_t offset, MutableBytes data,
+                                    ReadOptions options) override {
+    ++guest_requests_;
+    return below().read(offset, data, options);
+  }
   Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override;
   Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override;
   Task<void> discard(uint64_t offset, uint64_t length, DiscardOptions options) override;
@@ -124,6 +132,7 @@ class MirrorFilter final : public Filter {
   RangeLock locks_;   ///< In pieces.
   Mutex cursor_;      ///< One take() at a time.
   Event* changed_ = nullptr;
+  uint64_t guest_requests_ = 0;
 };
 
 }  // namespace byre

@@ -74,12 +74,17 @@ Task<void> Stream::worker(Job& job) {
     while (true) {
       Result<void> done;
       const uint64_t before = filter().bytes_copied();
+      Instant began;
       {
         const Gate::Pass pass = co_await job.enter();
+        began = job.reactor().now();
         done = co_await fill(at, length).result();
       }
       if (done) {
         co_await job.limit(std::min(filter().bytes_copied() - before, length));
+        if (filter().bytes_copied() != before) {
+          co_await job.give_way(began, filter().guest_requests());
+        }
         break;
       }
       if (co_await job.retries(JobSide::source, done.error())) continue;
