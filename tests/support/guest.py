@@ -43,7 +43,7 @@ class Guest:
              "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-kernel", inputs("vmlinux"),
              "-initrd", initrd or inputs("initrd.cpio"), "-append", f"console=ttyS0 panic=-1 quiet job={job}", "-serial", "stdio",
              "-blockdev", disk, "-device", "virtio-blk-pci,drive=d0"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def lines(self, patience=2 * PATIENCE):
         """What the job says, word lists without the leading TEST, until the guest is off."""
@@ -67,6 +67,11 @@ class Guest:
         if self.process.returncode != 0:
             raise Died(f"QEMU ended with {self.process.returncode}: {self.console()}")
 
+    def say(self, word):
+        """To what reads the console in the guest."""
+        self.process.stdin.write(f"{word}\n".encode())
+        self.process.stdin.flush()
+
     def console(self):
         return "\n".join(self.seen[-60:])
 
@@ -74,6 +79,7 @@ class Guest:
         if self.process.returncode is None:
             self.process.kill()
             self.process.wait()
+        self.process.stdin.close()
         self.process.stdout.close()
 
 
