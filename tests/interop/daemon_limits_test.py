@@ -4,13 +4,16 @@
 from one client.  The limits of the text itself are also in src/daemon/qmp_stream_test.cc."""
 import json
 import os
+import re
+import shutil
 import socket
 import stat
 import sys
 import threading
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
-from harness import BYRE, KIB, MIB, Case, main, only_byre, run, until  # noqa: E402
+import nbd  # noqa: E402
+from harness import BYRE, KIB, MIB, Case, main, only_byre, qemu_img, run, until  # noqa: E402
 from qmp import Daemon, command  # noqa: E402
 
 # All, and an address that no machine here has (RFC 5737): refused before anybody looks whether it can be had.
@@ -177,6 +180,64 @@ class Limits(Case):
         other = daemon.monitor()
         until(lambda: len(os.listdir(f"/proc/{daemon.process.pid}/fd")) <= before, "descriptors to be closed")
         self.assertEqual(other.do("query-block"), [])
+
+
+@only_byre
+class AtRest(Case):
+    """Many disks, exports and jobs of one daemon, and nobody who wants anything of them."""
+
+    def image(self, name):
+        """Copies of one, as far as their bytes go."""
+        if not os.path.exists(self.path("empty.qcow2")):
+            qemu_img("create", "-q", "-f", "qcow2", self.path("empty.qcow2"), str(64 * MIB))
+        shutil.copyfile(self.path("empty.qcow2"), self.path(f"{name}.qcow2"))
+        return {"driver": "qcow2", "node-name": name, "file": {"driver": "file", "filename": self.path(f"{name}.qcow2")}}
+
+    def test_rest_costs_nothing_and_a_disk_not_much(self):
+        nodes, exports, jobs = 200, 50, 20
+        daemon = Daemon(self.folder, "byre", "--nbd-server", f"addr.type=unix,addr.path={self.path('nbd')}")
+        self.addCleanup(daemon.kill)
+        monitor = daemon.monitor()
+        before = memory_of(daemon.process)
+        for number in range(nodes):
+            monitor.do("blockdev-add", self.image(f"n{number}"))
+        for number in range(exports):
+            monitor.do("block-export-add", {"type": "nbd", "id": f"e{number}", "node-name": f"n{number}", "writable": True})
+        for number in range(jobs):
+            monitor.do("blockdev-mirror", {"job-id": f"j{number}", "device": f"n{number}", "target": f"n{exports + number}", "sync": "full"})
+            monitor.event("BLOCK_JOB_READY")
+        self.assertLess(memory_of(daemon.process) - before, nodes * 256 * KIB)
+        # Each disk that is written has its tables, and commits them within a second or so.
+        clients = []
+        for number in range(exports):
+            clients.append(nbd.NBD())
+            clients[-1].connect_uri(f"nbd+unix:///n{number}?socket={self.path('nbd')}")
+            clients[-1].pwrite(bytes(range(256)) * 256, number * 64 * KIB)
+        self.assertLess(memory_of(daemon.process) - before, nodes * 256 * KIB + exports * 512 * KIB)
+        pid = daemon.process.pid
+        until(lambda: self.wakes_in(pid, 1) <= 1, "rest")
+        # The thread sleeps until somebody comes: neither a disk nor a job nor a client has a timer.
+        self.assertLessEqual(self.wakes_in(pid, 5), 5)
+        for number in range(exports):
+            self.assertEqual(clients[number].pread(256, number * 64 * KIB), bytes(range(256)))
+            clients[number].shutdown()
+        for number in range(jobs):
+            monitor.do("block-job-cancel", device=f"j{number}", force=True)
+        monitor.do("quit")
+        self.assertEqual(daemon.end(None), 0)
+
+    @staticmethod
+    def wakes_in(pid, seconds):
+        """How often threads of the process go to sleep in that time."""
+        def count():
+            found = 0
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{thread}/status", encoding="ascii") as file:
+                    found += int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", file.read(), re.M).group(1))
+            return found
+        before = count()
+        threading.Event().wait(seconds)
+        return count() - before
 
 
 if __name__ == "__main__":

@@ -692,7 +692,7 @@ class Live(Case):
                           **({"top-node": "mid"} if top == "mid" else {})}
                 refused = self.monitor.ask(command("block-commit", commit))
                 self.assertIn("is in use by qemu-nbd", refused["error"]["desc"])
-                reader.terminate()
+                reader.kill()
                 reader.wait()
                 self.settle(client, 50)
                 self.assertTrue(self.is_read_only("base"))
