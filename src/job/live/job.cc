@@ -232,8 +232,8 @@ Task<void> Job::give_way(Instant began, uint64_t guest_requests) {
   const int64_t took = std::min(now - began, kPieceMax);
   next_start_ = std::max(next_start_, now) + kRestsPerPiece * took;
   const Instant start = next_start_;
-  while (reactor_.now() < start && speed_ == 0 && next_start_ >= start && !cancelled_ &&
-         !completing_) {
+  while (reactor_.now() < start && speed_ == 0 && next_start_ >= start && is_limited() &&
+         options_.gives_way) {
     co_await sleep_until(start);
   }
 }

@@ -26,6 +26,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -171,6 +172,10 @@ class Job {
   /// follow each other, whoever copied: one piece at a time is under way then, and its time, which
   /// is that of a few requests of guests as well, is a sixth of all at most.
   Task<void> give_way(Instant began, uint64_t guest_requests);
+  /// From here on it does not: guests write faster than it copies.
+  void hurry() {
+    if (std::exchange(options_.gives_way, false)) wake();
+  }
   /// A request has failed: true when it is to be tried again, now.  Waits as long as the job is
   /// stopped by it.  Without a pass.
   Task<bool> retries(JobSide side, const Error& error);

@@ -149,6 +149,7 @@ void Mirror::look_at_round(Job& job) {
   const uint64_t before = std::exchange(round_began_, dirty);
   if (++rounds_ < 3 || dirty < kRoundMin) return;
   overtaken_ = dirty > before / 2;
+  if (overtaken_) job.hurry();
   if (overtaken_ && options_.converge == Converge::automatic && mode() == MirrorMode::background) {
     gone_blocking_ = set_mode(MirrorMode::write_blocking).has_value();
   }
