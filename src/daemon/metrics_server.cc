@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <microhttpd.h>
 
+#include <bit>
 #include <cerrno>
 #include <string_view>
 
@@ -35,7 +36,7 @@ struct HttpLibrary {
     if (!library) return missing();
     bool found = true;
     const auto find = [&]<class Function>(Function& function, const char* name) {
-      function = reinterpret_cast<Function>(dlsym(library, name));
+      function = std::bit_cast<Function>(dlsym(library, name));
       found = found && function;
     };
     find(start_daemon, "MHD_start_daemon");
