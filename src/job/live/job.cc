@@ -13,9 +13,10 @@ namespace {
 
 /// Before a request that failed is tried again.
 constexpr int64_t kRetryAfter = 100 * kMillisecond;
-/// A rest beside the time that the piece before it took, which counts as this long at most.
+/// A rest beside the time that the piece before it took, which counts as this long at most: where a
+/// piece has to wait for a processor or a disk that others keep busy, the job still goes on.
 constexpr int64_t kRestsPerPiece = 5;
-constexpr int64_t kPieceMax = 20 * kMillisecond;
+constexpr int64_t kPieceMax = 1 * kMillisecond;
 /// Guests that have asked nothing for so long are not at work.
 constexpr int64_t kGuestsRest = 20 * kMillisecond;
 
