@@ -75,7 +75,10 @@ class ServerRun {
   Task<void> serve();
   /// Safe to call at any time, and again.
   void stop() {
-    if (!unthrottled_) unthrottled_ = std::make_unique<LetThrough>(disk_->device());
+    // Behind end() there is no disk.
+    if (!unthrottled_ && disk_->edge()) {
+      unthrottled_ = std::make_unique<LetThrough>(disk_->device());
+    }
     server_.stop();
   }
   /// serve() only waits for what runs.
