@@ -131,7 +131,7 @@ Task<void> CopyOnRead::fill_with_zeros(uint64_t offset, uint64_t length) {
   for (uint64_t at = offset; at < end;) {
     Extent extent = co_await below().status(at, end - at);
     if (!extent.allocated) {
-      co_await below().zero(at, extent.length, {.may_unmap = true});
+      co_await below().zero(at, extent.length, {.may_unmap = true, .tag = IoTag::copy_on_read});
       // Where it read as zeros anyway nothing need have been stored.
       const Extent now = co_await below().status(at, extent.length);
       extent.length = std::min(now.length, std::max(kCopyMax, cluster_));
@@ -151,7 +151,7 @@ Task<void> CopyOnRead::copy_extent(const Extent& extent, uint64_t at, IoTag tag,
   if (extent.zero) {
     fill_zero(wanted);
     co_await below()
-        .zero(at, extent.length, {.may_unmap = true})
+        .zero(at, extent.length, {.may_unmap = true, .tag = IoTag::copy_on_read})
         .doing("copy-on-read: write back ", extent.length, " zeros at ", hex(at));
   } else {
     const Buffer buffer(extent.length);

@@ -85,6 +85,7 @@ struct ZeroOptions {
   bool fua = false;
   /// For what reads as zeros already, as long as nothing is put below: nothing need be stored.
   bool only_where_needed = false;
+  IoTag tag = IoTag::write_guest;
 };
 struct DiscardOptions {
   bool fua = false;

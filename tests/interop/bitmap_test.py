@@ -173,13 +173,16 @@ class Served(Case):
         base = self.path("base.raw")
         with open(base, "wb") as file:
             file.write(b"\7" * MIB + bytes(MIB))
+            file.truncate(4 * MIB)  # What a hole reads as is stored as zeros.
         for program in (qemu_io, byre_io):
             image = self.path("copies")
             qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", image)
             qemu_img("bitmap", "--add", image, "b")
-            program(image, "read -q -P 7 128k 100k", "read -q -P 0 1536k 64k", options=("-C", "-f", "qcow2"))
-            self.assertTrue(any(run["start"] <= 128 * KIB < run["start"] + run["length"] and run["depth"] == 0
-                                for run in json.loads(qemu_img("map", "--output=json", image).out)))
+            program(image, "read -q -P 7 128k 100k", "read -q -P 0 1536k 64k", "read -q -P 0 2560k 100k",
+                    options=("-C", "-f", "qcow2"))
+            for at in (128 * KIB, 2560 * KIB):
+                self.assertTrue(any(run["start"] <= at < run["start"] + run["length"] and run["depth"] == 0
+                                    for run in json.loads(qemu_img("map", "--output=json", image).out)))
             self.assertEqual(dirty_by_qemu(self, image, "b"), [])
             self.assert_sound(image)
             program(image, "read -q -P 7 512k 4k", "write -q -P 8 130k 4k", options=("-C", "-f", "qcow2"))

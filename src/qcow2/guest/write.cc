@@ -38,6 +38,47 @@ static Task<void> fill_around(GuestDisk& disk, HostAccess access, const Mapping&
 static void publish_segment(GuestDisk& disk, const ExclusiveRange& range, const WritePiece& segment,
                             WriteMethod method, const HostRun& host);
 
+/// An overwrite inside one cluster no step of which needs a wait: most requests of a guest.
+class OverwriteNow {
+ public:
+  OverwriteNow(GuestDisk& disk, GuestOffset offset, uint64_t length)
+      : disk_(disk),
+        offset_(offset),
+        length_(length),
+        cluster_(disk.head.geometry.cluster_of(offset)),
+        range_(disk.clusters, cluster_, cluster_ + 1),
+        pin_(disk.epochs.pin()) {}
+
+  /// The lock, where the bytes lie, and the bitmaps.  False: one of them needs a wait, or the bytes
+  /// need another place; then nothing is written yet, and the caller takes the long way.
+  bool try_begin(Recorded recorded) {
+    const Geometry& g = disk_.head.geometry;
+    const uint64_t in_cluster = g.offset_in_cluster(offset_);
+    if (length_ == 0 || length_ > disk_.cluster_size() - in_cluster) return false;
+    if (!detail::LockStep{disk_, range_, false}.try_now()) return false;
+    if (disk_.map->lost().replaceable(cluster_)) return false;
+    const Result<std::optional<Map::Found>> now = disk_.map->find_now(cluster_);
+    if (!now || !*now || !writable_in_place((*now)->mapping, in_cluster, length_, g)) return false;
+    host_ = g.start_of(*(*now)->mapping.host) + in_cluster;
+    durable_ = (*now)->durable;
+    return detail::RecordStep{disk_, offset_, recorded == Recorded::yes ? length_ : 0}.try_now();
+  }
+  HostAccess access() const { return pin_; }
+  HostOffset host() const { return host_; }
+  /// The mapping that leads there is.
+  bool durable() const { return durable_; }
+
+ private:
+  GuestDisk& disk_;
+  const GuestOffset offset_;
+  const uint64_t length_;
+  const GuestCluster cluster_;
+  SharedRange range_;
+  const Epochs::Pin pin_;
+  HostOffset host_;
+  bool durable_ = false;
+};
+
 Task<void> write_disk(GuestDisk& disk, GuestOffset offset, Bytes data, WriteOptions options) {
   ArrivalOrder::Ticket turn(disk.allocation_order);
   ChangeRequest request(disk, "write", offset, data.size());
@@ -47,9 +88,20 @@ Task<void> write_disk(GuestDisk& disk, GuestOffset offset, Bytes data, WriteOpti
     co_await write_compressed(disk, request.size(), offset, data, options.compression_level, turn);
   } else {
     if (!turn.is_first()) co_await turn.wait();
-    const Recorded recorded = options.tag == IoTag::copy_on_read ? Recorded::no : Recorded::yes;
-    durable =
-        co_await write_checked(disk, request.size(), offset, data, options.fua, &turn, recorded);
+    bool written = false;
+    {
+      OverwriteNow now(disk, offset, data.size());
+      if (now.try_begin(recorded(options.tag))) {
+        turn.end();  // It needs no cluster.
+        durable = options.fua && now.durable();
+        co_await disk.store.write(now.access(), now.host(), data, durable, disk.write_mark(offset));
+        ++disk.stats.writes_in_place;
+        written = true;
+      }
+    }
+    if (!written)
+      durable = co_await write_checked(disk, request.size(), offset, data, options.fua, &turn,
+                                       recorded(options.tag));
   }
   turn.end();
   request.release_size();

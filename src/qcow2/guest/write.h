@@ -24,6 +24,9 @@ Task<void> write_disk(GuestDisk& disk, GuestOffset offset, Bytes data, WriteOpti
 
 /// Do bitmaps hear of it?  Not of what leaves the guest's bytes as they are (docs/engine.md, B1).
 enum class Recorded : uint8_t { no, yes };
+inline Recorded recorded(IoTag tag) {
+  return tag == IoTag::copy_on_read ? Recorded::no : Recorded::yes;
+}
 
 // For other changes of the disk.
 /// True if everything is durable: it all went, with FUA, to clusters whose mapping is.  `turn`,

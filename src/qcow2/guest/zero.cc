@@ -111,7 +111,8 @@ Task<void> zero_edge(GuestDisk& disk, SizeKept size, GuestOffset offset, uint64_
       if (options.no_fallback) {
         co_await fail(unsupported("zeroing part of a cluster at ", offset, " needs a write"));
       }
-      co_await write_checked(disk, size, offset, Bytes(zeros).first(step), false);
+      co_await write_checked(disk, size, offset, Bytes(zeros).first(step), false, nullptr,
+                             recorded(options.tag));
     }
     offset += step;
     length -= step;
@@ -157,7 +158,8 @@ Task<uint64_t> zero_units(GuestDisk& disk, SizeKept size, GuestOffset offset, ui
       co_return start + to - offset;
     }
     if (*zeroed == old && !disk.map->lost().replaceable(cluster)) continue;
-    co_await record_change(disk, range, start + from, to - from);
+    const uint64_t changed = recorded(options.tag) == Recorded::yes ? to - from : 0;
+    co_await record_change(disk, range, start + from, changed);
     if (hosts(old, g) != hosts(*zeroed, g)) co_await disk.load_refcounts_of(old);
     if (!prepared) co_await disk.prepare_table(range);
     prepared = true;
