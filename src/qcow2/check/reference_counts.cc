@@ -11,7 +11,7 @@ namespace {
 
 /// Regions in a slab: as many as there are already, within these bounds.
 constexpr uint64_t kSlabMin = 16;
-constexpr uint64_t kSlabMax = 4096;
+constexpr uint64_t kSlabMax = 32768;  // 8 MiB
 
 uint64_t saturating_add(uint64_t a, uint64_t b) { return b > UINT64_MAX - a ? UINT64_MAX : a + b; }
 
@@ -86,9 +86,10 @@ bool ReferenceCounts::remember(uint64_t index) const {
 void ReferenceCounts::make(uint64_t index) {
   if (slab_left_ == 0) {
     slab_left_ = std::clamp(regions_count_, kSlabMin, kSlabMax);
-    slabs_.push_back(std::make_unique<Region[]>(slab_left_));
+    slabs_.emplace_back(slab_left_ * sizeof(Region));
   }
-  Region* region = &slabs_.back()[--slab_left_];
+  // Memory of zeros is regions of cells that nobody owns (P0593R6: they come to be by its use).
+  Region* region = static_cast<Region*>(slabs_.back().data()) + --slab_left_;
   ++regions_count_;
   blocks_[index / kRegionsInBlock][index % kRegionsInBlock] = region;
   last_index_ = index;

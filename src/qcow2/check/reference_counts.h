@@ -15,7 +15,6 @@
 
 #include <array>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string_view>
 #include <unordered_map>
@@ -23,6 +22,7 @@
 #include <vector>
 
 #include "base/units.h"
+#include "base/zeroed_pages.h"
 
 namespace byre {
 
@@ -118,8 +118,8 @@ class ReferenceCounts {
   void make(uint64_t index);
   void set_count(HostCluster cluster, Cell& cell, uint64_t count);
 
-  std::unordered_map<uint64_t, Block> blocks_;    ///< By region / kRegionsInBlock.
-  std::vector<std::unique_ptr<Region[]>> slabs_;  ///< What regions lie in.
+  std::unordered_map<uint64_t, Block> blocks_;  ///< By region / kRegionsInBlock.
+  std::vector<ZeroedPages> slabs_;              ///< What regions lie in.
   uint64_t slab_left_ = 0;
   uint64_t regions_count_ = 0;
   std::unordered_map<uint64_t, uint64_t> many_;
