@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "format/limits.h"
 #include "format/refcount.h"
+#include "io/buffer.h"
 
 namespace byre {
 
@@ -154,7 +155,8 @@ Task<void> Allocator::load_region(uint64_t index, bool healing) {
     co_await fail(corrupt("refcount block ", index, " at ", offset,
                           " passes the end of the file; run check -r all"));
   }
-  std::vector<std::byte> block(geometry_.cluster_size());
+  const Buffer buffer(geometry_.cluster_size());
+  const MutableBytes block = buffer.bytes();
   co_await file_.read(offset.value, block, IoTag::refcount_load)
       .doing("refcount block ", index, " at ", offset);
 
