@@ -62,6 +62,7 @@ CopyBeforeWrite::CopyBeforeWrite(Child file, Child target, const CopyBeforeWrite
       timeout_ns_(options.timeout_ns),
       compressed_(options.compressed),
       on_change_(options.on_change),
+      on_copy_(options.on_copy),
       on_break_(options.on_break),
       locks_(reactor().ready()),
       late_(reactor().ready()) {
@@ -164,18 +165,20 @@ Task<void> CopyBeforeWrite::copy_run(Clusters run, bool* of_target) {
     if (extent.zero && at + length < end) length = round_down(length, cluster_);
     if (extent.zero && length != 0) {
       co_await check_whole();
+      if (on_copy_) on_copy_(at, length, {});
       target_fails = true;
       co_await target_->zero(at, length, {.may_unmap = true})
           .doing("write ", length, " zeros at ", hex(at), " of the target");
     } else {
       if (!compressed_) length = round_up(std::max<uint64_t>(extent.length, 1), cluster_);
-      if (compressed_) length = kCopyMax;
-      length = std::min({length, std::max(kCopyMax, cluster_), end - at});
+      const uint64_t most = std::max(kCopyMax, cluster_);
+      length = std::min(compressed_ ? most : length, std::min(most, end - at));
       const Buffer buffer(length);
       co_await below()
           .read(at, buffer.bytes(), IoTag::none)
           .doing("read ", length, " bytes at ", hex(at));
       co_await check_whole();
+      if (on_copy_) on_copy_(at, length, buffer.bytes().first(length));
       target_fails = true;
       co_await target_->write(at, buffer.bytes(), {.compressed = compressed_})
           .doing("write ", length, " bytes at ", hex(at), " of the target");

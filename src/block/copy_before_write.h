@@ -57,6 +57,9 @@ struct CopyBeforeWriteOptions {
   bool compressed = false;  ///< Old contents become compressed clusters of the target.
   /// Is told of each range that a guest is about to change, from the first change on.
   std::function<void(uint64_t offset, uint64_t length)> on_change = {};
+  /// Is told what the target is about to get, before each attempt: whole clusters, up to the end of
+  /// the disk; no data: so many zeros.
+  std::function<void(uint64_t offset, uint64_t length, Bytes data)> on_copy = {};
   /// Is told that a copy has failed, and with it the snapshot (CbwError::break_snapshot).
   std::function<void()> on_break = {};
 };
@@ -178,6 +181,7 @@ class CopyBeforeWrite final : public Filter {
   const int64_t timeout_ns_;
   const bool compressed_;
   const std::function<void(uint64_t, uint64_t)> on_change_;
+  const std::function<void(uint64_t, uint64_t, Bytes)> on_copy_;
   const std::function<void()> on_break_;
   ClusterSet kept_;      ///< In the target, or unwanted.
   ClusterSet unwanted_;  ///< Clusters that are no part of the snapshot.

@@ -5,6 +5,8 @@
 
 namespace byre {
 
-uint32_t crc32_of(Bytes data) { return libdeflate_crc32(0, data.data(), data.size()); }
+uint32_t crc32_of(Bytes data, uint32_t before) {
+  return libdeflate_crc32(before, data.data(), data.size());
+}
 
 }  // namespace byre

@@ -11,6 +11,7 @@
 
 namespace byre {
 
-uint32_t crc32_of(Bytes data);
+/// `before`: of what comes before `data`.
+uint32_t crc32_of(Bytes data, uint32_t before = 0);
 
 }  // namespace byre

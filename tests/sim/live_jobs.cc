@@ -21,6 +21,7 @@ Result<std::unique_ptr<JobWork>> LiveRun::make_mirror(Child source, Process& pro
   options.converge = prng_.one_in(2) ? Converge::report : Converge::automatic;
   options.requests_max = static_cast<unsigned>(prng_.between(1, 4));
   if (kind_ == LiveJob::mirror) {
+    options.verify = verify_;
     top_only_ &= target_is_fresh_;
     options.filter.above = top_only_ ? 1 : 0;
     options.filter.target_is_zero = !top_only_ && target_is_fresh_ && prng_.one_in(2);
@@ -81,6 +82,7 @@ Result<std::unique_ptr<JobWork>> LiveRun::make_backup(Child source, Process& pro
   options.compressed = !target_.raw && prng_.one_in(4);
   only_on_change_ = target_is_over_top_ && late_prng_.one_in(2);
   options.only_on_change = only_on_change_;
+  options.verify = verify_ && !only_on_change_;
   bitmap_sync_ = options.bitmap_sync;
   may_break_ = options.cbw_timeout_ns != 0;
   Result<std::unique_ptr<Backup>> work =
@@ -176,6 +178,19 @@ void LiveRun::check_backup() {
   }
 }
 
+void LiveRun::draw_verify(Process& process) {
+  verify_ = verify_prng_.one_in(3);
+  if (!verify_) return;
+  note("to be verified");
+  if (intrusion_ || !faulty_.empty() || process.stuck || target_is_over_top_) return;
+  if (!verify_prng_.one_in(3)) return;
+  const auto may_lie = [&process] {
+    return process.job && process.job->status() < JobStatus::waiting;
+  };
+  process.target = std::make_unique<Lying>(std::move(process.target), verify_prng_.next(), may_lie,
+                                           process.lied);
+}
+
 Task<void> LiveRun::control(Process& process) {
   co_await process.reactor.sleep(static_cast<int64_t>(prng_.below(8)) * kMillisecond);
   if (kind_ == LiveJob::mirror || kind_ == LiveJob::backup) {
@@ -188,8 +203,10 @@ Task<void> LiveRun::control(Process& process) {
       faulty_ = target_.name;
       note("the target stops to answer");
     }
+    draw_verify(process);
     if (kind_ == LiveJob::mirror) process.switched_to = process.target.get();
-    if (kind_ == LiveJob::backup) process.kept = process.target.hold();
+    // One that stops to answer is set free when the job has ended.
+    if (kind_ == LiveJob::backup || process.stuck) process.kept = process.target.hold();
   } else if (kind_ == LiveJob::commit) {
     process.switched_to = layers_of(*process.entrance->edge())[depth_];
   }
@@ -234,7 +251,9 @@ Task<void> LiveRun::control(Process& process) {
   process.job = nullptr;
   if (process.stuck) process.stuck->set_free();
   note(cat("ended ", job->error() ? job->error().message() : "well"));
-  const bool may_fail = !faulty_.empty() || (kind_ == LiveJob::backup && may_break_);
+  const bool may_fail =
+      *process.lied || !faulty_.empty() || (kind_ == LiveJob::backup && may_break_);
+  if (*process.lied) note("its target lied");
   if (job->error() && job->error().code() != Errc::cancelled && !may_fail) {
     fail_with("the job failed: ", job->error().message());
   }
@@ -354,7 +373,8 @@ Task<void> LiveRun::meddle(Process& process, Job& job, bool is_to_end) {
         const MirrorFilter* filter = mirror_ ? mirror_->filter_in_use() : nullptr;
         // Its last copies are made while it holds a drain itself.
         const bool is_held = job.status() < JobStatus::waiting;
-        if (filter && is_held && !filter->is_dirty()) co_await compare_with_target(*filter);
+        if (filter && is_held && !*process.lied && !filter->is_dirty())
+          co_await compare_with_target(*filter);
       }
       co_await hold.close();
       break;

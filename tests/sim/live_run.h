@@ -6,10 +6,11 @@
 /// discard and flush; every sector that they read is judged by the oracle, and so is every sector
 /// of the disk after a cut.  Meanwhile somebody starts the job, pauses it, lets it go on, changes
 /// its speed and mode, drains the graph, and cancels or completes it, at any moment.
-/// A backup may go into an image over the disk, which others read meanwhile: they see the moment.
-/// A job that has switched leads the guests to the target: from then on that is the disk that
-/// counts.  One that was cancelled or has failed leaves the disk that there was.  All images are
-/// sound at each cut, each with its own choice of what is left.
+/// A mirror or a backup may have to be verified; then its target may lie, and the job finds that,
+/// or it was written anew. A backup may go into an image over the disk, which others read
+/// meanwhile: they see the moment. A job that has switched leads the guests to the target: from
+/// then on that is the disk that counts.  One that was cancelled or has failed leaves the disk that
+/// there was.  All images are sound at each cut, each with its own choice of what is left.
 #pragma once
 
 #include <algorithm>
@@ -26,6 +27,7 @@
 #include "job/live/job_list.h"
 #include "job/live/mirror.h"
 #include "job/live/stream.h"
+#include "lying.h"
 #include "oracle.h"
 #include "qcow2/image.h"
 #include "qcow2/ops/create.h"
@@ -75,6 +77,7 @@ class LiveRun {
         prng_(seed * 64 + 40 + static_cast<uint64_t>(kind)),
         cut_prng_(seed),
         late_prng_(seed * 64 + 32 + static_cast<uint64_t>(kind)),
+        verify_prng_(seed * 64 + 48 + static_cast<uint64_t>(kind)),
         verdict_(verdict),
         intrusion_(std::move(intrusion)),
         size_(prng_.between(24, intrusion_ ? 96 : 320) * KiB / 2 / kSectorSize * kSectorSize),
@@ -117,6 +120,8 @@ class LiveRun {
                           uint32_t depth = 0);
   struct Process;
   Task<Child> open_target(Process& process);
+  /// Whether the job is to be verified, and with which target.
+  void draw_verify(Process& process);
   Task<void> fill(Reactor& reactor, FileOpener& opener, LiveDisk made);
   Result<Contents> contents(SimDisks& disks, const LiveDisk& disk);
   static Task<Contents> read_whole(Reactor& reactor, FileOpener& opener, LiveDisk wanted);
@@ -142,7 +147,8 @@ class LiveRun {
     Device* switched_to = nullptr;
     Device* lent = nullptr;  ///< Open for writing as long as the job needs it.
     Stuck* stuck = nullptr;  ///< The target, where it stops to answer.
-    Job* job = nullptr;      ///< While it lives.
+    std::shared_ptr<bool> lied = std::make_shared<bool>(false);  ///< The target has.
+    Job* job = nullptr;                                          ///< While it lives.
     uint64_t guests = 0;
     uint64_t readers = 0;  ///< Of the target, while the job runs.
     bool job_ended = false;
@@ -252,6 +258,7 @@ class LiveRun {
   Prng prng_;
   Prng cut_prng_;   ///< So that an intrusion meets the same history whatever is cut.
   Prng late_prng_;  ///< For choices that came later: the others stay what they were.
+  Prng verify_prng_;
   Verdict& verdict_;
   const std::optional<Intrusion> intrusion_;
   const uint64_t size_;
@@ -263,6 +270,7 @@ class LiveRun {
   bool top_only_ = false;
   bool target_is_over_top_ = false;
   bool only_on_change_ = false;
+  bool verify_ = false;
   bool target_is_fresh_ = true;
   uint32_t depth_ = 0;
   bool base_is_lent_ = false;  ///< It is opened for writing for each job.

@@ -24,6 +24,11 @@ Result<std::unique_ptr<Backup>> Backup::make(Child source, Child target, BackupO
   if (options.compressed && !target->capabilities().compresses) {
     return unsupported("Compression is not supported for this target: ", quoted(target->name()));
   }
+  if (options.verify && options.only_on_change) {
+    return invalid(
+        "a backup of only what changes (sync 'none') cannot be verified: it never has "
+        "all of the disk");
+  }
   return std::unique_ptr<Backup>(
       new Backup(std::move(source), std::move(target), std::move(options)));
 }
@@ -84,8 +89,14 @@ Task<void> Backup::enter_graph(Job& job, const Drain& drain) {
       changed_->set_bytes(offset, length);
     };
   }
+  if (options_.verify) {
+    options.on_copy = [this](uint64_t at, uint64_t length, Bytes data) { note(at, length, data); };
+  }
   auto filter = std::make_unique<CopyBeforeWrite>(source_.another(), std::move(target_), options);
   CopyBeforeWrite& entered = *filter;
+  if (options_.verify) {
+    sums_ = std::make_unique<CopySums>(entered.snapshot_size(), entered.cluster_size());
+  }
   filter_ = std::move(filter);
   filter_.set_gate(&job.gate());
   name_filter(filter_, options_.filter_name);
@@ -98,7 +109,8 @@ Task<void> Backup::enter_graph(Job& job, const Drain& drain) {
 
 Task<void> Backup::run(Job& job) {
   co_await take_moment(job, nullptr);
-  job.progress().set_total(wanted_ ? wanted_->dirty_bytes() : source_->size());
+  // With `verify` once for the copy and once for what is read back.
+  job.progress().set_total((wanted_ ? wanted_->dirty_bytes() : source_->size()) * (sums_ ? 2 : 1));
   if (options_.only_on_change) {
     while (!job.is_cancelled() && !filter()->broken()) co_await job.changed().wait();
     co_await fail(job.is_cancelled() ? job.cancelled_error() : filter()->broken().copy());
@@ -107,6 +119,33 @@ Task<void> Backup::run(Job& job) {
   for (unsigned i = 0; i < options_.requests_max; ++i) workers.spawn(worker(job));
   co_await workers.join();
   if (filter()->broken()) co_await fail(filter()->broken().copy());
+  if (sums_) co_await check(job);
+}
+
+void Backup::note(uint64_t at, uint64_t length, Bytes data) {
+  if (data.empty()) {
+    sums_->note_zeros(at, length);
+  } else {
+    sums_->note(at, data);
+  }
+}
+
+/// All is copied: the target does not change any more.
+Task<void> Backup::check(Job& job) {
+  CopyCheckOptions how{.requests_max = options_.requests_max,
+                       .request_size = options_.request_size,
+                       .guest_requests = [this] { return filter()->guest_requests(); },
+                       .on_checked = [&job](uint64_t bytes) { job.progress().advance(bytes); }};
+  sums_->wrote(sums_->all());
+  CopyCheck check(*sums_, filter()->target(), source_->name(), std::move(how));
+  co_await check.run(job);
+  checked_ = true;
+  job.progress().set(job.progress().total(), job.progress().total());
+}
+
+std::optional<uint64_t> Backup::verified() const {
+  if (!options_.verify) return std::nullopt;
+  return sums_ ? sums_->checked_bytes() : 0;
 }
 
 Task<void> Backup::worker(Job& job) {
@@ -172,13 +211,14 @@ Task<void> Backup::settle_bitmap(bool succeeded) {
   if (!options_.bitmap || options_.bitmap_sync == BitmapSync::never) co_return;
   if (!succeeded && options_.bitmap_sync != BitmapSync::always) co_return;
   if (!succeeded) {
-    // What the target did not get.
+    // What the target did not get, or what nobody knows of.
+    const bool is_unsure = filter()->broken() || (sums_ && !checked_);
     const uint64_t end = filter()->snapshot_size();
     for (auto run = wanted_->next_run(0); run; run = wanted_->next_run(run->first + run->second)) {
       const uint64_t stop = std::min(end, run->first + run->second);
       const uint64_t cluster = filter()->cluster_size();
       for (uint64_t at = run->first; at < stop; at = round_down(at, cluster) + cluster) {
-        const uint64_t missing = filter()->broken() ? at : filter()->next_missing(at, stop);
+        const uint64_t missing = is_unsure ? at : filter()->next_missing(at, stop);
         if (missing >= stop) break;
         at = missing;
         changed_->set_bytes(at, std::min(stop, round_down(at, cluster) + cluster) - at);

@@ -6,15 +6,17 @@
 ///   2. What guests are about to change is copied first; the rest cluster by cluster.  With
 ///      `only_on_change` the job copies nothing by itself, and ends when somebody cancels it: the
 ///      snapshot is there for others to read (snapshot_access.h).
-///   3. The target is flushed.  Guests are drained; the bitmap becomes what they have changed since
+///   3. With `verify` the target is flushed, read back, and compared with what it was given, while
+///      guests go on.
+///   4. The target is flushed.  Guests are drained; the bitmap becomes what they have changed since
 ///      the moment, in one durable step; the filter leaves.
 /// Invariant (docs/engine.md, G6, J4): the target holds the wanted parts as they were at the
 /// moment, durably, when the job ends well; a job whose snapshot broke fails, soon. Invariant:
 /// until the job has ended well the bitmap in the image is a superset of what it had and what was
 /// changed since, so a backup that fails or is cut off costs nothing but its target. Cost: each
 /// cluster once; guests wait for copies of what they change (copy_before_write.h). Memory:
-/// requests_max pieces; with a bitmap a bit for each of its granules that guests change. Not here:
-/// images made for the target; checksums.
+/// requests_max pieces; with a bitmap a bit for each of its granules that guests change; with
+/// `verify` copy_sums.h.  Not here: images made for the target; reading it back (copy_check.h).
 #pragma once
 
 #include <memory>
@@ -24,6 +26,7 @@
 
 #include "block/copy_before_write.h"
 #include "block/drain.h"
+#include "job/live/copy_check.h"
 #include "job/live/job.h"
 #include "qcow2/image.h"
 
@@ -76,6 +79,7 @@ struct BackupOptions {
   int64_t cbw_timeout_ns = 0;
   uint64_t cluster_size_min = 0;
   bool compressed = false;
+  bool verify = false;  ///< Not with only_on_change.
   unsigned requests_max = 8;
   std::string filter_name;  ///< Of the filter's node; empty: a made-up one.
   uint64_t request_size = 1 * MiB;
@@ -99,11 +103,14 @@ class Backup final : public JobWork {
   Task<void> abort(Job& job) override;
   Task<void> clean(Job& job) override;
   void interrupt() override;
+  std::optional<uint64_t> verified() const override;
 
  private:
   Backup(Child source, Child target, BackupOptions options);
   Task<void> enter_graph(Job& job, const Drain& drain);
   Task<void> worker(Job& job);
+  Task<void> check(Job& job);
+  void note(uint64_t at, uint64_t length, Bytes data);
   Task<void> leave_out_what_shows(uint64_t at, uint64_t end);
   Task<void> settle_bitmap(bool succeeded);
   Task<void> leave_graph(bool succeeded);
@@ -115,6 +122,8 @@ class Backup final : public JobWork {
   std::unique_ptr<DirtyBits> wanted_;
   std::unique_ptr<DirtyBits> changed_;  ///< Since the moment.
   std::unique_ptr<Drain> drain_;        ///< From prepare() to the end.
+  std::unique_ptr<CopySums> sums_;      ///< With `verify`.
+  bool checked_ = false;                ///< All of it.
   bool entered_ = false;
   uint64_t next_ = 0;
   bool failed_ = false;

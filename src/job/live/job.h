@@ -105,6 +105,8 @@ class JobWork {
   /// The job was cancelled, and what is under way has not ended for long: it is given up, where
   /// nobody but the job counts on the device.  May come at any time before clean() has ended.
   virtual void interrupt() {}
+  /// Bytes of the target that were read back and compared; nullopt where that is not done.
+  virtual std::optional<uint64_t> verified() const { return std::nullopt; }
 
   /// What was opened for writing for this job; given back behind clean().
   WriteLoans loans;

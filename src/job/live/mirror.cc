@@ -14,11 +14,19 @@ namespace {
 
 /// Rounds that begin with less are not looked at.
 constexpr uint64_t kRoundMin = 4 * MiB;
+/// Of comparing before the drain: with guests that help each is half of the one before at most, but
+/// for what they write during a flush.
+constexpr int kCheckRoundsMax = 24;
 
 }  // namespace
 
 Result<std::unique_ptr<Mirror>> Mirror::make(Child source, Child target, MirrorOptions options) {
   if (&source.node() == &target.node()) return invalid("the target is the source itself");
+  if (options.verify && options.copies_nothing) {
+    return invalid(
+        "a mirror of only what changes (sync 'none') cannot be verified: its target need "
+        "not hold the rest");
+  }
   if (Result<void> fits = MirrorFilter::fits(*source, *target, options.filter); !fits) {
     return std::move(fits).error();
   }
@@ -47,6 +55,7 @@ Result<std::unique_ptr<Mirror>> Mirror::commit_into(Child source, uint32_t depth
 
 Mirror::Mirror(Child source, Child target, MirrorOptions options)
     : options_(std::move(options)), source_(std::move(source)), target_(std::move(target)) {
+  options_.filter.sums = options_.verify;
   if (options_.replaces) replaced_ = Child::to(options_.replaces->device()).hold();
 }
 
@@ -138,9 +147,7 @@ std::vector<Move> Mirror::switch_moves() const {
 // --- Copying -------------------------------------------------------------------------------------
 
 /// As much as is copied while guests are drained.
-bool Mirror::is_nearly_in_sync() const {
-  return filter().dirty_bytes() <= options_.requests_max * options_.filter.request_size;
-}
+bool Mirror::is_nearly_in_sync() const { return filter().dirty_bytes() <= bytes_in_drain(); }
 
 /// A round has ended.
 void Mirror::look_at_round(Job& job) {
@@ -159,25 +166,69 @@ Task<void> Mirror::run(Job& job) {
   co_await enter_graph(job);
   copy_ = std::make_unique<MirrorCopy>(filter(), options_.requests_max,
                                        [this, &job] { look_at_round(job); });
+  if (options_.verify) {
+    CopyCheckOptions how{.locks = &filter().locks(),
+                         .requests_max = options_.requests_max,
+                         .request_size = options_.filter.request_size,
+                         .guest_requests = [this] { return filter().guest_requests(); }};
+    check_ = std::make_unique<CopyCheck>(*filter().sums(), filter().target(), source_->name(),
+                                         std::move(how));
+  }
   job.progress().set_total(filter().dirty_bytes());
   while (true) {
-    co_await copy_->run(job, [&job] { return job.shall_complete(); });
+    // Guests that write all the time are no reason not to look at the target.
+    co_await copy_->run(job, [this, &job] {
+      return job.shall_complete() || (job.is_ready() && shall_check() && is_nearly_in_sync());
+    });
     if (job.shall_complete()) co_return;
     job.progress().set(job.progress().total(), job.progress().total());
     job.set_ready();
     if (job.is_cancelled()) co_await fail(job.cancelled_error());
-    if (filter().is_dirty() || job.shall_complete()) continue;
-    co_await job.changed().wait();
+    if (job.shall_complete()) continue;
+    if (shall_check()) {
+      co_await check(job);
+    } else if (!filter().is_dirty()) {
+      co_await job.changed().wait();
+    }
   }
+}
+
+// --- Comparing -----------------------------------------------------------------------------------
+
+/// Little is left for the end.
+bool Mirror::shall_check() const {
+  return check_ && filter().sums()->unchecked_bytes() > (checked_ ? bytes_in_drain() : 0);
+}
+
+Task<void> Mirror::check(Job& job) {
+  co_await check_->run(job, [&job] { return job.shall_complete(); });
+  checked_ |= !job.shall_complete();
+}
+
+/// What is dirty and what is not compared is little afterwards.  Guests go on.
+Task<void> Mirror::check_before_drain(Job& job) {
+  filter().let_guests_help(check_.get());
+  for (int rounds = 0; rounds < kCheckRoundsMax; ++rounds) {
+    co_await copy_->run(job, [this] { return is_nearly_in_sync(); });
+    if (filter().sums()->unchecked_bytes() <= bytes_in_drain()) break;
+    co_await check_->run(job);
+  }
+}
+
+std::optional<uint64_t> Mirror::verified() const {
+  if (!options_.verify) return std::nullopt;
+  return filter_ ? filter().sums()->checked_bytes() : verified_;
 }
 
 Task<void> Mirror::prepare(Job& job) {
   filter().set_mode(MirrorMode::write_blocking);
   co_await copy_->run(job, [this] { return is_nearly_in_sync(); });
+  if (check_) co_await check_before_drain(job);
   drain_ = std::make_unique<Drain>(filter_.node());
   co_await drain_->begin();
   co_await copy_->run_alone();
   co_await filter().target().flush();
+  if (check_) co_await check_->run_alone();
   if (!switches(job)) co_return;
   moves_ = switch_moves();
   const bool held =
@@ -208,6 +259,8 @@ void Mirror::interrupt() {
 
 Task<void> Mirror::clean(Job&) {
   changed_.clear();
+  if (filter_) filter().let_guests_help(nullptr);
+  verified_ = verified().value_or(0);
   if (filter_) (void)co_await filter_.close().result();
   if (target_) (void)co_await target_.close().result();
   if (source_) (void)co_await source_.close().result();

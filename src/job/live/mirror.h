@@ -16,13 +16,17 @@
 /// Invariant (docs/engine.md, J3, J5): at the switch the target durably holds what guests were told
 /// is durable, and reads as the source does.  Until then the source is what it was, and the filter
 /// is all that was put there; a job that fails takes it away.
+/// With `verify` the target is read back: as soon as all is copied, and again when guests have
+/// changed more than may be compared while they wait.  Step 3 compares what is left before it
+/// drains them, and the rest behind the flush: a target that holds something else fails the job,
+/// and nobody is led there.  While that goes on guests that write compare more than they write.
 /// With `above` (a commit) what the layers above a base have goes into the base, which grows where
 /// it is smaller: until the switch the overlays still hide all that was changed in it.
 /// Copying that guests overtake: a round that begins with more than half of what the round before
 /// began with gains too little; the job says so, and with Converge::automatic it lets guests write
 /// to both devices from then on.
 /// Cost: each piece once, and again for each time that it is changed in the background.  Memory:
-/// requests_max * request_size.
+/// requests_max * request_size; with `verify` twice that, and copy_sums.h.
 /// Not here: which pieces are dirty (mirror_filter.h), images made for the target.
 #pragma once
 
@@ -30,6 +34,7 @@
 #include <vector>
 
 #include "block/drain.h"
+#include "job/live/copy_check.h"
 #include "job/live/job.h"
 #include "job/live/mirror_copy.h"
 #include "job/live/mirror_filter.h"
@@ -42,6 +47,7 @@ struct MirrorOptions {
   MirrorFilterOptions filter;
   bool copies_nothing = false;  ///< Only what changes from now on.
   Converge converge = Converge::report;
+  bool verify = false;  ///< Not with copies_nothing.
   /// The node whose users are led to the target; null: the source.
   Node* replaces = nullptr;
   /// What the source will be called in messages and events: the target is a disk below it.
@@ -81,6 +87,7 @@ class Mirror final : public JobWork {
   Task<void> abort(Job& job) override;
   Task<void> clean(Job& job) override;
   void interrupt() override;
+  std::optional<uint64_t> verified() const override;
   bool ends_without_switch() override { return true; }
 
  private:
@@ -91,6 +98,10 @@ class Mirror final : public JobWork {
   Task<void> enter_graph(Job& job);
   Task<void> leave_graph();
   bool is_nearly_in_sync() const;
+  uint64_t bytes_in_drain() const { return options_.requests_max * options_.filter.request_size; }
+  bool shall_check() const;
+  Task<void> check(Job& job);
+  Task<void> check_before_drain(Job& job);
   void look_at_round(Job& job);
   std::vector<Move> switch_moves() const;
   bool switches(const Job& job) const { return job.shall_switch(); }
@@ -104,6 +115,9 @@ class Mirror final : public JobWork {
   std::vector<Child> between_;
   bool entered_ = false;
   std::unique_ptr<MirrorCopy> copy_;
+  std::unique_ptr<CopyCheck> check_;  ///< With `verify`.
+  bool checked_ = false;              ///< All of it, at some time.
+  uint64_t verified_ = 0;             ///< When the filter has gone.
   std::unique_ptr<Drain> drain_;
   std::vector<Move> moves_;
   /// Edges whose permissions were changed, and what they were.

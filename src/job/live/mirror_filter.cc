@@ -7,6 +7,7 @@
 
 #include "base/units.h"
 #include "io/buffer.h"
+#include "job/live/copy_check.h"
 
 namespace byre {
 namespace {
@@ -65,6 +66,7 @@ MirrorFilter::MirrorFilter(Child source, Child target, MirrorFilterOptions optio
       cursor_(reactor().ready()) {
   target_.belong_to(*this, Role::other);
   dirty_.insert(0, pieces_);
+  if (options_.sums) sums_ = std::make_unique<CopySums>(below().size(), granularity_);
 }
 
 // --- Pieces --------------------------------------------------------------------------------------
@@ -110,11 +112,16 @@ bool MirrorFilter::reads_from_base(uint64_t at, const Extent& extent) const {
   return !is_above && !is_hidden;
 }
 
+/// Does the target read so, as long as it gets nothing there?
+bool MirrorFilter::reads_so_at_first(uint64_t at, const Extent& extent) const {
+  return reads_from_base(at, extent) || (options_.target_is_zero && extent.zero);
+}
+
 /// Does the target read so already, as it never got anything there?
 bool MirrorFilter::may_skip(uint64_t at, const Extent& extent) const {
   const Pieces pieces = around(at, extent.length);
   if (given_.next(true, pieces.first, pieces.end) != pieces.end) return false;
-  return reads_from_base(at, extent) || (options_.target_is_zero && extent.zero);
+  return reads_so_at_first(at, extent);
 }
 
 Task<Extent> MirrorFilter::look(uint64_t at, uint64_t end) {
@@ -158,11 +165,12 @@ Task<MirrorFilter::Copied> MirrorFilter::copy(Pieces pieces) {
 }
 
 /// A write of a part of the target's cluster fills the rest with what the target has below, which
-/// is not there yet.  So of a piece that gets anything the rest is copied as well.
-Task<void> MirrorFilter::give_whole_pieces(uint64_t at, uint64_t end) {
+/// may not be there yet; and a piece has one checksum.  So of a piece that gets anything the rest
+/// is copied as well.
+Task<void> MirrorFilter::choose_whole_pieces(uint64_t at, uint64_t end) {
   while (at < end) {
     const Extent extent = co_await look(at, end);
-    if (!may_skip(at, extent)) {
+    if (!reads_so_at_first(at, extent)) {
       const Pieces given = around(at, extent.length);
       given_.insert(given.first, given.end);
     }
@@ -173,10 +181,24 @@ Task<void> MirrorFilter::give_whole_pieces(uint64_t at, uint64_t end) {
 /// Makes the target read there what the disk does.
 Task<MirrorFilter::Copied> MirrorFilter::copy_locked(Pieces pieces) {
   Copied copied;
-  const uint64_t end = std::min(pieces.end * granularity_, below().size());
-  if (options_.backing_comes_later) co_await give_whole_pieces(pieces.first * granularity_, end);
+  const uint64_t all = std::min(pieces.end * granularity_, below().size());
+  if (gives_whole_pieces()) co_await choose_whole_pieces(pieces.first * granularity_, all);
+  if (sums_) sums_->forget(pieces);
+  CopySums::Noter noter(sums_.get());
   Buffer buffer;
-  for (uint64_t at = pieces.first * granularity_; at < end;) {
+  for (uint64_t at = pieces.first * granularity_; at < all;) {
+    uint64_t end = all;
+    if (gives_whole_pieces()) {
+      const uint64_t piece = at / granularity_;
+      const uint64_t given = given_.next(true, piece, pieces.end);
+      if (given != piece) {
+        end = std::min(given * granularity_, all);
+        if (options_.target_is_zero) noter.zeros(at, end - at);
+        at = end;
+        continue;
+      }
+      end = std::min(given_.next(false, piece, pieces.end) * granularity_, all);
+    }
     const Extent extent = co_await look(at, end);
     uint64_t length = extent.length;
     if (may_skip(at, extent)) {
@@ -194,10 +216,12 @@ Task<MirrorFilter::Copied> MirrorFilter::copy_locked(Pieces pieces) {
           .doing("read ", length, " bytes at ", hex(at), " of ", quoted(name()));
       const Pieces given = around(at, length);
       given_.insert(given.first, given.end);
+      noter.bytes(at, data);
       written = co_await target_->write(at, data, {}).result();
     } else {
       const Pieces given = around(at, length);
       given_.insert(given.first, given.end);
+      noter.zeros(at, length);
       written = co_await target_->zero(at, length, {.may_unmap = options_.unmap}).result();
     }
     if (!written) {
@@ -209,6 +233,8 @@ Task<MirrorFilter::Copied> MirrorFilter::copy_locked(Pieces pieces) {
     copied.bytes += length;
     at += length;
   }
+  if (sums_ && copied.error) sums_->forget(pieces);
+  if (sums_ && !copied.error) sums_->wrote(pieces);
   co_return std::move(copied);
 }
 
@@ -218,6 +244,7 @@ Task<void> MirrorFilter::write(uint64_t offset, Bytes data, WriteOptions options
   ++guest_requests_;
   if (mode_ == MirrorMode::write_blocking && !data.empty()) {
     co_await write_both(offset, data, options);
+    co_await help(offset, data.size());
     co_return;
   }
   Result<void> done = co_await below().write(offset, data, options).result();
@@ -229,6 +256,7 @@ Task<void> MirrorFilter::zero(uint64_t offset, uint64_t length, ZeroOptions opti
   ++guest_requests_;
   if (mode_ == MirrorMode::write_blocking && length != 0) {
     co_await zero_both(offset, length, options);
+    co_await help(offset, length);
     co_return;
   }
   Result<void> done = co_await below().zero(offset, length, options).result();
@@ -256,7 +284,7 @@ Task<void> MirrorFilter::write_both(uint64_t offset, Bytes data, WriteOptions op
   // Before it goes down: what makes them dirty meanwhile counts.
   const Pieces whole = within(offset, data.size());
   const bool is_whole = whole.first == pieces.first && whole.end == pieces.end;
-  if (!is_copied_later && !is_whole && options_.backing_comes_later) {
+  if (!is_copied_later && !is_whole && gives_whole_pieces()) {
     co_await write_and_copy(pieces, offset, data, options);
     co_return;
   }
@@ -265,11 +293,21 @@ Task<void> MirrorFilter::write_both(uint64_t offset, Bytes data, WriteOptions op
   if (done && is_copied_later) co_return;
   if (done) {
     given_.insert(pieces.first, pieces.end);
+    if (sums_) sums_->note(offset, data);
     const Result<void> copied = co_await target_->write(offset, data, {}).result();
+    if (copied && sums_) sums_->wrote(pieces);
     if (copied) co_return;
+    if (sums_) sums_->forget(pieces);
   }
   mark(pieces);
   co_await std::move(done);
+}
+
+/// Behind a change of both devices, which has no lock any more.
+Task<void> MirrorFilter::help(uint64_t offset, uint64_t length) {
+  if (!helped_) co_return;
+  const Pieces pieces = around(offset, length);
+  co_await helped_->help(2 * (pieces.end - pieces.first));
 }
 
 /// The target gets all of the pieces.

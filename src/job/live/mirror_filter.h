@@ -18,11 +18,14 @@
 /// With `above` only what the layers above a base have is copied, and the target shows the base
 /// where it has nothing: pieces of which the target never got anything, and which read from the
 /// base, are skipped.
+/// With `sums` it notes what each piece of the target is given.  The target is then written in
+/// whole pieces, or not at all: a guest's write to both devices copies the pieces that it touches.
 /// Cost: background: a frame and a few bits for each change.  Memory: a bit for each piece that is
-/// dirty, and one for each that the target got (ClusterSet).
-/// Not here: when what is copied (mirror.h), durability of the target.
+/// dirty, and one for each that the target got (ClusterSet); with `sums` theirs (copy_sums.h).
+/// Not here: when what is copied (mirror.h), durability of the target, comparing (copy_check.h).
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -31,9 +34,12 @@
 #include "coro/event.h"
 #include "coro/range_lock.h"
 #include "coro/semaphore.h"
+#include "job/live/copy_sums.h"
 #include "job/live/job.h"
 
 namespace byre {
+
+class CopyCheck;
 
 enum class MirrorMode : uint8_t { background, write_blocking };
 
@@ -51,6 +57,7 @@ struct MirrorFilterOptions {
   uint32_t above = 0;
   /// Of those, the ones below the disk itself: where one ends, the base does not show.
   std::vector<const Device*> between = {};
+  bool sums = false;  ///< Note what the target is given.
 };
 
 class MirrorFilter final : public Filter {
@@ -75,10 +82,7 @@ class MirrorFilter final : public Filter {
   /// Notified when pieces have become dirty; null: nobody waits.
   void set_changed(Event* event) { changed_ = event; }
 
-  struct Pieces {
-    uint64_t first = 0;
-    uint64_t end = 0;
-  };
+  using Pieces = CopySums::Pieces;
   /// The next dirty ones from `from` on, and then from 0; none when none is.  As many as one
   /// request, or more that are zeros.
   Task<std::optional<Pieces>> take(uint64_t from);
@@ -89,6 +93,14 @@ class MirrorFilter final : public Filter {
     uint64_t bytes = 0;  ///< That were read or zeroed.
   };
   Task<Copied> copy(Pieces pieces);
+
+  /// What the target was given, as long as none of `locks` is held; null without
+  /// MirrorFilterOptions::sums.
+  CopySums* sums() const { return sums_.get(); }
+  RangeLock& locks() { return locks_; }
+  /// From here on a guest that writes to both devices compares more pieces than it wrote, as long
+  /// as there are any: so there are fewer and fewer.  Null: no longer.
+  void let_guests_help(CopyCheck* check) { helped_ = check; }
 
   /// Since the filter was made.
   uint64_t guest_requests() const { return guest_requests_; }
@@ -114,7 +126,10 @@ class MirrorFilter final : public Filter {
   bool reads_from_base(uint64_t at, const Extent& extent) const;
   uint64_t end_of_layers(uint64_t at, uint64_t end) const;
   bool may_skip(uint64_t at, const Extent& extent) const;
-  Task<void> give_whole_pieces(uint64_t at, uint64_t end);
+  bool gives_whole_pieces() const { return options_.backing_comes_later || sums_; }
+  Task<void> choose_whole_pieces(uint64_t at, uint64_t end);
+  bool reads_so_at_first(uint64_t at, const Extent& extent) const;
+  Task<void> help(uint64_t offset, uint64_t length);
   Task<Copied> copy_locked(Pieces pieces);
   Task<Extent> look(uint64_t at, uint64_t end);
   Task<void> write_both(uint64_t offset, Bytes data, WriteOptions options);
@@ -128,9 +143,11 @@ class MirrorFilter final : public Filter {
   const uint64_t pieces_;
   MirrorMode mode_;
   ClusterSet dirty_;
-  ClusterSet given_;  ///< Of which the target got something.
-  RangeLock locks_;   ///< In pieces.
-  Mutex cursor_;      ///< One take() at a time.
+  ClusterSet given_;                ///< Of which the target got something.
+  RangeLock locks_;                 ///< In pieces.
+  Mutex cursor_;                    ///< One take() at a time.
+  std::unique_ptr<CopySums> sums_;  ///< Or none.
+  CopyCheck* helped_ = nullptr;
   Event* changed_ = nullptr;
   uint64_t guest_requests_ = 0;
 };
