@@ -49,9 +49,12 @@ Task<int> exports(Session& session, Args args) {
 
 /// What is to be said of a job beside its state.
 std::string note_on(const Json& job) {
-  if (truth_at(job, "x-byre-went-write-blocking")) return "guests write to both disks";
-  if (truth_at(job, "x-byre-overtaken")) return "guests write faster than it copies";
-  return {};
+  std::string note;
+  if (truth_at(job, "x-byre-overtaken")) note = "guests write faster than it copies";
+  if (truth_at(job, "x-byre-went-write-blocking")) note = "guests write to both disks";
+  if (!job.contains("x-byre-verified")) return note;
+  if (!note.empty()) note += ", ";
+  return cat(note, size_text(number_at(job, "x-byre-verified")), " verified");
 }
 
 std::string done_text(const Json& job) {

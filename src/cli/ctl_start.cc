@@ -138,6 +138,7 @@ struct CopyArgs : StartArgs {
   std::string target;
   std::optional<std::string> sync, on_source_error, on_target_error;
   bool force = false;
+  bool verify = false;
 };
 
 template <class A>
@@ -153,7 +154,10 @@ Arguments copy_arguments(std::string_view sync_help) {
              kOnError),
       option("--on-target-error", "ACTION", static_cast<Text>(&CopyArgs::on_target_error),
              "the same where the target fails"),
-      flag("--force", static_cast<bool A::*>(&CopyArgs::force), "overwrite a file that is there")};
+      flag("--force", static_cast<bool A::*>(&CopyArgs::force), "overwrite a file that is there"),
+      flag("--verify", static_cast<bool A::*>(&CopyArgs::verify),
+           "read the target back and compare it with what was read from the disk; the job fails "
+           "where they differ")};
 }
 
 Task<int> copy(Session& session, CopyArgs args, std::string command, Json arguments,
@@ -177,6 +181,7 @@ Task<int> copy(Session& session, CopyArgs args, std::string command, Json argume
     }
     arguments["target"] = target.node;
     arguments["sync"] = sync;
+    if (args.verify) arguments["x-byre-verify"] = true;
     set(arguments, "on-source-error", args.on_source_error);
     set(arguments, "on-target-error", args.on_target_error);
     Result<Json> begun = co_await ask(*client, std::move(command), std::move(arguments)).result();

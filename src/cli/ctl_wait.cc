@@ -47,11 +47,13 @@ Result<void> result_of(const JobFacts& job) {
 }
 
 Json json_of(const JobFacts& job) {
-  return {{"id", job.id},
-          {"type", job.type},
-          {"status", job.status},
-          {"current-progress", job.done},
-          {"total-progress", job.total}};
+  Json json = {{"id", job.id},
+               {"type", job.type},
+               {"status", job.status},
+               {"current-progress", job.done},
+               {"total-progress", job.total}};
+  if (job.verified) json["x-byre-verified"] = *job.verified;
+  return json;
 }
 
 /// One wait, with what ctrl-C has to end.
@@ -107,7 +109,8 @@ class Waiting {
       if (line_ && job.error.empty()) line_->finish();
       line_.reset();
       co_await result_of(job);
-      co_return told(job, cat("job ", byre::quoted(job.id), " is done\n"));
+      const std::string_view verified = job.verified ? ", and its copy was verified" : "";
+      co_return told(job, cat("job ", byre::quoted(job.id), " is done", verified, "\n"));
     }
     if (job.is_ready() && !options_.complete) {
       line_.reset();
@@ -233,6 +236,9 @@ Task<std::optional<JobFacts>> look_at_job(qmp::Client& client, std::string id) {
                  .error = text_at(*job, "error"),
                  .done = number_at(*job, "current-progress"),
                  .total = number_at(*job, "total-progress"),
+                 .verified = job->contains("x-byre-verified")
+                                 ? std::optional(number_at(*job, "x-byre-verified"))
+                                 : std::nullopt,
                  .overtaken = truth_at(*job, "x-byre-overtaken"),
                  .went_blocking = truth_at(*job, "x-byre-went-write-blocking")};
   const Json block_jobs = co_await ask(client, "query-block-jobs");

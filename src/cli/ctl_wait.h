@@ -21,6 +21,7 @@ namespace byre::ctl {
 struct JobFacts {
   std::string id, type, status, error, io_status;
   uint64_t done = 0, total = 0;
+  std::optional<uint64_t> verified;  ///< Bytes.
   bool auto_dismiss = false;
   bool auto_finalize = true;
   bool overtaken = false;      ///< Guests write faster than it copies.

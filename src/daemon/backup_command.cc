@@ -42,6 +42,7 @@ struct BackupArgs : JobArgs {
   // As QEMU has it; OwnBackupArgs has other defaults.
   CbwErrorWord on_cbw_error = CbwErrorWord::break_guest_write;
   uint32_t cbw_timeout = 0;
+  bool verify = false;
 };
 std::vector<Field> backup_fields() {
   return with_job_fields(
@@ -82,6 +83,7 @@ const Struct& definition_of(const OwnBackupArgs*) {
                      "default): the backup fails; break-guest-write: the guest's request"));
     fields.push_back(with_default("x-byre-cbw-timeout", &BackupArgs::cbw_timeout,
                                   "seconds that such a copy may take: 30 without it; 0: any time"));
+    fields.push_back(with_default("x-byre-verify", &BackupArgs::verify, kVerifyHelp));
     return Struct(std::move(fields));
   }();
   return kStruct;
@@ -119,7 +121,8 @@ Result<BackupOptions> backup_options(NamedNode& source, const BackupArgs& args) 
                                             ? CbwError::break_snapshot
                                             : CbwError::break_guest_write,
                         .cbw_timeout_ns = args.cbw_timeout * kSecond,
-                        .compressed = args.compress};
+                        .compressed = args.compress,
+                        .verify = args.verify};
   const bool has_base = layers_of(source.entry()).size() > 1;
   options.top_only = args.sync == SyncWord::top && has_base;
   const bool by_bitmap = args.sync == SyncWord::incremental || args.sync == SyncWord::bitmap;

@@ -15,6 +15,11 @@ OnError on_error_of(OnErrorWord word, JobSide side) {
 
 }  // namespace
 
+const std::string_view kVerifyHelp =
+    "true: the target is read back, past the page cache, and compared with what it was given, "
+    "before "
+    "the job ends well or leads anybody there; not with the sync mode 'none'";
+
 const Enumeration& definition_of(const OnErrorWord*) {
   static const Enumeration kWords({"report", "ignore", "enospc", "stop", "auto"});
   return kWords;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "daemon/daemon.h"
@@ -19,6 +20,9 @@ const Enumeration& definition_of(const OnErrorWord*);
 
 enum class SyncWord : uint8_t { top, full, none, incremental, bitmap };
 const Enumeration& definition_of(const SyncWord*);
+
+/// What "x-byre-verify" means.
+extern const std::string_view kVerifyHelp;
 
 struct JobArgs {
   std::optional<std::string> id;

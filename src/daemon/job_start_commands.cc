@@ -128,6 +128,7 @@ struct MirrorArgs : JobArgs {
   CopyModeWord copy_mode = CopyModeWord::background;
   std::optional<int64_t> buf_size;
   ConvergeWord converge = ConvergeWord::report;
+  bool verify = false;
 };
 std::vector<Field> mirror_fields() {
   return with_job_fields(
@@ -152,6 +153,7 @@ const Struct& definition_of(const OwnMirrorArgs*) {
   static const Struct kStruct = [] {
     std::vector<Field> fields = mirror_fields();
     fields.push_back(with_default("x-byre-converge", &MirrorArgs::converge, kConvergeHelp));
+    fields.push_back(with_default("x-byre-verify", &MirrorArgs::verify, kVerifyHelp));
     return Struct(std::move(fields));
   }();
   return kStruct;
@@ -207,6 +209,7 @@ Task<Json> blockdev_mirror(Call& call, MirrorArgs args) {
                                                                    : MirrorMode::write_blocking;
   options.copies_nothing = args.sync == SyncWord::none;
   options.converge = converge_of(args.converge);
+  options.verify = args.verify;
   options.filter.backing_comes_later =
       backing_comes_later(*target, options.filter.above != 0 || options.copies_nothing);
   options.filter.target_is_zero =

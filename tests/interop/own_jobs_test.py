@@ -142,7 +142,8 @@ class UnderQemusName(Ctl):
         self.assertNotIn("x-byre", json.dumps(self.qmp("query-qmp-schema")))
         self.chain()
         for words in (("commit", "top", "--converge", "auto"), ("mirror", "top", self.path("copy.qcow2"), "--converge", "auto"),
-                      ("backup", "top", self.path("copy.qcow2"), "--cbw-timeout", "3")):
+                      ("backup", "top", self.path("copy.qcow2"), "--cbw-timeout", "3"),
+                      ("backup", "top", self.path("copy.qcow2"), "--verify"), ("mirror", "top", self.path("copy.qcow2"), "--verify")):
             self.refused(*words, code=69, says=("x-byre-", "is unexpected: only a daemon that runs as `byre daemon`"))
             self.assertFalse(os.path.exists(self.path("copy.qcow2")))
 
@@ -153,7 +154,7 @@ class UnderQemusName(Ctl):
 class UnderItsOwnName(Ctl):
     def test_the_schema_has_it(self):
         schema = json.dumps(self.qmp("query-qmp-schema"))
-        for name in ("x-byre-converge", "x-byre-overtaken", "x-byre-on-cbw-error", "x-byre-cbw-timeout"):
+        for name in ("x-byre-converge", "x-byre-overtaken", "x-byre-on-cbw-error", "x-byre-cbw-timeout", "x-byre-verify", "x-byre-verified"):
             self.assertIn(name, schema)
 
 
