@@ -12,6 +12,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from harness import BYRE, MIB, main, qemu_img, run, until  # noqa: E402
 from ctl_test import Ctl  # noqa: E402
 from jobs_test import SIZE, qcow2  # noqa: E402
+from own_jobs_test import BIG, FastWriter  # noqa: E402
 
 
 def piece(number):
@@ -162,6 +163,28 @@ class Sound(Ctl):
                 self.expect("copy.qcow2", self.finish(client), backing="mid.qcow2" if "top" in options else None)
             self.daemon.kill()
             for name in ("base.qcow2", "mid.qcow2", "top.qcow2", "copy.qcow2", "qmp", "nbd"):
+                if os.path.exists(self.path(name)):
+                    os.unlink(self.path(name))
+            self.setUp()
+
+    def test_guests_that_write_all_the_time_are_led_there(self):
+        """More is written during each round than may be compared while they wait: they help."""
+        for options in ((), ("--copy-mode", "write-blocking")):
+            with self.subTest(options):
+                qemu_img("create", "-q", "-f", "qcow2", self.path("top.qcow2"), str(BIG))
+                self.ctl("qmp", json.dumps({"execute": "blockdev-add", "arguments": qcow2("top", self.path("top.qcow2"))}))
+                self.ctl("export", "add", "top", "--id", "disk", "-x", "disk", "--writable")
+                writer = FastWriter(f"nbd+unix:///disk?socket={self.path('nbd')}").start()
+                self.addCleanup(writer.stopped.set)
+                until(lambda: writer.written >= BIG // MIB or writer.failure, "a disk that is full of data")
+                done = self.ctl("mirror", "top", self.path("copy.qcow2"), "--verify", *options, "--converge", "auto", "--speed", "100G",
+                                "--wait", "--pivot")
+                self.assertIn("is done, and its copy was verified", done.text)
+                before = writer.written
+                until(lambda: writer.written > before + 20 or writer.failure, "guests that go on")
+                self.expect("copy.qcow2", self.finish(writer), backing=None)
+            self.daemon.kill()
+            for name in ("top.qcow2", "copy.qcow2", "qmp", "nbd"):
                 if os.path.exists(self.path(name)):
                     os.unlink(self.path(name))
             self.setUp()

@@ -244,7 +244,7 @@ Task<void> MirrorFilter::write(uint64_t offset, Bytes data, WriteOptions options
   ++guest_requests_;
   if (mode_ == MirrorMode::write_blocking && !data.empty()) {
     co_await write_both(offset, data, options);
-    co_await help(offset, data.size());
+    if (helped_) co_await help(offset, data.size());
     co_return;
   }
   Result<void> done = co_await below().write(offset, data, options).result();
@@ -256,7 +256,7 @@ Task<void> MirrorFilter::zero(uint64_t offset, uint64_t length, ZeroOptions opti
   ++guest_requests_;
   if (mode_ == MirrorMode::write_blocking && length != 0) {
     co_await zero_both(offset, length, options);
-    co_await help(offset, length);
+    if (helped_) co_await help(offset, length);
     co_return;
   }
   Result<void> done = co_await below().zero(offset, length, options).result();
@@ -305,7 +305,6 @@ Task<void> MirrorFilter::write_both(uint64_t offset, Bytes data, WriteOptions op
 
 /// Behind a change of both devices, which has no lock any more.
 Task<void> MirrorFilter::help(uint64_t offset, uint64_t length) {
-  if (!helped_) co_return;
   const Pieces pieces = around(offset, length);
   co_await helped_->help(2 * (pieces.end - pieces.first));
 }
