@@ -129,6 +129,18 @@ class Sound(Ctl):
         self.expect("top.qcow2", self.finish(client))
         self.expect(name, held, backing="mid.qcow2")
 
+    def test_large_clusters_are_compressed_whole(self):
+        """A cluster is more than a backup copies at a time otherwise."""
+        self.chain()
+        qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", self.path("large.qcow2"), str(SIZE))
+        self.ctl("qmp", json.dumps({"execute": "blockdev-add", "arguments": qcow2("large", self.path("large.qcow2"))}))
+        done = self.ctl("backup", "top", "large", "--compress", "--verify", "--wait")
+        self.assertIn("is done, and its copy was verified", done.text)
+        self.ctl("qmp", '{"execute": "quit"}')
+        self.assertEqual(self.daemon.end(None), 0, self.daemon.log)
+        self.assertIn("No errors were found", qemu_img("check", self.path("large.qcow2")).text)
+        self.assertIn("Images are identical.", qemu_img("compare", self.path("top.qcow2"), self.path("large.qcow2")).text)
+
     def test_an_incremental_backup_passes(self):
         self.chain()
         self.ctl("bitmap", "add", "top", "daily", "--granularity", "64k")
