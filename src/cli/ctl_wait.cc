@@ -239,6 +239,7 @@ Task<std::optional<JobFacts>> look_at_job(qmp::Client& client, std::string id) {
                  .verified = job->contains("x-byre-verified")
                                  ? std::optional(number_at(*job, "x-byre-verified"))
                                  : std::nullopt,
+                 .completing = truth_at(*job, "x-byre-completing"),
                  .overtaken = truth_at(*job, "x-byre-overtaken"),
                  .went_blocking = truth_at(*job, "x-byre-went-write-blocking")};
   const Json block_jobs = co_await ask(client, "query-block-jobs");

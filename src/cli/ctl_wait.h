@@ -24,11 +24,13 @@ struct JobFacts {
   std::optional<uint64_t> verified;  ///< Bytes.
   bool auto_dismiss = false;
   bool auto_finalize = true;
+  bool completing = false;     ///< It is ready, and was asked to complete.
   bool overtaken = false;      ///< Guests write faster than it copies.
   bool went_blocking = false;  ///< And write to both disks because of that.
 
   bool is_over() const { return status == "concluded"; }
-  bool is_ready() const { return status == "ready"; }
+  /// And waits to be asked to complete.
+  bool is_ready() const { return status == "ready" && !completing; }
 };
 /// nullopt: there is none of that name.
 Task<std::optional<JobFacts>> look_at_job(qmp::Client& client, std::string id);

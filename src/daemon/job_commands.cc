@@ -207,6 +207,8 @@ const Type& own_list_of_jobs() {
     fields.push_back(result_field<bool>(
         "x-byre-went-write-blocking",
         "true: because of that guests write to both disks, as x-byre-converge has it", true));
+    fields.push_back(result_field<bool>("x-byre-completing",
+                                        "true: it is ready and was asked to complete", true));
     fields.push_back(result_field<int64_t>(
         "x-byre-verified",
         "with x-byre-verify: bytes that were read back and are what the target was given", true));
@@ -226,8 +228,10 @@ Task<Json> query_jobs(Call& call, Nothing) {
     if (job->error()) one["error"] = job->error().message();
     const auto* const mirror = dynamic_cast<const Mirror*>(&job->work());
     const auto verified = job->work().verified();
-    if (verified && call.daemon().commands().has_own()) one["x-byre-verified"] = *verified;
-    if (mirror && call.daemon().commands().has_own()) {
+    const bool own = call.daemon().commands().has_own();
+    if (verified && own) one["x-byre-verified"] = *verified;
+    if (own && job->is_ready() && job->shall_complete()) one["x-byre-completing"] = true;
+    if (mirror && own) {
       if (mirror->is_overtaken()) one["x-byre-overtaken"] = true;
       if (mirror->has_gone_blocking()) one["x-byre-went-write-blocking"] = true;
     }

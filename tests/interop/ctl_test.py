@@ -120,7 +120,7 @@ class Jobs(Ctl):
         self.assertEqual([(job["id"], job["status"]) for job in self.json("jobs")], [("down", "ready")])
         self.settle(client, 100)
         self.ctl("complete", "down")
-        self.ctl("wait", "down")
+        self.assertIn("job 'down' is done", self.ctl("wait", "down").text)
         self.settle(client, 100)
         self.expect("mid.qcow2", self.finish(client), backing="base.qcow2")
 

@@ -154,7 +154,7 @@ class UnderQemusName(Ctl):
 class UnderItsOwnName(Ctl):
     def test_the_schema_has_it(self):
         schema = json.dumps(self.qmp("query-qmp-schema"))
-        for name in ("x-byre-converge", "x-byre-overtaken", "x-byre-on-cbw-error", "x-byre-cbw-timeout", "x-byre-verify", "x-byre-verified"):
+        for name in ("x-byre-converge", "x-byre-completing", "x-byre-overtaken", "x-byre-on-cbw-error", "x-byre-cbw-timeout", "x-byre-verify", "x-byre-verified"):
             self.assertIn(name, schema)
 
 
