@@ -13,12 +13,12 @@ once more, and either kind comes out ahead.  The engine alone, without a server 
 import argparse
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import tempfile
 
-from nbd import BYRE, cpu_seconds, fio, serve
+from _nbd import byre_serves, cpu_seconds, end, fio, start
+from _side_by_side import BYRE
 
 
 def main():
@@ -46,20 +46,17 @@ def main():
                 # The first mark syncs the file: pages that the copy left dirty would be cheap for the other kind alone.
                 with open(image, "rb") as file:
                     os.fsync(file.fileno())
-                if os.path.exists(socket):
-                    os.unlink(socket)
-                server = serve("byre", image, socket, "--cache", options.cache)
+                server = start(byre_serves(image, socket, "--cache", options.cache), socket)
                 try:
-                    fio(socket, "randwrite", options, seconds=options.warm)
+                    fio(socket, "randwrite", options.size, options.warm)
                     with open(image, "rb") as file:
                         os.fsync(file.fileno())
                     before = cpu_seconds(server.pid)
-                    job = fio(socket, "randwrite", options)
+                    job = fio(socket, "randwrite", options.size, options.seconds)
                     figures[kind]["iops"].append(job["iops"])
                     figures[kind]["cpu"].append((cpu_seconds(server.pid) - before) / job["total_ios"] * 1e6)
                 finally:
-                    server.send_signal(signal.SIGTERM)
-                    server.wait()
+                    end(server)
     medians = {kind: {key: statistics.median(values) for key, values in each.items()} for kind, each in figures.items()}
     for kind in kinds:
         spread = figures[kind]["cpu"]

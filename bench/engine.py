@@ -53,7 +53,6 @@ def instructions_through_an_export(kind, tool, few=500, many=2500):
             call = "h.pread(4096, at)" if kind == "read" else "h.pwrite(bytes(4096), at)"
             requests = (f"import nbd\nh = nbd.NBD()\nh.connect_unix('{sock}')\nfor i in range({count}):\n"
                         f"  at = i * 7919 % 4096 * 4096\n  {call}\nh.shutdown()\n")
-            # Apart: bench/nbd.py has the module's name.
             subprocess.run(["/usr/bin/python3", "-I", "-c", requests], check=True)
             server.terminate()
             counts.append(int(re.search(r"Collected : (\d+)", server.communicate()[1])[1]))

@@ -26,7 +26,7 @@ sys.path.insert(0, os.path.join(HERE, "..", "tests", "support"))
 sys.path.append(HERE)
 from harness import BYRE, MIB  # noqa: E402
 from qmp import Daemon  # noqa: E402
-from tools import copy, make_disk  # noqa: E402
+from _disks import copy, make_disk  # noqa: E402
 
 KINDS = ("qemu", "byre")
 JOBS = ("commit", "mirror", "backup", "stream")

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 
-from nbd import BYRE, fio, serve
+from _nbd import byre_serves, end, fio, start
 
 
 class Asking(threading.Thread):
@@ -50,22 +50,19 @@ def main():
             for kind in ("none", "checked") if round_ % 2 == 0 else ("checked", "none"):
                 subprocess.run(["cp", "--sparse=always", master, image], check=True)
                 socket = os.path.join(folder, "s")
-                if os.path.exists(socket):
-                    os.unlink(socket)
                 with open(os.path.join(folder, "said"), "w+") as said:
-                    server = serve("byre", image, socket, stderr=said)
+                    server = start(byre_serves(image, socket), socket, stderr=said)
                     asking = Asking(server.pid)
                     try:
-                        fio(socket, "randwrite", options, seconds=2)  # Allocation, and the page cache.
+                        fio(socket, "randwrite", options.size, 2)  # Allocation, and the page cache.
                         if kind == "checked":
                             asking.start()
-                        job = fio(socket, "randwrite", options)
+                        job = fio(socket, "randwrite", options.size, options.seconds)
                     finally:
                         asking.over.set()
                         if kind == "checked":
                             asking.join()
-                        server.send_signal(signal.SIGTERM)
-                        server.wait()
+                        end(server)
                     said.seek(0)
                     found = re.findall(r"^checked \S+ in ([0-9.]+) s: (\d+) errors?, (\d+) leaked", said.read(), re.M)
                 if any(errors != "0" or leaks != "0" for _, errors, leaks in found):
