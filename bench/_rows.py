@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rows of `./run bench` that are one command each: convert, compress, metadata, tools, requests, start."""
+import json
 import os
 import random
 import shutil
 
-from _side_by_side import BYRE, GIB, HERE, KIB, MIB, TIB, Row, fail  # noqa: F401
+from _side_by_side import BYRE, GIB, HERE, KIB, MIB, TIB, Row, Sample, fail
 
 QCOW2 = ["-f", "qcow2"]
 RAW = ["-f", "raw"]
@@ -311,5 +312,21 @@ def start_rows():
     yield Row("start", "info of a small image", ["info", *QCOW2, "small.qcow2"], inputs=(small_image,), bar=1.0)
 
 
+# --- the engine alone, over a device that does nothing with guest data
+
+def engine_turn(benchmark):
+    def turn(place, side):
+        text = place.sh(os.path.join(os.path.dirname(BYRE), "src", "qcow2_bench"), f"--benchmark_filter=^{benchmark}$",
+                        "--benchmark_format=json", f"--benchmark_min_time={place.pick(0.5, 0.02)}").decode()
+        seconds = 1 / json.loads(text)["benchmarks"][0]["items_per_second"]
+        return Sample(seconds, seconds)
+    return turn
+
+
+def engine_rows():
+    for name, bar in (("overwrite", 0.12), ("read", 0.07)):
+        yield Row("alone", f"{name} of 4 KiB over a null device", None, turn=engine_turn(f"bm_{name}"), unit="request", bar=bar, only_byre=True)
+
+
 GROUPS = {"convert": convert_rows, "compress": compress_rows, "metadata": metadata_rows, "tools": tools_rows, "requests": requests_rows,
-          "start": start_rows}
+          "start": start_rows, "alone": engine_rows}
