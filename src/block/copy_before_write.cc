@@ -221,6 +221,34 @@ void CopyBeforeWrite::leave_out(uint64_t offset, uint64_t length) {
   }
 }
 
+Task<void> CopyBeforeWrite::let_go(uint64_t offset, uint64_t length) {
+  if (!within(offset, length, size_)) co_await fail(out_of_range("discard", offset, length));
+  const uint64_t first = div_ceil(offset, cluster_);
+  const uint64_t stop = offset + length;
+  const uint64_t end = stop == size_ ? div_ceil(size_, cluster_) : stop / cluster_;
+  if (first >= end) co_return;
+  lets_go_ = true;
+  RangeLock::Request held(locks_, first, end, RangeLock::Mode::exclusive);
+  co_await held;  // No copy of these is under way.
+  for (uint64_t at = unwanted_.next(false, first, end); at < end;
+       at = unwanted_.next(false, at, end)) {
+    const uint64_t next = unwanted_.next(true, at, end);
+    std::vector<Clusters> in_target;
+    for (uint64_t from = kept_.next(true, at, next); from < next;
+         from = kept_.next(true, in_target.back().end, next)) {
+      in_target.push_back({.first = from, .end = kept_.next(false, from, next)});
+    }
+    // First: a reader looks here when it has read.
+    unwanted_.insert(at, next);
+    kept_.insert(at, next);
+    for (const Clusters& run : in_target) {
+      const uint64_t from = run.first * cluster_;
+      co_await target_->discard(from, std::min(run.end * cluster_, size_) - from);
+    }
+    at = next;
+  }
+}
+
 // --- Copies that have a time limit ---------------------------------------------------------------
 
 struct CopyBeforeWrite::Attempt {
@@ -383,7 +411,7 @@ Result<void> CopyBeforeWrite::check_readable(uint64_t offset, uint64_t end) cons
   if (missing == clusters.end) return {};
   return Error(Errc::denied,
                cat(hex(std::max(offset, missing * cluster_)), " is no part of the snapshot of ",
-                   quoted(name()), ": its bitmap left it out"));
+                   quoted(name()), lets_go_ ? ": it was let go" : ": its bitmap left it out"));
 }
 
 /// Up to where, from `offset` on, clusters are in the target (`kept`) or not; `offset` itself where

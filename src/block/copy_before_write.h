@@ -95,6 +95,10 @@ class CopyBeforeWrite final : public Filter {
   Task<Kept> keep(uint64_t offset, uint64_t length);
   /// Of [offset, end) the first byte that is not in the target yet; `end` without one.
   uint64_t next_missing(uint64_t offset, uint64_t end) const;
+  /// Nobody needs whole clusters of the range any more: they are no part of the snapshot from here
+  /// on, guests change them without a copy, and the target gives back what it has of them.  Who
+  /// reads them meanwhile gets an error.
+  Task<void> let_go(uint64_t offset, uint64_t length);
   /// The range is no part of the snapshot.
   void leave_out(uint64_t offset, uint64_t length);
   /// Nobody needs the snapshot any more: what guests change goes on, whatever the target does.
@@ -194,6 +198,7 @@ class CopyBeforeWrite final : public Filter {
   Child* shows_ = nullptr;  ///< The edge that leads there.
   Child showed_;            ///< Where it led before, unless to the disk of the SnapshotBelow.
   uint64_t guest_requests_ = 0;
+  bool lets_go_ = false;  ///< Parts of the snapshot were let go.
 };
 
 }  // namespace byre

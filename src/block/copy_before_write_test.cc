@@ -206,8 +206,7 @@ TEST_F(CopyBeforeWriteTest, ASnapshotCannotBeChanged) {
   const std::vector<std::byte> data(512);
   EXPECT_FALSE(snapshot_->writable());
   for (const Result<void>& done :
-       {reactor_.run(snapshot_->write(0, data)), reactor_.run(snapshot_->zero(0, 512)),
-        reactor_.run(snapshot_->discard(0, 512))}) {
+       {reactor_.run(snapshot_->write(0, data)), reactor_.run(snapshot_->zero(0, 512))}) {
     ASSERT_FALSE(done);
     EXPECT_EQ(done.error().code(), Errc::unsupported);
   }
@@ -368,6 +367,57 @@ TEST_F(CopyBeforeWriteTest, WhatNobodyWantsIsNotKept) {
   ASSERT_TRUE(part);
   EXPECT_EQ(part->length, kCluster);
   EXPECT_FALSE(reactor_.run(snapshot_->status(2 * kCluster, kCluster)));
+}
+
+TEST_F(CopyBeforeWriteTest, WhatIsLetGoIsInTheTargetNoMore) {
+  make();
+  ASSERT_TRUE(write(3 * kCluster, 2 * kCluster));
+  EXPECT_EQ(clusters_in_target(), (Numbers{3, 4}));
+  // Whole clusters only.
+  ASSERT_TRUE(reactor_.run(snapshot_->discard(3 * kCluster + 512, kCluster)));
+  EXPECT_EQ(clusters_in_target(), (Numbers{3, 4}));
+  expect_snapshot_is_whole();
+  ASSERT_TRUE(reactor_.run(snapshot_->discard(4 * kCluster, 4 * kCluster)));
+  EXPECT_EQ(clusters_in_target(), (Numbers{3}));
+  const auto gone = read_snapshot(5 * kCluster, 512);
+  ASSERT_FALSE(gone);
+  EXPECT_EQ(gone.error().message(),
+            "0x50000 is no part of the snapshot of 'memory': it was let go");
+  EXPECT_FALSE(read_snapshot(kCluster, 4 * kCluster));
+  EXPECT_TRUE(read_snapshot(0, 4 * kCluster));
+  EXPECT_TRUE(read_snapshot(8 * kCluster, 12 * kCluster + 512));
+  // Guests change it without a copy, and the rest with one.
+  ASSERT_TRUE(write(5 * kCluster, 4 * kCluster));
+  EXPECT_EQ(clusters_in_target(), (Numbers{3, 8}));
+  // To the end of the disk, inside its last cluster.
+  ASSERT_TRUE(write(20 * kCluster, 512));
+  EXPECT_EQ(clusters_in_target(), (Numbers{3, 8, 20}));
+  ASSERT_TRUE(reactor_.run(snapshot_->discard(19 * kCluster, kCluster + 512)));
+  EXPECT_EQ(clusters_in_target(), (Numbers{3, 8}));
+  EXPECT_FALSE(reactor_.run(snapshot_->discard(20 * kCluster, kCluster)));
+}
+
+/// Who has begun to read it gets the moment's bytes, or an error.
+TEST_F(CopyBeforeWriteTest, AReaderOfWhatIsLetGoGetsNothingElse) {
+  make();
+  ASSERT_TRUE(write(2 * kCluster, kCluster));
+  std::vector<std::byte> data(kCluster);
+  target_->hold_reads_ = true;
+  target_->hold();
+  std::optional<Result<void>> read;
+  Scope readers(reactor_.ready());
+  const auto reader = [&]() -> Task<void> {
+    read.emplace(co_await snapshot_->read(2 * kCluster, data, IoTag::read_guest).result());
+  };
+  readers.spawn(reader());
+  settle();
+  ASSERT_FALSE(read);
+  target_->hold_reads_ = false;
+  ASSERT_TRUE(reactor_.run(snapshot_->discard(2 * kCluster, kCluster)));
+  target_->let_go();
+  ASSERT_TRUE(reactor_.run(readers.join()));
+  ASSERT_TRUE(read);
+  EXPECT_FALSE(*read);
 }
 
 TEST_F(CopyBeforeWriteTest, StatusIsThatOfTheSnapshot) {

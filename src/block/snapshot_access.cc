@@ -38,8 +38,9 @@ BYRE_CORO_WRAPPER Task<void> SnapshotAccess::read(uint64_t offset, MutableBytes 
 }
 Task<void> SnapshotAccess::write(uint64_t, Bytes, WriteOptions) { co_await fail(unchangeable()); }
 Task<void> SnapshotAccess::zero(uint64_t, uint64_t, ZeroOptions) { co_await fail(unchangeable()); }
-Task<void> SnapshotAccess::discard(uint64_t, uint64_t, DiscardOptions) {
-  co_await fail(unchangeable());
+BYRE_CORO_WRAPPER Task<void> SnapshotAccess::discard(uint64_t offset, uint64_t length,
+                                                     DiscardOptions) {
+  return filter_.let_go(offset, length);
 }
 Task<void> SnapshotAccess::flush(IoTag) { co_return; }
 Task<Extent> SnapshotAccess::status(uint64_t offset, uint64_t length) {

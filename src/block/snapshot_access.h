@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// SnapshotAccess: the disk as it was when a copy-before-write filter was made, as a Device that is
-/// only read.
+/// only read.  A discard says that nobody needs that part any more (CopyBeforeWrite::let_go()).
 ///
 /// Its edge leads to the filter and stays there (Role::name): what is put between the filter and
 /// the guest later is no business of the snapshot.  A drain of the disk holds its readers too.

@@ -37,6 +37,7 @@ struct BackupArgs : JobArgs {
   std::optional<std::string> bitmap;
   std::optional<BitmapModeWord> bitmap_mode;
   bool compress = false;
+  bool discard_source = false;
   OnErrorWord on_source_error = OnErrorWord::report;
   OnErrorWord on_target_error = OnErrorWord::report;
   // As QEMU has it; OwnBackupArgs has other defaults.
@@ -57,9 +58,9 @@ std::vector<Field> backup_fields() {
        with_default("compress", &BackupArgs::compress, "into compressed clusters"),
        with_default("on-source-error", &BackupArgs::on_source_error, "when a read fails"),
        with_default("on-target-error", &BackupArgs::on_target_error, "when a write fails"),
-       refused_field(
-           "discard-source",
-           "guests may still need what was copied; discard it yourself when the backup has ended"),
+       with_default("discard-source", &BackupArgs::discard_source,
+                    "of a snapshot-access node: what was copied is discarded in the target of the "
+                    "copy-before-write node below"),
        refused_field("x-perf", "requests are tuned by byre itself")});
 }
 const Struct& definition_of(const BackupArgs*) {
@@ -122,7 +123,8 @@ Result<BackupOptions> backup_options(NamedNode& source, const BackupArgs& args) 
                                             : CbwError::break_guest_write,
                         .cbw_timeout_ns = args.cbw_timeout * kSecond,
                         .compressed = args.compress,
-                        .verify = args.verify};
+                        .verify = args.verify,
+                        .discard_source = args.discard_source};
   const bool has_base = layers_of(source.entry()).size() > 1;
   options.top_only = args.sync == SyncWord::top && has_base;
   const bool by_bitmap = args.sync == SyncWord::incremental || args.sync == SyncWord::bitmap;

@@ -662,6 +662,41 @@ class Libvirt(Played):
             self.expect(stage, "disk", model)
         self.on_both(scene)
 
+    def test_a_push_backup_of_the_moment_lets_go_what_it_has_copied(self):
+        """discard-source: the image that keeps the moment needs no room for what the backup has already."""
+        def scene(stage):
+            before = fleeced(stage)
+            stage.do("block-export-del", id="libvirt-nbd-vda", mode="hard")
+            stage.wait("BLOCK_EXPORT_DELETED", id="libvirt-nbd-vda")
+            stage.write("write -P 9 512k 128k", "write -P 9 7M 512k")
+            stage.create("push")
+            stage.add(3, "push")
+            refused = stage.ask("blockdev-backup", job_id="b", device="nosuch", target="libvirt-3-format", sync="full", discard_source=True)
+            stage.hear("no such node", refused)
+            stage.work()
+            stage.do("blockdev-backup", job_id="b", device="view", target="libvirt-3-format", sync="full", discard_source=True,
+                     auto_dismiss=False)
+            stage.poll("b", lambda job: job["status"] == "concluded", "concluded")
+            stage.hear("how it ended", [job.get("error") for job in stage.do("query-jobs")])
+            stage.do("job-dismiss", id="b")
+            model = stage.client.stop()
+            if stage.kind == "link":
+                # All was let go: guests change it without a copy.
+                taken = os.stat(stage.path("temp.qcow2")).st_blocks
+                stage.write(f"write -P 3 0 {len(model)}")
+                model = bytes([3]) * len(model)
+                self.assertLessEqual(os.stat(stage.path("temp.qcow2")).st_blocks, taken)
+            stage.do("blockdev-del", node_name="view")
+            stage.do("block-export-del", id="machine", mode="hard")
+            stage.wait("BLOCK_EXPORT_DELETED", id="machine")
+            stage.do("blockdev-del", node_name="cbw")
+            stage.drop(2)
+            stage.drop(3)
+            stage.quit()
+            self.expect(stage, "disk", model)
+            self.expect(stage, "push", before)
+        self.on_both(scene)
+
 
 class Incus(Played):
     def test_a_disk_moves_to_another_server_and_its_snapshot_is_committed(self):

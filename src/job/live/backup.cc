@@ -5,10 +5,36 @@
 #include <utility>
 
 #include "block/gives_up.h"
+#include "block/snapshot_access.h"
 #include "coro/scope.h"
 #include "job/live/filter_use.h"
 
 namespace byre {
+
+namespace {
+
+/// The snapshot that the device shows, maybe below filters; null: it is no snapshot.
+const SnapshotAccess* snapshot_at(const Device& device) {
+  for (const Device* at = &device; at;) {
+    if (const auto* const snapshot = dynamic_cast<const SnapshotAccess*>(at)) return snapshot;
+    const auto down = std::ranges::find(at->children(), Role::filtered, &Child::role);
+    at = down == at->children().end() ? nullptr : (*down)->get();
+  }
+  return nullptr;
+}
+
+Result<void> check_discard_source(const Device& source, const BackupOptions& options) {
+  if (!options.discard_source) return {};
+  if (options.only_on_change) {
+    return invalid("discard-source needs a backup that copies: with sync 'none' nothing is copied");
+  }
+  if (snapshot_at(source)) return {};
+  return unsupported(
+      "discard-source needs a snapshot-access node for its source: of ", quoted(source.name()),
+      " guests may still need what was copied; discard it yourself when the backup has ended");
+}
+
+}  // namespace
 
 Result<std::unique_ptr<Backup>> Backup::make(Child source, Child target, BackupOptions options) {
   if (&source.node() == &target.node()) return invalid("Source and target cannot be the same");
@@ -17,6 +43,8 @@ Result<std::unique_ptr<Backup>> Backup::make(Child source, Child target, BackupO
       !fits) {
     return std::move(fits).error();
   }
+  if (Result<void> can = check_discard_source(*source, options); !can)
+    return std::move(can).error();
   if (!target->writable()) {
     return Error(Errc::read_only,
                  cat("the target ", quoted(target->name()), " is read-only: open it for writing"));
@@ -167,6 +195,11 @@ Task<void> Backup::worker(Job& job) {
           if (!looked) kept.error = std::move(looked).error();
         }
         if (!kept.error) kept = co_await filter()->keep(at, stop - at);
+        // Only now: the target has it.
+        if (!kept.error && options_.discard_source) {
+          Result<void> let_go = co_await let_source_go(at, stop).result();
+          if (!let_go) kept.error = std::move(let_go).error();
+        }
       }
       if (!kept.error) {
         co_await job.limit(stop - at);
@@ -194,6 +227,17 @@ Task<void> Backup::leave_out_what_shows(uint64_t at, uint64_t end) {
       part += extent.length;
     }
     if (!has_own) filter()->leave_out(at, stop - at);
+  }
+}
+
+/// What was copied of the range; what a bitmap left out stays.
+Task<void> Backup::let_source_go(uint64_t at, uint64_t end) {
+  if (!wanted_) co_return co_await filter()->below().discard(at, end - at, {});
+  const uint64_t cluster = filter()->cluster_size();
+  for (auto run = wanted_->next_run(at); run && run->first < end; run = wanted_->next_run(at)) {
+    const uint64_t from = std::max(at, round_down(run->first, cluster));
+    at = std::min(end, round_up(run->first + run->second, cluster));
+    if (from < at) co_await filter()->below().discard(from, at - from, {});
   }
 }
 

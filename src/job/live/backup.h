@@ -80,6 +80,9 @@ struct BackupOptions {
   uint64_t cluster_size_min = 0;
   bool compressed = false;
   bool verify = false;  ///< Not with only_on_change.
+  /// The source is a snapshot-access node: what the target has is let go there, so that what keeps
+  /// the snapshot needs no more room than the part that was not copied yet.
+  bool discard_source = false;
   unsigned requests_max = 8;
   std::string filter_name;  ///< Of the filter's node; empty: a made-up one.
   uint64_t request_size = 1 * MiB;
@@ -112,6 +115,7 @@ class Backup final : public JobWork {
   Task<void> check(Job& job);
   void note(uint64_t at, uint64_t length, Bytes data);
   Task<void> leave_out_what_shows(uint64_t at, uint64_t end);
+  Task<void> let_source_go(uint64_t at, uint64_t end);
   Task<void> settle_bitmap(bool succeeded);
   Task<void> leave_graph(bool succeeded);
 
