@@ -67,7 +67,9 @@ Task<void> CommitBelow::run(Job& job) {
         .doing("make ", quoted(base.name()), " as large as ", quoted(top.name()));
   }
   job.progress().set_total(filter().dirty_bytes());
-  co_await MirrorCopy(filter(), options_.requests_max).run(job);
+  MirrorCopy copy(filter(), options_.requests_max);
+  copy.set_guest_requests(options_.guest_requests);
+  co_await copy.run(job);
   co_await hide_what_is_longer(job);
   job.progress().set(job.progress().total(), job.progress().total());
 }

@@ -14,6 +14,7 @@
 /// Not here: the commit of the disk that guests write (mirror.h).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -29,6 +30,9 @@ struct CommitBelowOptions {
   MirrorFilterOptions filter;
   unsigned requests_max = 16;
   std::string filter_name;  ///< Of the filter's node; empty: a made-up one.
+  /// How many requests guests have made: what is copied lies below the disk that they use, so the
+  /// job does not see them.  Empty: it gives way to nobody.
+  std::function<uint64_t()> guest_requests;
 };
 
 class CommitBelow final : public JobWork {

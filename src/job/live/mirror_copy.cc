@@ -36,7 +36,7 @@ Task<void> MirrorCopy::worker(Job& job, const std::function<bool()>& enough) {
       co_await fail(job.is_cancelled() ? job.cancelled_error() : std::move(copied.error));
     }
     co_await job.limit(copied.bytes);
-    if (copied.bytes != 0) co_await job.give_way(began, filter_.guest_requests());
+    if (copied.bytes != 0) co_await job.give_way(began, guest_requests());
   }
 }
 
