@@ -218,6 +218,53 @@ class Signals(Case):
                 with self.subTest(f"{name}, {number}"), self.serving(words) as process:
                     self.assertEqual(self.ends(process, number), 0)
 
+    @only_byre  # qemu-nbd answers each request in its time: that takes more than a minute here.
+    def test_a_throttled_server_ends_at_once(self):
+        """What limits hold back is answered unthrottled, and what was answered is in the image."""
+        size, length = 8 * MIB, 128 * 1024
+        for number in ENDING:
+            with self.subTest(number):
+                qemu_img("create", "-q", "-f", "qcow2", self.path("slow.qcow2"), str(size))
+                sock = self.path("slow.sock")
+                opts = f"driver=throttle,throttle-group=g,file.driver=qcow2,file.file.driver=file,file.file.filename={self.path('slow.qcow2')}"
+                process = subprocess.Popen([BYRE, "serve", "--object", "throttle-group,id=g,limits.bps-total=65536", "--image-opts", opts, "-k", sock],
+                                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                self.addCleanup(process.kill)
+                self.addCleanup(process.stderr.close)
+                until(lambda sock=sock: os.path.exists(sock), "the server")
+                handle = nbd.NBD()
+                until(lambda handle=handle, sock=sock: self.connects(handle, sock), "a connection")
+                data = bytearray(b"\x05" * length)
+                cookies = {handle.aio_pwrite(nbd.Buffer.from_bytearray(data), at): at for at in range(0, 40 * length, length)}
+                while handle.poll(100):
+                    pass
+                self.assertGreater(handle.aio_in_flight(), 20)
+                began = time.monotonic()
+                process.send_signal(number)
+                answered = []
+                with contextlib.suppress(nbd.Error):
+                    while handle.aio_in_flight() or handle.aio_peek_command_completed() > 0:
+                        cookie = handle.aio_peek_command_completed()
+                        if cookie > 0:
+                            with contextlib.suppress(nbd.Error):
+                                if handle.aio_command_completed(cookie):
+                                    answered.append(cookies[cookie])
+                        elif handle.poll(2000) == 0:
+                            break
+                self.assertEqual(process.wait(10), 0, process.stderr.read())
+                self.assertLess(time.monotonic() - began, 3)
+                self.assertGreater(len(answered), 8)  # At the limit it would be one or two.
+                self.assertIn("No errors were found", qemu_img("check", self.path("slow.qcow2")).text)
+                run("qemu-io", "-f", "qcow2", "-r", *[word for at in answered for word in ("-c", f"read -P 5 {at} {length}")], self.path("slow.qcow2"))
+
+    @staticmethod
+    def connects(handle, sock):
+        try:
+            handle.connect_unix(sock)
+        except nbd.Error:
+            return False
+        return True
+
     def test_sigterm_ends_a_server_whose_parent_ignores_it(self):
         for name, words in self.servers().items():
             with self.subTest(name), self.serving(words, preexec_fn=functools.partial(ignored, *ENDING)) as process:
