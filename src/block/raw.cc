@@ -36,6 +36,7 @@ Task<void> RawDevice::write(uint64_t offset, Bytes data, WriteOptions options) {
   if (options.compressed) co_await fail(no_compression());
   co_await check("write", offset, data.size());
   co_await file_->write(offset, data, options.fua);
+  wrote(offset + data.size());
 }
 
 Task<void> RawDevice::read_pieces(uint64_t offset, IoVec pieces, ReadOptions) {
@@ -50,6 +51,7 @@ Task<void> RawDevice::write_pieces(uint64_t offset, IoVec pieces, WriteOptions o
   if (options.compressed) co_await fail(no_compression());
   co_await check("write", offset, size_of(pieces));
   co_await file_->write_pieces(offset, pieces, options.fua);
+  wrote(offset + size_of(pieces));
 }
 
 Task<void> RawDevice::zero(uint64_t offset, uint64_t length, ZeroOptions options) {
@@ -63,12 +65,19 @@ Task<void> RawDevice::zero(uint64_t offset, uint64_t length, ZeroOptions options
     }
   }
   if (!punched) co_await file_->zero(offset, length, !options.no_fallback);
+  wrote(offset + length);
   if (options.fua) co_await file_->sync();
 }
 
 Task<void> RawDevice::discard(uint64_t offset, uint64_t length, DiscardOptions options) {
   if (!within(offset, length, size())) co_await fail(out_of_range("discard", offset, length));
   Result<void> punched = co_await file_->punch(offset, length).result();
+  if (punched) {
+    ++counts_.discards;
+    counts_.bytes_discarded += length;
+  } else {
+    ++counts_.discards_failed;
+  }
   // Advisory: where holes cannot be made the bytes stay.
   if (!punched && punched.error().code() != Errc::unsupported) {
     co_await fail(std::move(punched).error());

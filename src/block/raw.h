@@ -7,6 +7,7 @@
 /// Not here: short transfers, alignment, failed syncs (io/file.h).
 #pragma once
 
+#include <algorithm>
 #include <memory>
 
 #include "block/device.h"
@@ -17,6 +18,14 @@ namespace byre {
 
 struct RawOptions {
   bool growable = false;
+};
+
+/// What was asked of the device since it was opened.
+struct RawCounts {
+  uint64_t written_end = 0;  ///< The highest offset that was written or zeroed, its end.
+  uint64_t discards = 0;     ///< That gave blocks back.
+  uint64_t discards_failed = 0;
+  uint64_t bytes_discarded = 0;
 };
 
 class RawDevice final : public Device, public Reopens {
@@ -48,12 +57,15 @@ class RawDevice final : public Device, public Reopens {
   Task<void> reopen(bool writable) override;
 
   File& file() { return *file_; }
+  const RawCounts& counts() const { return counts_; }
 
  private:
   Result<void> check(std::string_view what, uint64_t offset, uint64_t length) const;
+  void wrote(uint64_t end) { counts_.written_end = std::max(counts_.written_end, end); }
 
   std::unique_ptr<File> file_;
   bool growable_;
+  RawCounts counts_;
 };
 
 }  // namespace byre

@@ -69,7 +69,7 @@ Task<void> ServeControl::open(nbd::ServerRun& run) {
                  .writable = run.disk().writable(),
                  .depth = plan_.depth};
   for (const std::string& bitmap : plan_.bitmaps) said.bitmaps.emplace_back(std::nullopt, bitmap);
-  daemon_.exports().adopt(std::move(said), run.entrance());
+  daemon_.exports().adopt(std::move(said), run.entrance(), run.counts());
   qmp::ChardevOptions chardev;
   chardev.id = "control";
   chardev.path = *plan_.control;

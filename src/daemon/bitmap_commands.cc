@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/bitmap_commands.h"
 
+#include <nettle/sha2.h>
+
+#include <algorithm>
 #include <utility>
 
 #include "daemon/daemon.h"
@@ -242,7 +245,53 @@ std::unique_ptr<ActionRun> changing(Call& call, BitmapChange change, BitmapName 
   return std::make_unique<Changing>(call, change, std::move(args));
 }
 
+namespace {
+
+// --- x-debug-block-dirty-bitmap-sha256 -----------------------------------------------------------
+
+/// Of the bits in 64-bit words, the lowest first, each word with its lowest byte first.
+std::string sha256_of(const DirtyBits& bits) {
+  sha256_ctx hash;
+  sha256_init(&hash);
+  uint64_t left = round_up(bits.granules(), 64) / 8;
+  std::vector<std::byte> bytes(bits.part_bytes());
+  for (uint64_t part = 0; part < bits.parts(); ++part) {
+    bits.store(part, bytes);
+    const uint64_t length = std::min<uint64_t>(left, bytes.size());
+    const void* const data = bytes.data();
+    sha256_update(&hash, length, static_cast<const uint8_t*>(data));
+    left -= length;
+  }
+  uint8_t digest[SHA256_DIGEST_SIZE];
+  sha256_digest(&hash, sizeof digest, digest);
+  std::string text;
+  for (const uint8_t byte : digest) {
+    constexpr std::string_view kDigits = "0123456789abcdef";
+    text += kDigits[byte >> 4];
+    text += kDigits[byte & 15];
+  }
+  return text;
+}
+
+const Struct& digest_type() {
+  static const Struct kDigest({result_field<std::string>("sha256", "of the bits")});
+  return kDigest;
+}
+Task<Json> bitmap_sha256(Call& call, BitmapName args) {
+  NamedNode* const node = call.daemon().nodes().find(args.node);
+  if (!node) co_return Error(Errc::not_found, cat("Node '", args.node, "' not found"));
+  const std::unique_ptr<DirtyBits> bits = co_await bits_of(*node, args.name);
+  co_return Json({{"sha256", sha256_of(*bits)}});
+}
+const Command<BitmapName> kSha256({.name = "x-debug-block-dirty-bitmap-sha256",
+                                   .help = "a checksum of a bitmap's bits",
+                                   .result = &digest_type(),
+                                   .run = bitmap_sha256});
+
+}  // namespace
+
 void add_bitmap_commands(CommandSet& set) {
+  set.add(kSha256);
   set.add(kAddCommand);
   set.add(kRemoveCommand);
   set.add(kClearCommand);

@@ -53,10 +53,11 @@ std::unique_ptr<DirtyBits> copy_of(const DirtyBits& bits) {
 Task<void> watch(NamedNode& node) {
   NodeBitmaps& bitmaps = node.bitmaps;
   const bool wanted =
+      bitmaps.threshold.offset != 0 ||
       std::ranges::any_of(bitmaps.loose, [](const auto& one) { return one->recording; });
   if (wanted && !bitmaps.recorder) {
     Device& below = node.device();
-    Child filter(std::make_unique<BitmapRecorder>(Child::to(below), bitmaps.loose));
+    Child filter(std::make_unique<BitmapRecorder>(Child::to(below), bitmaps));
     Result<void> inserted = co_await insert_above(*below.node(), filter).result();
     if (!inserted) {
       filter.abandon();
@@ -108,9 +109,22 @@ class LooseRuns final : public nbd::DirtyRuns {
 }  // namespace
 
 void BitmapRecorder::record(uint64_t offset, uint64_t length) {
-  for (const auto& bitmap : bitmaps_) {
+  for (const auto& bitmap : bitmaps_.loose) {
     if (bitmap->recording && length != 0) bitmap->bits.set_bytes(offset, length);
   }
+}
+
+void BitmapRecorder::pass(uint64_t end) {
+  if (bitmaps_.threshold.offset == 0 || end <= bitmaps_.threshold.offset) return;
+  std::exchange(bitmaps_.threshold, {}).passed(end);
+}
+
+Task<void> set_write_threshold(NamedNode& node, WriteThreshold wanted) {
+  WriteThreshold before = std::exchange(node.bitmaps.threshold, std::move(wanted));
+  Result<void> watched = co_await watch(node).result();
+  if (watched) co_return;
+  node.bitmaps.threshold = std::move(before);
+  co_await std::move(watched);
 }
 
 Task<void> add_bitmap(NamedNode& node, NewNodeBitmap wanted, const DirtyBits* dirty) {
@@ -291,6 +305,7 @@ void resize_loose(NamedNode& node, uint64_t size) {
 
 Task<void> drop_bitmaps(NamedNode& node) {
   for (const auto& loose : node.bitmaps.loose) loose->recording = false;
+  node.bitmaps.threshold = {};
   co_await watch(node);
   node.bitmaps.loose.clear();
 }

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 /// The dirty bitmaps of a node: those that its image keeps (persistent), and those that are in
-/// memory alone (loose), which any node may have.
+/// memory alone (loose), which any node may have; and its write threshold.
 ///
-/// While a loose bitmap records, a filter lies over the node that sees every change on its way in
-/// (BitmapRecorder); its bits are set before the change begins, so what they say is never too
-/// little.  What is refused is refused in QEMU's words.
+/// While a loose bitmap records or a threshold is set, a filter lies over the node that sees every
+/// change on its way in (BitmapRecorder); bits are set before the change begins, so what they say
+/// is never too little.  A threshold is told once, and the filter leaves with the next change of
+/// bitmaps or thresholds.  What is refused is refused in QEMU's words.
 /// Invariant: a name means one bitmap of a node; one that an export or a job uses is not changed.
-/// Cost: a loose bitmap that records costs a frame a request; others cost their bits.
-/// Not here: bitmaps in images (qcow2/ops/bitmap_ops.h), commands (bitmap_commands.cc).
+/// Cost: a loose bitmap that records, or a threshold, costs a call a request; others cost their
+/// bits. Not here: bitmaps in images (qcow2/ops/bitmap_ops.h), commands (bitmap_commands.cc).
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -32,18 +34,37 @@ struct LooseBitmap {
 };
 using LooseBitmaps = std::vector<std::shared_ptr<LooseBitmap>>;
 
-/// Sets bits of loose bitmaps for what changes below it.
+/// The first write or zeros that end behind `offset` are told; 0: there is no threshold.
+struct WriteThreshold {
+  uint64_t offset = 0;
+  std::function<void(uint64_t end)> passed = {};
+};
+
+struct NodeBitmaps;
+
+/// Sets bits of loose bitmaps for what changes below it, and tells of a threshold.
 class BitmapRecorder final : public Filter {
  public:
-  BitmapRecorder(Child below, LooseBitmaps& bitmaps)
-      : Filter(std::move(below)), bitmaps_(bitmaps) {}
+  BitmapRecorder(Child below, NodeBitmaps& bitmaps) : Filter(std::move(below)), bitmaps_(bitmaps) {}
+  BYRE_CORO_WRAPPER Task<void> read_pieces(uint64_t offset, IoVec pieces,
+                                           ReadOptions options) override {
+    return below().read_pieces(offset, pieces, options);
+  }
+  BYRE_CORO_WRAPPER Task<void> write_pieces(uint64_t offset, IoVec pieces,
+                                            WriteOptions options) override {
+    record(offset, size_of(pieces));
+    pass(offset + size_of(pieces));
+    return below().write_pieces(offset, pieces, options);
+  }
   BYRE_CORO_WRAPPER Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
     record(offset, data.size());
+    pass(offset + data.size());
     return below().write(offset, data, options);
   }
   BYRE_CORO_WRAPPER Task<void> zero(uint64_t offset, uint64_t length,
                                     ZeroOptions options) override {
     record(offset, length);
+    pass(offset + length);
     return below().zero(offset, length, options);
   }
   BYRE_CORO_WRAPPER Task<void> discard(uint64_t offset, uint64_t length,
@@ -54,7 +75,8 @@ class BitmapRecorder final : public Filter {
 
  private:
   void record(uint64_t offset, uint64_t length);
-  LooseBitmaps& bitmaps_;
+  void pass(uint64_t end);
+  NodeBitmaps& bitmaps_;
 };
 
 /// What a node keeps of its bitmaps.
@@ -62,6 +84,7 @@ struct NodeBitmaps {
   LooseBitmaps loose;
   std::map<std::string, uint32_t> users;  ///< Of bitmaps of either kind, by name.
   Child recorder;                         ///< To the filter over the node, while there is one.
+  WriteThreshold threshold;
 };
 
 struct NewNodeBitmap {
@@ -96,6 +119,9 @@ Task<qmp::Json> describe_bitmaps(NamedNode& node);
 /// The context of an export; the bitmap counts as used until release_bitmap().
 Task<nbd::ExportContext> use_bitmap(NamedNode& node, std::string name);
 void release_bitmap(NamedNode& node, const std::string& name);
+
+/// In place of the one that there is.
+Task<void> set_write_threshold(NamedNode& node, WriteThreshold wanted);
 
 /// The disk has another size now.
 void resize_loose(NamedNode& node, uint64_t size);

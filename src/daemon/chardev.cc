@@ -34,6 +34,18 @@ Result<SocketAddress> address_of(const ChardevOptions& options) {
   return address;
 }
 
+std::string place_of(const SocketAddress& address) {
+  switch (address.type) {
+    case SocketAddress::Kind::unix:
+      return cat("unix:", address.path, address.abstract ? ",abstract=on" : "");
+    case SocketAddress::Kind::inet:
+      return cat("tcp:", address.host, ":", address.port);
+    case SocketAddress::Kind::fd:
+      return cat("fd:", address.fd);
+  }
+  return "";
+}
+
 }  // namespace
 
 const Enumeration& definition_of(const ChardevOptions::Backend*) {
@@ -86,6 +98,7 @@ Task<std::unique_ptr<Chardev>> Chardev::open(AddressContext context, ChardevOpti
     co_return invalid("'wait' option is incompatible with socket in client connect mode");
   }
   SocketAddress address = co_await address_of(options);
+  made->place_ = cat(place_of(address), options.server ? ",server=on" : "");
   if (!options.server) {
     Socket socket = co_await connect_to(context, std::move(address));
     made->first_ = std::make_unique<Channel>(context.reactor, std::move(socket));

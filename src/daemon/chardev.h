@@ -36,6 +36,10 @@ class Chardev {
   Chardev(const Chardev&) = delete;
 
   const std::string& id() const { return id_; }
+  /// "socket" or "stdio".
+  std::string_view backend() const { return place_ == "stdio" ? "stdio" : "socket"; }
+  /// Where its clients come from, as query-chardev says it: "unix:/run/qmp,server=on".
+  const std::string& place() const { return place_; }
   /// Where its first client must come before anything else goes on; empty: nowhere.
   std::string waits_for() const;
   Task<void> wait_for_first();
@@ -50,6 +54,7 @@ class Chardev {
 
   Reactor& reactor_;
   const std::string id_;
+  std::string place_ = "stdio";
   std::optional<Listener> listener_;
   std::unique_ptr<Channel> first_;  ///< That has come already.
   bool waits_ = false;

@@ -148,6 +148,20 @@ Result<void> Daemon::add_object(const std::string& text) {
   return objects_->add(confined_text, Objects::IoThreads::taken);
 }
 
+Json Daemon::describe_chardevs() const {
+  Json all = Json::array();
+  for (const auto& one : chardevs_) {
+    all.push_back({{"label", one->id()}, {"filename", one->place()}, {"frontend-open", one->used}});
+  }
+  return all;
+}
+
+std::vector<std::pair<std::string, std::string>> Daemon::chardev_types() const {
+  std::vector<std::pair<std::string, std::string>> all;
+  for (const auto& one : chardevs_) all.emplace_back(one->id(), cat("chardev-", one->backend()));
+  return all;
+}
+
 Result<void> Daemon::remove_object(const std::string& id) { return objects_->remove(id); }
 
 void Daemon::emit(std::string_view event, Json data) {

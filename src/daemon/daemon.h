@@ -103,6 +103,11 @@ class Daemon {
   Nodes& nodes() { return nodes_; }
   BlockExports& exports() { return exports_; }
   DaemonJobs& jobs() { return *jobs_; }
+  const Objects& objects() const { return *objects_; }
+  /// What query-chardev says.
+  qmp::Json describe_chardevs() const;
+  /// Ids and types, as qom-list calls them.
+  std::vector<std::pair<std::string, std::string>> chardev_types() const;
   qmp::DescriptorSets& descriptor_sets() { return sets_; }
   const qmp::CommandSet& commands() const { return commands_; }
   const Options& options() const { return options_; }

@@ -165,6 +165,7 @@ Task<void> BlockExports::add(NewExport wanted) {
   nbd::Export made = co_await make(wanted, *node);
   auto one = std::make_unique<One>();
   one->entrance = made.disk;
+  one->counts = made.counts;
   Result<void> added = server_->add_export(std::move(made));
   if (!added) {
     release(wanted, wanted.bitmaps.size());
@@ -175,8 +176,10 @@ Task<void> BlockExports::add(NewExport wanted) {
   exports_.push_back(std::move(one));
 }
 
-void BlockExports::adopt(NewExport said, std::shared_ptr<Entrance> entrance) {
-  exports_.push_back(std::make_unique<One>(std::move(said), std::move(entrance), true));
+void BlockExports::adopt(NewExport said, std::shared_ptr<Entrance> entrance,
+                         std::shared_ptr<nbd::ExportCounts> counts) {
+  exports_.push_back(
+      std::make_unique<One>(std::move(said), std::move(entrance), std::move(counts), true));
 }
 
 void BlockExports::let_go(const std::string& id) {
@@ -245,7 +248,22 @@ qmp::Json BlockExports::describe() const {
   return all;
 }
 
-HoldClients::HoldClients(BlockExports& exports) : idle_(exports.reactor_.ready()) {
+nbd::ExportCounts BlockExports::counts_of(std::string_view node) const {
+  nbd::ExportCounts all;
+  for (const auto& one : exports_) {
+    if (node_name_of(*one) == node) all.add(*one->counts);
+  }
+  return all;
+}
+
+uint64_t BlockExports::requests() const {
+  uint64_t all = 0;
+  for (const auto& one : exports_) all += one->counts->requests();
+  return all;
+}
+
+HoldClients::HoldClients(BlockExports& exports)
+    : reactor_(exports.reactor_), idle_(exports.reactor_.ready()) {
   for (const auto& one : exports.exports_) entrances_.push_back(one->entrance);
 }
 
@@ -260,7 +278,24 @@ Task<void> HoldClients::begin() {
   LetThrough unthrottled;
   for (const auto& entrance : entrances_) unthrottled.add(*entrance->edge());
   const auto is_busy = [](const auto& entrance) { return !entrance->edge().gate()->is_idle(); };
-  while (std::ranges::any_of(entrances_, is_busy)) co_await idle_.wait();
+  Scope timing(reactor_.ready());
+  timing.spawn(end_late());
+  while (!late_ && std::ranges::any_of(entrances_, is_busy)) co_await idle_.wait();
+  reactor_.cancel(timer_);
+  co_await timing.join();
+  if (std::ranges::any_of(entrances_, is_busy)) {
+    co_await fail(
+        Error(Errc::busy,
+              "requests of clients have not ended in time: a disk that they wait for does "
+              "not answer; query-jobs and query-named-block-nodes tell what is in use"));
+  }
+}
+
+Task<void> HoldClients::end_late() {
+  timer_ = Op{.kind = Op::Kind::timer, .deadline = reactor_.now() + kHoldMax};
+  co_await reactor_.perform(timer_);
+  late_ = true;
+  idle_.notify();
 }
 
 }  // namespace byre

@@ -54,17 +54,23 @@ class BlockExports {
   Task<void> add(NewExport wanted);
   /// Lists one that another server of this process has: `entrance` is where its clients' requests
   /// enter.  It ends with that server; nobody removes it before let_go().
-  void adopt(NewExport said, std::shared_ptr<Entrance> entrance);
+  void adopt(NewExport said, std::shared_ptr<Entrance> entrance,
+             std::shared_ptr<nbd::ExportCounts> counts);
   void let_go(const std::string& id);
   enum class Mode : uint8_t { safe, hard };
   Task<void> remove(std::string id, Mode mode);
   qmp::Json describe() const;
+  /// Of all exports that lead to the node of this name now.
+  nbd::ExportCounts counts_of(std::string_view node) const;
+  /// Requests of all clients there are: another number means that guests are at work.
+  uint64_t requests() const;
 
  private:
   friend class HoldClients;
   struct One {
     NewExport said;
     std::shared_ptr<Entrance> entrance;
+    std::shared_ptr<nbd::ExportCounts> counts;
     bool adopted = false;
     bool shutting_down = false;
   };
@@ -91,9 +97,17 @@ class HoldClients {
   explicit HoldClients(BlockExports& exports);
   HoldClients(const HoldClients&) = delete;
   ~HoldClients();
+  /// Errc::busy when requests that run have not ended after kHoldMax: what they wait for does not
+  /// answer, and nobody else's commands are to wait for that.
+  static constexpr int64_t kHoldMax = 1500 * kMillisecond;
   Task<void> begin();
 
  private:
+  Task<void> end_late();
+
+  Reactor& reactor_;
+  Op timer_;
+  bool late_ = false;
   std::vector<std::shared_ptr<Entrance>> entrances_;
   Event idle_;
   bool closed_ = false;

@@ -330,7 +330,8 @@ Task<Json> block_commit(Call& call, CommitArgs args) {
   const CommitBelowOptions options{
       .depth = static_cast<uint32_t>(base - top),
       .base_name = co_await name_in_header(*layers[base], overlay->name(), args.backing_file),
-      .filter_name = filter};
+      .filter_name = filter,
+      .guest_requests = [exports = &call.daemon().exports()] { return exports->requests(); }};
   MakeWork make = [overlay, options]() -> Result<std::unique_ptr<JobWork>> {
     BYRE_TRY(work, CommitBelow::make(Child::to(*overlay), options));
     return std::unique_ptr<JobWork>(std::move(work));

@@ -10,6 +10,8 @@ void add_all(CommandSet& set) {
   add_chain_commands(set);
   add_export_commands(set);
   add_bitmap_commands(set);
+  add_statistics_commands(set);
+  add_qom_commands(set);
   add_job_commands(set);
   add_job_start_commands(set);
   add_backup_command(set);

@@ -15,6 +15,8 @@ void add_node_commands(CommandSet& set);        // node_commands.cc
 void add_chain_commands(CommandSet& set);       // chain_commands.cc
 void add_export_commands(CommandSet& set);      // export_commands.cc
 void add_bitmap_commands(CommandSet& set);      // bitmap_commands.cc
+void add_statistics_commands(CommandSet& set);  // statistics_commands.cc
+void add_qom_commands(CommandSet& set);         // qom_commands.cc
 void add_job_commands(CommandSet& set);         // job_commands.cc
 void add_job_start_commands(CommandSet& set);   // job_start_commands.cc
 void add_backup_command(CommandSet& set);       // backup_command.cc

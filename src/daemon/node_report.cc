@@ -128,11 +128,18 @@ const qmp::Type& node_description() {
        result_field<uint64_t>("iops", "always 0"),
        result_field<uint64_t>("iops_rd", "always 0"),
        result_field<uint64_t>("iops_wr", "always 0"),
-       result_field<uint64_t>("write_threshold", "always 0"),
+       result_field<uint64_t>("write_threshold", "see block-set-write-threshold"),
        result_field<Json>("image", "the disk"),
        {.name = "cache", .help = "how it is cached", .known = &kCache},
        result_field<std::vector<Json>>("dirty-bitmaps", "its bitmaps", true)});
   return kNode;
+}
+
+bool is_shown(const Node& node, Nodes& nodes) {
+  if (nodes.named(node)) return true;
+  Device& device = node.device();
+  return driver_of_node(device, nullptr) != "filter" &&
+         &SnapshotBelow::stands_for(device) == &device;
 }
 
 Task<Json> describe_nodes(Nodes& nodes, bool flat) {
@@ -141,7 +148,7 @@ Task<Json> describe_nodes(Nodes& nodes, bool flat) {
     Device& device = node->device();
     NamedNode* const named = nodes.named(*node);
     const std::string driver = driver_of_node(device, named);
-    if (!named && (driver == "filter" || &SnapshotBelow::stands_for(device) != &device)) continue;
+    if (!is_shown(*node, nodes)) continue;
     Json one = {{"node-name", node->name()},
                 {"file", device.name()},
                 {"drv", driver},
@@ -150,7 +157,7 @@ Task<Json> describe_nodes(Nodes& nodes, bool flat) {
                 {"active", true},
                 {"backing_file_depth", depth_of(device)},
                 {"detect_zeroes", named ? name_of_mode(named->detect_zeroes) : "off"},
-                {"write_threshold", 0}};
+                {"write_threshold", named ? named->bitmaps.threshold.offset : 0}};
     for (const char* limit : {"bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"})
       one[limit] = 0;
     one["cache"] = {{"writeback", true}, {"direct", named && named->direct}, {"no-flush", false}};

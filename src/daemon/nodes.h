@@ -133,6 +133,8 @@ Image* image_of(Device& device);
 /// "Cannot find device='x' nor node-name='x'"
 Error no_such_node(std::string_view device, std::string_view name);
 
+/// Is it told to users?  Filters that nobody named are not, but for those of jobs.
+bool is_shown(const Node& node, Nodes& nodes);
 /// What query-named-block-nodes says; `flat`: without the images below.
 Task<qmp::Json> describe_nodes(Nodes& nodes, bool flat);
 const qmp::Type& node_description();

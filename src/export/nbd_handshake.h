@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "block/entrance.h"
+#include "export/export_counts.h"
 #include "nbd/nbd_wire.h"
 
 namespace byre::nbd {
@@ -39,6 +40,7 @@ struct Export {
   bool writable = false;  ///< Of use only if the device is writable too.
   bool depth = true;      ///< The context qemu:allocation-depth is there.
   std::vector<ExportContext> contexts;
+  std::shared_ptr<ExportCounts> counts = std::make_shared<ExportCounts>();
 };
 
 /// How clients are served, beside the export itself.

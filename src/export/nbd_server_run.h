@@ -90,6 +90,8 @@ class ServerRun {
   void hang_up() { server_.hang_up(); }
 
   const Statistics& statistics() const { return server_.statistics(); }
+  /// Of the export that it is there for; behind listen().
+  std::shared_ptr<ExportCounts> counts() const { return server_.exports().find("")->counts; }
   /// What keeps it from ending, for people.
   std::string waiting_for() const;
 

@@ -205,6 +205,7 @@ Task<void> Session::shake_hands() {
 void Session::begin_transmission() {
   if (stopping_) return;
   disk_ = handshake_.chosen().disk;
+  counts_ = handshake_.chosen().counts;
   terms_ = handshake_.terms();
   contexts_ = handshake_.contexts();
   transmitting_ = true;
@@ -284,12 +285,14 @@ Task<void> Session::serve(Request request, Buffer payload, [[maybe_unused]] Hold
         ++statistics.writes;
         statistics.bytes_written += request.length;
       }
+      counts_->wrote(result.has_value(), request.offset, request.length);
       co_await finish(request, result);
       break;
     }
     case Command::flush: {
       Result<void> result = co_await (co_await disk_->enter())->flush().result();
       if (result) ++statistics.flushes;
+      counts_->flushes.add(result.has_value(), 0);
       co_await finish(request, result);
       break;
     }
@@ -302,6 +305,7 @@ Task<void> Session::serve(Request request, Buffer payload, [[maybe_unused]] Hold
       // A hint that could not be taken is no failure (spec: NBD_CMD_TRIM).
       if (!result && result.error().code() == Errc::unsupported) result = {};
       if (result) statistics.bytes_trimmed += request.length;
+      counts_->trims.add(result.has_value(), request.length);
       co_await finish(request, result);
       break;
     }
@@ -314,6 +318,7 @@ Task<void> Session::serve(Request request, Buffer payload, [[maybe_unused]] Hold
         result = co_await disk->zero(request.offset, request.length, options).result();
       }
       if (result) statistics.bytes_zeroed += request.length;
+      counts_->wrote(result.has_value(), request.offset, request.length);
       co_await finish(request, result);
       break;
     }
@@ -343,6 +348,7 @@ Task<void> Session::read_whole(const Request& request) {
   Entrance::Pass disk = co_await disk_->enter();
   Result<void> result = co_await disk->read(request.offset, buffer.bytes()).result();
   disk.release();
+  counts_->reads.add(result.has_value(), request.length);
   if (!result) co_return co_await finish(request, result);
   ++shared_.statistics.reads;
   shared_.statistics.bytes_read += request.length;
@@ -421,10 +427,14 @@ Task<void> Session::read_extents(const Request& request) {
     Entrance::Pass disk = co_await disk_->enter();
     Result<void> result = co_await disk->read(run.offset, buffer.bytes()).result();
     disk.release();
-    if (!result) co_return co_await finish(request, result);
+    if (!result) {
+      counts_->reads.add(false, request.length);
+      co_return co_await finish(request, result);
+    }
     const DataChunkWire chunk = make_data_chunk(request.cookie, run.offset, length, done);
     co_await outbox_.put_directly(bytes_of(chunk), buffer.bytes());
   }
+  counts_->reads.add(true, request.length);
   ++shared_.statistics.reads;
   shared_.statistics.bytes_read += request.length;
 }

@@ -136,6 +136,7 @@ class Session {
   Op hurry_timer_;
   Op linger_timer_;
   std::shared_ptr<Entrance> disk_;
+  std::shared_ptr<ExportCounts> counts_;
   Terms terms_;
   Contexts contexts_;
   std::function<bool()> leave_open_;

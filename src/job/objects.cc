@@ -106,6 +106,18 @@ uint64_t* find_limit(ThrottleLimits& limits, std::string_view name) {
   return nullptr;
 }
 
+std::vector<std::pair<std::string, uint64_t>> all_limits(const ThrottleLimits& limits) {
+  std::vector<std::pair<std::string, uint64_t>> all;
+  for (const LimitName& one : kLimits) {
+    const ThrottleLimit& limit = limits.*one.limit;
+    all.emplace_back(one.name, limit.average);
+    all.emplace_back(cat(one.name, "-max"), limit.max);
+    all.emplace_back(cat(one.name, "-max-length"), limit.max_length);
+  }
+  all.emplace_back("iops-size", limits.iops_size);
+  return all;
+}
+
 Result<void> Objects::add(std::string_view text, IoThreads threads) {
   BYRE_TRY(options, options_of(text));
   BYRE_TRY(type, take_text(options, "qom-type"));
@@ -163,6 +175,19 @@ Result<void> Objects::remove(std::string_view id) {
   }
   secrets_.erase(secret);
   return {};
+}
+
+std::vector<std::pair<std::string, std::string>> Objects::list() const {
+  std::vector<std::pair<std::string, std::string>> all;
+  for (const auto& [id, group] : groups_) all.emplace_back(id, "throttle-group");
+  for (const auto& [id, secret] : secrets_) all.emplace_back(id, "secret");
+  for (const std::string& id : io_threads_) all.emplace_back(id, "iothread");
+  return all;
+}
+
+const ThrottleLimits* Objects::limits(std::string_view id) const {
+  const auto found = groups_.find(id);
+  return found == groups_.end() ? nullptr : &found->second.limits;
 }
 
 const std::string* Objects::secret(std::string_view id) const {

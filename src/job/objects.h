@@ -15,6 +15,8 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "block/throttle.h"
 
@@ -22,6 +24,8 @@ namespace byre {
 
 /// The number that options call `name`: "bps-total", "iops-read-max", "iops-size"; null: none.
 uint64_t* find_limit(ThrottleLimits& limits, std::string_view name);
+/// All of them, by these names.
+std::vector<std::pair<std::string, uint64_t>> all_limits(const ThrottleLimits& limits);
 
 class Objects {
  public:
@@ -31,6 +35,10 @@ class Objects {
   bool contains(std::string_view id) const {
     return groups_.contains(id) || secrets_.contains(id) || io_threads_.contains(id);
   }
+  /// Ids and types.
+  std::vector<std::pair<std::string, std::string>> list() const;
+  /// Null: there is no such group.
+  const ThrottleLimits* limits(std::string_view id) const;
   /// Errc::busy while a device uses it.
   Result<void> remove(std::string_view id);
   /// Null: there is no such group.
