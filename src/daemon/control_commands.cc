@@ -27,7 +27,8 @@ const Struct& definition_of(const Capabilities*) {
 Task<Json> qmp_capabilities(Call&, Capabilities) { co_return Json(); }
 const Command<Capabilities> kCapabilities({.name = "qmp_capabilities",
                                            .help = "ends the negotiation; comes first",
-                                           .run = qmp_capabilities});
+                                           .run = qmp_capabilities,
+                                           .at_once = true});
 
 // --- What there is -------------------------------------------------------------------------------
 
@@ -44,7 +45,8 @@ Task<Json> query_version(Call& call, Nothing) { co_return call.daemon().version(
 const Command<> kVersion({.name = "query-version",
                           .help = "which QEMU's interface this is",
                           .result = &version_type(),
-                          .run = query_version});
+                          .run = query_version,
+                          .at_once = true});
 
 const Type& list_of_objects() {
   static const Struct kNamed({result_field<std::string>("name", "of a command")});
@@ -60,19 +62,22 @@ Task<Json> query_commands(Call& call, Nothing) {
 const Command<> kCommands({.name = "query-commands",
                            .help = "the commands there are",
                            .result = &list_of_objects(),
-                           .run = query_commands});
+                           .run = query_commands,
+                           .at_once = true});
 
 Task<Json> query_qmp_schema(Call& call, Nothing) { co_return schema_of(call.daemon().commands()); }
 const Command<> kSchema({.name = "query-qmp-schema",
                          .help = "the types of all commands and events",
                          .result = &type_of<std::vector<Json>>(),
-                         .run = query_qmp_schema});
+                         .run = query_qmp_schema,
+                         .at_once = true});
 
 Task<Json> quit(Call& call, Nothing) {
   call.daemon().quit();
   co_return Json();
 }
-const Command<> kQuit({.name = "quit", .help = "ends the daemon, in order", .run = quit});
+const Command<> kQuit(
+    {.name = "quit", .help = "ends the daemon, in order", .run = quit, .at_once = true});
 
 // --- Objects -------------------------------------------------------------------------------------
 

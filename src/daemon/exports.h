@@ -97,9 +97,9 @@ class HoldClients {
   explicit HoldClients(BlockExports& exports);
   HoldClients(const HoldClients&) = delete;
   ~HoldClients();
-  /// Errc::busy when requests that run have not ended after kHoldMax: what they wait for does not
-  /// answer, and nobody else's commands are to wait for that.
-  static constexpr int64_t kHoldMax = 1500 * kMillisecond;
+  /// Errc::busy when requests that run have not ended after kHoldMax, which is as long as guests
+  /// wait for a disk: what they wait for does not answer.
+  static constexpr int64_t kHoldMax = 30 * kSecond;
   Task<void> begin();
 
  private:

@@ -62,10 +62,12 @@ Task<Json> steer_block_job_by_id(Call& call, ById args) {
 
 const Command<ById> kPause({.name = "job-pause",
                             .help = "holds a job: what it does ends, and nothing new begins",
-                            .run = steer<&Job::pause>});
+                            .run = steer<&Job::pause>,
+                            .at_once = true});
 const Command<ById> kResume({.name = "job-resume",
                              .help = "lets a job go on",
-                             .run = steer<&Job::resume>});
+                             .run = steer<&Job::resume>,
+                             .at_once = true});
 const Command<ById> kComplete({.name = "job-complete",
                                .help = "ends a job that is ready, and leads users to its target",
                                .run = steer<&Job::complete>});
@@ -77,10 +79,12 @@ const Command<ById> kDismiss({.name = "job-dismiss",
                               .run = steer<&Job::dismiss>});
 const Command<ByDevice> kBlockPause({.name = "block-job-pause",
                                      .help = "as job-pause",
-                                     .run = steer_block_job<&Job::pause>});
+                                     .run = steer_block_job<&Job::pause>,
+                                     .at_once = true});
 const Command<ByDevice> kBlockResume({.name = "block-job-resume",
                                       .help = "as job-resume",
-                                      .run = steer_block_job<&Job::resume>});
+                                      .run = steer_block_job<&Job::resume>,
+                                      .at_once = true});
 const Command<ByDevice> kBlockComplete({.name = "block-job-complete",
                                         .help = "as job-complete",
                                         .run = steer_block_job<&Job::complete>});
@@ -100,7 +104,8 @@ Task<Json> job_cancel(Call& call, ById args) {
 }
 const Command<ById> kCancel({.name = "job-cancel",
                              .help = "ends a job; its disks stay as they are, and sound",
-                             .run = job_cancel});
+                             .run = job_cancel,
+                             .at_once = true});
 
 struct BlockCancel {
   std::string device;
@@ -124,7 +129,8 @@ Task<Json> block_job_cancel(Call& call, BlockCancel args) {
 const Command<BlockCancel> kBlockCancel(
     {.name = "block-job-cancel",
      .help = "ends a job; without force, a mirror that is ready leaves a complete copy",
-     .run = block_job_cancel});
+     .run = block_job_cancel,
+     .at_once = true});
 
 struct SetSpeed {
   std::string device;
@@ -242,11 +248,13 @@ Task<Json> query_jobs(Call& call, Nothing) {
 const Command<> kQueryJobs({.name = "query-jobs",
                             .help = "the jobs there are",
                             .result = &list_of_jobs(),
-                            .run = query_jobs});
+                            .run = query_jobs,
+                            .at_once = true});
 const Command<> kOwnQueryJobs({.name = "query-jobs",
                                .help = "the jobs there are",
                                .result = &own_list_of_jobs(),
-                               .run = query_jobs});
+                               .run = query_jobs,
+                               .at_once = true});
 
 std::string_view name_of_status(JobIoStatus status) {
   return status == JobIoStatus::ok ? "ok" : status == JobIoStatus::no_space ? "nospace" : "failed";
@@ -302,7 +310,8 @@ Task<Json> query_block_jobs(Call& call, Nothing) {
 const Command<> kQueryBlockJobs({.name = "query-block-jobs",
                                  .help = "the jobs there are, with more of each",
                                  .result = &list_of_block_jobs(),
-                                 .run = query_block_jobs});
+                                 .run = query_block_jobs,
+                                 .at_once = true});
 
 // --- Events --------------------------------------------------------------------------------------
 

@@ -52,6 +52,9 @@ class AnyCommand {
   std::string_view help;
   const Type* result = nullptr;  ///< Null: nothing but success.
   const Struct* arguments = nullptr;
+  /// It waits for nothing, and what it does may come between the steps of another: so it runs
+  /// although another monitor's command waits for a disk that does not answer.
+  bool at_once = false;
 
   virtual ~AnyCommand() = default;
   virtual Task<Json> run(Call& call, const Json& arguments) const = 0;
@@ -72,11 +75,13 @@ class Command final : public AnyCommand {
     std::string_view help;
     const Type* result = nullptr;
     Task<Json> (*run)(Call& call, Args args);
+    bool at_once = false;  ///< As in AnyCommand.
   };
   explicit Command(Definition definition) : run_(definition.run) {
     name = definition.name;
     help = definition.help;
     result = definition.result;
+    at_once = definition.at_once;
     arguments = &definition_of(static_cast<const Args*>(nullptr));
   }
   Task<Json> run(Call& call, const Json& given) const override {

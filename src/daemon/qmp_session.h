@@ -39,7 +39,7 @@ namespace byre::qmp {
 struct Realm {
   Daemon* daemon = nullptr;
   const CommandSet& commands;
-  Mutex& turn;
+  Mutex& turn;          ///< Of commands that do not run at once (qmp_command.h).
   Json version;         ///< As query-version says it.
   bool ending = false;  ///< No command begins any more.
 };

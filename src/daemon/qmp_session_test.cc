@@ -42,6 +42,7 @@ Task<Json> broken(Call& call, Nothing) {
 const Command<> kCapabilities({.name = "qmp_capabilities", .help = ".", .run = nothing});
 const Command<Echo> kEcho({.name = "echo", .help = ".", .run = echo});
 const Command<> kSlow({.name = "slow", .help = ".", .run = slow});
+const Command<Echo> kAtOnce({.name = "at-once", .help = ".", .run = echo, .at_once = true});
 const Command<> kBroken({.name = "broken", .help = ".", .run = broken});
 
 /// A monitor with one client.
@@ -57,6 +58,7 @@ class World {
     set.add(kCapabilities);
     set.add(kEcho);
     set.add(kSlow);
+    set.add(kAtOnce);
     set.add(kBroken);
     g_reactor = &r;
     g_done = 0;
@@ -232,6 +234,31 @@ TEST(QmpSession, StopAnswersWhatRunsAndBeginsNothing) {
     ASSERT_TRUE(sim.run(with_session(*world, be_stopped(*world), ended)));
     EXPECT_TRUE(ended);
   }
+}
+
+/// As a command of another monitor does that waits.
+Task<void> hold_the_turn(World& w) {
+  (void)co_await w.line();
+  (void)co_await w.ask(R"({"execute":"qmp_capabilities"})");
+  {
+    const auto held = co_await w.turn.lock();
+    const Json answer = co_await w.ask(R"({"execute":"at-once","arguments":{"text":"x"}})");
+    EXPECT_EQ(answer["return"], "x");
+    co_await w.send(R"({"execute":"echo","arguments":{"text":"y"}})");
+    co_await w.reactor.sleep(kSecond);
+    EXPECT_EQ(g_done, 1);
+  }
+  EXPECT_EQ((co_await w.line())["return"], "y");
+  w.client_leaves();
+}
+
+TEST(QmpSession, WhatRunsAtOnceWaitsForNoOtherMonitor) {
+  SimReactor sim(1);
+  const auto world = simulated(sim);
+  Result<void> ended;
+  ASSERT_TRUE(sim.run(with_session(*world, hold_the_turn(*world), ended)));
+  EXPECT_TRUE(ended);
+  EXPECT_EQ(g_done, 2);
 }
 
 TEST(QmpSession, OverARealSocket) {

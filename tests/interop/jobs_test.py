@@ -15,7 +15,7 @@ import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
 from harness import MIB, Case, main, qemu_img, run, until  # noqa: E402
-from qmp import Daemon, command  # noqa: E402
+from qmp import Daemon, Monitor, command  # noqa: E402
 import nbd  # noqa: E402
 
 SIZE = 8 * MIB
@@ -885,6 +885,40 @@ class Live(Case):
                 self.assertIsNotNone(self.ended("j"))
                 self.assertLess(time.monotonic() - began, 20)
                 self.settle(client, 50)
+        self.expect("disk", self.finish(client, gives_up=True))
+
+    def test_other_monitors_are_answered_while_a_command_waits_for_a_server(self):
+        """A transaction and a bitmap wait for the requests of guests; a mirror's target has stopped, and they with it."""
+        self.daemon.end(signal.SIGTERM)
+        self.daemon = Daemon(self.folder, "byre", "--nbd-server", f"addr.type=unix,addr.path={self.path('nbd')}",
+                             "--chardev", f"socket,id=more,path={self.path('more')},server=on,wait=off", "--monitor", "chardev=more")
+        self.addCleanup(self.daemon.kill)
+        self.monitor = self.daemon.monitor()
+        other = Monitor(self.path("more"))
+        self.addCleanup(other.close)
+        other.do("qmp_capabilities")
+        self.add("disk")
+        client = self.serve("disk")
+        for held in (command("transaction", actions=[{"type": "block-dirty-bitmap-add", "data": {"node": "disk", "name": "a"}}]),
+                     command("block-dirty-bitmap-add", node="disk", name="b")):
+            with self.subTest(held=held["execute"]):
+                server = self.add_server("copy" + held["execute"])
+                self.monitor.do("blockdev-mirror", {"job-id": "j", "device": "disk", "target": "copy" + held["execute"], "sync": "full",
+                                                    "copy-mode": "write-blocking", "auto-dismiss": False})
+                self.monitor.event("BLOCK_JOB_READY")
+                self.settle(client, 20)
+                server.send_signal(signal.SIGSTOP)
+                until(lambda: self.hangs(client), "a write that waits for the server")
+                self.monitor.send(held)
+                began = time.monotonic()
+                self.assertEqual([job["id"] for job in other.do("query-jobs")], ["j"])
+                other.do("job-cancel", id="j")
+                self.assertLess(time.monotonic() - began, 2)
+                self.assertEqual(self.monitor.answer(), {"return": {}})  # The target is given up, and guests go on.
+                self.assertIsNotNone(self.ended("j"))
+                self.settle(client, 50)
+        nodes = {node["node-name"]: node for node in other.do("query-named-block-nodes")}
+        self.assertEqual(sorted(bitmap["name"] for bitmap in nodes["disk"]["dirty-bitmaps"]), ["a", "b"])
         self.expect("disk", self.finish(client, gives_up=True))
 
     @staticmethod
