@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/qmp_session.h"
 
-#include <optional>
 #include <utility>
 
 namespace byre::qmp {
@@ -150,7 +149,7 @@ Task<void> Session::execute(std::string name, Json arguments, Json id) {
            cat("The command ", name, " has not been found", why.empty() ? "" : ": ", why), id);
     co_return;
   }
-  std::optional<Mutex::Hold> turn;
+  Mutex::Hold turn;
   if (!command->at_once) turn = co_await realm_.turn.lock();
   if (realm_.ending) {
     refuse(kGeneric, "The daemon is about to end", id);
