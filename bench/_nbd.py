@@ -56,7 +56,7 @@ def end(process):
 def fio(socket, mode, size, seconds, *extra, block="4k", depth=32):
     """What fio counted, of all its jobs together."""
     command = ["fio", "--name=j", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={socket}", f"--rw={mode}", f"--bs={block}",
-               f"--iodepth={depth}", f"--size={size}", "--time_based", f"--runtime={seconds}", "--randrepeat=1", "--group_reporting",
+               f"--iodepth={depth}", f"--size={size}", "--time_based", f"--runtime={round(seconds * 1000)}ms", "--randrepeat=1", "--group_reporting",
                "--output-format=json", *extra]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     job = json.loads(printed[printed.index("{"):])["jobs"][0]  # Notes of the client library may come first.
@@ -77,7 +77,7 @@ def turn(mode, block, depth, jobs):
         seconds = place.pick(1.5, 0.3)
         if side.name == "fio on raw":
             return place.fio("full.raw", f"--rw={mode}", f"--bs={block}", f"--iodepth={depth}", f"--numjobs={jobs}", "--group_reporting",
-                             f"--size={disk_of(place)}", "--time_based", f"--runtime={seconds}", "--buffer_pattern=0x07")
+                             f"--size={disk_of(place)}", "--time_based", f"--runtime={round(seconds * 1000)}ms", "--buffer_pattern=0x07")
         socket = place.path("s")
         server = start(server_words(place, side, socket), socket, stderr=subprocess.DEVNULL)
         try:
