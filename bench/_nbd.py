@@ -74,7 +74,7 @@ def server_words(place, side, socket):
 
 def turn(mode, block, depth, jobs):
     def play(place, side):
-        seconds = place.pick(1.5, 0.3)
+        seconds = place.pick(0.6, 0.3)
         if side.name == "fio on raw":
             return place.fio("full.raw", f"--rw={mode}", f"--bs={block}", f"--iodepth={depth}", f"--numjobs={jobs}", "--group_reporting",
                              f"--size={disk_of(place)}", "--time_based", f"--runtime={round(seconds * 1000)}ms", "--buffer_pattern=0x07")
@@ -105,4 +105,4 @@ def nbd_rows():
             ("8 connections of depth 16, writes", "randwrite", "4k", 16, 8, 0.3, None),
             ("1 MiB sequential reads", "read", "1M", 8, 1, 0.8, None), ("1 MiB sequential writes", "write", "1M", 8, 1, 0.8, None)):
         yield Row("nbd", name, None, inputs=(full_disk,), turn=turn(mode, block, depth, jobs), unit="request", bar=bar, bar_cpu=cpu,
-                  verify=sound, limits=limits, seconds=45)
+                  verify=sound, limits=limits, seconds=28)

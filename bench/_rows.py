@@ -79,31 +79,44 @@ BIG = preallocated("big.qcow2", 2 * TIB, 16 * GIB)
 HALF = preallocated("half.qcow2", TIB, 8 * GIB)
 
 
+def filled(place, name, alike):
+    """A base that is full but for its end; where it is not to be alike, every 32nd MiB differs."""
+    raw = name.replace("qcow2", "raw")
+    with open(place.path(raw), "wb") as file:
+        for at in range(0, place.pick(2048, 40) * MIB, MIB):
+            same = random.Random(at if alike or at // MIB % 32 else -at - 1)
+            file.write(same.randbytes(MIB // 16) * 16)
+        file.truncate(overlay_size(place))
+    place.qemu_img("convert", *RAW, "-O", "qcow2", raw, name)
+    os.unlink(place.path(raw))
+
+
+def overlay_size(place):
+    return place.pick(2458, 48) * MIB
+
+
 def overlay(place):
-    """A base that is full but for its end, one that differs from it in every 32nd MiB, and overlays on the first with half of the
-    clusters, in runs of 1 to 32 by a fixed seed."""
-    size, filled = place.pick(2458, 48) * MIB, place.pick(2048, 40) * MIB
-    generator = random.Random(1)
-    for name in ("base.raw", "other.raw"):
-        with open(place.path(name), "wb") as file:
-            for at in range(0, filled, MIB):
-                same = random.Random(at if name == "base.raw" or at // MIB % 32 else -at)
-                file.write(same.randbytes(MIB // 16) * 16)
-            file.truncate(size)
-        place.qemu_img("convert", *RAW, "-O", "qcow2", name, name.replace("raw", "qcow2"))
-    os.unlink(place.path("other.raw"))
+    """An overlay with half of the clusters, in runs of 1 to 32 by a fixed seed, on a base."""
+    size, generator = overlay_size(place), random.Random(1)
+    filled(place, "base.qcow2", True)
     place.qemu_img("create", "-q", *QCOW2, "-b", "base.qcow2", "-F", "qcow2", "over.qcow2")
-    os.rename(place.path("base.raw"), place.path("over.raw"))
     lines, at = [], 0
-    with open(place.path("over.raw"), "r+b") as file:
-        while at < size:
-            length = min(generator.randint(1, 32) * 64 * KIB, size - at)
-            pattern = generator.randint(1, 255)
-            lines.append(f"write -q -P {pattern} {at} {length}")
-            file.seek(at)
-            file.write(bytes([pattern]) * length)
-            at += length + generator.randint(1, 32) * 64 * KIB
+    while at < size:
+        length = min(generator.randint(1, 32) * 64 * KIB, size - at)
+        lines.append(f"write -q -P {generator.randint(1, 255)} {at} {length}")
+        at += length + generator.randint(1, 32) * 64 * KIB
     place.qemu_io(*QCOW2, "-t", "unsafe", "over.qcow2", data="\n".join([*lines, "quit"]).encode())
+
+
+def other_base(place):
+    filled(place, "other.qcow2", False)
+
+
+def without(*names):
+    def after(place, side):
+        for name in names:
+            place.remove(name)
+    return after
 
 
 # --- convert and compress
@@ -130,10 +143,12 @@ def convert_rows():
                     ("qcow2 to raw", [*QCOW2, "-O", "raw", "a.qcow2", "out"], (plain_raw, plain_qcow2), "raw")):
                 yield Row("convert", f"{name}, -t {cache}", ["convert", "-t", cache, *words], inputs=inputs,
                           verify=made_of("a.raw", form), bar=bar if cache == "unsafe" or form == "qcow2" else None,
-                          limits=copy_of("a.raw") if cache == "unsafe" else {}, seconds=40, **decides)
-    yield Row("convert", "raw to qcow2, byre's default (it syncs), beside -t writeback",
-              by_side(["convert", *RAW, "-O", "qcow2", "a.raw", "out"], ["convert", "-t", "writeback", *RAW, "-O", "qcow2", "a.raw", "out"]),
-              inputs=(plain_raw,), verify=made_of("a.raw"), result="out", work=data_of, seconds=40)
+                          limits=copy_of("a.raw") if cache == "unsafe" else {}, seconds=25, **decides)
+    for name, words, inputs, form in (("raw to qcow2", [*RAW, "-O", "qcow2", "a.raw", "out"], (plain_raw,), "qcow2"),
+                                      ("qcow2 to raw", [*QCOW2, "-O", "raw", "a.qcow2", "out"], (plain_raw, plain_qcow2), "raw")):
+        yield Row("convert", f"{name}, byre's default (it syncs), beside -t writeback",
+                  by_side(["convert", *words], ["convert", "-t", "writeback", *words]),
+                  inputs=inputs, verify=made_of("a.raw", form), result="out", work=data_of, seconds=25)
 
 
 def by_side(byre, peer):
@@ -148,14 +163,14 @@ def compress_rows():
     def row(name, kind, bar, size, byre_words=()):
         return Row("compress", name, ["convert", "-t", "unsafe", "-c", *RAW, "-O", "qcow2", "-o", f"compression_type={kind}", "c.raw", "out"],
                    byre_words=byre_words, inputs=(small_raw,), verify=made_of("c.raw"), result="out", work=small_of, bar=bar, bar_size=size,
-                   seconds=40)
+                   seconds=25)
     yield row("convert -c zlib, no larger", "zlib", 0.12, 1.0)
     yield row("convert -c zlib, fastest level", "zlib", 0.08, 1.06, ("--compression-level", "1"))
     yield row("convert -c zstd, no larger", "zstd", 0.40, 1.0)
     yield row("convert -c zstd, fastest level", "zstd", None, None, ("--compression-level", "1"))
     for kind, make, bar in (("zlib", ZLIB, 0.3), ("zstd", ZSTD, 0.4)):
         yield Row("compress", f"{kind} to raw", ["convert", "-t", "unsafe", *QCOW2, "-O", "raw", f"{kind}.qcow2", "out"],
-                  inputs=(small_raw, make), verify=made_of("c.raw", "raw"), result="out", work=small_of, bar=bar)
+                  inputs=(small_raw, make), verify=made_of("c.raw", "raw"), result="out", work=small_of, bar=bar, seconds=15)
 
 
 # --- metadata
@@ -169,7 +184,7 @@ def fresh(source, *names):
 
 def with_snapshot(place, side):
     fresh("half.qcow2", "out")(place, side)
-    place.sh(*side.program("qemu-img"), "snapshot", "-c", "one", "out")
+    place.sh(BYRE, "snapshot", "-c", "one", "out")  # Any tool's would do; this is quick.
 
 
 def out_is_sound(place, side):
@@ -180,14 +195,14 @@ def metadata_rows():
     yield Row("metadata", "check, 2 TiB of metadata", ["check", *QCOW2, "big.qcow2"], inputs=(BIG,), bar=0.15)
     yield Row("metadata", "create -o preallocation=metadata, 2 TiB",
               lambda place: ["create", "-q", *QCOW2, "-o", "preallocation=metadata", "out", str(place.pick(2 * TIB, 16 * GIB))],
-              result="out", verify=out_is_sound, bar=0.06, seconds=40)
+              result="out", verify=out_is_sound, bar=0.06, seconds=25)
     yield Row("metadata", "map --output=json, 2 TiB", ["map", "--output=json", *QCOW2, "big.qcow2"], inputs=(BIG,), bar=0.1)
     yield Row("metadata", "snapshot create, 1 TiB of metadata", ["snapshot", "-c", "one", "out"], inputs=(HALF,),
-              before=fresh("half.qcow2", "out"), verify=out_is_sound, bar=0.1, seconds=40)
+              before=fresh("half.qcow2", "out"), verify=out_is_sound, bar=0.1, seconds=35)
     yield Row("metadata", "snapshot delete, 1 TiB of metadata", ["snapshot", "-d", "one", "out"], inputs=(HALF,), before=with_snapshot,
-              verify=out_is_sound, bar=0.15, seconds=40)
+              verify=out_is_sound, bar=0.15, seconds=35)
     # The same image all the time: each row undoes what it did, unmeasured, with the same tool.
-    sound = {"inputs": (plain_raw, plain_qcow2), "bar": 0.6, "seconds": 25,
+    sound = {"inputs": (plain_raw, plain_qcow2), "bar": 0.6, "seconds": 15,
              "verify": lambda place, side: [["check", "-q", *QCOW2, "a.qcow2"], ["compare", "-q", *RAW, "-F", "qcow2", "a.raw", "a.qcow2"]]}
 
     def snapshot(option):
@@ -211,18 +226,56 @@ def fresh_overlay(place, side):
     place.sh("cp", "--sparse=always", "over.qcow2", "out")
 
 
+def holds_what_over_does(name, form="qcow2"):
+    """The overlay itself is what results are compared with: no run changes it or its base."""
+    def verify(place, side):
+        check = [["check", "-q", *QCOW2, name]] if form == "qcow2" else []
+        return [*check, ["compare", "-q", *QCOW2, "-F", form, "over.qcow2", name]]
+    return verify
+
+
+def of_overlay(group, name, words, **options):
+    return Row(group, name, words, work=lambda place: place.pick(1228, 24) * MIB, **{"inputs": (overlay,), **options})
+
+
+def commit_row(group, name, *words, **options):
+    return of_overlay(group, name, ["commit", "-q", "-t", "unsafe", *words, *QCOW2, "o.qcow2"], before=fresh_chain, seconds=45,
+                      verify=lambda place, side: [["check", "-q", *QCOW2, "o.qcow2"], *holds_what_over_does("b.qcow2")(place, side)], after=without("b.qcow2", "o.qcow2"), **options)
+
+
+def rebase_row(group, name, base, inputs, **options):
+    return of_overlay(group, name, ["rebase", "-t", "unsafe", *QCOW2, "-b", base, *(["-F", "qcow2"] if base else []), "out"],
+                      before=fresh_overlay, verify=holds_what_over_does("out"), after=without("out"), seconds=40, inputs=inputs, **options)
+
+
+def dd_row(group, name, *words, **options):
+    return of_overlay(group, name, ["dd", *QCOW2, "-O", "raw", *words, "if=over.qcow2", "of=out"], result="out", after=without("out"),
+                      seconds=30, **options)
+
+
 def tools_rows():
-    shared = {"inputs": (overlay,), "work": lambda place: place.pick(1228, 24) * MIB}
-    yield Row("tools", "compare with a raw copy", ["compare", *QCOW2, "-F", "raw", "over.qcow2", "over.raw"], bar=0.5, **shared)
-    yield Row("tools", "commit -t unsafe", ["commit", "-q", "-t", "unsafe", *QCOW2, "o.qcow2"], before=fresh_chain, bar=0.6, seconds=60,
-              verify=lambda place, side: [["check", "-q", *QCOW2, "b.qcow2"], ["check", "-q", *QCOW2, "o.qcow2"],
-                                          ["compare", "-q", *RAW, "-F", "qcow2", "over.raw", "b.qcow2"]], **shared)
-    yield Row("tools", "rebase -t unsafe, onto one that differs in part",
-              ["rebase", "-t", "unsafe", *QCOW2, "-b", "other.qcow2", "-F", "qcow2", "out"], before=fresh_overlay, bar=0.4, seconds=60,
-              verify=lambda place, side: [["check", "-q", *QCOW2, "out"], ["compare", "-q", *RAW, "-F", "qcow2", "over.raw", "out"]], **shared)
-    yield Row("tools", "measure -O qcow2", ["measure", *QCOW2, "-O", "qcow2", "over.qcow2"], bar=0.3, **shared)
-    yield Row("tools", "dd bs=1M", ["dd", *QCOW2, "-O", "raw", "bs=1M", "if=over.qcow2", "of=out"], result="out", bar=0.7, seconds=40,
-              verify=lambda place, side: [["compare", "-q", *RAW, "-F", "raw", "over.raw", "out"]], **shared)
+    yield of_overlay("tools", "compare with a copy of the overlay", ["compare", *QCOW2, "-F", "qcow2", "over.qcow2", "out"], bar=0.5,
+                     before=fresh_overlay, after=without("out"), seconds=20)
+    yield of_overlay("tools", "measure -O qcow2", ["measure", *QCOW2, "-O", "qcow2", "over.qcow2"], bar=0.3, seconds=10)
+    yield commit_row("tools", "commit -t unsafe", bar=0.6)
+    yield dd_row("tools", "dd bs=1M", "bs=1M", bar=0.7, verify=holds_what_over_does("out", "raw"))
+    yield rebase_row("tools", "rebase -t unsafe, onto one that differs in part", "other.qcow2", (overlay, other_base), bar=0.4)
+
+
+# --- more: without a bar, played when they are asked for
+
+def empty_disks(place):
+    for name in ("e.qcow2", "f.qcow2"):
+        place.qemu_img("create", "-q", *QCOW2, name, TIB)
+
+
+def more_rows():
+    yield Row("more", "compare empty disks of 1 TiB", ["compare", *QCOW2, "-F", "qcow2", "e.qcow2", "f.qcow2"], inputs=(empty_disks,), main=False)
+    yield Row("more", "measure an empty disk of 1 TiB", ["measure", *QCOW2, "-O", "qcow2", "e.qcow2"], inputs=(empty_disks,), main=False)
+    yield dd_row("more", "dd bs=64k", "bs=64k", main=False, verify=holds_what_over_does("out", "raw"))
+    yield dd_row("more", "dd bs=512, the first 4 MiB", "bs=512", "count=8192", main=False)
+    yield commit_row("more", "commit -d", "-d", main=False)
+    yield rebase_row("more", "rebase onto none", "", (overlay,), main=False)
 
 
 # --- requests: `bench`, past the page cache; the raw file by byre's own bench and by fio is the limit.
@@ -285,15 +338,15 @@ def request_row(name, count, quick, words, *, allocating=False, fio=None, flush=
             f"--number_ios={number(place)}", *([f"--fdatasync={flush}"] if flush else []))
     return Row("requests", name, lambda place: ["bench", *QCOW2, "-i", "io_uring", *words, "-c", str(number(place)), disk],
                inputs=(full_disk, expected), before=fresh_disk, verify=verify if writes else None, clock="bench", unit="request",
-               count=number, limits=limits, **options)
+               count=number, limits=limits, **{"seconds": 18, **options})
 
 
 def requests_rows():
     yield request_row("4 KiB reads, depth 64", 60000, 2000, ["-d", "64"], fio="read", bar=1.03, against="limit")
     yield request_row("4 KiB writes in place, depth 64", 40000, 2000, ["-w", "-d", "64"], fio="write", bar=1.05, against="limit")
-    yield request_row("4 KiB writes, allocating, scattered", 12000, 500, ["-w", "-d", "64"], step=STEP, allocating=True, bar=0.4, seconds=30)
+    yield request_row("4 KiB writes, allocating, scattered", 12000, 500, ["-w", "-d", "64"], step=STEP, allocating=True, bar=0.4, seconds=18)
     yield request_row("64 KiB writes, allocating", 8000, 200, ["-w", "-d", "16"], size=64 * KIB, allocating=True, fio="write", bar=1.15,
-                      against="limit", seconds=30)
+                      against="limit", seconds=18)
     for flush in (1, 16):
         depth = ["-d", str(flush)]
         yield request_row(f"4 KiB writes in place, a flush every {flush}", 1000 * flush // (1 if flush == 1 else 4), 64, ["-w", *depth],
@@ -309,7 +362,7 @@ def small_image(place):
 
 
 def start_rows():
-    yield Row("start", "info of a small image", ["info", *QCOW2, "small.qcow2"], inputs=(small_image,), bar=1.0)
+    yield Row("start", "info of a small image", ["info", *QCOW2, "small.qcow2"], inputs=(small_image,), bar=1.0, seconds=10)
 
 
 # --- the engine alone, over a device that does nothing with guest data
@@ -325,8 +378,8 @@ def engine_turn(benchmark):
 
 def engine_rows():
     for name, bar in (("overwrite", 0.12), ("read", 0.07)):
-        yield Row("alone", f"{name} of 4 KiB over a null device", None, turn=engine_turn(f"bm_{name}"), unit="request", bar=bar, only_byre=True)
+        yield Row("alone", f"{name} of 4 KiB over a null device", None, turn=engine_turn(f"bm_{name}"), unit="request", bar=bar, only_byre=True, seconds=12)
 
 
 GROUPS = {"convert": convert_rows, "compress": compress_rows, "metadata": metadata_rows, "tools": tools_rows, "requests": requests_rows,
-          "start": start_rows, "alone": engine_rows}
+          "start": start_rows, "alone": engine_rows, "more": more_rows}

@@ -4,7 +4,7 @@
 A Row is data: what is made before, the command of each side, what is verified after each run.  Sides take turns, and the
 order rotates.  Each run of byre is verified (qemu-img check and compare), the first one of every other side.  Rows are
 played for `rounds` turns, with two rules for the slow ones:
-  - after three turns only byre, the better peer and the better limit go on;
+  - after three turns only byre, the better peer and the better limit go on; sooner, when a third of the row's time is used up;
   - no row begins another turn once its time is used up (three turns are always played).
 How many turns each row had stands in the table (_report.py).
 """
@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -67,6 +68,11 @@ def qemu_programs(folder):
             os.environ.setdefault("QEMU_MODULE_DIR", "/nonexistent")  # Else one version finds the modules of another.
             found[name] = [loader, "--library-path", libraries, "--argv0", name, real]
     return found
+
+
+def end_in_order():
+    """Ended by SIGTERM, a script still stops its servers and removes its disks."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def sides():
@@ -234,7 +240,7 @@ def play(row, place, players, rounds, say):
         used = time.monotonic() - started
         if turn >= TURNS_OF_ALL and used + used / turn > row.seconds:
             break
-        if turn == TURNS_OF_ALL:
+        if turn == TURNS_OF_ALL or (turn and used > row.seconds / 3):
             key = "cpu" if row.decides == "cpu" else "seconds"
             for kind in ("peer", "limit"):
                 chosen = best(found, [side for side in players if side.kind == kind], key)

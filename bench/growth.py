@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 
 from _nbd import byre_serves, cpu_seconds, end, fio, peak_memory, start
-from _side_by_side import GIB, MIB, ROOT, TIB, Place, Sample, fail, median, sides
+from _side_by_side import GIB, MIB, ROOT, TIB, Place, Sample, end_in_order, fail, median, sides
 
 QCOW2 = ["-f", "qcow2"]
 
@@ -233,6 +233,7 @@ def main():
     for name in names:
         if name not in [each.name for each in series]:
             fail(f"no series named {name}; there are: {', '.join(each.name for each in series)}")
+    end_in_order()
     players = sides()
     judge = next(side for side in players if side.kind == "peer")
     plots = have_matplotlib()

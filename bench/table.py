@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One table: byre beside each peer that is installed, in turns, with the bar that each row is to reach.
 
-    ./run bench                            all groups
+    ./run bench                            all groups but `more`, in about 15 minutes
     ./run bench convert nbd                some of them
     ./run bench table --rows 'check|map'   rows whose name matches
 """
@@ -18,7 +18,7 @@ import time
 import _nbd
 import _rows
 from _report import Result, table
-from _side_by_side import BYRE, GIB, MEASURED, MIB, Place, fail, play, progress, sides
+from _side_by_side import BYRE, GIB, MEASURED, MIB, Place, end_in_order, fail, play, progress, sides
 
 GROUPS = {**_rows.GROUPS, "nbd": _nbd.nbd_rows}
 NEEDED = {"disk": 8 * GIB, "memory": 5 * GIB}
@@ -47,11 +47,14 @@ def arguments():
 def chosen(args):
     rows = [row for name, make in GROUPS.items() if not args.groups or name in args.groups for row in make()]
     rows = [row for row in rows if re.search(args.rows, row.name)]
+    if not args.groups and not args.rows:
+        rows = [row for row in rows if row.main]
     return rows or fail(f"no row's name matches {args.rows}")
 
 
 def main():
     args = arguments()
+    end_in_order()
     for program in (BYRE, MEASURED):
         if not os.access(program, os.X_OK):
             fail(f"{program} is not there; ./run bench builds it")
