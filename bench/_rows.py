@@ -235,7 +235,7 @@ def holds_what_over_does(name, form="qcow2"):
 
 
 def of_overlay(group, name, words, **options):
-    return Row(group, name, words, work=lambda place: place.pick(1228, 24) * MIB, **{"inputs": (overlay,), **options})
+    return Row(group, name, words, **{"inputs": (overlay,), "work": lambda place: place.pick(1228, 24) * MIB, **options})
 
 
 def commit_row(group, name, *words, **options):
@@ -273,7 +273,7 @@ def more_rows():
     yield Row("more", "compare empty disks of 1 TiB", ["compare", *QCOW2, "-F", "qcow2", "e.qcow2", "f.qcow2"], inputs=(empty_disks,), main=False)
     yield Row("more", "measure an empty disk of 1 TiB", ["measure", *QCOW2, "-O", "qcow2", "e.qcow2"], inputs=(empty_disks,), main=False)
     yield dd_row("more", "dd bs=64k", "bs=64k", main=False, verify=holds_what_over_does("out", "raw"))
-    yield dd_row("more", "dd bs=512, the first 4 MiB", "bs=512", "count=8192", main=False)
+    yield dd_row("more", "dd bs=512, the first 4 MiB", "bs=512", "count=8192", main=False, work=lambda place: 4 * MIB)
     yield commit_row("more", "commit -d", "-d", main=False)
     yield rebase_row("more", "rebase onto none", "", (overlay,), main=False)
 
