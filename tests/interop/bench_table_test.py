@@ -15,11 +15,11 @@ TABLE = os.path.join(ROOT, "bench", "table.py")
 @only_byre
 class Table(Case):
     def play(self, *words, **options):
-        return run("/usr/bin/python3", TABLE, "--quick", "--rounds", "1", "--folder", self.folder, *words, **options)
+        return run("/usr/bin/python3", TABLE, "--quick", "--rounds", "1", "--folder", self.folder, *words, **{"patience": 600, **options})
 
     def test_rows_of_each_kind_are_played(self):
         told = self.path("told.json")
-        done = self.play("--rows", "^raw to qcow2, -t unsafe|^map|^4 KiB writes in place, depth|^measure|^info", "--json", told)
+        done = self.play("--rows", "^raw to qcow2, -t unsafe|^map|^4 KiB writes in place, depth|^measure -O|^info", "--json", told)
         with open(told) as file:
             rows = json.load(file)
         self.assertLessEqual({"convert", "metadata", "requests", "tools", "start"}, {row["group"] for row in rows}, done.text)
