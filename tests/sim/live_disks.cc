@@ -42,6 +42,14 @@ void LiveRun::make_disks() {
   if (!ok()) return;
   set_initial();
   if (ok() && kind_ == LiveJob::backup && version_of_top_ == 3 && prng_.one_in(2)) add_bitmap();
+  if (ok() && kind_ == LiveJob::stream && version_of_top_ == 3 && extra_prng_.one_in(2))
+    add_bitmap();
+  lets_go_ =
+      kind_ == LiveJob::backup && !target_is_over_top_ && saved_.empty() && extra_prng_.one_in(2);
+  if (lets_go_) {
+    disks_["moment"].set_size(size_);
+    text_ += "the backup lets its source go, ";
+  }
 }
 
 void LiveRun::make(const LiveDisk& disk, uint64_t size) {

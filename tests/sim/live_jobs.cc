@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "job/live/filter_use.h"
 #include "live_run.h"
 
 namespace byre::live {
@@ -71,7 +72,8 @@ Result<std::unique_ptr<JobWork>> LiveRun::make_backup(Child source, Process& pro
     options.on_cbw_error = CbwError::break_guest_write;
     options.cbw_timeout_ns = 0;
   }
-  options.top_only = top_only_ && saved_.empty();
+  options.top_only = top_only_ && saved_.empty() && !lets_go_;
+  options.discard_source = lets_go_;
   if (!saved_.empty()) {
     options.bitmap_sync = static_cast<BitmapSync>(prng_.below(3));
     Result<std::unique_ptr<BackupBitmap>> bitmap =
@@ -89,7 +91,7 @@ Result<std::unique_ptr<JobWork>> LiveRun::make_backup(Child source, Process& pro
       Backup::make(std::move(source), std::move(process.target), std::move(options));
   if (!work) return std::move(work).error();
   backup_ = work->get();
-  moment_.clear();
+  if (!lets_go_) moment_.clear();
   return std::unique_ptr<JobWork>(*std::move(work));
 }
 
@@ -101,7 +103,8 @@ Result<std::unique_ptr<JobWork>> LiveRun::make_work(Process& process, Child sour
 }
 
 Task<Job*> LiveRun::start_job(Process& process) {
-  Child source = Child::to(*process.entrance->edge().get());
+  if (lets_go_) co_await enter_keeper(process);
+  Child source = Child::to(lets_go_ ? *process.snapshot : *process.entrance->edge());
   WriteLoans loans;
   if (base_is_lent_) {
     const uint32_t down = kind_ == LiveJob::commit ? depth_ : depth_ + 1;
@@ -117,7 +120,7 @@ Task<Job*> LiveRun::start_job(Process& process) {
     co_return std::move(job).error();
   }
   (*job)->work().loans = std::move(loans);
-  if (kind_ == LiveJob::backup) {
+  if (kind_ == LiveJob::backup && !lets_go_) {
     const Result<void> taken = co_await take_moment(process, **job).result();
     if (!taken) {
       co_await process.jobs.drop(*transaction);
@@ -140,6 +143,68 @@ Task<void> LiveRun::take_moment(Process& process, Job& job) {
     check_bitmap(*wanted_, moment_, "at the moment of a backup");
   }
   co_await backup_->take_moment(job, &drain);
+}
+
+Task<void> LiveRun::enter_keeper(Process& process) {
+  Child moment = std::make_unique<RawDevice>(
+      co_await process.opener.open("moment", {.writable = true}), RawOptions{.growable = true});
+  CopyBeforeWriteOptions options;
+  options.on_error = CbwError::break_snapshot;
+  Device& disk = *process.entrance->edge();
+  process.keeper = std::make_unique<CopyBeforeWrite>(Child::to(disk), std::move(moment), options);
+  auto& keeper = static_cast<CopyBeforeWrite&>(*process.keeper);
+  Drain drain(*disk.node());
+  co_await drain.begin();
+  Contents now(size_);
+  co_await disk.read(0, now, IoTag::read_guest);
+  moment_ = std::move(now);
+  co_await keeper.enter(drain, process.keeper);
+  co_await keeper.claim();
+  process.snapshot = Child(std::make_unique<SnapshotAccess>(process.keeper.another()));
+}
+
+Task<void> LiveRun::leave_keeper(Process& process) {
+  if (process.snapshot) co_await process.snapshot.close();
+  process.snapshot.reset();
+  if (!process.keeper) co_return;
+  co_await leave_graph(process.keeper);
+  co_await process.keeper.close();
+  process.keeper.reset();
+}
+
+Task<void> LiveRun::check_let_go(Process& process, const Job& job) {
+  const auto& keeper = static_cast<const CopyBeforeWrite&>(*process.keeper);
+  // After a failed sync what was not durable may be gone from the page cache.
+  if (keeper.broken() || *process.lied || syncs_lost() != lost_before_) co_return;
+  Contents target(size_);
+  const Result<void> read = co_await process.kept->read(0, target, IoTag::read_guest).result();
+  if (!read && faulty_.empty()) fail_with("the target: ", read.error().message());
+  for (uint64_t at = 0; at < size_; at += keeper.cluster_size()) {
+    Contents bytes(std::min(keeper.cluster_size(), size_ - at));
+    Result<void> kept = co_await process.snapshot->read(at, bytes, IoTag::read_guest).result();
+    const bool gone = !kept && kept.error().code() == Errc::denied;
+    if (!gone && !job.error()) fail_with("the backup has ended and kept ", hex(at));
+    if (gone ? !read : !kept) continue;  // A disk with errors.
+    if (gone) copy(bytes, Bytes(target).subspan(at, bytes.size()));
+    if (std::ranges::equal(bytes, Bytes(moment_).subspan(at, bytes.size()))) continue;
+    fail_with(gone ? "let go, and the target lacks " : "not let go, and lost: ", hex(at));
+  }
+}
+
+Task<void> LiveRun::check_recorded(Process& process) {
+  auto* const image = dynamic_cast<Image*>(process.entrance->edge().get());
+  // What a process that died leaves may say more than it need.
+  if (kind_ != LiveJob::stream || saved_.empty() || life_ != 1 || !faulty_.empty() || !image)
+    co_return;
+  const std::unique_ptr<DirtyBits> bits = co_await image->read_bitmap("b");
+  const uint64_t granule = uint64_t{1} << bits->granularity_bits();
+  for (uint64_t at = 0; at < size_; at += granule) {
+    if (!bits->get(bits->granule_of(at))) continue;
+    bool asked = false;
+    for (uint64_t each = at; each < std::min(size_, at + granule); each += kSectorSize)
+      asked |= asked_[each / kSectorSize];
+    if (!asked) co_return fail_with("the bitmap has ", hex(at), ", which no guest has changed");
+  }
 }
 
 void LiveRun::check_bitmap(const DirtyBits& bits, const Contents& now, std::string_view when,
@@ -258,6 +323,10 @@ Task<void> LiveRun::control(Process& process) {
     fail_with("the job failed: ", job->error().message());
   }
   if (kind_ == LiveJob::backup) co_await end_backup(process, *job);
+  if (process.snapshot) {
+    co_await check_let_go(process, *job);
+    co_await leave_keeper(process);
+  }
   if (target_is_over_top_ && !is_read) check_shown(process);
   const bool switched = process.has_switched();
   const bool switches = kind_ == LiveJob::mirror || kind_ == LiveJob::commit;
@@ -432,11 +501,13 @@ Task<void> LiveRun::use(Process& process) {
   if (is_possible) controlled = co_await control(process).result();
   while (process.guests != 0) co_await process.changed.wait();
   co_await std::move(controlled);
+  co_await check_recorded(process);
 }
 
 Task<void> LiveRun::main(Process& process) {
   Result<void> used = co_await use(process).result();
   Result<void> closed;
+  if (process.keeper) (void)co_await leave_keeper(process).result();
   if (process.entrance) {
     ended_with_ = current(process);
     closed = co_await process.entrance->edge().close().result();

@@ -257,6 +257,8 @@ Task<void> LiveRun::request(Process& process, Prng& prng) {
   const bool fua = prng.one_in(8);
   const Entrance::Pass pass = co_await process.entrance->enter();
   Device& disk = *pass;
+  for (uint64_t each = at; what < 12 && each < at + length; each += kSectorSize)
+    asked_[each / kSectorSize] = true;
   Result<void> done;
   if (what < 6) {
     Contents bytes(length);

@@ -8,7 +8,8 @@
 /// its speed and mode, drains the graph, and cancels or completes it, at any moment.
 /// A mirror or a backup may have to be verified; then its target may lie, and the job finds that,
 /// or it was written anew. A backup may go into an image over the disk, which others read
-/// meanwhile: they see the moment. A job that has switched leads the guests to the target: from
+/// meanwhile: they see the moment; or copy from a snapshot-access node, and let go there what the
+/// target has.  A job that has switched leads the guests to the target: from
 /// then on that is the disk that counts.  One that was cancelled or has failed leaves the disk that
 /// there was.  All images are sound at each cut, each with its own choice of what is left.
 #pragma once
@@ -20,6 +21,7 @@
 #include "block/drain.h"
 #include "block/entrance.h"
 #include "block/raw.h"
+#include "block/snapshot_access.h"
 #include "checker.h"
 #include "job/layers.h"
 #include "job/live/backup.h"
@@ -78,10 +80,12 @@ class LiveRun {
         cut_prng_(seed),
         late_prng_(seed * 64 + 32 + static_cast<uint64_t>(kind)),
         verify_prng_(seed * 64 + 48 + static_cast<uint64_t>(kind)),
+        extra_prng_(seed * 64 + 56 + static_cast<uint64_t>(kind)),
         verdict_(verdict),
         intrusion_(std::move(intrusion)),
         size_(prng_.between(24, intrusion_ ? 96 : 320) * KiB / 2 / kSectorSize * kSectorSize),
-        oracle_(size_) {}
+        oracle_(size_),
+        asked_(size_ / kSectorSize) {}
 
   void run() {
     ++verdict_.histories;
@@ -142,8 +146,10 @@ class LiveRun {
     JobList jobs;
     Event changed;
     std::unique_ptr<Entrance> entrance;
-    Child target;  ///< Until the job has it.
-    Child kept;    ///< Keeps it open.
+    Child target;    ///< Until the job has it.
+    Child kept;      ///< Keeps it open.
+    Child keeper;    ///< To the filter that keeps the moment, where a backup copies from there.
+    Child snapshot;  ///< What it keeps.
     Device* switched_to = nullptr;
     Device* lent = nullptr;  ///< Open for writing as long as the job needs it.
     Stuck* stuck = nullptr;  ///< The target, where it stops to answer.
@@ -213,6 +219,15 @@ class LiveRun {
   /// The job, created; for a backup its moment has been taken, and what the disk held then.
   Task<Job*> start_job(Process& process);
   Task<void> take_moment(Process& process, Job& job);
+  /// A filter enters that keeps the moment: the source of a backup that lets go what it has copied.
+  Task<void> enter_keeper(Process& process);
+  static Task<void> leave_keeper(Process& process);
+
+  /// What the snapshot has no longer, the target has; all of it when the job has ended well.
+  Task<void> check_let_go(Process& process, const Job& job);
+
+  /// The bitmap has nothing that no guest asked for: a stream changes no bytes (B1).
+  Task<void> check_recorded(Process& process);
 
   /// Whatever has changed since one of the disks that were saved, the bitmap has.  `mixed`: parts
   /// of several may have been saved.
@@ -259,10 +274,12 @@ class LiveRun {
   Prng cut_prng_;   ///< So that an intrusion meets the same history whatever is cut.
   Prng late_prng_;  ///< For choices that came later: the others stay what they were.
   Prng verify_prng_;
+  Prng extra_prng_;  ///< The same again.
   Verdict& verdict_;
   const std::optional<Intrusion> intrusion_;
   const uint64_t size_;
   Oracle oracle_;
+  std::vector<bool> asked_;  ///< By sector: guests asked for a change.
   SimDisks disks_;
   std::vector<LiveDisk> disks_of_chain_;  ///< The lowest first.
   LiveDisk top_;
@@ -271,6 +288,7 @@ class LiveRun {
   bool target_is_over_top_ = false;
   bool only_on_change_ = false;
   bool verify_ = false;
+  bool lets_go_ = false;  ///< The source of the backup is a snapshot.
   bool target_is_fresh_ = true;
   uint32_t depth_ = 0;
   bool base_is_lent_ = false;  ///< It is opened for writing for each job.
