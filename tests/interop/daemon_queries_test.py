@@ -48,6 +48,36 @@ def answer(monitor, name, /, *args, **more):
     return got.get("return", got.get("error"))
 
 
+class Errors(Two):
+    def test_who_is_told_of_an_error(self):
+        """An export's client gets the error and monitors no event; a job's monitors get BLOCK_JOB_ERROR, never BLOCK_IO_ERROR."""
+        heard = {}
+        for kind, monitor in self.each():
+            told = heard[kind] = []
+            folder = os.path.join(self.folder, kind)
+            qemu_img("create", "-q", "-f", "raw", os.path.join(folder, "bad.raw"), "1M")
+            monitor.do("blockdev-add", driver="raw", node_name="bad", file={
+                "driver": "blkdebug", "image": {"driver": "file", "filename": "bad.raw"},
+                "inject-error": [{"event": "none", "iotype": iotype, "errno": 5} for iotype in ("read", "write")]})
+            monitor.do("block-export-add", type="nbd", id="bad", node_name="bad", writable=True)
+            monitor.events = []
+            url = f"nbd+unix:///bad?socket={os.path.join(folder, 'nbd')}"
+            for one in ("read 0 4k", "write 0 4k"):
+                done = subprocess.run(["qemu-io", "-f", "raw", "-c", one, url], capture_output=True, text=True)
+                told.append("Input/output error" in done.stdout + done.stderr)
+            monitor.do("query-version")
+            told.append(list(monitor.events))
+            monitor.do("block-export-del", id="r", mode="hard")
+            monitor.event("BLOCK_EXPORT_DELETED")
+            monitor.do("blockdev-mirror", job_id="j", device="bad", target="r", sync="full")
+            events = monitor.until_event("JOB_STATUS_CHANGE", {"id": "j", "status": "null"})
+            # Each of its requests that fail is told; how many run at a time is the program's own business.
+            told.append({tuple(sorted(event["data"].items())) for event in events if event["event"] == "BLOCK_JOB_ERROR"})
+            told.append("BLOCK_IO_ERROR" in {event["event"] for event in events})
+        error = (("action", "report"), ("device", "j"), ("operation", "read"))
+        self.assertEqual(self.same(heard), [True, True, [], {error}, False])
+
+
 class Thresholds(Two):
     def events(self, monitor):
         monitor.do("query-version")
