@@ -8,6 +8,7 @@
 #include "block/entrance.h"
 #include "block/filter.h"
 #include "block/memory.h"
+#include "block/snapshot_access.h"
 #include "block/snapshot_below.h"
 #include "job/live/job_list.h"
 #include "qcow2/image_testing.h"
@@ -156,6 +157,70 @@ TEST_F(PullBackup, WhatIsAllocatedIsTold) {
   }
   end();
   close(scratch);
+}
+
+/// Takes nothing from `end` on.
+class TakesUpTo final : public Filter {
+ public:
+  TakesUpTo(Child below, uint64_t end) : Filter(std::move(below)), end_(end) {}
+  Task<void> write(uint64_t offset, Bytes data, WriteOptions options) override {
+    if (offset + data.size() > end_) co_await fail(Error(Errc::io, "it takes no more"));
+    co_await below().write(offset, data, options);
+  }
+  Task<void> zero(uint64_t offset, uint64_t length, ZeroOptions options) override {
+    if (offset + length > end_) co_await fail(Error(Errc::io, "it takes no more"));
+    co_await below().zero(offset, length, options);
+  }
+
+ private:
+  const uint64_t end_;
+};
+
+TEST_F(PullBackup, WhatATargetThatFailsHasNotGotIsNotLetGo) {
+  make_disk();
+  write(1 * MiB, 600 * KiB, 3);
+  const Contents moment = read(*device_);
+  Child keeper = std::make_unique<CopyBeforeWrite>(
+      Child::to(*device_), Child(std::make_unique<MemoryDevice>(reactor_, kSize)),
+      CopyBeforeWriteOptions{});
+  ASSERT_TRUE(reactor_.finish(insert_above(*device_->node(), keeper)));
+  Child snapshot = std::make_unique<SnapshotAccess>(keeper.another());
+  // What guests change meanwhile is in the image that keeps the moment.
+  write(512 * KiB, 1 * MiB, 4);
+  constexpr uint64_t kTaken = 1 * MiB;
+  Child target =
+      std::make_unique<TakesUpTo>(Child(std::make_unique<MemoryDevice>(reactor_, kSize)), kTaken);
+  Result<std::unique_ptr<Backup>> work =
+      Backup::make(Child::to(*snapshot), target.another(),
+                   {.discard_source = true, .requests_max = 2, .request_size = 256 * KiB});
+  ASSERT_TRUE(work) << work.error().message();
+  transaction_ = jobs_.begin_transaction();
+  Result<Job*> job =
+      jobs_.add(*std::move(work), {.id = "job", .auto_dismiss = false}, transaction_);
+  ASSERT_TRUE(job) << job.error().message();
+  jobs_.start(*transaction_);
+  const auto ended = [&]() -> Task<void> { co_await jobs_.wait_for("job", JobStatus::concluded); };
+  ASSERT_TRUE(reactor_.finish(ended()));
+  EXPECT_TRUE((*job)->error());
+  const Contents copied = read(*target);
+  uint64_t let_go = 0;
+  for (uint64_t at = 0; at < kSize; at += 64 * KiB) {
+    Contents bytes(std::min<uint64_t>(64 * KiB, kSize - at));
+    const Result<void> kept = reactor_.finish(snapshot->read(at, bytes));
+    if (!kept) {
+      ++let_go;
+      EXPECT_LT(at, kTaken);
+      std::copy_n(copied.begin() + static_cast<ptrdiff_t>(at), bytes.size(), bytes.begin());
+    }
+    EXPECT_TRUE(std::equal(bytes.begin(), bytes.end(), moment.begin() + static_cast<ptrdiff_t>(at)))
+        << at;
+  }
+  EXPECT_EQ(let_go, kTaken / (64 * KiB));
+  EXPECT_TRUE((*job)->dismiss());
+  close(target);
+  close(snapshot);
+  ASSERT_TRUE(reactor_.finish(remove_filter(keeper)));
+  close(keeper);
 }
 
 TEST_F(PullBackup, WithoutOneNobodyReadsOverADiskThatIsWritten) {
