@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One table: byre beside each peer that is installed, in turns, with the bar that each row is to reach.
 
-    ./run bench                            all groups but `more`, in about 15 minutes
+    ./run bench                            all groups but `more`: 15 minutes or more
     ./run bench convert nbd                some of them
     ./run bench table --rows 'check|map'   rows whose name matches
 """
@@ -62,7 +62,21 @@ def main():
     judge = next(side for side in players if side.kind == "peer")
     started, results = time.monotonic(), []
     print(f"byre beside {', '.join(side.name for side in players[1:])}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
-          f"{args.rounds} turns at most; the stripped binary: {stripped_size(BYRE) / MIB:.1f} MiB")
+          f"{args.rounds} turns at most; the stripped binary: {stripped_size(BYRE) / MIB:.1f} MiB", flush=True)
+    try:
+        play_all(args, rows, players, judge, results)
+    finally:  # Who ends it sooner gets what there is.
+        progress("")
+        results.sort(key=lambda result: list(GROUPS).index(result.row.group))
+        if results:
+            print(table(results))
+        print(f"\n{len(results)} of {len(rows)} rows; {time.monotonic() - started:.0f} s; load {os.getloadavg()[0]:.1f} at the end", flush=True)
+        if args.json:
+            with open(args.json, "w") as file:
+                json.dump([result.data() for result in results], file, indent=1)
+
+
+def play_all(args, rows, players, judge, results):
     for where, base in (("disk", args.folder), ("memory", args.memory)):
         here = [row for row in rows if row.where == where]
         if not here:
@@ -80,14 +94,6 @@ def main():
                 found = play(row, place, players, args.rounds, progress)
                 kinds = {name: "byre" if name == "byre" else "limit" if name in row.limits else "peer" for name in found}
                 results.append(Result(row, place, found, kinds))
-    progress("")
-    order = list(GROUPS)
-    results.sort(key=lambda result: order.index(result.row.group))
-    print(table(results))
-    print(f"\n{time.monotonic() - started:.0f} s; load {os.getloadavg()[0]:.1f} at the end")
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump([result.data() for result in results], file, indent=1)
 
 
 def stripped_size(binary):

@@ -3,8 +3,9 @@
 
 #include <sys/mman.h>
 
-#include <cstdint>
+#include <cstddef>
 #include <cstdlib>
+#include <memory>
 #include <new>
 
 #include "base/units.h"
@@ -26,12 +27,15 @@ void* map(size_t size) {
 
 /// At a multiple of a large page, as only such memory can be one.
 void* map_large(size_t size) {
-  auto* const all = static_cast<std::byte*>(map(size + kLargePage));
-  const size_t before = -reinterpret_cast<uintptr_t>(all) % kLargePage;
+  void* const all = map(size + kLargePage);
+  void* at = all;
+  size_t space = size + kLargePage;
+  std::align(kLargePage, size, at, space);  // At most kLargePage - 1 bytes further: it fits.
+  const size_t before = size + kLargePage - space;
   if (before != 0) munmap(all, before);
-  munmap(all + before + size, kLargePage - before);
-  madvise(all + before, size, MADV_HUGEPAGE);  // A kernel without them gives small ones.
-  return all + before;
+  munmap(static_cast<std::byte*>(at) + size, kLargePage - before);
+  madvise(at, size, MADV_HUGEPAGE);  // A kernel without them gives small ones.
+  return at;
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 
 #include "base/units.h"
@@ -19,7 +20,7 @@ TEST(ZeroedPages, AreZeroAndWritableToTheLastByte) {
     auto* const bytes = static_cast<uint8_t*>(pages.data());
     EXPECT_TRUE(std::all_of(bytes, bytes + pages.size(), [](uint8_t byte) { return byte == 0; }));
     std::fill(bytes, bytes + pages.size(), uint8_t{0xff});
-    if (size >= 2 * MiB) EXPECT_EQ(reinterpret_cast<uintptr_t>(bytes) % (2 * MiB), 0U);
+    if (size >= 2 * MiB) EXPECT_EQ(std::bit_cast<uintptr_t>(bytes) % (2 * MiB), 0U);
   }
 }
 
