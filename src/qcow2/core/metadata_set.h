@@ -3,15 +3,14 @@
 ///
 /// Every data write is checked against it, so a damaged image cannot make a guest overwrite tables.
 /// Runs (header, L1, refcount and snapshot table, all of bitmaps) are kept as ranges that do not
-/// touch each other's clusters, single clusters (L2 tables, refcount blocks) as bits, in pages of
-/// 512 clusters that come to be when one of them is added.
+/// touch each other's clusters, single clusters (L2 tables, refcount blocks) as bits, in words of
+/// 64 clusters that come to be when one of them is added.
 /// Invariant: no two runs share a cluster: add_run() refuses that.
-/// Cost: a lookup in the page of the last one is a bit test; else a hash probe and one step in a
-/// tree of the runs.  Memory: about 100 bytes for each page.
+/// Cost: a lookup in the word of the last one is a bit test; else a hash probe and one step in a
+/// tree of the runs.  Memory: about 40 bytes for each word, so for each L2 table at most.
 /// Not here: the check before each data write (data_store.h), refcounts (allocator.h).
 #pragma once
 
-#include <array>
 #include <map>
 #include <optional>
 #include <unordered_map>
@@ -23,24 +22,19 @@ namespace byre {
 
 class MetadataSet {
  public:
-  MetadataSet() = default;
-  MetadataSet(MetadataSet&&) = default;
-  MetadataSet& operator=(MetadataSet&&) = default;
-
   /// False if it was there already: two owners of one cluster.
   bool add(HostCluster cluster) {
     if (contains(cluster)) return false;
     recent_ = {};
-    pages_[cluster.value / kPage][word_of(cluster)] |= bit_of(cluster);
+    words_[cluster.value / kWord] |= bit_of(cluster);
     return true;
   }
   void remove(HostCluster cluster) {
-    const auto page = pages_.find(cluster.value / kPage);
-    if (page == pages_.end()) return;
-    page->second[word_of(cluster)] &= ~bit_of(cluster);
-    if (page->second != Page{}) return;
+    const auto word = words_.find(cluster.value / kWord);
+    if (word == words_.end()) return;
     recent_ = {};
-    pages_.erase(page);
+    word->second &= ~bit_of(cluster);
+    if (word->second == 0) words_.erase(word);
   }
   /// False, and nothing done, if another run has one of its clusters.
   bool add_run(HostSpan run) {
@@ -60,9 +54,8 @@ class MetadataSet {
     runs_.erase(found);
   }
   bool contains(HostCluster cluster) const {
-    if (cluster.value / kPage != recent_.index) look_up(cluster.value / kPage);
-    const bool single = recent_.page && ((*recent_.page)[word_of(cluster)] & bit_of(cluster)) != 0;
-    return single || (recent_.has_run && in_run(cluster));
+    if (cluster.value / kWord != recent_.index) look_up(cluster.value / kWord);
+    return (recent_.word & bit_of(cluster)) != 0 || (recent_.has_run && in_run(cluster));
   }
   bool in_run(HostCluster cluster) const {
     const auto after = runs_.upper_bound(cluster.value);
@@ -79,30 +72,28 @@ class MetadataSet {
   }
 
  private:
-  static constexpr uint64_t kPage = 512;
-  using Page = std::array<uint64_t, kPage / 64>;
-  /// The page that was looked up last: what is asked next mostly lies there, too.
+  static constexpr uint64_t kWord = 64;
+  /// The word that was looked up last: what is asked next mostly lies there, too.
   struct Recent {
-    uint64_t index = UINT64_MAX;  ///< Of clusters from index * kPage on.
-    const Page* page = nullptr;   ///< Null if it has no single cluster.
-    bool has_run = false;         ///< A run has a cluster of it.
+    uint64_t index = UINT64_MAX;  ///< Of clusters from index * kWord on.
+    uint64_t word = 0;
+    bool has_run = false;  ///< A run has a cluster of it.
   };
 
-  static uint64_t word_of(HostCluster cluster) { return cluster.value % kPage / 64; }
-  static uint64_t bit_of(HostCluster cluster) { return uint64_t{1} << cluster.value % 64; }
+  static uint64_t bit_of(HostCluster cluster) { return uint64_t{1} << cluster.value % kWord; }
   void look_up(uint64_t index) const {
-    const auto page = pages_.find(index);
-    const auto after = runs_.upper_bound(index * kPage + (kPage - 1));
+    const auto word = words_.find(index);
+    const auto after = runs_.upper_bound(index * kWord + (kWord - 1));
     bool has_run = false;
     if (after != runs_.begin()) {
       const auto& [first, count] = *std::prev(after);
-      has_run = first >= index * kPage || index * kPage - first < count;
+      has_run = first >= index * kWord || index * kWord - first < count;
     }
-    recent_ = {index, page == pages_.end() ? nullptr : &page->second, has_run};
+    recent_ = {index, word == words_.end() ? 0 : word->second, has_run};
   }
 
-  std::map<uint64_t, uint64_t> runs_;         ///< First cluster and count.
-  std::unordered_map<uint64_t, Page> pages_;  ///< By cluster / kPage.  They stay where they are.
+  std::map<uint64_t, uint64_t> runs_;             ///< First cluster and count.
+  std::unordered_map<uint64_t, uint64_t> words_;  ///< By cluster / kWord; none is 0.
   mutable Recent recent_;
 };
 

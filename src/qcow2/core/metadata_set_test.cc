@@ -14,7 +14,7 @@ TEST(MetadataSet, TellsWhatWasThereAlready) {
   MetadataSet set;
   EXPECT_TRUE(set.add({7}));
   EXPECT_FALSE(set.add({7}));
-  EXPECT_TRUE(set.add_run({{511}, 3}));  // Over the end of a page.
+  EXPECT_TRUE(set.add_run({{511}, 3}));  // Over the end of a word.
   EXPECT_FALSE(set.add({512}));
   EXPECT_FALSE(set.add_run({{513}, 1}));
   EXPECT_TRUE(set.contains({511}));
